@@ -1,0 +1,110 @@
+"""Decorrelated adversarial learning itself: the canonical mapping, the correlation that it climbs, and when who moves."""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def canonical_correlation(v_id, v_age):
+    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3; L_DAL is its absolute value).
+
+    Pearson's: whatever scale and shift the inputs have, ρ is the same, so neither side wins by shrinking its features; there is
+    no epsilon beside the variances. A variate that is constant (to float32's last digits) has ρ = 0 and no gradient.
+    """
+    with torch.autocast(v_id.device.type, enabled=False):
+        a, b = _standardize(v_id.float()), _standardize(v_age.float())
+        return (a * b).sum().clamp(-1, 1)
+
+
+def _standardize(v):
+    """Centred, unit length; zeros where v is constant."""
+    centred = v - v.mean()
+    spread = centred.detach().abs().max()
+    varies = spread > 2e-6 * v.detach().abs().max()
+    # dividing by the spread first keeps the squares of tiny or huge features inside float32
+    return F.normalize(centred / torch.where(varies, spread, 1), dim=0) * varies
+
+
+class CanonicalMapping(nn.Module):
+    """v_id = w_id·x_id, v_age = w_age·variate, no bias (DAL eq. 2); the adversary's whole strength is the directions w.
+
+    x_id (N, D) and an age variate (N, A) -> v_id (N,), v_age (N,). With the paper's learned variate, A is D and the variate is
+    x_age; with a supervised one it is an age in years, A = 1, and w_id alone has something to learn.
+    """
+
+    def __init__(self, dim, age_dim):
+        super().__init__()
+        self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
+        self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
+
+    def forward(self, x_id, variate):
+        return x_id.float() @ self.w_id, variate.float() @ self.w_age
+
+    @torch.no_grad()
+    def renormalize(self):
+        """Back to unit length: ρ does not see the length of w, but the size of a step relative to it does."""
+        for w in self.parameters():
+            w.copy_(F.normalize(w, dim=0))
+
+
+def ascend(mapping, optimizer, x_id, variate, steps=1):
+    """`steps` gradient steps of w up |ρ| on detached features; returns |ρ| before and after, each () and detached.
+
+    The loss is |ρ| unweighted, with the adversary's own optimizer (maximize=True): scaled by λ2 it would be too slow to matter.
+    """
+    x_id, variate = x_id.detach(), variate.detach()
+    before = None
+    for _ in range(steps):
+        rho = canonical_correlation(*mapping(x_id, variate)).abs()
+        before = rho.detach() if before is None else before
+        optimizer.zero_grad()
+        rho.backward()
+        optimizer.step()
+        mapping.renormalize()
+    with torch.no_grad():
+        return before, canonical_correlation(*mapping(x_id, variate)).abs()
+
+
+def is_max_step(step, max_steps, min_steps):
+    """Whether the global step belongs to the adversary: `min_steps` of the network come first, then `max_steps` of w, and so on.
+
+    A function of the global step alone: a counter that restarts each epoch never reaches the other phase on a small data set.
+    """
+    return step % (min_steps + max_steps) >= min_steps
+
+
+def ramp(progress, start, end):
+    """0 before `start`, 1 after `end`, linear between; all three are fractions of the training."""
+    return min(max((progress - start) / (end - start), 0.), 1.) if end > start else float(progress >= start)
+
+
+def age_groups(ages, cutoffs):
+    """Ages in years (N,) -> group indices (N,): upper bounds inclusive, so that 12 is in group 0 and 13 in group 1 for (12, 18, …)."""
+    return torch.bucketize(ages, torch.tensor(cutoffs, dtype=ages.dtype, device=ages.device))
+
+
+def expected_age(logits, cutoffs):
+    """The age in years (N, 1) that group logits (N, len(cutoffs) + 1) expect: Σ p_g · centre of group g, open ends 0 and 90."""
+    bounds = torch.tensor([0., *cutoffs, 90.], device=logits.device)
+    return (logits.float().softmax(1) @ ((bounds[1:] + bounds[:-1]) / 2))[:, None]
+
+
+def first_canonical_correlation(x, y, ridge=1e-6):
+    """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions: ρ (), w_x (A,), w_y (B,).
+
+    Meaningful only where N is much larger than A + B. `ridge` is relative to the mean variance, so that ρ keeps ignoring scale;
+    directions without variance (a dead unit) drop out. Float64 inside.
+    """
+    x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    whiten_x, whiten_y = _whitener(x, ridge), _whitener(y, ridge)
+    u, s, v = torch.linalg.svd(whiten_x.T @ (x.T @ y) @ whiten_y / len(x))
+    if not len(s):
+        return x.new_zeros(()), x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1])
+    return s[0].clamp(max=1), whiten_x @ u[:, 0], whiten_y @ v[0]
+
+
+def _whitener(x, ridge):
+    """W with Wᵀ cov(x) W = I on the directions that x has."""
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    floor = ridge * values.mean()
+    keep = values > floor
+    return vectors[:, keep] / (values[keep] + floor).sqrt()

@@ -1,0 +1,216 @@
+"""What training needs and faces don't: device, seeds, files written whole, checkpoints, the log, the schedule."""
+import ast
+import json
+import math
+import os
+import random
+import signal
+import uuid
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+
+class UserError(ValueError):
+    """What the user asked for can't be; the message is one line for them."""
+
+
+def override(recipe, pairs):
+    """A copy of `recipe` with the (key, text) `pairs` set, each read as a Python literal of the kind that stands there.
+
+    A value of None takes a whole number. Raises UserError for a key that isn't there or a value of another kind.
+    """
+    recipe = dict(recipe)
+    for key, text in pairs:
+        if key not in recipe:
+            raise UserError(f'--set {key}: no such value in the recipe; there are {", ".join(recipe)}')
+        kind = int if recipe[key] is None else type(recipe[key])
+        try:
+            value = text if kind is str else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind:
+            raise UserError(f'--set {key}={text}: expected something like {recipe[key]!r}')
+        recipe[key] = value
+    return recipe
+
+
+def pick_device(ctx):
+    """The CPU for ctx < 0, else the ctx-th GPU. Raises UserError where there is no such GPU."""
+    if ctx < 0:
+        return torch.device('cpu')
+    if ctx >= torch.cuda.device_count():
+        raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that PyTorch can use; -1 is the CPU')
+    return torch.device('cuda', ctx)
+
+
+def gains_from_bf16(device):
+    """Whether the hardware multiplies bfloat16 itself; where it only emulates it, training would be slower."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get('avx512_bf16') or features.get('amx_bf16') or features.get('bf16'))
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Interrupt:
+    """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted on between two steps."""
+
+    received = None
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def write_whole(path, write):
+    """`write(temporary)` fills a file beside `path`, which then takes its name: a reader finds the old file or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+    try:
+        write(temporary)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(state, path):
+    """Tensors, numbers, strings, lists and dicts: what torch.load's safe default reads."""
+    write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_checkpoint(path, needed):
+    """The dict in a checkpoint, on the CPU, by torch.load's safe default: a stranger's file runs nothing.
+
+    Raises UserError where the file is missing, damaged, or lacks one of the keys `needed`.
+    """
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
+        raise UserError(f'{path}: not a weights file that can be read safely ({type(error).__name__})') from None
+    missing = [key for key in needed if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise UserError(f'{path}: no weights file of this repository (it lacks {", ".join(missing)})')
+    return state
+
+
+def warmup_cosine(progress, warmup):
+    """Factor on the learning rate at a fraction of the training: linear from 0 to 1 over `warmup`, then half a cosine down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / max(1 - warmup, 1e-9), 1)))
+
+
+def split_weight_decay(module, weight_decay):
+    """Optimizer groups: decay for matrices and convolutions, none for norms and biases."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [{'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay},
+            {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.}]
+
+
+class Mean:
+    """Running means of scalars that stay on the device: one wait for it per report, not per step."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+
+    def add(self, **scalars):
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def __bool__(self):
+        return bool(self.sums)
+
+    def flush(self):
+        """Means since the last call, as floats."""
+        names = list(self.sums)
+        values = torch.stack([self.sums[name].float() for name in names]).tolist() if names else []
+        means = {name: value / self.counts[name] for name, value in zip(names, values)}
+        self.__init__()
+        return means
+
+
+class Log:
+    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't finite are written as null."""
+
+    def __init__(self, folder, step):
+        self.path = Path(folder, 'log.jsonl')
+        self._forget_after(step)
+        self.file = open(self.path, 'a')
+        self.board = SummaryWriter(folder, purge_step=step)
+
+    def _forget_after(self, step):
+        """A run resumed at `step` writes the reports after it again; a line that was cut short goes too."""
+        if self.path.exists():
+            kept = [json.dumps(row) + '\n' for row in read_log(self.path) if row['step'] <= step]
+            write_whole(self.path, lambda temporary: Path(temporary).write_text(''.join(kept)))
+
+    def report(self, kind, step, **values):
+        """`kind` is 'run', 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
+        values = {name: _finite(value) for name, value in values.items()}
+        self.file.write(json.dumps({'kind': kind, 'step': step, **values}) + '\n')
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.board.add_scalar(f'{kind}/{name}', value, step)
+        return values
+
+    def close(self):
+        self.file.close()
+        self.board.close()
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_log(path):
+    """The rows of a `log.jsonl`; a last line that was cut short by a crash is left out."""
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def plot_curves(rows, panels, path):
+    """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over the global step."""
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
+    for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for kind, name, label in lines:
+            points = [(row['step'], row[name]) for row in rows if row['kind'] == kind and row.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points), label=label, marker='.' if len(points) < 40 else None, linewidth=1.2)
+        axis.set_title(title)
+        axis.set_xlabel('global step')
+        if axis.lines:
+            axis.legend(fontsize='small')
+        axis.grid(alpha=.3)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))
