@@ -35,6 +35,7 @@ class CanonicalMapping(nn.Module):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
+        self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id, variate):
         return x_id.float() @ self.w_id, variate.float() @ self.w_age
@@ -50,18 +51,20 @@ def ascend(mapping, optimizer, x_id, variate, steps=1):
     """`steps` gradient steps of w up |ρ| on detached features; returns |ρ| before and after, each () and detached.
 
     The loss is |ρ| unweighted, with the adversary's own optimizer (maximize=True): scaled by λ2 it would be too slow to matter.
+    w requires a gradient in here and nowhere else, so that the network's backward pass leaves none in it.
     """
     x_id, variate = x_id.detach(), variate.detach()
-    before = None
-    for _ in range(steps):
+    mapping.requires_grad_(True)
+    for step in range(steps):
         rho = canonical_correlation(*mapping(x_id, variate)).abs()
-        before = rho.detach() if before is None else before
+        before = rho.detach() if step == 0 else before
         optimizer.zero_grad()
         rho.backward()
         optimizer.step()
         mapping.renormalize()
-    with torch.no_grad():
-        return before, canonical_correlation(*mapping(x_id, variate)).abs()
+    optimizer.zero_grad()
+    mapping.requires_grad_(False)
+    return before, canonical_correlation(*mapping(x_id, variate)).abs()
 
 
 def is_max_step(step, max_steps, min_steps):
@@ -91,20 +94,22 @@ def expected_age(logits, cutoffs):
 def first_canonical_correlation(x, y, ridge=1e-6):
     """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions: ρ (), w_x (A,), w_y (B,).
 
-    Meaningful only where N is much larger than A + B. `ridge` is relative to the mean variance, so that ρ keeps ignoring scale;
-    directions without variance (a dead unit) drop out. Float64 inside.
+    Meaningful only where N is much larger than A + B. Columns without variance (a dead unit) and directions with less than `ridge`
+    of the mean variance of standardized columns drop out. Float64 inside.
     """
-    x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
-    whiten_x, whiten_y = _whitener(x, ridge), _whitener(y, ridge)
-    u, s, v = torch.linalg.svd(whiten_x.T @ (x.T @ y) @ whiten_y / len(x))
+    (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
+    u, s, v = torch.linalg.svd(x.T @ y / len(x))
     if not len(s):
-        return x.new_zeros(()), x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1])
+        return x.new_zeros(()), x.new_zeros(len(whiten_x)), x.new_zeros(len(whiten_y))
     return s[0].clamp(max=1), whiten_x @ u[:, 0], whiten_y @ v[0]
 
 
-def _whitener(x, ridge):
-    """W with Wᵀ cov(x) W = I on the directions that x has."""
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    floor = ridge * values.mean()
-    keep = values > floor
-    return vectors[:, keep] / (values[keep] + floor).sqrt()
+def _whiten(x, ridge):
+    """Centred x·W (N, K), of unit covariance, and W (A, K)."""
+    x = x.double() - x.double().mean(0)
+    deviation = x.square().mean(0).sqrt()
+    standardize = torch.where(deviation > 0, 1 / deviation, 0)
+    values, vectors = torch.linalg.eigh((x * standardize).T @ (x * standardize) / len(x))
+    keep = values > ridge * values.mean()
+    whitener = standardize[:, None] * vectors[:, keep] / values[keep].sqrt()
+    return x @ whitener, whitener

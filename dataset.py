@@ -1,5 +1,6 @@
 """From a folder of faces to batches: every age is parsed and every image decoded once, before training starts."""
 import difflib
+import functools
 import hashlib
 import io
 import os
@@ -108,7 +109,7 @@ class Faces(Dataset):
 
     classes  list of the folders' names, sorted; labels (n,) int64, ages (n,) float32 in years
     Listed and parsed at once, without a Python object per face kept; `check` then decodes. Batches are fetched by lists of
-    indices: images (N, 3, 112, 96) uint8 in channels-last memory, labels (N,), ages (N,).
+    indices: images (N, 3, 112, 96) uint8 in channels-last memory, labels (N,), ages (N,), and what could not be read.
     Raises DataError for a missing or empty folder and for names without a readable age.
     """
 
@@ -159,19 +160,20 @@ class Faces(Dataset):
         except (OSError, DataError) as error:
             raise DataError(f'{some([self.path(index)])}: {getattr(error, "strerror", None) or error}') from None
 
-    def check(self, cache=True, workers=None):
+    def check(self, cache=True, skip_corrupt=0, workers=None):
         """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one file beside `root`.
 
         The file, `.<root>.<fingerprint>.npy`, is memory-mapped by every process, so that no epoch decodes again; its name holds
-        a hash of the names, sizes and times of the images, and a folder that changed gets a new one. Raises DataError for
-        images that can't be read or aren't 112 × 96. Returns one line of notice where there is no room for the file, else None.
+        a hash of the names, sizes and times of the images, and a folder that changed gets a new one. Raises DataError where more
+        than `skip_corrupt` images can't be read or aren't 112 × 96; as many are left out. Returns lines of notice, if any: what was
+        left out, and that there is no room for the file.
         """
-        root = Path(os.path.abspath(self.root))
-        target = root.parent / f'.{root.name}.{self.fingerprint()[:16]}.npy'
-        if target.exists():
+        root, notices, bad = Path(os.path.abspath(self.root)), [], {}
+        target = root.parent / f'.{root.name}.{self.fingerprint[:16]}.npy'
+        if cache and target.exists() and np.load(target, mmap_mode='r').shape == (len(self), HEIGHT, WIDTH, 3):
             self.pixels_file = str(target)
-            return None
-        notice, pixels, temporary = None, None, root.parent / f'.{root.name}.{uuid.uuid4().hex}.tmp'
+            return notices
+        pixels, temporary = None, root.parent / f'.{root.name}.{uuid.uuid4().hex}.tmp'
         needed = len(self) * HEIGHT * WIDTH * 3
         if cache:
             try:
@@ -179,9 +181,16 @@ class Faces(Dataset):
                     raise OSError(None, 'too little free space')
                 pixels = np.lib.format.open_memmap(temporary, 'w+', np.uint8, (len(self), HEIGHT, WIDTH, 3))
             except OSError as error:
-                notice = f'{root.parent}: {error.strerror} for {needed / 2**30:.1f} GiB of decoded faces; every epoch decodes anew'
+                notices.append(f'{root.parent}: {error.strerror} for {needed / 2**30:.1f} GiB of decoded faces; every epoch decodes anew')
         try:
-            self._decode_all(pixels, workers)
+            bad = self._decode_all(pixels, workers)
+            if len(bad) > skip_corrupt:
+                raise DataError(f'{self.root}: {len(bad)} image(s) are not 112 high × 96 wide or not readable: {some(bad.values())}: '
+                                'align them to 112 × 96, or remove them')
+            if bad:
+                notices.append(f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}')
+                keep = np.setdiff1d(np.arange(len(self)), list(bad))
+                self.names, self.labels, self.ages, pixels = self.names[keep], self.labels[keep], self.ages[keep], None
             if pixels is not None:
                 pixels.flush()
                 os.replace(temporary, target)
@@ -191,31 +200,31 @@ class Faces(Dataset):
                 self.pixels_file = str(target)
         finally:
             temporary.unlink(missing_ok=True)
-        return notice
+        return notices
 
     def _decode_all(self, pixels, workers):
+        """{index: reason} of the images that can't be used; the others' pixels are written to `pixels` unless it is None."""
         workers = workers or os.cpu_count()
         size = max(1, min(256, len(self) // workers))
 
         def work(start):
-            bad = []
+            bad = {}
             for index in range(start, min(start + size, len(self))):
                 try:
                     face = self.read(index)
                     if pixels is not None:
                         pixels[index] = face
                 except DataError as error:
-                    bad.append(str(error).removeprefix(self.root + os.sep))
+                    bad[index] = str(error).removeprefix(self.root + os.sep)
             return bad
 
-        starts = range(0, len(self), size)
+        bad, starts = {}, range(0, len(self), size)
         with ThreadPoolExecutor(workers) as pool:
-            bad = [line for lines in tqdm(pool.map(work, starts), f'reading {self.root}', len(starts), leave=False, unit_scale=size,
-                                          unit=' faces', disable=None) for line in lines]
-        if bad:
-            raise DataError(f'{self.root}: {len(bad)} image(s) are not 112 high × 96 wide or not readable: {some(bad)}: '
-                            'align them to 112 × 96, or remove them')
+            for part in tqdm(pool.map(work, starts), f'reading {self.root}', len(starts), leave=False, unit_scale=size, unit=' faces', disable=None):
+                bad |= part
+        return bad
 
+    @functools.cached_property
     def fingerprint(self):
         """sha256 of names, sizes and modification times, in hexadecimal."""
         digest = hashlib.sha256()
@@ -225,14 +234,24 @@ class Faces(Dataset):
         return digest.hexdigest()
 
     def __getitems__(self, indices):
+        """images, labels, ages of the faces that could be read, and a list of reasons for those that couldn't."""
+        unreadable = []
         if self.pixels_file:
             # opened here, once in each process: a memory map does not survive pickling to a worker
             if getattr(self, '_pixels', None) is None:
                 self._pixels = np.load(self.pixels_file, mmap_mode='r')
             pixels = self._pixels[indices]
         else:
-            pixels = np.stack([self.read(index) for index in indices])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices]), torch.from_numpy(self.ages[indices])
+            faces = {}
+            for index in indices:
+                try:
+                    faces[index] = self.read(index)
+                except DataError as error:
+                    unreadable.append(str(error))
+            if not faces:
+                raise DataError(unreadable[0])
+            indices, pixels = list(faces), np.stack(list(faces.values()))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices]), torch.from_numpy(self.ages[indices]), unreadable
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != '_pixels'}
@@ -251,8 +270,12 @@ class Batches(Sampler):
     def __len__(self):
         return self.n // self.batch_size
 
+    def order(self):
+        """The epoch's order (n,), whole."""
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+
     def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        order = self.order()
         for batch in range(self.first, len(self)):
             yield order[batch * self.batch_size:(batch + 1) * self.batch_size].tolist()
 

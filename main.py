@@ -5,6 +5,7 @@
 Without a change it draws its own faces and trains on them. For yours: describe them in meta.py, then edit `dataset` and `save` here.
 """
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     seed=0,                 # of weights, order and flips
     workers=0,              # processes that decode; needed only where decoded faces can't be cached
     cache=True,             # decoded faces in one memory-mapped file beside the data set (32 kB a face)
+    skip_corrupt=0,         # unreadable images that are left out, and counted, before training ends with an error
     save_every=0,           # also write last.pth every so many steps; 0: after each epoch only
 )
 ramped = paper | dict(      # identity first, then the split, then the game against a supervised age: what decorrelated in our hands
@@ -83,7 +85,7 @@ class Training:
         self.bf16 = utils.gains_from_bf16(device)
         self.step = self.total_steps = 0
         self.lambda_dal, self.opening = 0., None  # opening: |ρ| at the first step of the max phase under way
-        self.means, self.climbs, self.epoch_means = utils.Mean(), utils.Mean(), utils.Mean()
+        self.means, self.climbs, self.epoch_means, self.watch = utils.Mean(), utils.Mean(), utils.Mean(), utils.NotFinite()
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -130,21 +132,20 @@ class Training:
             x_age, x_id, logits, age_logits = self.model(images, labels, detach=progress < self.recipe['read_age'])
         groups = dal.age_groups(ages, self.cutoffs)
         loss_id, loss_age = F.cross_entropy(logits, labels), F.cross_entropy(age_logits, groups)
-        variate = self.variate(x_age, age_logits, ages)
-        climb = {}
-        if self.lambda_dal and self.recipe['ascent']:
-            climb = self.climb(x_id, variate, x_age, self.recipe['ascent'])
-        rho = dal.canonical_correlation(*self.mapping(x_id, variate)).abs()
-        loss = loss_id + self.recipe['lambda_age'] * loss_age
-        if self.lambda_dal:  # λ2 = 0 leaves |ρ| out, so that an undefined gradient can't come back as 0·NaN
-            loss = loss + self.lambda_dal * rho
+        loss, game, climb = loss_id + self.recipe['lambda_age'] * loss_age, {}, {}
+        if self.lambda_dal:
+            variate = self.variate(x_age, age_logits, ages)
+            if self.recipe['ascent']:
+                climb = self.climb(x_id, variate, x_age, self.recipe['ascent'])
+            rho = dal.canonical_correlation(*self.mapping(x_id, variate)).abs()
+            loss, game = loss + self.lambda_dal * rho, {'rho': rho}
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe['clip'])
         self.optimizer.step()
         with torch.no_grad():  # accuracy without the margin: the label's logit gets it back
             own = logits.gather(1, labels[:, None])[:, 0] + self.model.identity.scale * self.model.identity.margin
-            return dict(loss=loss, loss_id=loss_id, loss_age=loss_age, rho=rho, accuracy=(own >= logits.max(1).values).float().mean(),
+            return dict(loss=loss, loss_id=loss_id, loss_age=loss_age, **game, accuracy=(own >= logits.max(1).values).float().mean(),
                         age_accuracy=(age_logits.argmax(1) == groups).float().mean()), climb
 
     def iterate(self, images, labels, ages):
@@ -161,14 +162,27 @@ class Training:
             losses, climb = self.min_step(images, labels, ages, progress)
             self.means.add(**losses)
             self.epoch_means.add(**losses)
+            self.watch.add(self.step, **losses)
         self.step += 1
         if climb and not self.is_max_step():  # the end of a max phase: its first and its last correlation; or an own ascent
             self.climbs.add(**climb | ({} if self.opening is None else {'rho_before': self.opening}))
             self.opening = None
 
-    @property
-    def alpha(self):
-        return dal.ramp(self.step / self.total_steps, *self.recipe['split'])
+    def settings(self):
+        """Where the schedule stands, for the log."""
+        return dict(lr=self.optimizer.param_groups[0]['lr'], lambda_dal=self.lambda_dal, margin=self.model.identity.margin,
+                    alpha=dal.ramp(self.step / self.total_steps, *self.recipe['split']))
+
+    def check_finite(self, loader, folder):
+        """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite; `folder` then holds no such weights."""
+        found = self.watch.first()
+        if found:
+            step, losses = found
+            batches = loader.batch_sampler
+            files = [loader.dataset.path(index) for index in batches.order()[step % len(batches) * batches.batch_size:][:batches.batch_size]]
+            utils.write_json({'step': step, 'phase': 'min', 'losses': losses, **self.settings(), 'files': files}, folder / 'nan.json')
+            raise utils.UserError(f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); last.pth is from '
+                                  'before: --resume with a lower --lr or clip')
 
     def weights(self, steps_per_epoch):
         """What `DALModel.load` reads, and what a run can start from."""
@@ -226,8 +240,7 @@ def open_data(name, entry, recipe):
                         f"set 'n_cls': {len(train.classes)}")
     val = Faces(entry['val_root'], entry['pat'], entry['pos']) if entry['val_root'] else None
     for faces in filter(None, (train, val)):
-        notice = faces.check(recipe['cache'])
-        if notice:
+        for notice in faces.check(recipe['cache'], recipe['skip_corrupt']):
             print(notice)
     return train, val
 
@@ -242,11 +255,11 @@ def start(training, path, same_run, steps_per_epoch):
     fresh = [part for part, same in (('identity', state['classes'] == training.classes), ('age', state['age_cutoffs'] == training.cutoffs))
              if not same]
     own = training.model.state_dict()
-    weights = {name: own[name] if name.split('.')[0] in fresh else tensor for name, tensor in state['model'].items()}
+    weights = {name: own[name] if name.split('.')[0] in fresh and name in own else tensor for name, tensor in state['model'].items()}
     differ = [name for name in own if name not in weights or weights[name].shape != own[name].shape] + [n for n in weights if n not in own]
     if differ:
         raise utils.UserError(f'{path}: its network is not the one that main.py builds (first difference: {differ[0]}); it was saved with '
-                                    f'backbone {state["backbone"]}: choose the same recipe, or set layers, widths and dim to these')
+                              f'backbone {state["backbone"]}: choose the same recipe, or set layers, widths and dim to these')
     training.model.load_state_dict(weights)
     if fresh:
         what = {'identity': f"the identity head ({len(state['classes'])} people there, {len(training.classes)} here)", 'age': 'the age head'}
@@ -256,24 +269,25 @@ def start(training, path, same_run, steps_per_epoch):
         print(f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume exactly)')
         training.step = state['epoch'] * steps_per_epoch if same_run else 0
         return None
-    changed = [f'{key} {state["recipe"].get(key)!r} → {value!r}' for key, value in training.recipe.items() if state['recipe'].get(key) != value]
-    if changed:
-        print(f'{path}: the recipe differs from the saved run: {", ".join(changed)}')
-    training.mapping.load_state_dict(state['mapping'])
-    training.optimizer.load_state_dict(state['optimizer'])
-    training.adversary.load_state_dict(state['adversary'])
-    training.step = state['step'] * steps_per_epoch // state['steps_per_epoch']
-    return state['best']
+    try:
+        training.mapping.load_state_dict(state['mapping'])
+        training.optimizer.load_state_dict(state['optimizer'])
+        training.adversary.load_state_dict(state['adversary'])
+        training.step = state['step'] * steps_per_epoch // state['steps_per_epoch']
+        return state['best']
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:  # a state of another variate or version
+        raise utils.UserError(f'{path}: its optimizers do not fit this recipe ({str(error).splitlines()[0]}): start from an epoch_*.pth '
+                              'or best.pth, which hold weights alone') from None
 
 
-def validate(training, val, train_classes):
+def validate(training, val):
     """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared."""
     features = extract(training.model.eval(), evaluation_loader(val), training.device, bf16=training.bf16)
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')} | {'rank1': people['rank1']}
     report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
     report |= {f'age_r2_{part}': age_r2(features[f'x_{part}'], val.labels, val.ages) for part in ('id', 'age')}
-    index = {name: label for label, name in enumerate(train_classes)}
+    index = {name: label for label, name in enumerate(training.classes)}
     own = torch.tensor([index.get(name, -1) for name in val.classes])[torch.from_numpy(val.labels)]
     if (own >= 0).any():
         with torch.no_grad():
@@ -282,101 +296,114 @@ def validate(training, val, train_classes):
     return report
 
 
-def save_folder(args):
-    """The save folder, made if need be, and the file to start from (or None). Raises UserError rather than overwrite another run."""
+def starting_point(args):
+    """The save folder and the file to start from (or None). Raises UserError rather than overwrite another run."""
     folder, state = Path(args.save), Path(args.save, 'last.pth')
     if args.weights and args.resume:
         raise utils.UserError('give either weights or --resume')
     weights = args.weights or (args.resume if args.resume is not True else state if state.exists() else None)
-    inside = weights and Path(weights).parent.resolve() == folder.resolve()
-    taken = [path.name for path in sorted(folder.glob('*.pth'))]
-    if taken and not inside:
-        raise utils.UserError(f'{folder} holds a run already ({taken[0]}, … {len(taken)} files): --resume continues it, --save DIR starts elsewhere')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        utils.write_whole(folder / 'log.jsonl', lambda temporary: temporary.write_bytes(
-            (folder / 'log.jsonl').read_bytes() if (folder / 'log.jsonl').exists() else b''))
-    except OSError as error:
-        raise utils.UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
-    return folder, weights
+    taken = sorted(path.name for path in folder.glob('*.pth'))
+    if taken and not (weights and Path(weights).parent.resolve() == folder.resolve()):
+        raise utils.UserError(f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): --resume continues it, --save DIR starts elsewhere')
+    return folder, weights and Path(weights)
 
 
 def run(args):
     entry = getattr(meta, args.dataset, None) if args.dataset else dataset
     name = args.dataset or next((name for name, value in vars(meta).items() if value is entry), 'dataset')
     if entry is None:
-        raise utils.UserError(f'--dataset {name}: meta.py has {", ".join(key for key, value in vars(meta).items() if isinstance(value, dict) and key[0] != "_")}')
+        known = [key for key, value in vars(meta).items() if isinstance(value, dict) and not key.startswith('_')]
+        raise utils.UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
     recipe, device = chosen_recipe(args, entry is meta.demo), utils.pick_device(args.ctx)
     if args.epochs < 1:
         raise utils.UserError(f'epochs is {args.epochs}; it must be at least 1')
-    folder, weights = save_folder(args)
-    train, val = open_data(name, entry, recipe)
-    batch_size = recipe['batch_size']
-    loader = training_loader(train, batch_size, recipe['seed'], recipe['workers'], device.type == 'cuda')
-    steps_per_epoch = len(loader)
-    training = Training(recipe, train.classes, meta.age_cutoffs, device)
-    best = start(training, weights, Path(weights).parent.resolve() == folder.resolve(), steps_per_epoch) if weights else None
-    first = training.step // steps_per_epoch
-    last = args.epochs if args.resume else first + args.epochs
-    if weights and Path(weights).resolve() != (folder / 'last.pth').resolve():
-        taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
-        if taken:
-            raise utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write: --save DIR starts elsewhere')
-    if training.step >= last * steps_per_epoch:
-        print(f'{folder}: {first} epochs are trained already')
-        return
-    training.total_steps = (recipe['horizon'] or last) * steps_per_epoch
+    folder, weights = starting_point(args)
+    with utils.claim(folder), utils.Interrupt() as interrupt:
+        train, val = open_data(name, entry, recipe)
+        loader = training_loader(train, recipe['batch_size'], recipe['seed'], recipe['workers'], device.type == 'cuda')
+        training = Training(recipe, train.classes, meta.age_cutoffs, device)
+        best = start(training, weights, weights.parent.resolve() == folder.resolve(), len(loader)) if weights else None
+        first = training.step // len(loader)
+        last = args.epochs if args.resume else first + args.epochs
+        if not (weights and weights.resolve() == (folder / 'last.pth').resolve()):
+            taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
+            if taken:
+                raise utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write: --save DIR starts elsewhere')
+        if training.step >= last * len(loader):
+            print(f'{folder}: {first} epochs are trained already')
+            return
+        training.total_steps = (recipe['horizon'] or last) * len(loader)
+        summary = utils.run_summary(device) | {'recipe': recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
+                                               'fingerprint': train.fingerprint}
+        if weights and training.step:
+            for line in utils.differences(folder / 'run.json', summary):
+                print(f'warning: {line}')
+        utils.write_json(summary, folder / 'run.json')
+        size = sum(p.numel() for p in training.model.parameters()) / 1e6
+        print(f'{name}: {len(train)} faces of {len(train.classes)} people, ages {train.ages.min():g} to {train.ages.max():g}; '
+              + (f'validation: {len(val)} faces of {len(val.classes)} people' if val else 'no validation set, so no best.pth') + '\n'
+              f'epochs {first + 1} to {last} on {device}{" in bf16" if training.bf16 else ""}, {size:.1f} M parameters, into {folder}', flush=True)
+        fit(training, loader, val, first, last, folder, best, interrupt)
+
+
+def fit(training, loader, val, first, last, folder, best, interrupt):
+    """Trains and reports epoch by epoch. Whatever ends it early, short of a kill, leaves a last.pth to resume from."""
+    recipe, steps, log, stuck, skipped = training.recipe, len(loader), utils.Log(folder, training.step), 0, 0
     ramps_end = max(recipe['read_age'], recipe['split'][1], recipe['game'][1])
-
-    log, stuck = utils.Log(folder, training.step), 0
-    size = sum(p.numel() for p in training.model.parameters()) / 1e6
-    print(f'{name}: {len(train)} faces of {len(train.classes)} people, ages {train.ages.min():g} to {train.ages.max():g}; '
-          + (f'validation: {len(val)} faces of {len(val.classes)} people' if val else 'no validation set, so no best.pth') + '\n'
-          f'epochs {first + 1} to {last} on {device}{" in bf16" if training.bf16 else ""}, {size:.1f} M parameters, into {folder}')
-    log.report('run', training.step, dataset=name, recipe=recipe, faces=len(train), people=len(train.classes), torch=torch.__version__)
-    bar = tqdm(total=last * steps_per_epoch * batch_size, initial=training.step * batch_size, unit=' images', unit_scale=True,
+    bar = tqdm(total=last * steps * recipe['batch_size'], initial=training.step * recipe['batch_size'], unit=' images', unit_scale=True,
                disable=None, dynamic_ncols=True)
-    with utils.Interrupt() as interrupt:
-        for epoch in range(first, last):
-            loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, training.step - epoch * steps_per_epoch
-            began, began_at = time.perf_counter(), training.step
-            for images, labels, ages in loader:
-                training.iterate(images, labels, ages)
-                bar.update(batch_size)
-                due = training.step % REPORT_EVERY == 0 or training.step % steps_per_epoch == 0
-                if training.climbs and (due or recipe['max_steps']):
-                    row = log.report('max', training.step, **training.climbs.flush())
-                    stuck = stuck + 1 if row['var_age'] == 0 or row['dead'] == 1 or row['rho_after'] < 1e-3 else 0
-                    if stuck == STUCK_AFTER:
-                        tqdm.write(f'warning: step {training.step}: |ρ| is stuck at {row["rho_after"]:.1e} after the adversary climbed, var(v_age) '
-                                   f'{row["var_age"]:.1e}, {row["dead"]:.0%} of x_age dead: nothing is being decorrelated. Try a larger '
-                                   'lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)')
-                if training.means and due:
-                    row = log.report('min', training.step, **training.means.flush(), lr=training.optimizer.param_groups[0]['lr'],
-                                     alpha=training.alpha, lambda_dal=training.lambda_dal)
-                    if row['loss'] is None:
-                        raise utils.UserError(f'step {training.step}: the loss is not finite; {folder}/last.pth, if there is one, is from '
-                                              'before: --resume with a lower --lr')
-                    bar.set_postfix({key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho')})
-                if interrupt.received or recipe['save_every'] and training.step % recipe['save_every'] == 0:
-                    utils.save_checkpoint(training.state(steps_per_epoch, best), folder / 'last.pth')
-                if interrupt.received:
-                    raise utils.UserError(f'{interrupt.received} after step {training.step}: saved; --resume continues from {folder}/last.pth')
-            rate = (training.step - began_at) * batch_size / (time.perf_counter() - began)
 
-            report = validate(training, val, train.classes) if val else {}
+    def save_state():
+        training.check_finite(loader, folder)
+        utils.save_checkpoint(training.state(steps, best), folder / 'last.pth')
+
+    with contextlib.closing(log), contextlib.closing(bar):
+        for epoch in range(first, last):
+            loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, training.step - epoch * steps
+            began, seen = time.perf_counter(), 0
+            try:
+                for images, labels, ages, unreadable in loader:
+                    if unreadable:
+                        skipped += len(unreadable)
+                        tqdm.write(f'warning: left out, {skipped} so far: {"; ".join(unreadable)}')
+                        if skipped > recipe['skip_corrupt']:
+                            raise DataError(f'{unreadable[-1]}: mend or remove it, or let skip_corrupt={skipped} pass with --set')
+                    training.iterate(images, labels, ages)
+                    seen += len(images)
+                    bar.update(recipe['batch_size'])
+                    due = training.step % REPORT_EVERY == 0 or training.step % steps == 0
+                    if training.climbs and (due or recipe['max_steps']):
+                        row = log.report('max', training.step, **training.climbs.flush())
+                        stuck = stuck + 1 if row['var_age'] == 0 or row['dead'] == 1 or row['rho_after'] < 1e-3 else 0
+                        if stuck == STUCK_AFTER:
+                            tqdm.write(f'warning: step {training.step}: |ρ| is stuck at {row["rho_after"]:.1e} after the adversary climbed, '
+                                       f'var(v_age) {row["var_age"]:.1e}, {row["dead"]:.0%} of x_age dead: nothing is being decorrelated. '
+                                       'Try a larger lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)')
+                    if training.means and due:
+                        training.check_finite(loader, folder)
+                        row = log.report('min', training.step, **training.means.flush(), **training.settings())
+                        bar.set_postfix({key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho') if key in row})
+                    if interrupt.received or recipe['save_every'] and training.step % recipe['save_every'] == 0:
+                        save_state()
+                    if interrupt.received:
+                        raise utils.UserError(f'{interrupt.received} after step {training.step}: saved; --resume continues from {folder}/last.pth')
+            except DataError:
+                save_state()
+                raise
+            rate = seen / (time.perf_counter() - began)
+
+            report = validate(training, val) if val else {}
             score = report.get('auc') or report.get('closed_set_accuracy')  # no AUC where nobody has two images
-            utils.save_checkpoint(training.weights(steps_per_epoch), folder / f'epoch_{epoch + 1:03d}.pth')
+            training.check_finite(loader, folder)
+            utils.save_checkpoint(training.weights(steps), folder / f'epoch_{epoch + 1:03d}.pth')
             if score is not None and training.step >= ramps_end * training.total_steps and (best is None or score > best):
                 best = score
-                utils.save_checkpoint(training.weights(steps_per_epoch), folder / 'best.pth')
-            utils.save_checkpoint(training.state(steps_per_epoch, best), folder / 'last.pth')
+                utils.save_checkpoint(training.weights(steps), folder / 'best.pth')
             row = log.report('epoch', training.step, epoch=epoch + 1, images_per_s=rate, **training.epoch_means.flush(),
                              **{f'val_{key}': value for key, value in report.items()})
+            save_state()
             utils.plot_curves(utils.read_log(log.path), PANELS, folder / 'curves.png')
             tqdm.write(f'epoch {epoch + 1}/{last}  ' + '  '.join(f'{title} {row[key]:.3g}' for title, key in COLUMNS if row.get(key) is not None))
-    bar.close()
-    log.close()
 
 
 REPORT_EVERY = 50   # steps between two lines of the log
@@ -394,7 +421,5 @@ COLUMNS = (('loss', 'loss'), ('identity', 'loss_id'), ('age', 'loss_age'), ('|ρ
            ('images/s', 'images_per_s'))
 
 if __name__ == '__main__':
-    try:
+    with utils.one_line_errors(DataError):
         run(arguments())
-    except (DataError, utils.UserError) as error:
-        sys.exit(f'error: {error}')

@@ -56,8 +56,6 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-            elif isinstance(module, ResidualBlock):  # a block starts as the identity, so that depth costs no stability
-                nn.init.zeros_(module.units[-1][1].weight)
 
     def forward(self, images):
         return self.project(self.stages(images).flatten(1))

@@ -1,10 +1,16 @@
 """What training needs and faces don't: device, seeds, files written whole, checkpoints, the log, the schedule."""
 import ast
+import contextlib
 import json
 import math
 import os
+import platform
 import random
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -12,6 +18,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing guards a folder against a second run
+    fcntl = None
 
 
 class UserError(ValueError):
@@ -79,6 +90,45 @@ class Interrupt:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def claim(folder):
+    """Makes the folder and holds it for this process. Raises UserError where it can't be written or another process holds it."""
+    path = Path(folder, '.lock')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+')
+    except OSError as error:
+        raise UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
+    with file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(f'{folder}: {file.read().strip()} is training into it: --save DIR starts elsewhere') from None
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def one_line_errors(*kinds):
+    """Ends the program with one line, exit status 1, for UserError, `kinds`, and what the system refuses; bugs keep their traceback."""
+    try:
+        yield
+    except (UserError, *kinds) as error:
+        # an error out of a worker process arrives with that process's traceback before it
+        sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")}')
+    except OSError as error:
+        sys.exit(f'error: {error.filename or ""}: {error.strerror or error}')
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        sys.exit(f'error: {str(error).splitlines()[0]} It may have run out of memory: fewer --workers or a smaller --batch-size; '
+                 '--resume continues from the last save')
+
+
 def write_whole(path, write):
     """`write(temporary)` fills a file beside `path`, which then takes its name: a reader finds the old file or the new one."""
     path = Path(path)
@@ -93,8 +143,12 @@ def write_whole(path, write):
 
 
 def save_checkpoint(state, path):
-    """Tensors, numbers, strings, lists and dicts: what torch.load's safe default reads."""
-    write_whole(path, lambda temporary: torch.save(state, temporary))
+    """Tensors, numbers, strings, lists and dicts: what torch.load's safe default reads. Raises UserError where it can't be written."""
+    try:
+        write_whole(path, lambda temporary: torch.save(state, temporary))
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        raise UserError(f'{path}: not written ({getattr(error, "strerror", None) or "the disk may be full"}); the file before it is whole: '
+                        'make room and --resume') from None
 
 
 def load_checkpoint(path, needed):
@@ -151,6 +205,28 @@ class Mean:
         return means
 
 
+class NotFinite:
+    """Notes the first step at which one of its scalars was not finite, without waiting for the device at each."""
+
+    def __init__(self):
+        self.names, self.values = (), None
+
+    def add(self, step, **scalars):
+        values = torch.stack([torch.full_like(scalars['loss'].detach(), step, dtype=torch.float64)]
+                             + [value.detach().double() for value in scalars.values()])
+        keep = self.values is not None and self.names == tuple(scalars)
+        self.names = tuple(scalars)
+        # once a bad step is held, it stays; until then the newest is held
+        self.values = torch.where(self.values.isfinite().all(), values, self.values) if keep else values
+
+    def first(self):
+        """(step, {name: value}) of that step, or None."""
+        if self.values is None:
+            return None
+        step, *values = self.values.tolist()
+        return None if all(map(math.isfinite, values)) else (int(step), dict(zip(self.names, values)))
+
+
 class Log:
     """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't finite are written as null."""
 
@@ -179,6 +255,30 @@ class Log:
     def close(self):
         self.file.close()
         self.board.close()
+
+
+def run_summary(device):
+    """What a figure depends on beside the recipe: versions, hardware, and the git revision where there is one."""
+    git = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True, check=False) \
+        if shutil.which('git') else None
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__, 'system': platform.platform(),
+            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine(),
+            'threads': torch.get_num_threads(), 'git': git.stdout.strip() or None if git else None}
+
+
+def write_json(values, path):
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(_finite(values), indent=1) + '\n'))
+
+
+def differences(path, summary):
+    """One line for each value of `summary`, one level into dicts, that is another in the JSON file at `path`, if there is one."""
+    if not path.exists():
+        return []
+    before, now = json.loads(path.read_text()), json.loads(json.dumps(_finite(summary)))
+    flat = [{(*key, name): value for key, part in (((), top), (('recipe',), top.get('recipe', {}))) for name, value in part.items()
+             if name != 'recipe'} for top in (before, now)]
+    return [f'{" ".join(key)} was {flat[0].get(key)!r} when this run began and is {value!r} now'
+            for key, value in flat[1].items() if flat[0].get(key) != value]
 
 
 def _finite(value):

@@ -1,0 +1,135 @@
+"""The correlation and its adversary, against closed forms."""
+import numpy as np
+import pytest
+import torch
+
+import dal
+import main
+
+
+def variates(n=200, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, generator=generator)
+    return a, 0.6 * a + torch.randn(n, generator=generator)
+
+
+def test_correlation_is_numpys():
+    for seed in range(20):
+        a, b = variates(30, seed)
+        assert dal.canonical_correlation(a, b).item() == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, 7., 1e12, 1e30])
+def test_correlation_ignores_scale(scale):
+    a, b = variates()
+    rho = dal.canonical_correlation(a, b)
+    assert dal.canonical_correlation(a * scale, b).item() == pytest.approx(rho.item(), abs=1e-6)
+    assert dal.canonical_correlation(a, b * scale).item() == pytest.approx(rho.item(), abs=1e-6)
+
+
+def test_correlation_ignores_shift_and_carries_sign():
+    a, b = variates()
+    rho = dal.canonical_correlation(a, b).item()
+    assert dal.canonical_correlation(a + 50, b - 20).item() == pytest.approx(rho, abs=1e-5)
+    assert dal.canonical_correlation(-a, b).item() == pytest.approx(-rho, abs=1e-6)
+    assert dal.canonical_correlation(a, 3 * a + 1).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_correlation_gradient_is_the_closed_form():
+    a, b = variates(50)
+    a.requires_grad_()
+    dal.canonical_correlation(a, b).backward()
+    u, v = (x - x.mean() for x in (a.detach().double(), b.double()))
+    rho = (u @ v) / (u.norm() * v.norm())
+    expected = (v / v.norm() - rho * u / u.norm()) / u.norm()
+    torch.testing.assert_close(a.grad.double(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('constant', [0., 0.1, -1e20])
+def test_a_constant_variate_has_no_correlation_and_no_gradient(constant):
+    a, b = torch.full((64,), constant, requires_grad=True), variates(64)[0].requires_grad_()
+    rho = dal.canonical_correlation(a, b).abs()
+    rho.backward()
+    assert rho.item() == 0 and not a.grad.any() and not b.grad.any()
+
+
+def test_correlation_is_float32_under_autocast():
+    a, b = variates()
+    with torch.autocast('cpu', torch.bfloat16):
+        rho = dal.canonical_correlation(a.bfloat16(), b.bfloat16())
+    assert rho.dtype == torch.float32
+    assert rho.item() == pytest.approx(np.corrcoef(a.bfloat16().float(), b.bfloat16().float())[0, 1], abs=1e-6)
+
+
+def correlated_features(n=4096, dim=24, seed=0):
+    """x and y (n, dim), badly conditioned, sharing one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(n, 1, generator=generator)
+    scales = torch.logspace(-1, 1, dim)
+    x, y = (torch.randn(n, dim, generator=generator) for _ in range(2))
+    x[:, 3:4] = 0.9 * shared + 0.4 * x[:, 3:4]
+    y[:, 9:10] = 0.9 * shared + 0.4 * y[:, 9:10]
+    mix = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
+    return (x * scales) @ mix, (y * scales.flip(0)).relu()
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ascent_reaches_the_first_canonical_correlation(seed):
+    """On badly conditioned features of many more faces than dimensions, with the recipe's own rate and the loop's own function."""
+    x, y = correlated_features(seed=seed)
+    best = dal.first_canonical_correlation(x, y)[0].item()
+    assert best > 0.5
+    torch.manual_seed(seed)
+    mapping = dal.CanonicalMapping(24, 24)
+    optimizer = torch.optim.Adam(mapping.parameters(), main.paper['adversary_lr'], maximize=True)
+    for _ in range(1500):
+        _, after = dal.ascend(mapping, optimizer, x, y)
+    assert after.item() == pytest.approx(best, rel=0.02)
+    assert after <= best + 1e-4
+    for w in mapping.parameters():
+        assert w.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_first_canonical_correlation_of_known_mixtures():
+    x, _ = correlated_features()
+    y = torch.randn(len(x), 5, generator=torch.Generator().manual_seed(9))
+    noise = dal.first_canonical_correlation(x, y)[0]
+    assert noise < 0.15
+    rho, w_x, w_y = dal.first_canonical_correlation(x, torch.cat([y, x[:, :1] * 1e-6], 1))
+    assert rho > 0.999
+    assert dal.canonical_correlation(x.double() @ w_x, torch.cat([y, x[:, :1] * 1e-6], 1).double() @ w_y).abs() > 0.999
+    assert dal.first_canonical_correlation(x, torch.zeros(len(x), 3))[0] == 0
+
+
+def test_ascend_leaves_no_gradient_in_features():
+    x, y = (f.requires_grad_() for f in correlated_features(64))
+    mapping = dal.CanonicalMapping(24, 24)
+    before = [w.clone() for w in mapping.parameters()]
+    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), .01, maximize=True), x, y, steps=3)
+    assert x.grad is None and y.grad is None
+    assert all((w != old).any() for w, old in zip(mapping.parameters(), before))
+
+
+def test_phases_are_a_function_of_the_global_step():
+    phases = [dal.is_max_step(step, 20, 50) for step in range(210)]
+    assert phases == ([False] * 50 + [True] * 20) * 3
+    assert not any(dal.is_max_step(step, 0, 50) for step in range(500))
+
+
+def test_ramp():
+    assert [dal.ramp(p, .3, .5) for p in (0, .3, .4, .5, 1)] == pytest.approx([0, 0, .5, 1, 1])
+    assert dal.ramp(0., 0., 0.) == 1
+
+
+def test_age_groups_from_both_sides():
+    cutoffs = (12, 18, 25, 35, 45, 55, 65)
+    ages = torch.tensor([0., 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120])
+    assert dal.age_groups(ages, cutoffs).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert dal.age_groups(ages.long(), cutoffs).tolist()[:3] == [0, 0, 0]
+
+
+def test_expected_age_of_a_sure_classifier_is_the_centre_of_its_group():
+    cutoffs = (12, 18, 25, 35, 45, 55, 65)
+    ages = dal.expected_age(100. * torch.eye(8), cutoffs)
+    assert ages[:, 0].tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
+    assert dal.age_groups(ages[:, 0], cutoffs).tolist() == list(range(8))

@@ -1,0 +1,260 @@
+"""Names, lists, pixels and batches; each bad input's message."""
+import io
+import os
+import pickle
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import dataset
+import meta
+from dataset import Batches, DataError, Faces, check_entry, decode, parse_age, training_loader
+
+NAMES = [  # file name, pat, pos, age, as in the field's sets
+    ('000_12.jpg', r'_|\.', 1, 12), ('001A02.JPG', r'[A-Za-z.]+', 1, 2), ('001A43a.JPG', r'[A-Za-z.]+', 1, 43),
+    ('009055_1M54.JPG', r'[MF_.]', 2, 54), ('123456_02F27.JPG', r'[MF_.]', 2, 27), ('53_Robert_Duvall_0001.jpg', '_', 0, 53),
+    ('0_MariaCallas_35_f.jpg', '_', 2, 35), ('39_1_20170116174525125.jpg.chip.jpg', '_', 0, 39),
+    ('000_12.5_x.jpg', '_', 1, 12.5), ('000_0.jpg', r'_|\.', 1, 0), ('000_120.jpg', r'_|\.', -2, 120),
+]
+
+
+@pytest.mark.parametrize('name, pat, pos, age', NAMES)
+def test_ages_in_the_names_of_the_field(name, pat, pos, age):
+    assert parse_age(name, pat, pos) == age
+
+
+@pytest.mark.parametrize('template, name, age', [('demo', '000_12.jpg', 12), ('fgnet', '001A43a.JPG', 43), ('morph', '009055_1M54.JPG', 54),
+                                                 ('cacd2000', '53_Robert_Duvall_0001.jpg', 53), ('agedb', '0_MariaCallas_35_f.jpg', 35)])
+def test_templates_of_meta(template, name, age):
+    entry = getattr(meta, template)
+    check_entry(template, entry, meta.age_cutoffs)
+    assert parse_age(name, entry['pat'], entry['pos']) == age
+
+
+@pytest.mark.parametrize('name, why', [('000.jpg', 'no age'), ('000_.jpg', 'no age'), ('000_nan.jpg', 'no age'), ('000_1e1.jpg', 'no age'),
+                                       ('000_-3.jpg', 'no age'), ('000_1٢.jpg', 'no age'), ('000_121.jpg', 'between 0 and 120'),
+                                       ('000', 'no position 1')])
+def test_names_without_an_age(name, why):
+    with pytest.raises(ValueError, match=why):
+        parse_age(name, r'_|\.', 1)
+
+
+GOOD = {'train_root': 'a', 'val_root': None, 'pat': '_', 'pos': 1, 'n_cls': 2}
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'train_rot': 'a'}, "'train_rot'; did you mean 'train_root'"), ({'pat': '('}, 'no regular expression'), ({'pos': '1'}, 'whole number'),
+    ({'n_cls': True}, 'whole number'), ({'train_root': None}, 'a folder'), ({'val_root': 3}, 'a folder or None')])
+def test_bad_entries(change, message):
+    with pytest.raises(DataError, match='^meta.py, yours: .*' + message):
+        check_entry('yours', GOOD | change, meta.age_cutoffs)
+
+
+@pytest.mark.parametrize('key', GOOD)
+def test_missing_keys(key):
+    with pytest.raises(DataError, match=f"meta.py, yours: the key '{key}' is missing"):
+        check_entry('yours', {k: v for k, v in GOOD.items() if k != key}, meta.age_cutoffs)
+
+
+@pytest.mark.parametrize('cutoffs', [(), (12, 12), (18, 12), ('a',)])
+def test_bad_cutoffs(cutoffs):
+    with pytest.raises(DataError, match='age_cutoffs'):
+        check_entry('yours', GOOD, cutoffs)
+
+
+@pytest.fixture
+def folder(drawn, tmp_path):
+    """A copy of the drawn training faces that a test may spoil."""
+    shutil.copytree(drawn / 'train', tmp_path / 'set' / 'train')
+    return tmp_path / 'set' / 'train'
+
+
+def listed(root):
+    return Faces(root, r'_|\.', 1)
+
+
+def test_same_list_as_image_folder(folder):
+    (folder / 'p00000' / 'notes.txt').write_text('no face')
+    ours, theirs = listed(folder), ImageFolder(folder)
+    assert ours.classes == theirs.classes
+    assert [(ours.path(i), int(ours.labels[i])) for i in range(len(ours))] == theirs.samples
+    assert ours.ages.tolist() == [float(os.path.basename(path)[4:-4]) for path, _ in theirs.samples]
+
+
+def test_bad_folders(folder, tmp_path):
+    with pytest.raises(DataError, match='No such file'):
+        listed(tmp_path / 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='no images; expected .*<identity>'):
+        listed(tmp_path / 'empty')
+    (folder / 'nobody').mkdir()
+    with pytest.raises(DataError, match=r'1 identity folder\(s\) without an image: nobody'):
+        listed(folder)
+
+
+def test_bad_names_are_named_and_counted(folder):
+    for k in range(5):
+        shutil.copy(next(folder.glob('p00000/000_*')), folder / 'p00001' / f'bad{k}.jpg')
+    with pytest.raises(DataError, match=r"5 file name\(s\) .*p00001/bad0.jpg, p00001/bad1.jpg, p00001/bad2.jpg, … \(5 in all\); .*'pat'") as error:
+        listed(folder)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('size, text', [((112, 96), '96 high × 112 wide'), ((64, 64), '64 high × 64 wide')])
+@pytest.mark.parametrize('cache', [True, False])
+def test_other_sizes(folder, size, text, cache):
+    Image.new('RGB', size).save(folder / 'p00000' / 'wrong_20.jpg')
+    with pytest.raises(DataError, match=fr'1 image\(s\) are not 112 high × 96 wide or not readable: p00000/wrong_20.jpg: {text}'):
+        listed(folder).check(cache)
+
+
+@pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: data[:200], lambda data: data[:-300], lambda data: b'junk' * 500])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_unreadable_files(folder, spoil, kind):
+    buffer = io.BytesIO()
+    Image.effect_noise((96, 112), 60).convert('RGB').save(buffer, kind)
+    (folder / 'p00000' / f'bad_20.{kind.lower()}').write_bytes(spoil(buffer.getvalue()))
+    with pytest.raises(DataError, match='bad_20.*not readable'):
+        listed(folder).check()
+    assert not list(folder.parent.glob('.*')), 'no half-made cache may stay'
+
+
+def encoded(mode='RGB', kind='JPEG', size=(96, 112), **options):
+    buffer = io.BytesIO()
+    noise = Image.effect_noise(size, 80)
+    Image.merge('RGB', [noise, noise.rotate(90), noise.rotate(180)]).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('data', [encoded(), encoded(subsampling=0), encoded(quality=100), encoded('L'), encoded('CMYK'), encoded(progressive=True),
+                                  encoded(kind='PNG'), encoded('P', 'PNG'), encoded('L', 'BMP'), encoded(kind='WEBP')])
+def test_pixels_are_pillows(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+    assert np.abs(decode(data).astype(int) - expected).max() <= 1
+
+
+def test_without_simplejpeg_pillow_reads(monkeypatch):
+    data = encoded()
+    fast = decode(data)
+    monkeypatch.setattr(dataset, 'simplejpeg', None)
+    assert np.abs(decode(data).astype(int) - fast).max() <= 1
+
+
+def test_crop_drops_eight_columns_on_either_side():
+    data = encoded(kind='PNG', size=(112, 112))
+    assert (decode(data, crop=True) == np.asarray(Image.open(io.BytesIO(data)))[:, 8:104]).all()
+    with pytest.raises(DataError, match='112 high × 112 wide'):
+        decode(data)
+
+
+def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
+    plain, cached = listed(folder), listed(folder)
+    plain.check(cache=False)
+    assert cached.check() == [] and plain.pixels_file is None
+    everything = list(range(len(plain)))
+    for ours, theirs in zip(cached.__getitems__(everything), plain.__getitems__(everything)):
+        assert len(ours) == len(theirs) and (not len(ours) or (ours == theirs).all())
+    assert cached.__getitems__([0])[0].shape == (1, 3, 112, 96)
+    first, = folder.parent.glob('.train.*.npy')
+    again = listed(folder)
+    again.check()
+    assert again.pixels_file == str(first)
+    assert (pickle.loads(pickle.dumps(again)).__getitems__([3])[0] == plain.__getitems__([3])[0]).all()
+    changed = next(folder.glob('p00003/*'))
+    replacement = encoded()
+    changed.write_bytes(replacement)
+    third = listed(folder)
+    third.check()
+    second, = folder.parent.glob('.train.*.npy')
+    assert second != first
+    index = [third.path(i) for i in range(len(third))].index(str(changed))
+    assert (third.__getitems__([index])[0].permute(0, 2, 3, 1)[0].numpy() == decode(replacement)).all()
+
+
+def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(dataset.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    faces = listed(folder)
+    assert 'too little free space' in faces.check()[0]
+    assert faces.__getitems__([0, 1])[0].shape == (2, 3, 112, 96)
+
+
+def test_an_image_that_rots_later_is_left_out_and_named(folder):
+    faces = listed(folder)
+    faces.check(cache=False)
+    os.truncate(faces.path(7), 100)
+    images, labels, ages, unreadable = faces.__getitems__([6, 7, 8])
+    assert len(images) == len(labels) == len(ages) == 2 and os.path.basename(faces.path(7)) in unreadable[0]
+    with pytest.raises(DataError, match=os.path.basename(faces.path(7))):
+        faces.__getitems__([7])
+
+
+def test_skipping_corrupt_images_at_the_start(folder):
+    clean = listed(folder)
+    (folder / 'p00000' / 'bad_20.jpg').write_bytes(b'junk')
+    faces = listed(folder)
+    notice, = faces.check(skip_corrupt=1)
+    assert '1 image(s) left out: p00000/bad_20.jpg' in notice and len(faces) == len(clean)
+    assert (faces.__getitems__(list(range(len(clean))))[0] == clean.__getitems__(list(range(len(clean))))[0]).all()
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    batches = Batches(103, 10, seed=1)
+    epochs = []
+    for batches.epoch in (0, 1):
+        order = sum(batches, [])
+        assert len(order) == len(set(order)) == 100 and len(list(batches)) == len(batches) == 10
+        epochs.append(order)
+    assert epochs[0] != epochs[1]
+    resumed = Batches(103, 10, seed=1)
+    resumed.epoch, resumed.first = 1, 4
+    assert sum(resumed, []) == epochs[1][40:]
+    other = Batches(103, 10, seed=2)
+    assert sum(other, []) != epochs[0]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_loader(folder, workers):
+    faces = listed(folder)
+    faces.check()
+    loader = training_loader(faces, 8, 0, workers, pin=False)
+    for loader.batch_sampler.epoch in (0, 1):
+        wanted = list(loader.batch_sampler)
+        for indices, (images, labels, ages, _) in zip(wanted, loader, strict=True):
+            assert (labels.numpy() == faces.labels[indices]).all() and (ages.numpy() == faces.ages[indices]).all()
+            assert (images[3].permute(1, 2, 0).numpy() == faces.read(indices[3])).all()
+
+
+def test_less_than_a_batch(folder):
+    with pytest.raises(DataError, match='less than one batch of 64: lower it with --batch-size'):
+        training_loader(listed(folder), 64, 0, 0, False)
+
+
+def test_odd_file_names(folder):
+    for name in (b'new\nline_20.jpg', b'caf\xe9_21.jpg', 'Zoë_22.jpg'.encode()):
+        shutil.copy(next(folder.glob('p00000/000_*')), os.path.join(os.fsencode(folder), b'p00000', name))
+    os.symlink(folder, folder / 'p00000' / 'loop')
+    faces = listed(folder)
+    faces.check()
+    assert {20., 21., 22.} <= set(faces.ages.tolist())
+    os.truncate(os.path.join(os.fsencode(folder), b'p00000', b'new\nline_20.jpg'), 10)
+    with pytest.raises(DataError) as error:
+        listed(folder).check()
+    assert str(error.value).isprintable() and 'new\\nline_20.jpg' in str(error.value)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(folder):
+    (folder / 'p00000' / 'bomb_20.png').write_bytes(wide_png())
+    with pytest.raises(DataError, match='bomb_20.png: (1 high × 1000000 wide|not readable)'):
+        listed(folder).check()
+
+
+def wide_png():
+    buffer = io.BytesIO()
+    Image.new('1', (1000000, 1)).save(buffer, 'PNG')
+    return buffer.getvalue()

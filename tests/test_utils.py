@@ -1,0 +1,129 @@
+"""Files whole or not at all, checkpoints that run nothing, recipe values, schedule, log."""
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+import utils
+
+
+def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
+    """kill −9 at many moments of a process that does nothing but save."""
+    script = ('import sys, torch; sys.path.insert(0, sys.argv[1]); import utils\nfor k in range(10**9):\n'
+              '    utils.save_checkpoint({"k": k, "model": torch.full((3_000_000,), float(k))}, sys.argv[2])\n    print(k, flush=True)')
+    file = tmp_path / 'last.pth'
+    for attempt in range(6):
+        process = subprocess.Popen([sys.executable, '-c', script, str(ROOT), str(file)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(.013 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        state = utils.load_checkpoint(file, ('k', 'model'))
+        assert (state['model'] == state['k']).all()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / 'a'
+    utils.write_whole(file, lambda temporary: temporary.write_text('old'))
+
+    def write(temporary):
+        temporary.write_text('half')
+        raise OSError('disk full')
+    with pytest.raises(OSError):
+        utils.write_whole(file, write)
+    assert file.read_text() == 'old' and list(tmp_path.iterdir()) == [file]
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ('this ran',)
+
+
+@pytest.mark.parametrize('content, message', [
+    (None, 'no such file'), (b'', 'read safely'), (b'junk' * 100, 'read safely'), (pickle.dumps(Hostile()), 'read safely'),
+    ({'layers': 1}, 'lacks model'), ([1, 2], 'lacks model')])
+def test_checkpoints_from_strangers(tmp_path, capfd, content, message):
+    file = tmp_path / 'w.pth'
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(utils.UserError, match=message):
+        utils.load_checkpoint(file, ('model',))
+    assert 'this ran' not in capfd.readouterr().out
+
+
+def test_a_truncated_checkpoint(tmp_path):
+    file = tmp_path / 'w.pth'
+    utils.save_checkpoint({'model': torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes()[:-700])
+    with pytest.raises(utils.UserError, match='read safely'):
+        utils.load_checkpoint(file, ('model',))
+
+
+RECIPE = {'lr': .1, 'steps': 3, 'layers': (1, 2), 'name': 'a', 'horizon': None, 'cache': True}
+
+
+def test_override():
+    pairs = [('lr', '1'), ('steps', '5'), ('layers', '(3, 4)'), ('name', 'b'), ('horizon', '7'), ('cache', 'False')]
+    assert utils.override(RECIPE, pairs) == {'lr': 1., 'steps': 5, 'layers': (3, 4), 'name': 'b', 'horizon': 7, 'cache': False}
+
+
+@pytest.mark.parametrize('key, text', [('lr', 'fast'), ('steps', '1.5'), ('steps', 'True'), ('layers', '3'), ('cache', '1'), ('Lr', '1'), ('lr', 'exit()')])
+def test_override_refuses(key, text):
+    with pytest.raises(utils.UserError, match=f'--set {key}'):
+        utils.override(RECIPE, [(key, text)])
+
+
+def test_no_such_gpu():
+    with pytest.raises(utils.UserError, match='ctx 99: this machine has'):
+        utils.pick_device(99)
+
+
+def test_warmup_cosine():
+    assert [utils.warmup_cosine(p, .2) for p in (0, .1, .2, .6, 1, 1.5)] == pytest.approx([0, .5, 1, .5, 0, 0])
+    assert utils.warmup_cosine(0, 0) == 1
+
+
+def test_weight_decay_not_on_norms_and_biases():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decayed, free = utils.split_weight_decay(module, .1)
+    assert [p.shape for p in decayed['params']] == [(4, 3, 3, 3), (2, 4)] and decayed['weight_decay'] == .1
+    assert len(free['params']) == 4 and free['weight_decay'] == 0
+
+
+def test_mean():
+    mean = utils.Mean()
+    assert not mean and mean.flush() == {}
+    for value in (1., 2., 6.):
+        mean.add(a=torch.tensor(value))
+    mean.add(b=torch.tensor(5))
+    assert mean and mean.flush() == {'a': 3., 'b': 5.} and not mean
+
+
+def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
+    log = utils.Log(tmp_path, 0)
+    for step in (10, 20, 30):
+        assert log.report('min', step, loss=float('nan') if step == 20 else 1.5) == {'loss': None if step == 20 else 1.5}
+    log.close()
+    with open(log.path, 'a') as file:
+        file.write('{"kind": "min", "st')
+    assert [row['step'] for row in utils.read_log(log.path)] == [10, 20, 30]
+    utils.Log(tmp_path, 20).close()
+    assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
+    assert list(tmp_path.glob('events*'))
+
+
+def test_interrupt_waits_for_the_step():
+    with utils.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.received == 'SIGTERM'
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
