@@ -1,4 +1,5 @@
 """From a folder of faces to batches: every age is parsed and every image decoded once, before training starts."""
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -6,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +119,8 @@ class Faces(Dataset):
         self.root, self.pixels_file = str(root), None
         self.classes, names, labels, ages, empty, bad = [], [], [], [], [], []
         try:
-            folders = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith('.'))
+            # os.path.isdir and not entry.is_dir(): a link to itself is no folder, rather than an error
+            folders = sorted(entry.name for entry in os.scandir(self.root) if os.path.isdir(entry) and not entry.name.startswith('.'))
         except OSError as error:
             raise DataError(f'{self.root}: {error.strerror}: expected a folder with one folder per person') from None
         for folder in folders:
@@ -170,7 +173,10 @@ class Faces(Dataset):
         """
         root, notices, bad = Path(os.path.abspath(self.root)), [], {}
         target = root.parent / f'.{root.name}.{self.fingerprint[:16]}.npy'
-        if cache and target.exists() and np.load(target, mmap_mode='r').shape == (len(self), HEIGHT, WIDTH, 3):
+        for stale in root.parent.glob(f'.{root.name}.{"[0-9a-f]" * 32}.tmp'):
+            if time.time() - stale.stat().st_mtime > 86400:  # of a process that was killed in here; a younger one may be at work
+                stale.unlink(missing_ok=True)
+        if cache and _is_whole(target, len(self)):
             self.pixels_file = str(target)
             return notices
         pixels, temporary = None, root.parent / f'.{root.name}.{uuid.uuid4().hex}.tmp'
@@ -226,11 +232,12 @@ class Faces(Dataset):
 
     @functools.cached_property
     def fingerprint(self):
-        """sha256 of names, sizes and modification times, in hexadecimal."""
+        """sha256 of names, sizes and modification times, in hexadecimal. Whether a file is there at all is for `check` to say."""
         digest = hashlib.sha256()
         for name in self.names:
-            stat = os.stat(os.path.join(os.fsencode(self.root), name))
-            digest.update(b'%s\0%d\0%d\n' % (name, stat.st_size, stat.st_mtime_ns))
+            with contextlib.suppress(OSError):
+                stat = os.stat(os.path.join(os.fsencode(self.root), name))
+                digest.update(b'%s\0%d\0%d\n' % (name, stat.st_size, stat.st_mtime_ns))
         return digest.hexdigest()
 
     def __getitems__(self, indices):
@@ -255,6 +262,15 @@ class Faces(Dataset):
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != '_pixels'}
+
+
+def _is_whole(file, n):
+    """Whether the .npy at `file` holds n faces: a truncated one would end the process (SIGBUS) where its pages are missing."""
+    try:
+        pixels = np.lib.format.open_memmap(file, mode='r')
+    except (OSError, ValueError):  # not there, short, or not one of ours
+        return False
+    return pixels.shape == (n, HEIGHT, WIDTH, 3) and pixels.dtype == np.uint8
 
 
 class Batches(Sampler):
@@ -284,14 +300,27 @@ def _whole(batch):
     return batch
 
 
+def _complete(batch):
+    if batch[3]:  # a face less would shift every label after it
+        raise DataError(batch[3][0])
+    return batch
+
+
+def _apart(_):
+    """A worker leaves the process group: signals that a terminal or a scheduler sends to all of it are for the process to act on that saves."""
+    if hasattr(os, 'setsid'):
+        os.setsid()
+
+
 def training_loader(faces, batch_size, seed, workers, pin):
     """A DataLoader over `Batches`, which it keeps as `.batch_sampler`. Raises DataError where there is no whole batch."""
     batches = Batches(len(faces), batch_size, seed)
     if not len(batches):
         raise DataError(f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: lower it with --batch-size')
-    return DataLoader(faces, batch_sampler=batches, collate_fn=_whole, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0)
+    return DataLoader(faces, batch_sampler=batches, collate_fn=_whole, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
+                      worker_init_fn=_apart)
 
 
 def evaluation_loader(faces, batch_size=256):
-    """All faces in order, the last batch as it comes."""
-    return DataLoader(faces, batch_size, collate_fn=_whole)
+    """All faces in order, the last batch as it comes. Its iterator raises DataError at a face that can't be read."""
+    return DataLoader(faces, batch_size, collate_fn=_complete)

@@ -70,10 +70,13 @@ def arguments(argv):
 
 
 def load_model(path, device):
-    """The trained network of a weights file. Raises UserError where it can't be used."""
-    utils.load_checkpoint(path, ('model', 'backbone'))
+    """The trained network of a weights file, with main.py's backbone where it isn't ours. Raises UserError where it can't be used."""
+    backbone = None
+    if utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})['backbone'] is None:
+        import main
+        backbone = main.make_backbone(main.paper)
     try:
-        model = DALModel.load(path, map_location=device)
+        model = DALModel.load(path, backbone, map_location=device)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
     return model.to(memory_format=torch.channels_last)
@@ -159,10 +162,11 @@ def _claim(out, hashes):
     try:
         out.mkdir(parents=True, exist_ok=True)
         known = json.loads((out / 'results.json').read_text())['models'] if (out / 'results.json').exists() else None
-    except (OSError, ValueError, KeyError) as error:
+        known = known and [(model['weights_sha256'], model['weights']) for model in known]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise utils.UserError(f'{out}: {getattr(error, "strerror", None) or "its results.json is not ours"}: --out names a folder for the report') from None
-    if known is not None and [model['weights_sha256'] for model in known] != hashes:
-        raise utils.UserError(f'{out} holds a report on other weights, {known[0]["weights"]}: --out names another folder')
+    if known and [sha256 for sha256, _ in known] != hashes:
+        raise utils.UserError(f'{out} holds a report on other weights, {known[0][1]}: --out names another folder')
 
 
 def _labels(weights):
@@ -249,7 +253,5 @@ def _fixed(value):
 
 
 if __name__ == '__main__':
-    try:
+    with utils.one_line_errors(DataError):
         run(arguments(sys.argv[1:]))
-    except (DataError, utils.UserError) as error:
-        sys.exit(f'error: {error}')

@@ -83,7 +83,7 @@ class Training:
                                          recipe['momentum'], fused=True)
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe['adversary_lr'], maximize=True)
         self.bf16 = utils.gains_from_bf16(device)
-        self.step = self.total_steps = 0
+        self.step = self.epoch = self.total_steps = 0  # global steps done; epochs done, validation and report included; steps in all
         self.lambda_dal, self.opening = 0., None  # opening: |ρ| at the first step of the max phase under way
         self.means, self.climbs, self.epoch_means, self.watch = utils.Mean(), utils.Mean(), utils.Mean(), utils.NotFinite()
 
@@ -141,11 +141,11 @@ class Training:
             loss, game = loss + self.lambda_dal * rho, {'rho': rho}
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe['clip'])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe['clip'])
         self.optimizer.step()
         with torch.no_grad():  # accuracy without the margin: the label's logit gets it back
             own = logits.gather(1, labels[:, None])[:, 0] + self.model.identity.scale * self.model.identity.margin
-            return dict(loss=loss, loss_id=loss_id, loss_age=loss_age, **game, accuracy=(own >= logits.max(1).values).float().mean(),
+            return dict(loss=loss, loss_id=loss_id, loss_age=loss_age, **game, gradient=norm, accuracy=(own >= logits.max(1).values).float().mean(),
                         age_accuracy=(age_logits.argmax(1) == groups).float().mean()), climb
 
     def iterate(self, images, labels, ages):
@@ -184,16 +184,29 @@ class Training:
             raise utils.UserError(f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); last.pth is from '
                                   'before: --resume with a lower --lr or clip')
 
-    def weights(self, steps_per_epoch):
+    def weights(self):
         """What `DALModel.load` reads, and what a run can start from."""
         return {'model': self.model.state_dict(), 'backbone': getattr(self.model.backbone, 'config', None), 'classes': self.classes,
-                'age_cutoffs': self.cutoffs, 'epoch': self.step // steps_per_epoch}
+                'age_cutoffs': self.cutoffs, 'epoch': self.epoch}
 
     def state(self, steps_per_epoch, best):
-        """What resumes the run: order, flips and ramps are functions of the seed and the global step."""
-        return self.weights(steps_per_epoch) | {'mapping': self.mapping.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                                      'adversary': self.adversary.state_dict(), 'step': self.step,
-                                      'steps_per_epoch': steps_per_epoch, 'best': best, 'recipe': self.recipe}
+        """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way."""
+        return self.weights() | {'mapping': self.mapping.state_dict(), 'optimizer': self.optimizer.state_dict(),
+                                 'adversary': self.adversary.state_dict(), 'step': self.step, 'steps_per_epoch': steps_per_epoch,
+                                 'opening': self.opening, 'means': {name: getattr(self, name).state_dict() for name in MEANS},
+                                 'best': best, 'recipe': self.recipe}
+
+    def restore(self, state, steps_per_epoch):
+        """Takes over all of `state` but the network's weights and `best`."""
+        self.mapping.load_state_dict(state['mapping'])
+        utils.restore_optimizer(self.optimizer, state['optimizer'])
+        utils.restore_optimizer(self.adversary, state['adversary'])
+        for name in MEANS:
+            getattr(self, name).load_state_dict(state['means'][name], self.device)
+        self.opening = None if state['opening'] is None else state['opening'].to(self.device).reshape(())
+        self.epoch, self.step = state['epoch'], state['step'] * steps_per_epoch // state['steps_per_epoch']
+        if not 0 <= self.epoch * steps_per_epoch <= self.step <= (self.epoch + 1) * steps_per_epoch:
+            raise ValueError(f'step {state["step"]} is not in epoch {self.epoch}')
 
 
 def arguments():
@@ -218,8 +231,8 @@ def chosen_recipe(args, is_demo):
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(value)) for key, value in vars(args).items() if key in paper and value is not None]
     recipe = utils.override(recipes[args.recipe or ('small' if is_demo else 'paper')], pairs)
-    for key, least in (('batch_size', 2), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0), ('ascent', 0), ('dim', 1)):
-        if recipe[key] < least:
+    for key, least in (('batch_size', 2), ('seed', 0), ('horizon', 1), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0), ('ascent', 0), ('dim', 1)):
+        if recipe[key] is not None and recipe[key] < least:
             raise utils.UserError(f'{key} is {recipe[key]}; it must be at least {least}')
     if recipe['variate'] not in ('learned', 'label', 'expected'):
         raise utils.UserError(f"variate is {recipe['variate']!r}; it must be 'learned', 'label' or 'expected'")
@@ -251,38 +264,44 @@ def start(training, path, same_run, steps_per_epoch):
     The network with its heads where the people and age groups are the same, else the backbone and the factorization; optimizers,
     adversary and step too where the file is a state and everything fits.
     """
-    state = utils.load_checkpoint(path, ('model', 'backbone', 'classes', 'age_cutoffs', 'epoch'))
+    state = utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list, 'age_cutoffs': list, 'epoch': int})
     fresh = [part for part, same in (('identity', state['classes'] == training.classes), ('age', state['age_cutoffs'] == training.cutoffs))
              if not same]
     own = training.model.state_dict()
-    weights = {name: own[name] if name.split('.')[0] in fresh and name in own else tensor for name, tensor in state['model'].items()}
-    differ = [name for name in own if name not in weights or weights[name].shape != own[name].shape] + [n for n in weights if n not in own]
+    weights = {name: own[name] if name in own and name.split('.')[0] in fresh else tensor for name, tensor in state['model'].items()}
+    differ = [name for name in own if getattr(weights.get(name), 'shape', None) != own[name].shape] + [n for n in weights if n not in own]
     if differ:
-        raise utils.UserError(f'{path}: its network is not the one that main.py builds (first difference: {differ[0]}); it was saved with '
+        raise utils.UserError(f'{path}: its network is not the one that main.py builds (first difference: {differ[0]!r}); it was saved with '
                               f'backbone {state["backbone"]}: choose the same recipe, or set layers, widths and dim to these')
-    training.model.load_state_dict(weights)
+    try:
+        training.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise utils.UserError(f'{path}: its tensors are of another kind ({str(error).splitlines()[-1].strip()})') from None
     if fresh:
         what = {'identity': f"the identity head ({len(state['classes'])} people there, {len(training.classes)} here)", 'age': 'the age head'}
         print(f'{path}: other people or age groups: keeping the backbone, starting anew: {" and ".join(what[part] for part in fresh)}')
         return None
     if 'optimizer' not in state:
         print(f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume exactly)')
-        training.step = state['epoch'] * steps_per_epoch if same_run else 0
+        training.epoch = max(0, state['epoch']) if same_run else 0
+        training.step = training.epoch * steps_per_epoch
         return None
     try:
-        training.mapping.load_state_dict(state['mapping'])
-        training.optimizer.load_state_dict(state['optimizer'])
-        training.adversary.load_state_dict(state['adversary'])
-        training.step = state['step'] * steps_per_epoch // state['steps_per_epoch']
-        return state['best']
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:  # a state of another variate or version
-        raise utils.UserError(f'{path}: its optimizers do not fit this recipe ({str(error).splitlines()[0]}): start from an epoch_*.pth '
-                              'or best.pth, which hold weights alone') from None
+        training.restore(state, steps_per_epoch)
+        return None if state['best'] is None else float(state['best'])
+    except Exception as error:  # a state of another variate or version, or of a stranger, can fail in any way
+        raise utils.UserError(f'{path}: its optimizers do not fit this recipe ({[*str(error).splitlines(), type(error).__name__][0]}): start '
+                              'from an epoch_*.pth or best.pth, which hold weights alone') from None
 
 
 def validate(training, val):
     """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared."""
-    features = extract(training.model.eval(), evaluation_loader(val), training.device, bf16=training.bf16)
+    try:
+        features = extract(training.model.eval(), evaluation_loader(val), training.device, bf16=training.bf16)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise utils.UserError(f'step {training.step}: {val.root}: {error}: last.pth is from before: --resume with a lower --lr') from None
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')} | {'rank1': people['rank1']}
     report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
@@ -323,16 +342,17 @@ def run(args):
         loader = training_loader(train, recipe['batch_size'], recipe['seed'], recipe['workers'], device.type == 'cuda')
         training = Training(recipe, train.classes, meta.age_cutoffs, device)
         best = start(training, weights, weights.parent.resolve() == folder.resolve(), len(loader)) if weights else None
-        first = training.step // len(loader)
+        first = training.epoch
         last = args.epochs if args.resume else first + args.epochs
         if not (weights and weights.resolve() == (folder / 'last.pth').resolve()):
             taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
             if taken:
                 raise utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write: --save DIR starts elsewhere')
-        if training.step >= last * len(loader):
+        if first >= last:
             print(f'{folder}: {first} epochs are trained already')
             return
         training.total_steps = (recipe['horizon'] or last) * len(loader)
+        training.schedule(max(training.step - 1, 0) / training.total_steps)  # as it stood when a resumed run was saved
         summary = utils.run_summary(device) | {'recipe': recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
                                                'fingerprint': train.fingerprint}
         if weights and training.step:
@@ -348,7 +368,7 @@ def run(args):
 
 def fit(training, loader, val, first, last, folder, best, interrupt):
     """Trains and reports epoch by epoch. Whatever ends it early, short of a kill, leaves a last.pth to resume from."""
-    recipe, steps, log, stuck, skipped = training.recipe, len(loader), utils.Log(folder, training.step), 0, 0
+    recipe, steps, log, stuck, skipped = training.recipe, len(loader), utils.Log(folder, training.step, first), 0, set()
     ramps_end = max(recipe['read_age'], recipe['split'][1], recipe['game'][1])
     bar = tqdm(total=last * steps * recipe['batch_size'], initial=training.step * recipe['batch_size'], unit=' images', unit_scale=True,
                disable=None, dynamic_ncols=True)
@@ -364,20 +384,21 @@ def fit(training, loader, val, first, last, folder, best, interrupt):
             try:
                 for images, labels, ages, unreadable in loader:
                     if unreadable:
-                        skipped += len(unreadable)
-                        tqdm.write(f'warning: left out, {skipped} so far: {"; ".join(unreadable)}')
-                        if skipped > recipe['skip_corrupt']:
-                            raise DataError(f'{unreadable[-1]}: mend or remove it, or let skip_corrupt={skipped} pass with --set')
+                        skipped |= set(unreadable)
+                        tqdm.write(f'warning: left out, {len(skipped)} so far: {"; ".join(unreadable)}')
+                        if len(skipped) > recipe['skip_corrupt']:
+                            raise DataError(f'{unreadable[-1]}: mend or remove it, or let skip_corrupt={len(skipped)} pass with --set')
                     training.iterate(images, labels, ages)
                     seen += len(images)
                     bar.update(recipe['batch_size'])
                     due = training.step % REPORT_EVERY == 0 or training.step % steps == 0
                     if training.climbs and (due or recipe['max_steps']):
+                        training.check_finite(loader, folder)
                         row = log.report('max', training.step, **training.climbs.flush())
-                        stuck = stuck + 1 if row['var_age'] == 0 or row['dead'] == 1 or row['rho_after'] < 1e-3 else 0
+                        stuck = stuck + 1 if row['var_age'] == 0 or row['dead'] == 1 or (row['rho_after'] or 0) < 1e-3 else 0
                         if stuck == STUCK_AFTER:
-                            tqdm.write(f'warning: step {training.step}: |ρ| is stuck at {row["rho_after"]:.1e} after the adversary climbed, '
-                                       f'var(v_age) {row["var_age"]:.1e}, {row["dead"]:.0%} of x_age dead: nothing is being decorrelated. '
+                            tqdm.write(f'warning: step {training.step}: |ρ| is stuck at {row["rho_after"] or 0:.1e} after the adversary climbed, '
+                                       f'var(v_age) {row["var_age"] or 0:.1e}, {row["dead"] or 0:.0%} of x_age dead: nothing is being decorrelated. '
                                        'Try a larger lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)')
                     if training.means and due:
                         training.check_finite(loader, folder)
@@ -387,18 +408,19 @@ def fit(training, loader, val, first, last, folder, best, interrupt):
                         save_state()
                     if interrupt.received:
                         raise utils.UserError(f'{interrupt.received} after step {training.step}: saved; --resume continues from {folder}/last.pth')
+                rate = seen / (time.perf_counter() - began)
+                report = validate(training, val) if val else {}
             except DataError:
                 save_state()
                 raise
-            rate = seen / (time.perf_counter() - began)
 
-            report = validate(training, val) if val else {}
+            training.epoch = epoch + 1
             score = report.get('auc') or report.get('closed_set_accuracy')  # no AUC where nobody has two images
             training.check_finite(loader, folder)
-            utils.save_checkpoint(training.weights(steps), folder / f'epoch_{epoch + 1:03d}.pth')
+            utils.save_checkpoint(training.weights(), folder / f'epoch_{epoch + 1:03d}.pth')
             if score is not None and training.step >= ramps_end * training.total_steps and (best is None or score > best):
                 best = score
-                utils.save_checkpoint(training.weights(steps), folder / 'best.pth')
+                utils.save_checkpoint(training.weights(), folder / 'best.pth')
             row = log.report('epoch', training.step, epoch=epoch + 1, images_per_s=rate, **training.epoch_means.flush(),
                              **{f'val_{key}': value for key, value in report.items()})
             save_state()
@@ -406,6 +428,7 @@ def fit(training, loader, val, first, last, folder, best, interrupt):
             tqdm.write(f'epoch {epoch + 1}/{last}  ' + '  '.join(f'{title} {row[key]:.3g}' for title, key in COLUMNS if row.get(key) is not None))
 
 
+MEANS = ('means', 'climbs', 'epoch_means')
 REPORT_EVERY = 50   # steps between two lines of the log
 STUCK_AFTER = 3     # reports of a correlation at zero before the warning
 PANELS = [

@@ -7,6 +7,8 @@
 
 This file needs torch and nothing else of this repository; copy it where you like.
 """
+import os
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -100,10 +102,12 @@ class CosFace(nn.Module):
 
     def forward(self, features, labels=None):
         with torch.autocast(features.device.type, enabled=False):  # at s = 64 a cosine in bfloat16 is ±0.25 of logit
-            cosine = F.linear(F.normalize(features.float()), F.normalize(self.weight.float()))
+            # lengths divide the products: at a million classes, normalised weights and their gradient would be gigabytes and half the time
+            lengths = self.weight.float().norm(dim=1).clamp(min=1e-12)
+            logits = F.linear(self.scale * F.normalize(features.float()), self.weight.float()) / lengths
             if labels is not None:
-                cosine = cosine - self.margin * F.one_hot(labels, len(self.weight))
-            return self.scale * cosine
+                logits = logits.scatter_add(1, labels[:, None], logits.new_full((len(labels), 1), -self.scale * self.margin))
+            return logits
 
 
 class AgeClassifier(nn.Sequential):
@@ -156,17 +160,28 @@ class DALModel(nn.Module):
         `backbone` is needed only where another module than `Backbone` was trained: build it as in training. Raises ValueError
         where the file is no weights file of this repository or does not fit.
         """
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            state = torch.load(path, map_location=map_location, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
+            raise ValueError(f'{path}: not a weights file that can be read safely ({type(error).__name__})') from None
         if not isinstance(state, dict) or 'model' not in state or 'backbone' not in state:
             raise ValueError(f'{path}: no weights file of this repository')
-        if backbone is None:
-            if state['backbone'] is None:
-                raise ValueError(f'{path}: trained with a backbone of your own: build it and pass it as backbone=')
-            backbone = Backbone(**state['backbone'])
-        classes, groups = state['model']['identity.weight'].shape[0], state['model']['age.4.bias'].shape[0]
-        model = cls(backbone, classes, groups)
+        weights, config = state['model'], state['backbone']
+        if backbone is None and config is None:
+            raise ValueError(f'{path}: trained with a backbone of your own: build it and pass it as backbone=')
         try:
-            model.load_state_dict(state['model'])
-        except RuntimeError as error:
-            raise ValueError(f'{path}: the weights do not fit this backbone: {error}') from None
+            if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > os.path.getsize(path):
+                raise ValueError('they claim to be more than the file holds')
+            if backbone is None:
+                # before anything is built of a size that a stranger's file merely states
+                if not {*config['widths'], config['dim']} <= {tensor.shape[:1].numel() for tensor in weights.values()} \
+                        or sum(config['layers']) > len(weights):
+                    raise ValueError(f'they are not of {config}')
+                backbone = Backbone(**config)
+            model = cls(backbone, len(weights['identity.weight']), len(weights['age.4.bias']))
+            model.load_state_dict(weights)
+        except Exception as error:  # missing keys, other shapes, other types: likewise
+            raise ValueError(f'{path}: the weights do not fit this backbone ({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
         return model.to(map_location).eval()

@@ -38,16 +38,21 @@ def override(recipe, pairs):
     for key, text in pairs:
         if key not in recipe:
             raise UserError(f'--set {key}: no such value in the recipe; there are {", ".join(recipe)}')
-        kind = int if recipe[key] is None else type(recipe[key])
+        like = 0 if recipe[key] is None else recipe[key]
         try:
-            value = text if kind is str else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = None
-        value = float(value) if kind is float and type(value) is int else value
-        if type(value) is not kind:
-            raise UserError(f'--set {key}={text}: expected something like {recipe[key]!r}')
-        recipe[key] = value
+            recipe[key] = text if isinstance(like, str) else _of_the_kind(like, ast.literal_eval(text))
+        except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError):  # all that a text can lead to
+            raise UserError(f'--set {key}={text!r:.80}: expected something like {recipe[key]!r}') from None
     return recipe
+
+
+def _of_the_kind(like, value):
+    """`value`, an int where a float is wanted made one, and a tuple's entries as `like`'s first is. TypeError for another kind."""
+    if type(like) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(like):
+        raise TypeError
+    return tuple(_of_the_kind(like[0], entry) for entry in value) if isinstance(like, tuple) else value
 
 
 def pick_device(ctx):
@@ -63,7 +68,7 @@ def gains_from_bf16(device):
     """Whether the hardware multiplies bfloat16 itself; where it only emulates it, training would be slower."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    features = torch.cpu.get_capabilities()
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # releases before it: float32
     return bool(features.get('avx512_bf16') or features.get('amx_bf16') or features.get('bf16'))
 
 
@@ -96,19 +101,24 @@ def claim(folder):
     path = Path(folder, '.lock')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+')
+        file = open(path, 'a+b', buffering=0)
     except OSError as error:
         raise UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
     with file:
         if fcntl:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
-            except BlockingIOError:
+                # goes with the process, however that ends; flock would stay with the decode workers, which outlive a kill by seconds
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 file.seek(0)
-                raise UserError(f'{folder}: {file.read().strip()} is training into it: --save DIR starts elsewhere') from None
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+                raise UserError(f'{folder}: {file.read().decode()} is training into it: --save DIR starts elsewhere') from None
+        try:
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+            for stale in path.parent.glob('.*.????????.tmp'):  # write_whole's, of a process that was killed in it
+                stale.unlink()
+        except OSError as error:
+            raise UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
         yield
 
 
@@ -138,6 +148,9 @@ def write_whole(path, write):
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # what the user knows, and a full disk names no file at all
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -154,7 +167,8 @@ def save_checkpoint(state, path):
 def load_checkpoint(path, needed):
     """The dict in a checkpoint, on the CPU, by torch.load's safe default: a stranger's file runs nothing.
 
-    Raises UserError where the file is missing, damaged, or lacks one of the keys `needed`.
+    `needed` are the keys it must have, or a dict of them and the types of their values. Raises UserError where the file is missing,
+    damaged, or not of that form.
     """
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
@@ -165,7 +179,21 @@ def load_checkpoint(path, needed):
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
         raise UserError(f'{path}: no weights file of this repository (it lacks {", ".join(missing)})')
+    for key, kind in needed.items() if isinstance(needed, dict) else ():
+        if not isinstance(state[key], kind):
+            raise UserError(f'{path}: no weights file of this repository ({key} is of type {type(state[key]).__name__})')
     return state
+
+
+def restore_optimizer(optimizer, saved):
+    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says. Raises ValueError where they don't fit."""
+    own = optimizer.state_dict()['param_groups']
+    optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    for index, moments in saved['state'].items():
+        for name, moment in moments.items():
+            if moment.shape != (() if name == 'step' else parameters[index].shape):
+                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}')
 
 
 def warmup_cosine(progress, warmup):
@@ -204,6 +232,13 @@ class Mean:
         self.__init__()
         return means
 
+    def state_dict(self):
+        return {'sums': dict(self.sums), 'counts': dict(self.counts)}
+
+    def load_state_dict(self, state, device):
+        self.sums = {name: total.to(device).reshape(()) for name, total in state['sums'].items()}
+        self.counts = {name: int(state['counts'][name]) for name in self.sums}
+
 
 class NotFinite:
     """Notes the first step at which one of its scalars was not finite, without waiting for the device at each."""
@@ -230,30 +265,32 @@ class NotFinite:
 class Log:
     """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't finite are written as null."""
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, step, epoch=math.inf):
         self.path = Path(folder, 'log.jsonl')
-        self._forget_after(step)
-        self.file = open(self.path, 'a')
-        self.board = SummaryWriter(folder, purge_step=step)
+        self._forget_after(step, epoch)
+        self.board = SummaryWriter(folder, purge_step=step + 1)
 
-    def _forget_after(self, step):
-        """A run resumed at `step` writes the reports after it again; a line that was cut short goes too."""
+    def _forget_after(self, step, epoch):
+        """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them again; a line that was cut short goes too."""
         if self.path.exists():
-            kept = [json.dumps(row) + '\n' for row in read_log(self.path) if row['step'] <= step]
+            kept = [json.dumps(row) + '\n' for row in read_log(self.path) if row['step'] <= step and row.get('epoch', 0) <= epoch]
             write_whole(self.path, lambda temporary: Path(temporary).write_text(''.join(kept)))
 
     def report(self, kind, step, **values):
         """`kind` is 'run', 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
         values = {name: _finite(value) for name, value in values.items()}
-        self.file.write(json.dumps({'kind': kind, 'step': step, **values}) + '\n')
-        self.file.flush()
+        try:
+            with open(self.path, 'a') as file:
+                file.write(json.dumps({'kind': kind, 'step': step, **values}) + '\n')
+        except OSError as error:
+            error.filename = str(self.path)  # which a full disk does not name
+            raise
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.board.add_scalar(f'{kind}/{name}', value, step)
         return values
 
     def close(self):
-        self.file.close()
         self.board.close()
 
 
@@ -274,7 +311,12 @@ def differences(path, summary):
     """One line for each value of `summary`, one level into dicts, that is another in the JSON file at `path`, if there is one."""
     if not path.exists():
         return []
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(_finite(summary)))
+    now = json.loads(json.dumps(_finite(summary)))
+    try:
+        before = json.loads(path.read_text())
+        before['recipe'].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f'{path} is damaged: whether this run is as it began is not known']
     flat = [{(*key, name): value for key, part in (((), top), (('recipe',), top.get('recipe', {}))) for name, value in part.items()
              if name != 'recipe'} for top in (before, now)]
     return [f'{" ".join(key)} was {flat[0].get(key)!r} when this run began and is {value!r} now'
@@ -290,12 +332,14 @@ def _finite(value):
 
 
 def read_log(path):
-    """The rows of a `log.jsonl`; a last line that was cut short by a crash is left out."""
+    """The rows of a `log.jsonl`; lines that were cut short by a crash or aren't ours are left out."""
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if row['kind'] and row['step'] >= 0:
+                rows.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return rows
 

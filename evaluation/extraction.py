@@ -60,9 +60,9 @@ def extract_files(model, sources, device, names=None, crop=False, batch_size=64,
     digest = _digest(sources, names)
     key = hashlib.sha256(repr((digest, weights, crop, bf16, keep)).encode()).hexdigest()[:32]
     file = Path(cache, f'{key}.npz') if cache else None
-    if file and file.exists():
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in keep}, digest
+    kept = _kept(file, keep, len(sources)) if file else None
+    if kept:
+        return kept, digest
     features = extract(model, _Decoded(sources, names, crop, batch_size), device, bf16, keep, progress)
     for array in features.values():
         try:
@@ -73,6 +73,16 @@ def extract_files(model, sources, device, names=None, crop=False, batch_size=64,
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda temporary: _save(temporary, features))
     return features, digest
+
+
+def _kept(file, keep, n):
+    """The features in `file`, or None where they must be computed: it isn't there, or isn't what was written."""
+    try:
+        with np.load(file) as arrays:
+            found = {name: arrays[name] for name in keep}
+    except Exception:  # zip, header, key and checksum errors: whatever damage leads to
+        return None
+    return found if all(array.ndim == 2 and len(array) == n and array.dtype == np.float32 for array in found.values()) else None
 
 
 def _save(path, arrays):
@@ -89,7 +99,7 @@ def _digest(sources, names):
             continue
         try:
             stat = os.stat(source)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
             missing.append(name)
         else:
             digest.update(b'%s\0%d\0%d\n' % (os.fsencode(source), stat.st_size, stat.st_mtime_ns))
@@ -131,5 +141,5 @@ class _Decoded:
         source = self.sources[index]
         try:
             return decode(source if isinstance(source, bytes) else Path(source).read_bytes(), self.crop)
-        except (DataError, OSError) as error:
+        except (DataError, OSError, ValueError) as error:
             return f'{self.names[index]}: {getattr(error, "strerror", None) or error}'

@@ -67,8 +67,7 @@ def _ridge(features, ages, strengths):
     """A function features -> ages (N,) for each penalty."""
     standardize, centre = _standardizer(features), ages.mean()
     x = standardize(features)
-    gram, target = x.T @ x / len(x), x.T @ (ages - centre) / len(x)
-    weights = [np.linalg.solve(gram + strength * np.eye(len(gram)), target) for strength in strengths]
+    weights = _solve(x.T @ x / len(x), x.T @ (ages - centre) / len(x), strengths)
     return [lambda new, weight=weight: standardize(new) @ weight + centre for weight in weights]
 
 
@@ -78,12 +77,18 @@ def _discriminant(features, group, strengths):
     x = standardize(features)
     means = np.stack([x[index == k].mean(0) for k in range(len(names))])
     within = x - means[index]
-    covariance, probes = within.T @ within / len(x), []
-    for strength in strengths:
-        weight = np.linalg.solve(covariance + strength * np.eye(len(covariance)), means.T)
+    probes = []
+    for weight in _solve(within.T @ within / len(x), means.T, strengths):
         offset = (means.T * weight).sum(0) / 2
         probes.append(lambda new, weight=weight, offset=offset: names[(standardize(new) @ weight - offset).argmax(1)])
     return probes
+
+
+def _solve(matrix, target, strengths):
+    """(matrix + strength·I)⁻¹ · target for each strength, by one decomposition of the symmetric matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    projected = (vectors.T @ target).T
+    return [vectors @ (projected / (np.maximum(values, 0) + strength)).T for strength in strengths]
 
 
 def _squared(read, ages):

@@ -4,6 +4,7 @@ Every reader takes the folder or file that the user names, tells in one DataErro
 refuses another count than the published one (the keyword arguments, there for lists of one's own).
 """
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from dataset import DataError, Faces, some
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
 
-FGNET = re.compile(r'(\d{3})a(\d{1,2})[a-z]?', re.IGNORECASE)  # 001A43a.JPG: subject 1 at 43, the second picture
-MORPH = re.compile(r'(\d+)_(\d+)([MF])(\d+)', re.IGNORECASE)   # 009055_1M54.JPG: subject, picture, sex, age
+FGNET = re.compile(r'(\d{3})a(\d{1,2})[a-z]?', re.IGNORECASE | re.ASCII)  # 001A43a.JPG: subject 1 at 43, the second picture
+MORPH = re.compile(r'(\d{1,18})_(\d+)([MF])(\d{1,3})', re.IGNORECASE | re.ASCII)  # 009055_1M54.JPG: subject, picture, sex, age
+NUMBER = re.compile(r'[0-9]{1,9}')
 
 
 class Listed(NamedTuple):
@@ -44,7 +46,7 @@ def lfw(path, folds=10, per_fold=300):
     rows, people = [], []
     for number, line in enumerate(lines[1:]):
         fields, same = line.split(), number // per_fold % 2 == 0
-        if len(fields) != 4 - same or not fields[1].isdigit() or not fields[-1].isdigit():
+        if len(fields) != 4 - same or not NUMBER.fullmatch(fields[1]) or not NUMBER.fullmatch(fields[-1]):
             raise DataError(f'{file}, line {number + 2}: {line!r}: expected ' + ('name number number' if same else 'name number name number'))
         a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if same else fields
         rows.append((f'{a}/{a}_{int(i):04d}.jpg', f'{b}/{b}_{int(j):04d}.jpg', same, number // (2 * per_fold)))
@@ -66,7 +68,7 @@ def calfw(path, folds=10, per_fold=300):
     for number in range(0, len(lines), 2):
         (a, token), (b, other) = ((line.rsplit(maxsplit=1) + [''])[:2] for line in lines[number:number + 2])
         same = number < len(lines) // 2
-        if token != other or not token.isdigit() or not (1 <= int(token) <= folds if same else int(token) == 0):
+        if token != other or not NUMBER.fullmatch(token) or not (1 <= int(token) <= folds if same else int(token) == 0):
             raise DataError(f'{file}, line {number + 1}: tokens {token!r} and {other!r}: expected ' + (f'one fold of 1 to {folds}' if same else '0'))
         rows.append((a, b, same, int(token) - 1 if same else (number // 2 - folds * per_fold) // per_fold))
         people.append(tuple(re.sub(r'_\d+\.\w+$', '', name) for name in (a, b)))
@@ -158,7 +160,8 @@ def _lines(file):
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f'{file}: {error.strerror}: the list is looked for there') from None
-    lines = [line for line in data.decode('utf-8', 'replace').splitlines() if line.strip()]
+    # bytes end their lines at \r and \n alone, text at characters that names may hold; names that aren't UTF-8 stay the names they are
+    lines = [line for line in (os.fsdecode(line) for line in data.splitlines()) if line.strip()]
     if not lines:
         raise DataError(f'{file}: the list is empty')
     return lines, hashlib.sha256(data).hexdigest()
@@ -167,9 +170,9 @@ def _lines(file):
 def _folder_of(path, first, *below):
     """The first of the folders path/<below> that holds the list's first image."""
     for part in below:
-        if Path(path, part, first).exists():
+        if os.path.exists(Path(path, part, first)):  # False, where Path.exists raises, for a name too long
             return Path(path, part)
-    raise DataError(f'{first}, the first image of the list, is not there: looked for {some([str(Path(path, part, first)) for part in below])}')
+    raise DataError(f'{some([first])}, the first image of the list, is not there: looked for {some([str(Path(path, part, first)) for part in below])}')
 
 
 def _listed(rows, root, digest, people=None):

@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 
-from dataset import DataError
+from dataset import DataError, some
 
 CODES = {'u1', 'i1', 'b1', '?', 'i4', 'i8', 'u4', 'u8'}
 LARGEST_FILE, LARGEST_IMAGE, MOST_PAIRS = 4 * 2 ** 30, 16 * 2 ** 20, 1_000_000
@@ -92,9 +92,9 @@ def read_bin(path):
     try:
         content = _Unpickler(io.BytesIO(data), encoding='latin1').load()
     except pickle.UnpicklingError as error:
-        raise DataError(f'{path}: refused: {error}') from None
+        raise DataError(f'{path}: refused: {some([str(error)])}') from None
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise DataError(f'{path}: not a pickle of (images, issame) that can be read ({type(error).__name__}: {error})') from None
+        raise DataError(f'{path}: not a pickle of (images, issame) that can be read ({type(error).__name__}: {some([str(error)])})') from None
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise DataError(f'{path}: expected a pair (images, issame), found {type(content).__name__}')
     images, same = content

@@ -1,0 +1,119 @@
+"""Killed at any moment and started again by the same command, a run is the run it would have been. FAULT_KILLS: how many kills."""
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from kills import MOMENTS, PHASES, assert_same_run, ended, finish, start
+
+import utils
+
+KILLS = int(os.environ.get('FAULT_KILLS', 12))
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+KINDS = {'phases': PHASES, 'ascent': ('ascent=2', 'split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
+LINE = ('3', '--resume', '--save-every', '3')
+
+
+@pytest.fixture(scope='session')
+def whole(drawn, tmp_path_factory):
+    """The uninterrupted run of either kind of recipe, and the seconds it took."""
+    entry = {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
+    runs = {}
+    for kind, settings in KINDS.items():
+        folder, began = tmp_path_factory.mktemp('whole') / kind, time.monotonic()
+        assert finish(entry, folder, *LINE, settings=settings)[0] == 0
+        runs[kind] = folder, time.monotonic() - began
+    return runs
+
+
+def check_how_it_ended(process, number, output):
+    """By the signal, or with the one line that says what was saved."""
+    if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):  # SIGTERM as such: before there was anything to save
+        *_, last = output
+        assert process.exitcode == 1 and (f'error: {number.name} after step' in last or last == 'KeyboardInterrupt'), output
+
+
+def until_done(entry, save, settings, draw, kills, seconds):
+    """Starts and kills until a start is left to its end; at most `kills` kills, of which it returns the number."""
+    done = 0
+    while True:
+        moment = (draw.choice(list(MOMENTS)), draw.randint(1, 9), draw.choice(SIGNALS)) if draw.random() < .6 else None
+        number = draw.choice(SIGNALS)
+        with ended(start(entry, save, *LINE, settings=settings, moment=moment if done < kills else None)) as process:
+            if not moment and done < kills:
+                process.join(draw.uniform(0, seconds))
+                if process.exitcode is None:
+                    os.kill(process.pid, number)
+            process.join(120)
+        output = Path(f'{save}.out').read_text().splitlines()
+        check_how_it_ended(process, moment[2] if moment else number, output)
+        if process.exitcode == 0:
+            return done
+        if (save / 'last.pth').exists():
+            utils.load_checkpoint(save / 'last.pth', ('model', 'mapping', 'optimizer', 'adversary', 'step'))
+        done += 1
+
+
+def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp_path):
+    draw, kills = random.Random(KILLS), 0
+    for attempt in range(10 ** 6):
+        if kills >= KILLS:
+            break
+        kind = list(KINDS)[attempt % 2]
+        reference, seconds = whole[kind]
+        kills += until_done(entry, tmp_path / str(attempt), KINDS[kind], draw, KILLS - kills, seconds)
+        assert_same_run(tmp_path / str(attempt), reference)
+    print(f'{kills} kills')
+
+
+@pytest.mark.parametrize('moment', [('between steps', 5, signal.SIGTERM), ('between steps', 15, signal.SIGINT), ('before validation', 1, signal.SIGTERM),
+                                    ('after a report', 4, signal.SIGKILL), ('half of a file', 4, signal.SIGKILL)],
+                         ids=lambda moment: f'{moment[2].name} {moment[0]}')
+def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
+    """Where a step, a due save, validation, its report and two files come together."""
+    assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)[0] != 0
+    assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES)[0] == 0
+    assert_same_run(tmp_path / 'run', whole['phases'][0])
+
+
+def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
+    with ended(start(entry, tmp_path / 'run', 10 ** 6)) as first:
+        while not (tmp_path / 'run/epoch_001.pth').exists():
+            assert first.is_alive()
+            time.sleep(.01)
+        os.rename(tmp_path / 'run.out', tmp_path / 'first.out')
+        status, output = finish(entry, tmp_path / 'run', *LINE)
+        assert status == 1 and first.is_alive()
+        assert output == [f'error: {tmp_path}/run: process {first.pid} on {os.uname().nodename} is training into it: --save DIR starts elsewhere']
+
+
+def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
+    """Its decode workers outlive it by seconds."""
+    line = ('--workers', 2, '--save-every', 1)
+    with ended(start(entry, tmp_path / 'run', 10 ** 6, *line)) as first:
+        while not (tmp_path / 'run/last.pth').exists():
+            assert first.is_alive()
+            time.sleep(.01)
+    assert finish(entry, tmp_path / 'run', 1, '--resume', *line)[0] == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, number):
+    """As a scheduler's and a terminal's do; while the training waits for its workers."""
+    def slow():
+        os.setpgid(0, 0)
+        read = Faces.read
+        Faces.read = lambda self, index: (time.sleep(.1), read(self, index))[1]
+
+    from dataset import Faces
+    with ended(start(entry, tmp_path / 'run', 10 ** 6, '--workers', 2, '--save-every', 1, settings=('cache=False',), prepare=slow)) as process:
+        while not (tmp_path / 'run/last.pth').exists():
+            assert process.is_alive()
+            time.sleep(.01)
+        time.sleep(.2)
+        os.killpg(process.pid, number)
+        process.join(60)
+    *_, last = (tmp_path / 'run.out').read_text().splitlines()
+    assert process.exitcode == 1 and f'error: {number.name} after step' in last

@@ -1,0 +1,105 @@
+"""What holds for whatever is put in: hypothesis looks for what breaks it."""
+import ast
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import main
+import utils
+from dataset import DataError, parse_age
+from evaluation import lists
+from evaluation.pickled import read_bin
+
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+ages = st.one_of(st.integers(0, 120).map(str), st.decimals(0, 120, places=2).map(str))
+names = st.text(st.characters(codec='utf-8'), max_size=30) | st.text('0123456789_.AaMF-e²٣\n', max_size=20)
+
+
+@few
+@given(st.text('abcXYZ0123456789', max_size=8), ages, st.sampled_from(['_', '[_M]', '[_x]+']))
+def test_an_age_that_is_written_is_the_age_that_is_read(subject, age, pat):
+    assert parse_age(f'{subject}_{age}_x.jpg', pat, 1) == float(age)
+
+
+@few
+@given(names, st.sampled_from([r'_|\.', '[A-Za-z.]+', '[MF_.]', '(_)|(x)', '']), st.integers(-4, 4))
+def test_any_name_has_an_age_or_says_why_not(name, pat, pos):
+    try:
+        assert 0 <= parse_age(name, pat, pos) <= 120
+    except ValueError as error:
+        assert type(error) is ValueError and '\n' not in str(error)
+
+
+@few
+@given(st.sampled_from([*main.paper]), st.text(max_size=30) | st.sampled_from(
+    ['{[]: 1}', '(' * 5000, '1' * 5000, '1e999', '9' * 400, '-' * 9000 + '1', '\0', '(1, "a")', "('.3', .5)", '[1]', 'None', '(1,)', '((1,),)', '1j']))
+def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
+    try:
+        recipe = utils.override(main.paper, [(key, text)])
+    except utils.UserError as error:
+        assert str(error).isprintable() and len(str(error)) < 300
+    else:
+        like, value = main.paper[key] if main.paper[key] is not None else 0, recipe[key]
+        assert type(value) is type(like)
+        assert not isinstance(value, tuple) or all(type(entry) is type(like[0]) for entry in value)
+        assert recipe == main.paper | {key: value}
+
+
+@few
+@given(st.sampled_from([key for key in main.paper if key != 'variate']), st.data())
+def test_a_value_that_is_written_is_the_value_that_is_read(key, data):
+    like = 0 if main.paper[key] is None else main.paper[key]
+    kinds = {bool: st.booleans(), int: st.integers(), float: st.floats(allow_nan=False, allow_infinity=False)}
+    value = data.draw(st.lists(kinds[type(like[0])]).map(tuple) if isinstance(like, tuple) else kinds[type(like)])
+    assert utils.override(main.paper, [(key, repr(value))])[key] == value == ast.literal_eval(repr(value))
+
+
+lines = st.lists(st.one_of(st.text(max_size=20), st.from_regex(r'[01] \w{1,3} \w{1,3}', fullmatch=True), st.from_regex(r'\w{1,3} \d \d', fullmatch=True),
+                           st.from_regex(r'\w{1,3} \d', fullmatch=True)), max_size=9).map('\n'.join)
+
+
+@pytest.mark.parametrize('name, read', [('pairs.txt', lambda folder: lists.lfw(folder, 1, 1)), ('pairs_CALFW.txt', lambda folder: lists.calfw(folder, 1, 1)),
+                                        ('list', lambda folder: lists.pair_list(folder / 'list')), ('a.bin', lambda folder: read_bin(folder / 'a.bin'))])
+def test_any_list_is_read_or_refused_in_one_line(name, read):
+    @few
+    @given(lines.map(str.encode) | st.binary(max_size=60) | lines.map(lambda text: b'1 1\n' + text.encode()))
+    def check(content):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, name).write_bytes(content)
+            try:
+                read(Path(folder))
+            except DataError as error:
+                assert str(error).isprintable()
+    check()
+
+
+@few
+@given(st.lists(st.from_regex(r'[0-9A-Za-z_٣²]{1,25}\.jpg', fullmatch=True) | st.from_regex(r'[0-9]{1,25}_1[MF][0-9]{1,9}\.jpg', fullmatch=True), max_size=5))
+def test_any_names_are_a_set_or_refused_in_one_line(files):
+    with tempfile.TemporaryDirectory() as folder:
+        for name in files:
+            Path(folder, name).touch()
+        for read in (lists.fgnet, lists.morph):
+            try:
+                assert 1 <= len(read(folder).labels) <= len(set(files))
+            except DataError as error:
+                assert str(error).isprintable()
+
+
+plain = st.recursive(st.none() | st.booleans() | st.integers(-2 ** 60, 2 ** 60) | st.floats(allow_nan=False) | st.text(max_size=9),
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
+
+
+@few
+@given(plain, st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]))
+def test_what_is_saved_is_what_is_loaded(values, shape, dtype):
+    tensor = (torch.randn(shape) * 9).to(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        utils.save_checkpoint({'values': values, 'tensor': tensor}, Path(folder, 'w.pth'))
+        assert [path.name for path in Path(folder).iterdir()] == ['w.pth']
+        state = utils.load_checkpoint(Path(folder, 'w.pth'), {'values': object, 'tensor': torch.Tensor})
+    assert state['values'] == values and torch.equal(state['tensor'], tensor) and state['tensor'].dtype == dtype

@@ -1,0 +1,46 @@
+"""What the README says is so: its commands, files, names and figures."""
+import importlib
+import json
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / 'README.md').read_text()
+
+
+def test_names_exist():
+    for module, name in re.findall(r'`(model|dal|meta|dataset)\.(\w+)`', README):
+        assert hasattr(importlib.import_module(module), name), f'{module}.{name}'
+
+
+def test_files_exist():
+    for path in re.findall(r'\]\((docs/\S+)\)', README) + re.findall(r'`(benchmarks/\S+?)`', README):
+        assert (ROOT / path).exists(), path
+
+
+def test_flags_exist(monkeypatch, capsys):
+    import main
+    monkeypatch.setattr(sys, 'argv', ['main.py', '-h'])
+    with pytest.raises(SystemExit):
+        main.arguments()
+    known = capsys.readouterr().out
+    for line in re.findall(r'python3 main\.py[^\n`]*', README):
+        assert all(flag in known for flag in re.findall(r'--[a-z-]+', line)), line
+    for settings in re.findall(r'--set ([^`\n]*)`', README):
+        assert all(pair.split('=')[0] in main.paper for pair in settings.split()), settings
+
+
+def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
+    save = train(-1, 1, save=tmp_path / 'runs' / 'demo')
+    assert (save / 'best.pth').exists()
+    script, = re.findall(r'```python\n(import torch\n.*?)```', README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+
+
+def test_figures_are_the_scripts():
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    from demo import markdown
+    assert markdown(json.loads((ROOT / 'benchmarks' / 'demo.json').read_text())['table']) in README
