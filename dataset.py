@@ -187,14 +187,14 @@ class Faces(Dataset):
                     raise OSError(None, 'too little free space')
                 pixels = np.lib.format.open_memmap(temporary, 'w+', np.uint8, (len(self), HEIGHT, WIDTH, 3))
             except OSError as error:
-                notices.append(f'{root.parent}: {error.strerror} for {needed / 2**30:.1f} GiB of decoded faces; every epoch decodes anew')
+                notices.append(f'{root.parent}: {error.strerror} for {needed / 2**30:.1f} GiB of decoded faces; every epoch decodes anew: --workers N helps')
         try:
             bad = self._decode_all(pixels, workers)
             if len(bad) > skip_corrupt:
                 raise DataError(f'{self.root}: {len(bad)} image(s) are not 112 high × 96 wide or not readable: {some(bad.values())}: '
-                                'align them to 112 × 96, or remove them')
+                                'align them to 112 × 96 (of 112 × 112, cut 8 columns off either side), or remove them')
             if bad:
-                notices.append(f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}')
+                notices.append(f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; until they are mended or removed, every epoch decodes anew')
                 keep = np.setdiff1d(np.arange(len(self)), list(bad))
                 self.names, self.labels, self.ages, pixels = self.names[keep], self.labels[keep], self.ages[keep], None
             if pixels is not None:

@@ -72,9 +72,10 @@ def arguments(argv):
 def load_model(path, device):
     """The trained network of a weights file, with main.py's backbone where it isn't ours. Raises UserError where it can't be used."""
     backbone = None
-    if utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})['backbone'] is None:
+    state = utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})
+    if state['backbone'] is None:
         import main
-        backbone = main.make_backbone(main.paper)
+        backbone = main.make_backbone(state.get('recipe', main.paper))
     try:
         model = DALModel.load(path, backbone, map_location=device)
     except ValueError as error:
@@ -93,7 +94,7 @@ def read_list(args):
     if isinstance(entry, dict) and not Path(path).is_dir():
         check_entry(args.path, entry, meta.age_cutoffs)
         path = entry['val_root'] or entry['train_root']
-        print(f'{args.path}: reading its {"val_root" if entry["val_root"] else "train_root"}, {path}')
+        print(f'{args.path}: reading its ' + (f'val_root, {path}' if entry['val_root'] else f'train_root, {path}: of people trained on, figures say little'))
     else:
         entry = {'pat': r'_|\.', 'pos': 1}
     pat, pos = args.pat or entry['pat'], entry['pos'] if args.pos is None else args.pos

@@ -84,6 +84,7 @@ class Training:
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe['adversary_lr'], maximize=True)
         self.bf16 = utils.gains_from_bf16(device)
         self.step = self.epoch = self.total_steps = 0  # global steps done; epochs done, validation and report included; steps in all
+        self.best = None  # the best score of a validation so far
         self.lambda_dal, self.opening = 0., None  # opening: |ρ| at the first step of the max phase under way
         self.means, self.climbs, self.epoch_means, self.watch = utils.Mean(), utils.Mean(), utils.Mean(), utils.NotFinite()
 
@@ -168,6 +169,11 @@ class Training:
             self.climbs.add(**climb | ({} if self.opening is None else {'rho_before': self.opening}))
             self.opening = None
 
+    @property
+    def ramps_end(self):
+        """The fraction of the training at which everything is in play."""
+        return max(self.recipe['read_age'], self.recipe['split'][1], self.recipe['game'][1])
+
     def settings(self):
         """Where the schedule stands, for the log."""
         return dict(lr=self.optimizer.param_groups[0]['lr'], lambda_dal=self.lambda_dal, margin=self.model.identity.margin,
@@ -186,18 +192,18 @@ class Training:
 
     def weights(self):
         """What `DALModel.load` reads, and what a run can start from."""
-        return {'model': self.model.state_dict(), 'backbone': getattr(self.model.backbone, 'config', None), 'classes': self.classes,
-                'age_cutoffs': self.cutoffs, 'epoch': self.epoch}
+        backbone = self.model.backbone.config if type(self.model.backbone) is Backbone else None
+        return {'model': self.model.state_dict(), 'backbone': backbone, 'classes': self.classes, 'age_cutoffs': self.cutoffs,
+                'epoch': self.epoch, 'best': self.best, 'recipe': self.recipe}
 
-    def state(self, steps_per_epoch, best):
+    def state(self, steps_per_epoch):
         """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way."""
         return self.weights() | {'mapping': self.mapping.state_dict(), 'optimizer': self.optimizer.state_dict(),
                                  'adversary': self.adversary.state_dict(), 'step': self.step, 'steps_per_epoch': steps_per_epoch,
-                                 'opening': self.opening, 'means': {name: getattr(self, name).state_dict() for name in MEANS},
-                                 'best': best, 'recipe': self.recipe}
+                                 'opening': self.opening, 'means': {name: getattr(self, name).state_dict() for name in MEANS}}
 
     def restore(self, state, steps_per_epoch):
-        """Takes over all of `state` but the network's weights and `best`."""
+        """Takes over all of `state` but the network's weights and the best score."""
         self.mapping.load_state_dict(state['mapping'])
         utils.restore_optimizer(self.optimizer, state['optimizer'])
         utils.restore_optimizer(self.adversary, state['adversary'])
@@ -218,9 +224,9 @@ def arguments():
     parser.add_argument('--resume', nargs='?', const=True, metavar='STATE', help='continue from STATE, by default from last.pth in '
                         'SAVE if there is one, up to `epochs` in total: a restarted job is the same command')
     parser.add_argument('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
-    parser.add_argument('--save', metavar='DIR', default=save, help='where weights, state, log and curves go (%(default)s)')
+    parser.add_argument('--save', metavar='DIR', help="where weights, state, log and curves go, instead of main.py's `save`; with --dataset NAME it is runs/NAME")
     parser.add_argument('--recipe', choices=recipes, help='one of the recipes in main.py (small for the demo, paper for other data)')
-    parser.add_argument('--set', nargs='+', default=[], metavar='KEY=VALUE', help="other values for the recipe, as in --set ascent=5 split='(.3,.5)'")
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help="other values for the recipe, as in --set ascent=5 split='(.3,.5)'")
     for key, kind in (('batch_size', int), ('lr', float), ('workers', int), ('seed', int), ('horizon', int), ('save_every', int)):
         parser.add_argument('--' + key.replace('_', '-'), type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args()
@@ -231,12 +237,16 @@ def chosen_recipe(args, is_demo):
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(value)) for key, value in vars(args).items() if key in paper and value is not None]
     recipe = utils.override(recipes[args.recipe or ('small' if is_demo else 'paper')], pairs)
-    for key, least in (('batch_size', 2), ('seed', 0), ('horizon', 1), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0), ('ascent', 0), ('dim', 1)):
-        if recipe[key] is not None and recipe[key] < least:
-            raise utils.UserError(f'{key} is {recipe[key]}; it must be at least {least}')
+    for key, least in (('batch_size', 2), ('seed', 0), ('horizon', 1), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0), ('ascent', 0),
+                       ('dim', 1), ('save_every', 0), ('skip_corrupt', 0), ('clip', 1e-9)):
+        if recipe[key] is not None and not least <= recipe[key] < 2 ** 32:
+            raise utils.UserError(f'{key} is {recipe[key]}; it must be at least {least}, and below 2³²')
+    for key in ('split', 'game'):
+        if len(recipe[key]) != 2 or not 0 <= recipe[key][0] <= recipe[key][1]:
+            raise utils.UserError(f'{key} is {recipe[key]}; it must be where its ramp begins and where it ends, as fractions of the training')
     if recipe['variate'] not in ('learned', 'label', 'expected'):
         raise utils.UserError(f"variate is {recipe['variate']!r}; it must be 'learned', 'label' or 'expected'")
-    if len(recipe['layers']) != len(recipe['widths']):
+    if not len(recipe['layers']) == len(recipe['widths']) > 0 or min(recipe['layers']) < 0 or min(recipe['widths']) < 1:
         raise utils.UserError(f"layers {recipe['layers']} and widths {recipe['widths']} must name the same stages")
     return recipe
 
@@ -251,6 +261,8 @@ def open_data(name, entry, recipe):
     if len(train.classes) != entry['n_cls']:
         raise DataError(f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has {len(train.classes)} identity folders: "
                         f"set 'n_cls': {len(train.classes)}")
+    if len(train.classes) < 2:
+        raise DataError(f'{train.root}: one person; to tell people apart it takes two')
     val = Faces(entry['val_root'], entry['pat'], entry['pos']) if entry['val_root'] else None
     for faces in filter(None, (train, val)):
         for notice in faces.check(recipe['cache'], recipe['skip_corrupt']):
@@ -259,10 +271,10 @@ def open_data(name, entry, recipe):
 
 
 def start(training, path, same_run, steps_per_epoch):
-    """Loads `path` into `training`; returns the best score so far, or None. Raises UserError where it can't be used.
+    """Loads `path` into `training`; whether it resumes exactly where the file stands. Raises UserError where it can't be used.
 
     The network with its heads where the people and age groups are the same, else the backbone and the factorization; optimizers,
-    adversary and step too where the file is a state and everything fits.
+    adversary, step and best score too where the file is a state and everything fits.
     """
     state = utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list, 'age_cutoffs': list, 'epoch': int})
     fresh = [part for part, same in (('identity', state['classes'] == training.classes), ('age', state['age_cutoffs'] == training.cutoffs))
@@ -280,18 +292,23 @@ def start(training, path, same_run, steps_per_epoch):
     if fresh:
         what = {'identity': f"the identity head ({len(state['classes'])} people there, {len(training.classes)} here)", 'age': 'the age head'}
         print(f'{path}: other people or age groups: keeping the backbone, starting anew: {" and ".join(what[part] for part in fresh)}')
-        return None
+        return False
     if 'optimizer' not in state:
         print(f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume exactly)')
         training.epoch = max(0, state['epoch']) if same_run else 0
-        training.step = training.epoch * steps_per_epoch
-        return None
+        training.step, training.best = training.epoch * steps_per_epoch, _score(state) if same_run else None
+        return False
     try:
         training.restore(state, steps_per_epoch)
-        return None if state['best'] is None else float(state['best'])
+        training.best = _score(state)
+        return True
     except Exception as error:  # a state of another variate or version, or of a stranger, can fail in any way
         raise utils.UserError(f'{path}: its optimizers do not fit this recipe ({[*str(error).splitlines(), type(error).__name__][0]}): start '
                               'from an epoch_*.pth or best.pth, which hold weights alone') from None
+
+
+def _score(state):
+    return None if state.get('best') is None else float(state['best'])
 
 
 def validate(training, val):
@@ -336,47 +353,55 @@ def run(args):
     recipe, device = chosen_recipe(args, entry is meta.demo), utils.pick_device(args.ctx)
     if args.epochs < 1:
         raise utils.UserError(f'epochs is {args.epochs}; it must be at least 1')
+    args.save = args.save or (f'runs/{name}' if args.dataset else save)
     folder, weights = starting_point(args)
-    with utils.claim(folder), utils.Interrupt() as interrupt:
+    with utils.claim(folder):
         train, val = open_data(name, entry, recipe)
         loader = training_loader(train, recipe['batch_size'], recipe['seed'], recipe['workers'], device.type == 'cuda')
         training = Training(recipe, train.classes, meta.age_cutoffs, device)
-        best = start(training, weights, weights.parent.resolve() == folder.resolve(), len(loader)) if weights else None
+        same_run = weights and weights.parent.resolve() == folder.resolve()
+        exact = weights and start(training, weights, same_run, len(loader))
         first = training.epoch
         last = args.epochs if args.resume else first + args.epochs
-        if not (weights and weights.resolve() == (folder / 'last.pth').resolve()):
+        if not (exact and weights.resolve() == (folder / 'last.pth').resolve()):
             taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
             if taken:
-                raise utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write: --save DIR starts elsewhere')
+                raise utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write anew: --save DIR starts elsewhere')
         if first >= last:
             print(f'{folder}: {first} epochs are trained already')
             return
         training.total_steps = (recipe['horizon'] or last) * len(loader)
         training.schedule(max(training.step - 1, 0) / training.total_steps)  # as it stood when a resumed run was saved
+        if training.total_steps < last * len(loader):
+            print(f'warning: the horizon is {recipe["horizon"]} epochs: from there to epoch {last} the learning rate is 0')
+        elif val and training.ramps_end * training.total_steps > last * len(loader):
+            print(f'this call ends before the ramps do, at {training.ramps_end:.0%} of {recipe["horizon"]} epochs: no best.pth yet')
         summary = utils.run_summary(device) | {'recipe': recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
                                                'fingerprint': train.fingerprint}
-        if weights and training.step:
-            for line in utils.differences(folder / 'run.json', summary):
+        if exact:
+            for line in utils.differences(weights.parent / 'run.json', summary):
                 print(f'warning: {line}')
         utils.write_json(summary, folder / 'run.json')
         size = sum(p.numel() for p in training.model.parameters()) / 1e6
         print(f'{name}: {len(train)} faces of {len(train.classes)} people, ages {train.ages.min():g} to {train.ages.max():g}; '
               + (f'validation: {len(val)} faces of {len(val.classes)} people' if val else 'no validation set, so no best.pth') + '\n'
               f'epochs {first + 1} to {last} on {device}{" in bf16" if training.bf16 else ""}, {size:.1f} M parameters, into {folder}', flush=True)
-        fit(training, loader, val, first, last, folder, best, interrupt)
+        with utils.Interrupt() as interrupt:
+            fit(training, loader, val, first, last, folder, interrupt)
 
 
-def fit(training, loader, val, first, last, folder, best, interrupt):
-    """Trains and reports epoch by epoch. Whatever ends it early, short of a kill, leaves a last.pth to resume from."""
+def fit(training, loader, val, first, last, folder, interrupt):
+    """Trains and reports epoch by epoch. However it ends, last.pth is there to resume from; a signal or bad data save it first."""
     recipe, steps, log, stuck, skipped = training.recipe, len(loader), utils.Log(folder, training.step, first), 0, set()
-    ramps_end = max(recipe['read_age'], recipe['split'][1], recipe['game'][1])
     bar = tqdm(total=last * steps * recipe['batch_size'], initial=training.step * recipe['batch_size'], unit=' images', unit_scale=True,
                disable=None, dynamic_ncols=True)
 
     def save_state():
         training.check_finite(loader, folder)
-        utils.save_checkpoint(training.state(steps, best), folder / 'last.pth')
+        utils.save_checkpoint(training.state(steps), folder / 'last.pth')
 
+    if not (folder / 'last.pth').exists():
+        save_state()  # from the first moment there is something to resume, and a folder that can't be written is found out now
     with contextlib.closing(log), contextlib.closing(bar):
         for epoch in range(first, last):
             loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, training.step - epoch * steps
@@ -417,9 +442,10 @@ def fit(training, loader, val, first, last, folder, best, interrupt):
             training.epoch = epoch + 1
             score = report.get('auc') or report.get('closed_set_accuracy')  # no AUC where nobody has two images
             training.check_finite(loader, folder)
+            better = score is not None and training.step >= training.ramps_end * training.total_steps and (training.best is None or score > training.best)
+            training.best = score if better else training.best
             utils.save_checkpoint(training.weights(), folder / f'epoch_{epoch + 1:03d}.pth')
-            if score is not None and training.step >= ramps_end * training.total_steps and (best is None or score > best):
-                best = score
+            if better:
                 utils.save_checkpoint(training.weights(), folder / 'best.pth')
             row = log.report('epoch', training.step, epoch=epoch + 1, images_per_s=rate, **training.epoch_means.flush(),
                              **{f'val_{key}': value for key, value in report.items()})

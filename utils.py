@@ -61,6 +61,7 @@ def pick_device(ctx):
         return torch.device('cpu')
     if ctx >= torch.cuda.device_count():
         raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that PyTorch can use; -1 is the CPU')
+    torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
 
 
@@ -79,7 +80,10 @@ def seed_everything(seed):
 
 
 class Interrupt:
-    """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted on between two steps."""
+    """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted on between two steps.
+
+    A second one ends the process as usual.
+    """
 
     received = None
 
@@ -89,6 +93,7 @@ class Interrupt:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
+        signal.signal(number, self.before[number])
 
     def __exit__(self, *error):
         for number, handler in self.before.items():
@@ -132,6 +137,8 @@ def one_line_errors(*kinds):
         sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")}')
     except OSError as error:
         sys.exit(f'error: {error.filename or ""}: {error.strerror or error}')
+    except torch.OutOfMemoryError as error:
+        sys.exit(f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from the last save')
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
@@ -277,7 +284,7 @@ class Log:
             write_whole(self.path, lambda temporary: Path(temporary).write_text(''.join(kept)))
 
     def report(self, kind, step, **values):
-        """`kind` is 'run', 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
+        """`kind` is 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
         values = {name: _finite(value) for name, value in values.items()}
         try:
             with open(self.path, 'a') as file:

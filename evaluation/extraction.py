@@ -134,7 +134,7 @@ class _Decoded:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
             raise DataError(f'{len(bad)} of {len(self.sources)} images can\'t be used: {some(bad)}: '
-                            f'{"112 × 112 or " if self.crop else ""}112 high × 96 wide is expected; align them with prepare.py, or remove them')
+                            f'{"112 × 112 or " if self.crop else ""}112 high × 96 wide is expected; align them, or remove them')
 
     def _read(self, index):
         """The face (112, 96, 3), or what is wrong with it."""

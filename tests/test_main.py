@@ -218,6 +218,29 @@ def test_nothing_is_overwritten(train, tmp_path):
         train(-1, 1, first / 'last.pth', save=second)
 
 
+def test_other_people_in_the_same_folder_are_refused(train, entry, drawn):
+    train(-1, 1)
+    with pytest.raises(utils.UserError, match='holds epoch_001.pth already'):
+        train(-1, 2, '--resume', data=entry | {'train_root': str(drawn / 'val'), 'val_root': None, 'n_cls': 6})
+
+
+def test_best_is_not_forgotten_by_weights_alone(train):
+    folder = train(-1, 2)
+    state = torch.load(folder / 'epoch_002.pth', weights_only=True)
+    assert state['best'] == torch.load(folder / 'last.pth', weights_only=True)['best'] <= 1
+    utils.save_checkpoint(state | {'best': 2.}, folder / 'epoch_002.pth')
+    kept = (folder / 'best.pth').read_bytes()
+    train(-1, 1, folder / 'epoch_002.pth')
+    assert (folder / 'epoch_003.pth').exists() and (folder / 'best.pth').read_bytes() == kept
+
+
+@pytest.mark.parametrize('setting, message', [('split=(.3,)', 'split is'), ('game=(.5,.2)', 'game is'), ('clip=0.', 'clip is'),
+                                              ('layers=()', 'must name the same stages'), ('save_every=-1', 'save_every is')])
+def test_recipe_values_that_can_not_be(train, setting, message):
+    with pytest.raises(utils.UserError, match=message):
+        train(-1, 1, settings=(setting,))
+
+
 def test_other_architectures_are_refused(train, tmp_path):
     first = train(-1, 1)
     with pytest.raises(utils.UserError, match="its network is not the one .* 'dim': 16"):
@@ -226,10 +249,10 @@ def test_other_architectures_are_refused(train, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
     with pytest.raises(utils.UserError, match='the loss is not finite.*lower --lr'):
-        train(-1, 3, settings=('lr=1e30', 'clip=1e30', 'warmup=0.'))
+        train(-1, 3, settings=('lr=4e9', 'clip=4e9', 'warmup=0.'))
     report = json.loads((tmp_path / 'run' / 'nan.json').read_text())
     assert report['losses']['loss_id'] is None and 0 < report['step'] < 5 and len(report['files']) == 8
-    assert not (tmp_path / 'run' / 'last.pth').exists()
+    assert torch.load(tmp_path / 'run' / 'last.pth', weights_only=True)['step'] == 0
 
 
 @pytest.mark.parametrize('change, message', [({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identity folders: set 'n_cls': 8"),
