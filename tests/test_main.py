@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
     with pytest.raises(utils.UserError, match='the loss is not finite.*lower --lr'):
         train(-1, 3, settings=('lr=4e9', 'clip=4e9', 'warmup=0.'))
     report = json.loads((tmp_path / 'run' / 'nan.json').read_text())
-    assert report['losses']['loss_id'] is None and 0 < report['step'] < 5 and len(report['files']) == 8
+    assert None in report['losses'].values() and 0 < report['step'] < 5 and len(report['files']) == 8
     assert torch.load(tmp_path / 'run' / 'last.pth', weights_only=True)['step'] == 0
 
 
