@@ -326,7 +326,7 @@ def differences(path, summary):
         return [f'{path} is damaged: whether this run is as it began is not known']
     flat = [{(*key, name): value for key, part in (((), top), (('recipe',), top.get('recipe', {}))) for name, value in part.items()
              if name != 'recipe'} for top in (before, now)]
-    return [f'{" ".join(key)} was {flat[0].get(key)!r} when this run began and is {value!r} now'
+    return [f'{" ".join(key)} was {flat[0].get(key)!r} at the call before and is {value!r} now'
             for key, value in flat[1].items() if flat[0].get(key) != value]
 
 
