@@ -76,8 +76,8 @@ def test_ascent_within_an_iteration_moves_w_without_touching_the_networks_gradie
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize('variate, reaches_r', [('learned', True), ('label', True), ('expected', True)])
-def test_the_correlation_reaches_the_backbone_and_r(batch, variate, reaches_r):
+@pytest.mark.parametrize('variate', ['learned', 'label', 'expected'])
+def test_the_correlation_reaches_the_backbone_and_r(batch, variate):
     images, labels, ages = batch
     run = training(variate=variate, ascent=0)
     run.model.train()
@@ -85,7 +85,7 @@ def test_the_correlation_reaches_the_backbone_and_r(batch, variate, reaches_r):
     dal_loss = main.dal.canonical_correlation(*run.mapping(x_id, run.variate(x_age, age_logits, ages))).abs()
     dal_loss.backward()
     assert run.model.backbone.project.weight.grad.abs().sum() > 0
-    assert (run.model.factorization.age[0].weight.grad.abs().sum() > 0) == reaches_r
+    assert run.model.factorization.age[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in run.model.age.parameters()), 'the age head must not unlearn age'
 
 
@@ -268,7 +268,7 @@ def test_bad_data_is_said_before_training(train, entry, change, message):
                                            ((-1, 1, '--batch-size', 1), 'batch_size is 1'), ((-1, 1, 'a', '--resume', 'b'), 'either weights or --resume')])
 def test_bad_command_lines(train, line, message):
     with pytest.raises(utils.UserError, match=message):
-        train(*line, settings=() if '--batch-size' not in line else ())
+        train(*line)
 
 
 @pytest.fixture
