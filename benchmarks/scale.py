@@ -72,7 +72,7 @@ def list_faces(root, decode):
         clock('decode into the cache', faces.check)
     batches = itertools.islice(training_loader(faces, 64, 0, 0, False), 10)
     clock('first ten batches of 64', lambda: list(batches))
-    arrays = sum(array.nbytes for array in (faces.names, faces.labels, faces.ages))
+    arrays = sum(array.nbytes for array in (faces.places, faces.labels, faces.ages))
     return {'faces': len(faces), 'people': len(faces.classes), 'seconds': seconds, 'memory_mib': {
         'listed': listed / MIB, 'arrays that a worker shares': arrays / MIB, 'most': (peak_resident() - before) / MIB}}
 

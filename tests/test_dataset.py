@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-import dataset
 import meta
 from dataset import Batches, DataError, Faces, check_entry, decode, parse_age, training_loader
+from storage import images
 
 NAMES = [  # file name, pat, pos, age, as in the field's sets
     ('000_12.jpg', r'_|\.', 1, 12), ('001A02.JPG', r'[A-Za-z.]+', 1, 2), ('001A43a.JPG', r'[A-Za-z.]+', 1, 43),
@@ -48,7 +48,7 @@ GOOD = {'train_root': 'a', 'val_root': None, 'pat': '_', 'pos': 1, 'n_cls': 2}
 
 @pytest.mark.parametrize('change, message', [
     ({'train_rot': 'a'}, "'train_rot'; did you mean 'train_root'"), ({'pat': '('}, 'no regular expression'), ({'pos': '1'}, 'whole number'),
-    ({'n_cls': True}, 'whole number'), ({'train_root': None}, 'a folder'), ({'val_root': 3}, 'a folder or None')])
+    ({'n_cls': True}, 'whole number'), ({'train_root': None}, 'a folder'), ({'val_root': 3}, 'a folder, shards, or None')])
 def test_bad_entries(change, message):
     with pytest.raises(DataError, match='^meta.py, yours: .*' + message):
         check_entry('yours', GOOD | change, meta.age_cutoffs)
@@ -142,7 +142,7 @@ def test_pixels_are_pillows(data):
 def test_without_simplejpeg_pillow_reads(monkeypatch):
     data = encoded()
     fast = decode(data)
-    monkeypatch.setattr(dataset, 'simplejpeg', None)
+    monkeypatch.setattr(images, 'simplejpeg', None)
     assert np.abs(decode(data).astype(int) - fast).max() <= 1
 
 
@@ -156,7 +156,7 @@ def test_crop_drops_eight_columns_on_either_side():
 def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     plain, cached = listed(folder), listed(folder)
     plain.check(cache=False)
-    assert cached.check() == [] and plain.pixels_file is None
+    assert cached.check() == [] and plain.pixels is None
     everything = list(range(len(plain)))
     for ours, theirs in zip(cached.__getitems__(everything), plain.__getitems__(everything)):
         assert len(ours) == len(theirs) and (not len(ours) or (ours == theirs).all())
@@ -164,7 +164,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     first, = folder.parent.glob('.train.*.npy')
     again = listed(folder)
     again.check()
-    assert again.pixels_file == str(first)
+    assert again.pixels.path == str(first)
     assert (pickle.loads(pickle.dumps(again)).__getitems__([3])[0] == plain.__getitems__([3])[0]).all()
     changed = next(folder.glob('p00003/*'))
     replacement = encoded()
@@ -178,7 +178,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
 
 
 def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch):
-    monkeypatch.setattr(dataset.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 0))
     faces = listed(folder)
     assert 'too little free space' in faces.check()[0]
     assert faces.__getitems__([0, 1])[0].shape == (2, 3, 112, 96)

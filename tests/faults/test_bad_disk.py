@@ -167,11 +167,11 @@ def test_a_worker_killed_as_for_want_of_memory(entry, tmp_path):
 def test_decoded_faces_that_somebody_damaged_are_decoded_again(own, spoil):
     first = Faces(own['train_root'], own['pat'], own['pos'])
     first.check()
-    file, good = Path(first.pixels_file), first.__getitems__([39])[0]
+    file, good = Path(first.pixels.path), first.__getitems__([39])[0]
     file.write_bytes(spoil(file.read_bytes()))
     again = Faces(own['train_root'], own['pat'], own['pos'])
     again.check()
-    assert again.pixels_file == str(file) and (again.__getitems__([39])[0] == good).all()
+    assert again.pixels.path == str(file) and (again.__getitems__([39])[0] == good).all()
 
 
 def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):

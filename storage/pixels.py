@@ -1,0 +1,115 @@
+"""Decoded faces in one file, 32 kB each, at places known beforehand: read and written by position, never mapped into memory.
+
+A map would be as fast, but where its file is cut short or its disk is full, the system ends the process (SIGBUS) without a word.
+"""
+import contextlib
+import glob
+import io
+import os
+import shutil
+import time
+import uuid
+
+import numpy as np
+
+from storage.images import HEIGHT, WIDTH, DataError
+
+FACE = HEIGHT * WIDTH * 3
+
+
+def header(n):
+    """What a .npy file of n faces begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (n, HEIGHT, WIDTH, 3)})
+    return file.getvalue()
+
+
+def is_whole(path, n):
+    """Whether the file at `path` is one of n faces, of the right length."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(header(n))) == header(n) and os.fstat(file.fileno()).st_size == len(header(n)) + n * FACE
+    except OSError:
+        return False
+
+
+class Pixels:
+    """The n faces of a file that `is_whole`. Each process opens it for itself."""
+
+    def __init__(self, path, n):
+        self.path, self.start, self.file = str(path), len(header(n)), None
+
+    def __getitem__(self, indices):
+        """uint8 (N, 112, 96, 3). Raises DataError where the file was removed, or ends before them."""
+        faces = np.empty((len(indices), HEIGHT, WIDTH, 3), np.uint8)
+        try:
+            if self.file is None:
+                self.file = open(self.path, 'rb', buffering=0)
+            for face, index in zip(faces, indices):
+                if os.preadv(self.file.fileno(), [face], self.start + int(index) * FACE) != FACE:
+                    raise OSError(None, 'cut short while in use')
+        except OSError as error:
+            raise DataError(f'{self.path}, the file of decoded faces: {error.strerror}: the next start makes it anew') from None
+        return faces
+
+    def __getstate__(self):
+        return self.__dict__ | {'file': None}
+
+
+class NewPixels:
+    """A file for n faces in the making, which takes the name `path` in the end; `error` is why it can't, an OSError or None."""
+
+    def __init__(self, path, n):
+        self.path, self.n, self.start, self.file, self.error = path, n, len(header(n)), None, None
+        self.temporary = path.with_name(f'{_name(path)}.{uuid.uuid4().hex}.tmp')
+        try:
+            if shutil.disk_usage(path.parent).free < 1.1 * n * FACE:
+                raise OSError(None, 'too little free space')
+            self.file = open(self.temporary, 'xb', buffering=0)
+        except OSError as error:
+            self.error = error
+        self._write(header(n), 0)
+
+    def __setitem__(self, index, face):
+        """Several threads may call it at once. An error is noted."""
+        self._write(np.ascontiguousarray(face), self.start + index * FACE)
+
+    def _write(self, data, at):
+        try:
+            if not self.error and os.pwrite(self.file.fileno(), data, at) != memoryview(data).nbytes:
+                raise OSError(None, 'too little free space')
+        except OSError as error:
+            self.error = error
+
+    def finish(self):
+        """The Pixels of the file, which takes its name, while those of other fingerprints go; None where there is an error."""
+        try:
+            if not self.error:
+                os.fsync(self.file.fileno())
+                os.replace(self.temporary, self.path)
+        except OSError as error:
+            self.error = error
+        if self.error:
+            return None
+        for stale in self.path.parent.glob(f'{glob.escape(_name(self.path))}.{"[0-9a-f]" * 16}.npy'):
+            if stale != self.path:
+                stale.unlink(missing_ok=True)
+        return Pixels(self.path, self.n)
+
+    def close(self):
+        if self.file:
+            self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def _name(path):
+    """.train of .train.<fingerprint>.npy"""
+    return path.name.rsplit('.', 2)[0]
+
+
+def sweep(folder, pattern):
+    """Removes what processes that were killed have left: files of a day ago, since younger ones may be at work."""
+    for stale in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - stale.stat().st_mtime > 86400:
+                stale.unlink()
