@@ -178,7 +178,7 @@ class Batches(Sampler):
         draw = np.random.default_rng((self.seed, self.epoch))
         if self.shards is None or self.n <= WINDOW:
             return draw.permutation(self.n)
-        # shard after shard, each shuffled; then every face moves back by less than WINDOW places, so that neighbouring shards mix
+        # shard after shard, each shuffled; then every face moves by less than WINDOW places, so that neighbouring shards mix
         turn = draw.permutation(self.shards.max() + 1)
         faces = np.lexsort((draw.random(self.n), turn[self.shards]))
         return faces[np.argsort(np.arange(self.n) + WINDOW * draw.random(self.n), kind='stable')]

@@ -259,7 +259,7 @@ def open_data(name, entry, recipe):
         synthetic.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train = Faces(entry['train_root'], entry['pat'], entry['pos'])
     if len(train.classes) != entry['n_cls']:
-        raise DataError(f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has {len(train.classes)} identity folders: "
+        raise DataError(f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has {len(train.classes)} identities: "
                         f"set 'n_cls': {len(train.classes)}")
     if len(train.classes) < 2:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')

@@ -1,9 +1,10 @@
 """The data sets: one dict each, plain values. Add yours here and choose it as `dataset` in main.py (or with --dataset NAME).
 
-train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each 112 high × 96 wide
+train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each 112 high × 96 wide; or WebDataset
+            shards, '/data/x/train-{00000..00099}.tar', whose samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
 val_root    the same for validation, or None. People of its own: verification; the people of train_root: closed-set accuracy too
 pat, pos    re.split(pat, file name)[pos] is the age in years: '_|\\.' splits 000_12.jpg into [000, 12, jpg], and pos 1 is 12
-n_cls       number of identity folders in train_root
+n_cls       number of identities in train_root
 """
 
 age_cutoffs = (12, 18, 25, 35, 45, 55, 65)  # upper bounds of the age groups, inclusive; the last group is everybody older

@@ -126,10 +126,11 @@ def morph(path):
 
 
 def folder(path, pat, pos):
-    """People of known age, path/<identity>/<image>, re.split(pat, name)[pos] the age."""
+    """People of known age, path/<identity>/<image>, re.split(pat, name)[pos] the age; or tar shards, as in meta.py."""
     faces = Faces(path, pat, pos)
     paths = [faces.path(i) for i in range(len(faces))]
-    return Listed(paths, paths, labels=faces.labels, ages=faces.ages)
+    sources = [faces.encoded(i) for i in range(len(faces))] if faces.source.shard_of(faces.places) is not None else paths
+    return Listed(sources, paths, labels=faces.labels, ages=faces.ages)
 
 
 def images_below(path):

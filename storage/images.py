@@ -29,8 +29,8 @@ def to_age(value):
     """Age in years (float) of a number or its text. ValueError where it is none, or not between 0 and 120."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) and not (isinstance(value, str) and AGE.fullmatch(value)):
         raise ValueError(f'{value!r:.60} is no age')
-    if not 0 <= float(value) <= 120:
-        raise ValueError(f'{value} is no age between 0 and 120')
+    if not 0 <= (float(value) if isinstance(value, str) else value) <= 120:  # a whole number can be too large to be a float
+        raise ValueError(f'{value!s:.60} is no age between 0 and 120')
     return float(value)
 
 

@@ -170,7 +170,7 @@ def _samples(path):
     try:
         yield from library().tariterators.group_by_keys(_files(path), lcase=False)
     except ValueError as error:  # its word for a name that is there twice
-        raise error if isinstance(error, DataError) else DataError(f'{path}: {error.args[0]}') from None
+        raise error if isinstance(error, DataError) else DataError(f'{path}: {some([str(error.args[0])])}') from None
 
 
 def _files(path):
@@ -193,7 +193,7 @@ def _files(path):
     except DataError:
         raise
     except Exception as error:  # damaged headers lead to whatever they like
-        raise DataError(f'{path}: damaged, cut short, or not a plain tar file ({error}): restore it') from None
+        raise DataError(f'{path}: damaged, cut short, or not a plain tar file ({some([str(error)])}): restore it') from None
 
 
 def _row(sample, pat, pos):

@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
     assert torch.load(tmp_path / 'run' / 'last.pth', weights_only=True)['step'] == 0
 
 
-@pytest.mark.parametrize('change, message', [({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identity folders: set 'n_cls': 8"),
+@pytest.mark.parametrize('change, message', [({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8"),
                                              ({'pos': 7}, 'has no position 7'), ({'train_root': 'nowhere'}, 'nowhere: No such file'),
                                              ({'pat': '('}, 'no regular expression')])
 def test_bad_data_is_said_before_training(train, entry, change, message):
