@@ -142,7 +142,7 @@ def one_line_errors(*kinds):
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        sys.exit(f'error: {str(error).splitlines()[0]} It may have run out of memory: fewer --workers or a smaller --batch-size; '
+        sys.exit(f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of memory: fewer --workers or a smaller --batch-size; '
                  '--resume continues from the last save')
 
 
@@ -167,6 +167,8 @@ def save_checkpoint(state, path):
     try:
         write_whole(path, lambda temporary: torch.save(state, temporary))
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        if 'DataLoader worker' in str(error):  # one that is killed says so in whatever this process is at
+            raise
         raise UserError(f'{path}: not written ({getattr(error, "strerror", None) or "the disk may be full"}); the file before it is whole: '
                         'make room and --resume') from None
 

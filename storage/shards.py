@@ -136,8 +136,8 @@ class Shards:
 
     def encoded(self, place):
         """The image's bytes. Raises OSError, also where the shard is no longer the one that was listed."""
-        shard = place['shard']
-        data = os.pread(_opened(self.paths[shard], *self.stats[shard].tolist()).number, place['size'], place['offset'])
+        file = _opened(self.paths[place['shard']], *self.stats[place['shard']].tolist())  # held until it is read
+        data = os.pread(file.number, place['size'], place['offset'])
         if len(data) < place['size']:
             raise OSError(None, 'the shard was cut short after it was listed')
         return data
