@@ -117,11 +117,12 @@ class Faces(Dataset):
     def _decode_all(self, pixels, workers):
         """{index: reason} of the images that can't be used; the others' pixels are written to `pixels` unless it is None."""
         workers = workers or os.cpu_count()
-        size = max(1, min(256, len(self) // workers))
+        size, shards = max(1, min(256, len(self) // workers)), self.source.shard_of(self.places)
+        order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
 
         def work(start):
             bad = {}
-            for index in range(start, min(start + size, len(self))):
+            for index in order[start:start + size].tolist():
                 try:
                     face = self.read(index)
                     if pixels is not None:

@@ -52,7 +52,7 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     game=(0., 0.),          # between these fractions λ2 rises from 0, and the adversary starts with it
     seed=0,                 # of weights, order and flips
     workers=0,              # processes that decode; needed only where decoded faces can't be cached
-    cache=True,             # decoded faces in one memory-mapped file beside the data set (32 kB a face)
+    cache=True,             # decoded faces in one file beside the data set (32 kB a face)
     skip_corrupt=0,         # unreadable images that are left out, and counted, before training ends with an error
     save_every=0,           # also write last.pth every so many steps; 0: after each epoch only
 )

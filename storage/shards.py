@@ -24,9 +24,10 @@ from tqdm import tqdm
 from storage.images import DataError, parse_age, some, to_age
 from storage.pixels import sweep
 
-OPEN = 128        # shards that a process keeps open
-SMALL = 1 << 20   # bytes read at most of a .json, .cls or .txt
-PER_SHARD = 10_000  # faces: about 100 MB, which a network file system reads as one piece
+OPEN = 128          # shards that a process keeps open
+SMALL = 1 << 20     # bytes read at most of a .json, .cls or .txt
+PER_SHARD = 10_000  # faces, 50 to 100 MB of them: what a network file system reads well in one piece
+KNOWN = ('.json', '.cls', '.txt')
 
 
 def are_shards(root):
@@ -53,7 +54,7 @@ class Shards:
     def __init__(self, root):
         self.root, self.notices = root, []
         if not root.endswith('.tar') or '://' in root or root.startswith('pipe:'):
-            raise DataError(f'{root}: shards are read by position, so they are .tar files, not compressed, on a disk or a mounted file system')
+            raise DataError(f'{root}: shards are read by position: they must be .tar files, not compressed, on a disk or a mounted file system')
         try:
             self.paths = library().shardlists.expand_urls(root)
         except (ValueError, AssertionError) as error:
@@ -62,7 +63,8 @@ class Shards:
         self.beside = Path(os.path.abspath(self.folder), os.path.basename(root))
         missing = [path for path in self.paths if not os.path.isfile(path)]
         if missing:
-            raise DataError(f'{root}: {len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}: restore them, or mend the pattern in meta.py')
+            raise DataError(f'{root}: {len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}: '
+                            'restore them, or mend the pattern in meta.py')
         self.stats = np.array([(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self.paths)])
 
     def fingerprint(self, places):
@@ -93,7 +95,7 @@ class Shards:
                 if stale != kept:
                     stale.unlink(missing_ok=True)
         except OSError as error:
-            self.notices.append(f'{self.beside.parent}: {error.strerror}: the index of the shards is not kept, so every start reads them through')
+            self.notices.append(f'{self.beside.parent}: {error.strerror}: the index of the shards is not kept: every start reads them through')
         return index
 
     def _read_through(self, pat, pos):
@@ -104,7 +106,7 @@ class Shards:
                 try:
                     name, identity, age, where = _row(sample, pat, pos)
                 except ValueError as error:
-                    bad.append((f'{path}:{sample["__key__"]}'.removeprefix(os.path.join(self.folder, '')), error))
+                    bad.append((f'{path}:{sample["__key__"]}'.removeprefix(os.path.join(self.folder, '')), str(error)))
                     continue
                 names.append(os.fsencode(name))
                 rows.append((shard, *where, people.setdefault(identity, len(people))))
@@ -112,8 +114,9 @@ class Shards:
             if names:
                 parts.append((np.array(names), np.array(rows), np.array(ages, np.float32)))
         if bad:
-            raise DataError(f"{self.root}: {len(bad)} sample(s) without one image, an identity and a readable age: {some([name for name, _ in bad])}; "
-                            f"for the first, {bad[0][1]}: write the shards anew" + (f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py" if 'splits' in str(bad[0][1]) else ''))
+            where, why = some([name for name, _ in bad]), bad[0][1]
+            raise DataError(f'{self.root}: {len(bad)} sample(s) without one image, an identity and a readable age: {where}; for the first, {why}: '
+                            'write the shards anew' + (f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py" if 'splits' in why else ''))
         if not parts:
             raise DataError(f'{self.root}: no samples; expected key.jpg and key.json, {{"identity": "Ada", "age": 35}}')
         names, rows, ages = map(np.concatenate, zip(*parts))
@@ -183,10 +186,12 @@ def _files(path):
                     raise DataError(f'{path}: damaged at byte {end}: restore it')
                 end, tar.members = tar.offset, []
                 if member.isreg() and not re.match(r'__[^/]*__($|/)', member.name):
-                    where = member.offset_data, member.size
-                    if not member.name.lower().endswith(IMG_EXTENSIONS):
-                        where = os.pread(file.fileno(), min(where[1], SMALL), where[0]) if member.name.lower().endswith(('.json', '.cls', '.txt')) else b''
-                    yield {'fname': member.name, 'data': where, '__url__': path}
+                    data, name = b'', member.name.lower()
+                    if name.endswith(IMG_EXTENSIONS):
+                        data = member.offset_data, member.size
+                    elif name.endswith(KNOWN):
+                        data = os.pread(file.fileno(), min(member.size, SMALL), member.offset_data)
+                    yield {'fname': member.name, 'data': data, '__url__': path}
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end, and damage, for the end
                 raise DataError(f'{path}: damaged or cut short at byte {tar.offset} of {os.fstat(file.fileno()).st_size}: restore it')
@@ -231,6 +236,7 @@ def write_shards(faces, target, per_shard=PER_SHARD, seed=0):
     image can't be read, or where there are other shards of that name; OSError where there is no room.
     """
     import utils
+    library()  # before any work, the line that it is missing
     target = Path(target)
     shards = -(-len(faces) // per_shard)
     width = max(5, len(str(shards - 1)))
@@ -238,13 +244,14 @@ def write_shards(faces, target, per_shard=PER_SHARD, seed=0):
     plan = {'pattern': Path(pattern).name, 'faces': len(faces), 'people': len(faces.classes), 'per_shard': per_shard, 'seed': seed,
             'fingerprint': faces.fingerprint}
     about = target.with_name(f'{target.name}.json')
-    there = sorted(target.parent.glob(f'{glob.escape(target.name)}-*.tar'))
+    there = sorted(target.parent.glob(f'{glob.escape(target.name)}-{"[0-9]" * 5}*.tar'))
     try:
         same = json.loads(about.read_text()) == plan
     except (OSError, ValueError):
         same = False
     if not same and (there or about.exists()):
-        raise DataError(f'{(there or [about])[0]}: there are shards of this name already, of other faces or another number in each: choose another name')
+        raise DataError(f'{(there or [about])[0]}: there are shards of this name already, of other faces or another number in each: '
+                        'choose another name')
     faces.check(cache=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, f'.{glob.escape(target.name)}-*.tar.*.tmp')
@@ -254,17 +261,18 @@ def write_shards(faces, target, per_shard=PER_SHARD, seed=0):
         for shard in range(shards):
             path, indices = Path(f'{target}-{shard:0{width}}.tar'), order[shard * per_shard:(shard + 1) * per_shard]
             if path not in there:
-                utils.write_whole(path, lambda temporary: _write(faces, indices, str(temporary), bar))
+                utils.write_whole(path, lambda temporary: _write(faces, indices, temporary, bar))
             else:
                 bar.update(len(indices))
     return pattern
 
 
 def _write(faces, indices, path, bar):
-    with library().TarWriter(path, encoder=False, mtime=0) as tar:
+    with open(path, 'wb') as file, library().TarWriter(file, encoder=False, mtime=0) as tar:
         for index in indices:
             place = faces.places[index]
             name = faces.source.name(place)
             about = {'identity': faces.classes[faces.labels[index]], 'age': float(str(faces.ages[index])), 'file': name}
-            tar.write({'__key__': f'{index:09d}', os.path.splitext(name)[1][1:].lower(): faces.encoded(index), 'json': json.dumps(about).encode()})
+            suffix = os.path.splitext(name)[1][1:].lower()
+            tar.write({'__key__': f'{index:09d}', suffix: faces.encoded(index), 'json': json.dumps(about).encode()})
             bar.update()
