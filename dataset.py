@@ -208,7 +208,7 @@ def _apart(_):
 
 def training_loader(faces, batch_size, seed, workers, pin):
     """A DataLoader over `Batches`, which it keeps as `.batch_sampler`. Raises DataError where there is no whole batch."""
-    batches = Batches(len(faces), batch_size, seed, faces.source.shard_of(faces.places))
+    batches = Batches(len(faces), batch_size, seed, shards=faces.source.shard_of(faces.places))
     if not len(batches):
         raise DataError(f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: lower it with --batch-size')
     return DataLoader(faces, batch_sampler=batches, collate_fn=_whole, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,

@@ -84,7 +84,7 @@ def test_a_training_on_shards_is_the_training_on_the_folder(train, entry, drawn,
 def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
     monkeypatch.setattr(dataset, 'WINDOW', 1000)
     owner = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 200))  # faces are numbered by person, shards hold a mixture
-    batches, orders = Batches(10000, 64, 1, owner), []
+    batches, orders = Batches(10000, 64, 1, shards=owner), []
     for batches.epoch in (0, 1):
         orders.append(batches.order())
         assert (np.sort(orders[-1]) == np.arange(10000)).all() and (batches.order() == orders[-1]).all()
@@ -98,7 +98,7 @@ def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
     assert len(np.intersect1d(*first)) < len(np.unique(first[0])), 'other shards come first in another epoch'
     batches.first = 3
     assert next(iter(batches)) == orders[1][3 * 64:4 * 64].tolist()
-    assert (Batches(1000, 64, 1, owner[:1000]).order() == Batches(1000, 64, 1).order()).all(), 'up to the window it is the order of a folder'
+    assert (Batches(1000, 64, 1, shards=owner[:1000]).order() == Batches(1000, 64, 1).order()).all(), 'up to the window it is the order of a folder'
 
 
 # shards of others
@@ -325,7 +325,8 @@ def test_other_shards_are_not_overwritten(folder, pattern, options):
     with pytest.raises(DataError, match='train-00000.tar: there are shards of this name already'):
         write_shards(folder, target / 'train', per_shard=12)
     assert stamps(target) == before
-    write_shards(folder, target / 'train-few', per_shard=40)  # another name
+    for name in ('few-more', 'few'):  # another name, though it begins alike
+        write_shards(folder, target / name, per_shard=40)
 
 
 def test_odd_names_are_converted(drawn, tmp_path):
