@@ -31,7 +31,7 @@ def launch(count, work, *args, out=None, **options):
     return processes
 
 
-def join(processes, seconds=60):
+def join(processes, seconds=200):
     """Their exit statuses. Ends those that hang, which fails."""
     end = time.monotonic() + seconds
     for process in processes:
