@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import uuid
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -124,31 +125,41 @@ def judge(head, logits, labels):
 
 def keep(training, state, folder):
     """Takes the head out of a state of `training`, and writes it beside: `state` then names where."""
-    head = training.model.identity
-    parts = {'weight': state['model'].pop('identity.weight')}
-    if state['optimizer']['state']:
-        parts['momentum'] = state['optimizer']['state'].pop(_place(training))['momentum_buffer']
-    state['head'] = _save({name: part.cpu() for name, part in parts.items()}, head.classes, folder)
+    parts, moments = {'weight': state['model'].pop('identity.weight')}, state['optimizer']['state']
+    if _moving(moments):
+        parts['momentum'] = moments.pop(_place(training))['momentum_buffer']
+    state['head'] = _save({name: part.cpu() for name, part in parts.items()}, len(training.classes), folder)
 
 
 def fit(training, state, folder):
     """Makes the head of a state or of a weights file what `training` has: a slice or the whole. Raises UserError where that can't be."""
-    head, own = training.model.identity, training.model.state_dict()['identity.weight']
-    sharded, momentum = isinstance(head, ShardedCosFace), None
-    if state['classes'] != training.classes:  # it is not used
-        state['model']['identity.weight'] = own
+    head, own = training.model.identity, training.model.state_dict()['identity.weight'].cpu()
+    sharded, weights = isinstance(head, ShardedCosFace), state['model']
+    if 'head' not in state and not (sharded and torch.is_tensor(weights.get('identity.weight'))):
         return
-    moments = state['optimizer'].get('state', {}) if isinstance(state.get('optimizer'), dict) else {}
-    if 'head' in state:
-        parts = {'weight': torch.empty_like(own, device='cpu')} | ({'momentum': torch.empty_like(own, device='cpu')} if moments else {})
-        _load(parts, len(training.classes) if sharded else None, folder, state['head'])
-        state['model']['identity.weight'], momentum = parts['weight'], parts.get('momentum')
-    elif sharded and torch.is_tensor(state['model'].get('identity.weight')):
-        state['model']['identity.weight'] = head.slice_of(state['model']['identity.weight'])
-        place = moments.get(_place(training))
-        momentum = head.slice_of(place['momentum_buffer']) if place else None
-    if momentum is not None:
-        moments[_place(training)] = {'momentum_buffer': momentum}
+    if state['classes'] != training.classes:  # it is not used
+        weights['identity.weight'] = own
+        return
+    try:
+        moments = state.get('optimizer', {}).get('state', {})
+        if 'head' in state:
+            parts = {'weight': torch.empty_like(own)} | ({'momentum': torch.empty_like(own)} if _moving(moments) else {})
+            _load(parts, len(training.classes) if sharded else None, folder, state['head'])
+        else:
+            parts = {'weight': head.slice_of(weights['identity.weight'])}
+            if _moving(moments):
+                parts['momentum'] = head.slice_of(moments[_place(training)]['momentum_buffer'])
+    except Exception as error:  # of the state, or of the folder, its metadata, its files: whatever damage leads to
+        raise utils.UserError(f'{folder}/{state.get("head", "")!s:.20}: not the identity head of this state '
+                              f'({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
+    weights['identity.weight'] = parts['weight']
+    if 'momentum' in parts:
+        moments[_place(training)] = {'momentum_buffer': parts['momentum']}
+
+
+def _moving(moments):
+    """Whether an optimizer's state has momentum at all: not before its first step."""
+    return any(moment.get('momentum_buffer') is not None for moment in moments.values())
 
 
 def _place(training):
@@ -161,7 +172,9 @@ def _save(parts, classes, folder):
     """Writes `parts`, own slices (rows, …) by name, into a new folder in `folder`, whose name is returned; all processes together."""
     name = ranks.decided(lambda: f'head-{uuid.uuid4().hex[:8]}')
     try:
-        dcp.save(_spread(parts, classes), checkpoint_id=folder / name, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # as it is in one process
+            dcp.save(_spread(parts, classes), checkpoint_id=folder / name, no_dist=not dist.is_initialized())
     except (OSError, RuntimeError, CheckpointException) as error:
         raise ranks.common(utils.UserError(f'{folder / name}: not written ({" ".join(str(error).split()):.200}): make room and --resume')) from None
     return name
@@ -176,14 +189,11 @@ def forget(folder, name):
 
 def _load(parts, classes, folder, name):
     """Fills `parts`, own slices by name (classes: None: wholes), whatever the number of processes that wrote them."""
-    try:
-        if not re.fullmatch('head-[0-9a-f]{8}', name):
-            raise ValueError('no such name')
-        spread = _spread(parts, classes) if classes else parts
-        dcp.load(spread, storage_reader=_Reader(folder / name), no_dist=not dist.is_initialized())
-    except Exception as error:  # of the folder, its metadata, or its files: whatever damage leads to
-        raise utils.UserError(f'{folder}/{name!s:.20}: not the identity head of this state '
-                              f'({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
+    if not re.fullmatch('head-[0-9a-f]{8}', name):
+        raise ValueError('no such name')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'torch.distributed is disabled')
+        dcp.load(_spread(parts, classes) if classes else parts, storage_reader=_Reader(folder / name), no_dist=not dist.is_initialized())
 
 
 def _spread(parts, classes):
@@ -217,4 +227,6 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if name in self.admitted.get(module, ()):
             return super().find_class(module, name)
+        if module.split('.')[0] == 'pathlib' and name.endswith('Path'):  # where it was written
+            return os.path.join
         raise pickle.UnpicklingError(f'{module}.{name}')
