@@ -163,12 +163,13 @@ class Faces(Dataset):
 class Batches(Sampler):
     """Lists of indices for one epoch after another: shuffled by (seed, epoch) alone, the last incomplete batch dropped.
 
-    Set `epoch`, and `first` to begin at a later batch of it, as a resumed run does; order never depends on what ran before.
+    Set `epoch`, and `first` to begin at a later batch of it, as a resumed run does; order never depends on what ran before. Of several
+    processes, each takes its share of every batch: the same batches, whatever their number, and shares that differ by one at most.
     `shards` (n,), the shard that each face is in, keeps the order of more than WINDOW faces to a few shards at a time.
     """
 
-    def __init__(self, n, batch_size, seed, shards=None):
-        self.n, self.batch_size, self.seed, self.shards = n, batch_size, seed, shards
+    def __init__(self, n, batch_size, seed, process=0, processes=1, shards=None):
+        self.n, self.batch_size, self.seed, self.process, self.processes, self.shards = n, batch_size, seed, process, processes, shards
         self.epoch = self.first = 0
 
     def __len__(self):
@@ -187,7 +188,8 @@ class Batches(Sampler):
     def __iter__(self):
         order = self.order()
         for batch in range(self.first, len(self)):
-            yield order[batch * self.batch_size:(batch + 1) * self.batch_size].tolist()
+            batch = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            yield np.array_split(batch, self.processes)[self.process].tolist()
 
 
 def _whole(batch):
@@ -206,9 +208,9 @@ def _apart(_):
         os.setsid()
 
 
-def training_loader(faces, batch_size, seed, workers, pin):
+def training_loader(faces, batch_size, seed, workers, pin, process=0, processes=1):
     """A DataLoader over `Batches`, which it keeps as `.batch_sampler`. Raises DataError where there is no whole batch."""
-    batches = Batches(len(faces), batch_size, seed, shards=faces.source.shard_of(faces.places))
+    batches = Batches(len(faces), batch_size, seed, process, processes, faces.source.shard_of(faces.places))
     if not len(batches):
         raise DataError(f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: lower it with --batch-size')
     return DataLoader(faces, batch_sampler=batches, collate_fn=_whole, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,

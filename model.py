@@ -120,10 +120,11 @@ class AgeClassifier(nn.Sequential):
 class DALModel(nn.Module):
     """Backbone, factorization and the two heads. `backbone` is any module (N, 3, 112, 96) -> (N, D); D is found by asking it.
 
+    `head` makes the identity head, of the arguments of CosFace.
     Takes faces as RGB pixel values 0…255, (N, 3, 112, 96), uint8 or float, and normalises them itself.
     """
 
-    def __init__(self, backbone, classes, groups=8, scale=64., margin=0.35):
+    def __init__(self, backbone, classes, groups=8, scale=64., margin=0.35, head=CosFace):
         super().__init__()
         self.backbone = backbone
         was_training = backbone.training
@@ -131,7 +132,7 @@ class DALModel(nn.Module):
             self.dim = backbone.eval()(torch.zeros(1, 3, HEIGHT, WIDTH)).shape[1]
         backbone.train(was_training)
         self.factorization = ResidualFactorization(self.dim)
-        self.identity = CosFace(self.dim, classes, scale, margin)
+        self.identity = head(self.dim, classes, scale, margin)
         self.age = AgeClassifier(self.dim, groups)
 
     def features(self, images, detach=False):

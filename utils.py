@@ -79,13 +79,25 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
+def seed_of(*numbers):
+    """One seed of several whole numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class Interrupted(UserError):
+    """A signal asked for an end."""
+
+
 class Interrupt:
     """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted on between two steps.
 
-    A second one ends the process as usual.
+    A second one ends the process as usual, unless `insistent`: a launcher repeats what reached its whole group, and kills in the end.
     """
 
     received = None
+
+    def __init__(self, insistent=False):
+        self.insistent = insistent
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,7 +105,13 @@ class Interrupt:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number).name
-        signal.signal(number, self.before[number])
+        if not self.insistent:
+            signal.signal(number, self.before[number])
+
+    def check(self):
+        """Raises Interrupted where a signal has come."""
+        if self.received:
+            raise Interrupted(self.received)
 
     def __exit__(self, *error):
         for number, handler in self.before.items():

@@ -1,6 +1,7 @@
 """What grows with the data: listing, parsing and checking 1,000 to 1,000,000 faces, and a head for as many identities.
 
     python3 benchmarks/scale.py              # up to 100,000; --full: up to 1,000,000, which takes ten times the memory
+    python3 benchmarks/scale.py --processes 2 --sample-rate .1   # of the head in slices, by processes that talk by gloo
 
 The faces are hard links to one drawn face, in a temporary folder; each size runs in a process of its own, whose memory is counted from
 before it began its work. `check` is what main.py does before the first step: with --decode every face is also decoded into the cache.
@@ -8,6 +9,7 @@ before it began its work. `check` is what main.py does before the first step: wi
 import argparse
 import itertools
 import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -28,6 +30,8 @@ import utils
 from benchmarks.speed import machine, peak_resident
 from dataset import Faces, training_loader
 from model import CosFace
+from training import ranks
+from training.head import ShardedCosFace, judge
 
 PER_PERSON = 20    # faces of a person
 LINKS = 30_000     # of one file: a file system has an end
@@ -101,6 +105,42 @@ def head(identities, batch_size, dim, device, rounds):
             'memory_mib': {'weights': module.weight.nbytes / MIB, 'most': (most() - before) / MIB}}
 
 
+def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, port):
+    """The same of the head in slices, on the CPU, of the rank-th process with its share of the batch."""
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(processes), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
+                   'TORCHELASTIC_RUN_ID': 'benchmark'}
+    torch.set_num_threads(max(1, os.cpu_count() // processes))
+    with ranks.joined(-1):
+        ranks.total(torch.zeros(1))
+        before, seconds = peak_resident(), []
+        module = ShardedCosFace(dim, identities)
+        module.sample_rate = sample_rate
+        optimizer = torch.optim.SGD(module.parameters(), .02, .9, weight_decay=5e-4, fused=True)
+        torch.manual_seed(rank)
+        labels = torch.randint(0, identities, (batch_size,)).tensor_split(processes)[rank]
+        features = torch.randn(len(labels), dim, requires_grad=True)
+        module.sizes = [len(part) for part in torch.arange(batch_size).tensor_split(processes)]
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            optimizer.zero_grad()
+            loss, _ = judge(module, module(features, labels), labels)
+            (loss / batch_size).backward()
+            optimizer.step()
+            seconds.append(time.perf_counter() - begin)
+    return {'identities': identities, 'processes': processes, 'sample_rate': sample_rate,
+            'seconds': {'median': statistics.median(seconds[1:]), 'min': min(seconds[1:]), 'max': max(seconds[1:])},
+            'memory_mib': {'weights': module.weight.nbytes / MIB, 'most': (peak_resident() - before) / MIB}}
+
+
+def together(processes, *arguments):
+    """slices() in as many fresh processes; what the slowest and largest of them says."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    with ProcessPoolExecutor(processes, mp_context=get_context('spawn')) as pool:
+        rows = [job.result() for job in [pool.submit(slices, *arguments, rank, processes, port) for rank in range(processes)]]
+    return max(rows, key=lambda row: row['memory_mib']['most']) | {'seconds': max((row['seconds'] for row in rows), key=lambda each: each['median'])}
+
+
 def alone(work, *arguments):
     """work(*arguments) in a fresh process: its memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
@@ -110,7 +150,7 @@ def alone(work, *arguments):
 def run(args):
     sizes = [1000] if args.quick else [1000, 10_000, 100_000] + [1_000_000] * args.full
     report = {**machine(utils.pick_device(args.ctx)), 'command': ' '.join(['python3', 'benchmarks/scale.py', *sys.argv[1:]]),
-              'rounds': args.rounds, 'batch_size': 64, 'dim': 512, 'faces': [], 'heads': []}
+              'rounds': args.rounds, 'batch_size': 64, 'dim': 512, 'faces': [], 'heads': [], 'slices': []}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         synthetic.make(Path(folder, 'drawn'), people=1, val_people=1, images=1, val_images=1, progress=False)
         for n in sizes:
@@ -123,8 +163,10 @@ def run(args):
     for n in sizes:
         report['heads'].append(alone(head, n, report['batch_size'], report['dim'], args.ctx, args.rounds))
         row = report['heads'][-1]
-        print(f'{n:>9,} identities: {row["seconds"]["median"]:.3g} s a step [{row["seconds"]["min"]:.3g}, {row["seconds"]["max"]:.3g}]; '
-              + ', '.join(f'{name} {value:.0f} MiB' for name, value in row['memory_mib'].items()), flush=True)
+        say(f'{n:>9,} identities', row)
+        if args.processes > 1:
+            report['slices'].append(together(args.processes, n, report['batch_size'], report['dim'], args.rounds, args.sample_rate))
+            say(f'{n:>9,} in {args.processes} slices', report['slices'][-1])
     out = Path(args.out or Path(__file__).parent / 'results' / f'scale-{report["kind"]}.json')
     out.parent.mkdir(parents=True, exist_ok=True)
     utils.write_json(report, out)
@@ -132,10 +174,15 @@ def run(args):
     print(out, 'and', out.with_suffix('.png').name)
 
 
+def say(what, row):
+    print(f'{what}: {row["seconds"]["median"]:.3g} s a step [{row["seconds"]["min"]:.3g}, {row["seconds"]["max"]:.3g}]; '
+          + ', '.join(f'{name} {value:.0f} MiB' for name, value in row['memory_mib'].items()), flush=True)
+
+
 def picture(report, path):
     figure = Figure(figsize=(12, 3.4), layout='constrained')
     axes = figure.subplots(1, 4)
-    faces, heads = report['faces'], report['heads']
+    faces, heads, parts = report['faces'], report['heads'], report['slices']
     for name in faces[0]['seconds']:
         axes[0].plot([row['faces'] for row in faces], [row['seconds'][name] for row in faces], marker='o', label=name)
     for name in faces[0]['memory_mib']:
@@ -143,6 +190,10 @@ def picture(report, path):
     axes[2].plot([row['identities'] for row in heads], [row['seconds']['median'] for row in heads], marker='o', label='step of the head')
     for name in heads[0]['memory_mib']:
         axes[3].plot([row['identities'] for row in heads], [row['memory_mib'][name] for row in heads], marker='o', label=name)
+    if parts:
+        title = f'{parts[0]["processes"]} slices, rate {parts[0]["sample_rate"]:g}'
+        axes[2].plot([row['identities'] for row in parts], [row['seconds']['median'] for row in parts], marker='s', label=title)
+        axes[3].plot([row['identities'] for row in parts], [row['memory_mib']['most'] for row in parts], marker='s', label=f'most, each of {title}')
     for axis, label, unit in zip(axes, ('faces', 'faces', 'identities', 'identities'), ('s', 'MiB', 's', 'MiB')):
         axis.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
         axis.legend(fontsize='x-small')
@@ -157,6 +208,8 @@ def arguments():
     parser.add_argument('--quick', action='store_true', help='1,000 only')
     parser.add_argument('--full', action='store_true', help='up to 1,000,000')
     parser.add_argument('--decode', action='store_true', help='decode into the cache too')
+    parser.add_argument('--processes', type=int, default=1, help='the head also in slices, each in a process on the CPU (%(default)s: not)')
+    parser.add_argument('--sample-rate', type=float, default=1., help="of a slice's people in a step (%(default)s)")
     parser.add_argument('--rounds', type=int, default=5, help='training steps of the head (%(default)s)')
     parser.add_argument('--folder', help='where the temporary folder goes')
     parser.add_argument('--out', help='the JSON file, and beside it the picture (benchmarks/results/scale-<machine>.json)')

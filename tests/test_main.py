@@ -276,7 +276,8 @@ def copy(tmp_path, drawn):
     """A copy of the program that a user may edit, and faces at the place its README example names."""
     for file in ROOT.glob('*.py'):
         shutil.copy(file, tmp_path)
-    shutil.copytree(ROOT / 'evaluation', tmp_path / 'evaluation')
+    for folder in ('evaluation', 'training'):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 
@@ -352,9 +353,9 @@ def test_any_module_stands_in_by_one_line(copy, drawn):
 
 def test_the_demo_makes_its_own_faces(copy):
     (copy / 'meta.py').write_text((copy / 'meta.py').read_text().replace("'n_cls': 400", "'n_cls': 4"))
-    text = (copy / 'main.py').read_text()
+    text = (copy / 'training/command.py').read_text()
     assert text.count('val_people=100') == 1
-    (copy / 'main.py').write_text(text.replace('val_people=100', 'val_people=3'))
+    (copy / 'training/command.py').write_text(text.replace('val_people=100', 'val_people=3'))
     result = python(copy, 'main.py', '-1', '1', '--set', *TINY)
     assert result.returncode == 0, result.stderr
     assert len(os.listdir(copy / 'data/demo/train')) == 4 and (copy / 'runs/demo/best.pth').exists()

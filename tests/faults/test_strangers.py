@@ -41,7 +41,7 @@ def state(drawn, tmp_path_factory):
             training.iterate(torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator), torch.arange(8), torch.arange(8) * 9.)
         training.epoch = 1
     training.best = .5
-    return training.state(5)
+    return training.state(5, None)
 
 
 def said(function, *args):
