@@ -60,16 +60,20 @@ def similarity(points, template=TEMPLATE):
     return np.hstack([turn, (target - turn @ middle)[:, None]])
 
 
-def align(image, points):
-    """The face, 96 wide and 112 high, its five points (5, 2) in pixels of `image` brought to the template. What is outside is black.
+def warp(image, matrix, size):
+    """`image` under the similarity (2, 3), `size` (width, height) of it, black where it ends; (x, y) are of the middles of pixels.
 
-    Drawn as large as the face is in the photograph, then averaged: a face of thousands of pixels neither flickers nor shows grain.
+    Drawn as large as the photograph has it, then averaged: a face of thousands of pixels neither flickers nor shows grain.
     """
-    matrix = similarity(points)
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
-    # Pillow counts from the pixel's corner, points from its middle; and it asks where an output pixel comes from
+    # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
-    shift = np.array([.5, .5]) - inverse @ (times * (matrix[:, 2] + .5))
-    large = image.transform((times * WIDTH, times * HEIGHT), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+    shift = .5 - inverse @ (times * (matrix[:, 2] + .5))
+    large = image.transform((times * size[0], times * size[1]), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
                             Image.Resampling.BICUBIC)
     return large.reduce(times) if times > 1 else large
+
+
+def align(image, points):
+    """The face with these five points (5, 2) in an RGB image, brought to the template: 96 wide, 112 high."""
+    return warp(image, similarity(points), (WIDTH, HEIGHT))
