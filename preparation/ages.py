@@ -1,11 +1,14 @@
 """Ages that nobody wrote down, estimated from the face."""
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Protocol
 
 import numpy as np
 import torch
 from torchvision.models import vgg16
+from tqdm import tqdm
 
-from preparation.alignment import TEMPLATE, align, similarity, warp
+from preparation.alignment import TEMPLATE, align, open_photograph, similarity, warp
 from utils import UserError, load_checkpoint
 
 
@@ -59,3 +62,32 @@ class Dex:
         pixels = np.asarray(warp(image, matrix, (224, 224)), np.float32)[..., ::-1] - np.float32([103.939, 116.779, 123.68])
         probabilities = self.network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].float().softmax(0)
         return float(probabilities @ torch.arange(101.))
+
+
+def _start(dex):
+    global estimator
+    torch.set_num_threads(1)  # the processes share the cores
+    estimator = Dex(dex) if dex else Offline()
+
+
+def _estimate(path):
+    return estimator.estimate(open_photograph(path))
+
+
+def estimate_files(paths, dex=None, workers=1):
+    """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`. Raises UserError or DataError where that can't be."""
+    Dex(dex) if dex else Offline()  # what is missing is said here, and not by each process
+    with ProcessPoolExecutor(max(1, min(workers, len(paths))), get_context('spawn'), _start, (dex,)) as pool:
+        return np.array(list(tqdm(pool.map(_estimate, paths, chunksize=8), 'estimating ages', len(paths), unit=' faces', disable=None)))
+
+
+def table(true, estimated, cutoffs):
+    """Mean absolute error and bias by age group, as text; and what guessing the median of the set would do."""
+    true, error = np.asarray(true, float), np.asarray(estimated, float) - true
+    bounds = [-1, *cutoffs, np.inf]
+    titles = [f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}' for lower, upper in zip(bounds, bounds[1:])]
+    lines = ['true age     faces    MAE    bias: estimated − true, years']
+    for title, lower, upper in [*zip(titles, bounds, bounds[1:]), ('all', -1, np.inf)]:
+        part = error[(true > lower) & (true <= upper)]
+        lines.append(f'{title:10}{len(part):8}' + (f'{np.abs(part).mean():7.1f}{part.mean():+8.1f}' if len(part) else '      –       –'))
+    return '\n'.join([*lines, f'to guess {np.median(true):g}, the median, for everybody: MAE {np.abs(true - np.median(true)).mean():.1f}'])

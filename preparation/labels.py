@@ -90,7 +90,8 @@ class Table:
         self.rows = {}
         for row in rows:
             fields = dict(zip(head, (field.strip() for field in row)))
-            key = os.path.normpath(fields[self.key]) if self.key == 'path' else fields[self.key]
+            key = fields.get(self.key, '')
+            key = os.path.normpath(key) if self.key == 'path' else key
             if self.rows.setdefault(key, fields) != fields:
                 raise DataError(f'{file}: two different rows for {some([key])}')
 
