@@ -84,7 +84,7 @@ class Training:
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe['adversary_lr'], maximize=True)
         self.bf16 = utils.gains_from_bf16(device)
         self.step = self.epoch = self.total_steps = 0  # global steps done; epochs done, validation and report included; steps in all
-        self.best = None  # the best score of a validation so far
+        self.best = self.decision = None  # the best score of a validation so far; what the last one says of similarities
         self.lambda_dal, self.opening = 0., None  # opening: |ρ| at the first step of the max phase under way
         self.means, self.climbs, self.epoch_means, self.watch = utils.Mean(), utils.Mean(), utils.Mean(), utils.NotFinite()
 
@@ -194,7 +194,7 @@ class Training:
         """What `DALModel.load` reads, and what a run can start from."""
         backbone = self.model.backbone.config if type(self.model.backbone) is Backbone else None
         return {'model': self.model.state_dict(), 'backbone': backbone, 'classes': self.classes, 'age_cutoffs': self.cutoffs,
-                'epoch': self.epoch, 'best': self.best, 'recipe': self.recipe}
+                'epoch': self.epoch, 'best': self.best, 'decision': self.decision, 'recipe': self.recipe}
 
     def state(self, steps_per_epoch):
         """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way."""
@@ -210,6 +210,7 @@ class Training:
         for name in MEANS:
             getattr(self, name).load_state_dict(state['means'][name], self.device)
         self.opening = None if state['opening'] is None else state['opening'].to(self.device).reshape(())
+        self.decision = state.get('decision')
         self.epoch, self.step = state['epoch'], state['step'] * steps_per_epoch // state['steps_per_epoch']
         if not 0 <= self.epoch * steps_per_epoch <= self.step <= (self.epoch + 1) * steps_per_epoch:
             raise ValueError(f'step {state["step"]} is not in epoch {self.epoch}')
@@ -312,7 +313,11 @@ def _score(state):
 
 
 def validate(training, val):
-    """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared."""
+    """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared.
+
+    And a dict for the weights file, None where no person has two images: the threshold best on all of val's pairs, the accuracy that
+    thresholds have on people they weren't fitted on, and the scores of both kinds of pair as percentiles.
+    """
     try:
         features = extract(training.model.eval(), evaluation_loader(val), training.device, bf16=training.bf16)
     except DataError:
@@ -329,7 +334,8 @@ def validate(training, val):
         with torch.no_grad():
             logits = training.model.identity(torch.from_numpy(features['x_id'])[own >= 0].to(training.device)).cpu()
         report['closed_set_accuracy'] = (logits.argmax(1) == own[own >= 0]).float().mean().item()
-    return report
+    decision = {key: people['verification'][key] for key in ('threshold', 'accuracy')} | people['percentiles']
+    return report, decision if decision['threshold'] is not None else None
 
 
 def starting_point(args):
@@ -434,7 +440,7 @@ def fit(training, loader, val, first, last, folder, interrupt):
                     if interrupt.received:
                         raise utils.UserError(f'{interrupt.received} after step {training.step}: saved; --resume continues from {folder}/last.pth')
                 rate = seen / (time.perf_counter() - began)
-                report = validate(training, val) if val else {}
+                report, training.decision = validate(training, val) if val else ({}, None)
             except DataError:
                 save_state()
                 raise
