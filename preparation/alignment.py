@@ -1,0 +1,75 @@
+"""A photograph, opened whatever its kind, and the face in it, turned, scaled and cut to the five points of the template."""
+import functools
+import importlib.util
+import math
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dataset import HEIGHT, WIDTH, DataError, some
+
+# (x, y) of the eyes, the nose and the corners of the mouth, left to right as one looks at the picture; 0, 0 is the middle of the first pixel
+TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]])
+
+
+@functools.cache
+def _read_heif_too():
+    if importlib.util.find_spec('pillow_heif'):
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+
+
+def open_photograph(path):
+    """The photograph as a PIL image, RGB, upright as its EXIF says. Raises DataError, which names the file, where it can't be read."""
+    _read_heif_too()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
+            with Image.open(path) as image:
+                if image.mode.startswith('I;16'):
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                return ImageOps.exif_transpose(image).convert('RGB')
+    except Image.DecompressionBombError:
+        reason = f'of more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller'
+    except Image.UnidentifiedImageError:
+        heif = str(path).lower().endswith(('.heic', '.heif', '.avif'))
+        reason = 'HEIC needs `pip install pillow-heif`' if heif else 'not an image, whatever its name says'
+    except FileNotFoundError:
+        reason = 'no such file'
+    except Exception as error:  # decoders raise whatever they like at damaged bytes
+        reason = f'not readable as an image ({" ".join(str(error).split()) or type(error).__name__})'
+    raise DataError(f'{some([path])}: {reason}') from None
+
+
+def similarity(points, template=TEMPLATE):
+    """The (2, 3) matrix of the similarity that takes points (n, 2), n ≥ 2, closest to the template (n, 2) by least squares.
+
+    Turning, one scale and a shift, no mirroring (Umeyama, PAMI 1991). Raises ValueError where all points are one.
+    """
+    points, template = np.asarray(points, float), np.asarray(template, float)
+    if points.shape != template.shape or not np.isfinite(points).all():
+        raise ValueError(f'expected {len(template)} points (x, y), finite: {points.tolist()}')
+    middle, target = points.mean(0), template.mean(0)
+    # as complex numbers a similarity is w ↦ a·z + b, and the least squares have a closed form
+    z, w = (points - middle) @ [1, 1j], (template - target) @ [1, 1j]
+    if not abs(z).max() > 1e-6:
+        raise ValueError('all points are one')
+    a = np.vdot(z, w) / np.vdot(z, z)
+    turn = np.array([[a.real, -a.imag], [a.imag, a.real]])
+    return np.hstack([turn, (target - turn @ middle)[:, None]])
+
+
+def align(image, points):
+    """The face, 96 wide and 112 high, its five points (5, 2) in pixels of `image` brought to the template. What is outside is black.
+
+    Drawn as large as the face is in the photograph, then averaged: a face of thousands of pixels neither flickers nor shows grain.
+    """
+    matrix = similarity(points)
+    times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
+    # Pillow counts from the pixel's corner, points from its middle; and it asks where an output pixel comes from
+    inverse = np.linalg.inv(matrix[:, :2] * times)
+    shift = np.array([.5, .5]) - inverse @ (times * (matrix[:, 2] + .5))
+    large = image.transform((times * WIDTH, times * HEIGHT), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+                            Image.Resampling.BICUBIC)
+    return large.reduce(times) if times > 1 else large
