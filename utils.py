@@ -103,14 +103,14 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def claim(folder):
-    """Makes the folder and holds it for this process. Raises UserError where it can't be written or another process holds it."""
+def claim(folder, option='--save', work='training'):
+    """Makes the folder, the user's `option`, and holds it for this process. Raises UserError where it can't be written or another holds it."""
     path = Path(folder, '.lock')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, 'a+b', buffering=0)
     except OSError as error:
-        raise UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
+        raise UserError(f'{folder}: {error.strerror}: {option} names a folder that can be written') from None
     with file:
         if fcntl:
             try:
@@ -118,14 +118,14 @@ def claim(folder):
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 file.seek(0)
-                raise UserError(f'{folder}: {file.read().decode()} is training into it: --save DIR starts elsewhere') from None
+                raise UserError(f'{folder}: {file.read().decode()} is {work} into it: {option} DIR starts elsewhere') from None
         try:
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
             for stale in path.parent.glob('.*.????????.tmp'):  # write_whole's, of a process that was killed in it
                 stale.unlink()
         except OSError as error:
-            raise UserError(f'{folder}: {error.strerror}: --save names a folder that can be written') from None
+            raise UserError(f'{folder}: {error.strerror}: {option} names a folder that can be written') from None
         yield
 
 

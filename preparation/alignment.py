@@ -13,30 +13,37 @@ from dataset import HEIGHT, WIDTH, DataError, some
 TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]])
 
 
+KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')  # and not what starts a program, as EPS does
+
+
 @functools.cache
-def _read_heif_too():
+def _kinds():
+    """Those of KINDS that can be read here; HEIF where pillow-heif is installed."""
     if importlib.util.find_spec('pillow_heif'):
         import pillow_heif
         pillow_heif.register_heif_opener()
+    Image.init()
+    return [kind for kind in KINDS if kind in Image.OPEN]
 
 
 def open_photograph(path):
     """The photograph as a PIL image, RGB, upright as its EXIF says. Raises DataError, which names the file, where it can't be read."""
-    _read_heif_too()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
-            with Image.open(path) as image:
+            with Image.open(path, formats=_kinds()) as image:
                 if image.mode.startswith('I;16'):
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 return ImageOps.exif_transpose(image).convert('RGB')
     except Image.DecompressionBombError:
         reason = f'of more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller'
     except Image.UnidentifiedImageError:
-        heif = str(path).lower().endswith(('.heic', '.heif', '.avif'))
-        reason = 'HEIC needs `pip install pillow-heif`' if heif else 'not an image, whatever its name says'
+        heif = str(path).lower().endswith(('.heic', '.heif')) and 'HEIF' not in _kinds()
+        reason = 'HEIC needs `pip install pillow-heif`' if heif else 'not an image that can be read here, whatever its name says'
     except FileNotFoundError:
         reason = 'no such file'
+    except MemoryError:
+        reason = 'too large for the memory of this machine'
     except Exception as error:  # decoders raise whatever they like at damaged bytes
         reason = f'not readable as an image ({" ".join(str(error).split()) or type(error).__name__})'
     raise DataError(f'{some([path])}: {reason}') from None
@@ -60,16 +67,20 @@ def similarity(points, template=TEMPLATE):
     return np.hstack([turn, (target - turn @ middle)[:, None]])
 
 
-def align(image, points):
-    """The face, 96 wide and 112 high, its five points (5, 2) in pixels of `image` brought to the template. What is outside is black.
+def warp(image, matrix, size):
+    """`image` under the similarity (2, 3), `size` (width, height) of it, black where it ends; (x, y) are of the middles of pixels.
 
-    Drawn as large as the face is in the photograph, then averaged: a face of thousands of pixels neither flickers nor shows grain.
+    Drawn as large as the photograph has it, then averaged: a face of thousands of pixels neither flickers nor shows grain.
     """
-    matrix = similarity(points)
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
-    # Pillow counts from the pixel's corner, points from its middle; and it asks where an output pixel comes from
+    # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
-    shift = np.array([.5, .5]) - inverse @ (times * (matrix[:, 2] + .5))
-    large = image.transform((times * WIDTH, times * HEIGHT), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+    shift = .5 - inverse @ (times * (matrix[:, 2] + .5))
+    large = image.transform((times * size[0], times * size[1]), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
                             Image.Resampling.BICUBIC)
     return large.reduce(times) if times > 1 else large
+
+
+def align(image, points):
+    """The face with these five points (5, 2) in an RGB image, brought to the template: 96 wide, 112 high."""
+    return warp(image, similarity(points), (WIDTH, HEIGHT))
