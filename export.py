@@ -30,6 +30,7 @@ from evaluation import lists
 from evaluation.extraction import extract_files
 from model import HEIGHT, WIDTH
 from preparation.alignment import TEMPLATE
+from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
 
@@ -48,13 +49,13 @@ class Embedder(nn.Module):
 def description(path):
     """What a file of weights needs to be used rightly, and what is known of its training: a dict of strings."""
     state = utils.load_checkpoint(path, {'model': dict, 'classes': list, 'age_cutoffs': list, 'epoch': int})
-    decision = state.get('decision') or {}
-    training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')} | {'people': len(state['classes']), 'accuracy': decision.get('accuracy')}
+    decision = Decision.of(state, path)
+    training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')} | {'people': len(state['classes']), 'accuracy': decision.accuracy}
     facts = {'height': HEIGHT, 'width': WIDTH, 'colour': 'RGB', 'layout': 'N, 3, height, width', 'normalisation': '(value - 127.5) / 128, of 0 to 255',
              'template': TEMPLATE.tolist(), 'feature': 'x_id of face and mirror, concatenated, unit length; similarity is the inner product',
-             'threshold': decision.get('threshold'), 'age_cutoffs': state['age_cutoffs'], 'backbone': state.get('backbone'), 'training': training,
+             'threshold': decision.threshold, 'age_cutoffs': state['age_cutoffs'], 'backbone': state.get('backbone'), 'training': training,
              'weights_sha256': hashlib.sha256(Path(path).read_bytes()).hexdigest()}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in facts.items()}
 
 
 def needed(name):
@@ -137,6 +138,8 @@ def run(args):
         raise utils.UserError(f'{args.out}: its name must end in {" or ".join(args.endings)}')
     if args.out.exists():
         raise utils.UserError(f'{args.out} is there already: remove it, or name another file')
+    if not args.out.absolute().parent.is_dir():
+        raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
     args.kind(args)
 
 
