@@ -69,7 +69,7 @@ def make(args):
     if not Path(source).is_dir():
         raise utils.UserError(f'{source}: no such folder')
     settings = {'source': source, 'target': target, 'ages': args.ages, 'pat': args.pat, 'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks,
-                'rule': args.face}
+                'face': args.face}
     with conversion.claim(target, settings | {'people': args.people}):
         report = conversion.Report(target)
         conversion.run(settings, args.people, args.workers, report)

@@ -84,9 +84,9 @@ def _refuse(error):
 class Converter:
     """All that a process needs to make faces of photographs. Raises UserError or DataError where something of it is missing."""
 
-    def __init__(self, source, target, ages, pat, pos, dex, landmarks, rule):
+    def __init__(self, source, target, ages, pat, pos, dex, landmarks, face):
         torch.set_num_threads(1)  # the processes share the cores
-        self.source, self.target, self.rule = source, target, rule
+        self.source, self.target, self.face = source, target, face
         self.ages = [] if ages == ['estimate'] else [
             Named('pattern', pat, pos) if kind == 'pattern' else Named(kind) if kind in NAMES else Table(kind) for kind in ages if kind != 'estimate']
         self.estimator = None if 'estimate' not in ages else Dex(dex) if dex else Offline()
@@ -127,7 +127,7 @@ class Converter:
         faces = self.detector.find(image)
         if not faces:
             raise ValueError('no face found')
-        return choose(faces, image.size, self.rule).points, str(len(faces))
+        return choose(faces, image.size, self.face).points, str(len(faces))
 
     def _write(self, face, target):
         """Writes the face, JPEG of the best quality; ValueError where another file of that name is there, OSError where it can't."""
@@ -168,7 +168,7 @@ def claim(target, settings):
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{file} is damaged: remove it to go on with the options of this command') from None
         if changed:
-            raise UserError(f'{target} was begun with {changed[0]} {before[changed[0]]!r}, now it is {settings[changed[0]]!r}: '
+            raise UserError(f'{target} was begun with another {", ".join(changed)}, {before[changed[0]]!r}, now it is {settings[changed[0]]!r}: '
                             'repeat the options, or choose another TARGET')
     elif os.path.isdir(target) and set(os.listdir(target)) - {'.lock', 'report.csv'}:
         raise UserError(f'{target} is there already and is not of prepare.py: TARGET is a new folder, or one to go on with')

@@ -58,7 +58,9 @@ class Detector:
         _, fractions, _ = self.network.onet(torch.from_numpy(np.stack([crop, crop[:, ::-1]])).permute(0, 3, 1, 2).sub(127.5).div(128))
         seen, mirrored = fractions.numpy().astype(float).reshape(2, 2, 5).transpose(0, 2, 1)
         mirrored = np.stack([1 - mirrored[:, 0], mirrored[:, 1]], 1)[[1, 0, 2, 4, 3]]  # left is right there
-        return ((seen + mirrored) / 2 * 48 - .5 - to_crop[:, 2]) @ np.linalg.inv(to_crop[:, :2]).T
+        again = ((seen + mirrored) / 2 * 48 - .5 - to_crop[:, 2]) @ np.linalg.inv(to_crop[:, :2]).T
+        # half a face that the photograph cuts off can send it astray
+        return again if np.hypot(*(again - points).T).max() < .5 * np.hypot(*(points[1] - points[0])) else points
 
 
 def choose(faces, size, rule):
