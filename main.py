@@ -20,7 +20,7 @@ import utils
 from dataset import DataError, Faces, check_entry, evaluation_loader, training_loader
 from evaluation.extraction import extract
 from evaluation.leakage import age_r2
-from evaluation.metrics import people_report
+from evaluation.metrics import decision, people_report
 from model import Backbone, DALModel
 
 dataset = meta.demo   # the data set to train on: a dict of meta.py
@@ -315,8 +315,7 @@ def _score(state):
 def validate(training, val):
     """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared.
 
-    And a dict for the weights file, None where no person has two images: the threshold best on all of val's pairs, the accuracy that
-    thresholds have on people they weren't fitted on, and the scores of both kinds of pair as percentiles.
+    And what the weights file keeps of it: metrics.decision.
     """
     try:
         features = extract(training.model.eval(), evaluation_loader(val), training.device, bf16=training.bf16)
@@ -334,8 +333,7 @@ def validate(training, val):
         with torch.no_grad():
             logits = training.model.identity(torch.from_numpy(features['x_id'])[own >= 0].to(training.device)).cpu()
         report['closed_set_accuracy'] = (logits.argmax(1) == own[own >= 0]).float().mean().item()
-    decision = {key: people['verification'][key] for key in ('threshold', 'accuracy')} | people['percentiles']
-    return report, decision if decision['threshold'] is not None else None
+    return report, decision(people)
 
 
 def starting_point(args):

@@ -56,7 +56,7 @@ def compare(args):
         print(f'{portrait.name}: {portrait.about}; {look.about}')
     print(f'similarity {similarity:.3f}: {known.decision.verdict(similarity)}')
     if known.decision.genuine is not None:
-        print(known.decision.meaning(similarity))
+        print(f'which means: {known.decision.meaning(similarity)}')
     if args.out:
         drawing.draw_pair(two, looks, similarity, known.decision, args.out)
         print(f'{args.out}: the answer, drawn')

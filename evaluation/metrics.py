@@ -218,6 +218,16 @@ def people_report(embeddings, labels, ages, seed=0, intervals=True):
             **gap_report(embeddings, labels, ages, seed, intervals)}
 
 
+def decision(report):
+    """What a weights file keeps of a people_report, to decide by: {'threshold', 'accuracy', 'genuine', 'impostor'}.
+
+    The threshold that is best on all pairs, the accuracy that thresholds have on people they weren't fitted on, the percentiles of both
+    kinds of pair. None where nobody has two images.
+    """
+    kept = {key: report['verification'][key] for key in ('threshold', 'accuracy')}
+    return None if kept['threshold'] is None else kept | report['percentiles']
+
+
 def difference(first, second, pairs, thresholds=GRID, replicates=REPLICATES, seed=0):
     """What the second model's scores (n,) are better by than the first's on the same pairs: {figure: {'difference', 'interval'}}.
 

@@ -50,7 +50,7 @@ def test_two_faces(client, matcher, faces):
     answer = post(client, faces[0].read_bytes(), faces[1].read_bytes())
     a, b = matcher.look([np.asarray(Image.open(path)) for path in faces[:2]])
     text = answer.get_data(as_text=True)
-    assert answer.status_code == 200 and f'Similarity {a.embedding @ b.embedding:.3f}' in text and 'In validation' in text
+    assert answer.status_code == 200 and f'Similarity {a.embedding @ b.embedding:.3f}' in text and 'in validation' in text
     assert a.about in text and b.about in text and text.count('data:image/jpeg') == 2
 
 

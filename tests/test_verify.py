@@ -48,7 +48,7 @@ def test_similarity_is_the_models_and_the_decision_validations(weights, faces, c
     a, b = DALModel.load(weights).embed(torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in faces[:2]])).permute(0, 3, 1, 2))
     threshold = torch.load(weights)['decision']['threshold']
     assert f'similarity {float(a @ b):.3f}: {"the same person" if float(a @ b) > threshold else "two people"} (the threshold is {threshold:.3f})' in printed
-    assert printed.count('aligned; about') == 2 and 'In validation' in printed
+    assert printed.count('aligned; about') == 2 and 'in validation' in printed
 
 
 def test_the_ages_are_the_age_heads(weights, faces, capsys):

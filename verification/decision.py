@@ -46,11 +46,11 @@ class Decision(NamedTuple):
         return f'{"the same person" if self.same(similarity) else "two people"} (the threshold is {self.threshold:.3f})'
 
     def meaning(self, similarity):
-        """How usual such a similarity is, a sentence; '' where validation left no scores."""
+        """How usual such a similarity is, a clause; '' where validation left no scores."""
         if self.genuine is None:
             return ''
         lower, higher = (float(np.interp(similarity, row, np.linspace(0, 1, 101))) for row in (self.genuine, self.impostor))
-        return (f'In validation {_share(lower)} of the pairs of one person were less similar than this, '
+        return (f'in validation {_share(lower)} of the pairs of one person were less similar than this, '
                 f'and {_share(1 - higher)} of the pairs of two people more.')
 
 

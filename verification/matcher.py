@@ -49,6 +49,8 @@ class Matcher:
                 logits = self.model.age(torch.from_numpy(features['x_age']).to(self.device)).float().cpu()
         except torch.OutOfMemoryError:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
+        if not np.isfinite(features['embedding']).all() or not logits.isfinite().all():
+            raise utils.UserError('what the network says of a face is not finite: take weights of before the training went wrong')
         ages = dal.expected_age(logits, self.cutoffs)[:, 0].tolist()
         return [Look(embedding, age, self.group(k)) for embedding, age, k in zip(features['embedding'], ages, logits.argmax(1).tolist())]
 
