@@ -1,8 +1,8 @@
 """What training learnt, in the forms that others read.
 
-    python3 export.py onnx       weights [OUT.onnx]                  # the network for onnxruntime and its like, compared with PyTorch's
-    python3 export.py backbone   weights [OUT.safetensors]           # its tensors alone, what they expect described beside them
-    python3 export.py embeddings weights FOLDER [OUT.npz]            # every face below FOLDER as a vector, with its path; or OUT.safetensors
+    python3 export.py onnx       weights [OUT.onnx]           # the network for onnxruntime and its like, compared with PyTorch's
+    python3 export.py backbone   weights [OUT.safetensors]    # its tensors alone, what they expect described beside them
+    python3 export.py embeddings weights FOLDER [OUT.npz]     # each face below FOLDER as a vector, with its path; or .safetensors
 
 All three are the identity branch: a face's vector is x_id of the face and of its mirror, concatenated, of unit length, and the inner
 product of two is their similarity. Without OUT the file goes beside the weights. Faces are aligned, 112 high × 96 wide (of 112×112
@@ -50,9 +50,11 @@ def description(path):
     """What a file of weights needs to be used rightly, and what is known of its training: a dict of strings."""
     state = utils.load_checkpoint(path, {'model': dict, 'classes': list, 'age_cutoffs': list, 'epoch': int})
     decision = Decision.of(state, path)
-    training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')} | {'people': len(state['classes']), 'accuracy': decision.accuracy}
-    facts = {'height': HEIGHT, 'width': WIDTH, 'colour': 'RGB', 'layout': 'N, 3, height, width', 'normalisation': '(value - 127.5) / 128, of 0 to 255',
-             'template': TEMPLATE.tolist(), 'feature': 'x_id of face and mirror, concatenated, unit length; similarity is the inner product',
+    training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')}
+    training |= {'people': len(state['classes']), 'accuracy': decision.accuracy}
+    facts = {'height': HEIGHT, 'width': WIDTH, 'colour': 'RGB', 'layout': 'N, 3, height, width',
+             'normalisation': '(value - 127.5) / 128, of 0 to 255', 'template': TEMPLATE.tolist(),
+             'feature': 'x_id of face and mirror, concatenated, unit length; similarity is the inner product',
              'threshold': decision.threshold, 'age_cutoffs': state['age_cutoffs'], 'backbone': state.get('backbone'), 'training': training,
              'weights_sha256': hashlib.sha256(Path(path).read_bytes()).hexdigest()}
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in facts.items()}
@@ -81,8 +83,8 @@ def onnx(args):
     if not apart <= AGREE:
         raise utils.UserError(f'{args.out}: not written: onnxruntime and PyTorch differ by {apart:.1e}, more than {AGREE:.0e}')
     utils.write_whole(args.out, lambda temporary: temporary.write_bytes(data))
-    print(f'{args.out}: opset {program.model.opset_imports[""]}, {len(data) / 1e6:.1f} MB; at N = 1 and 5 onnxruntime {runtime.__version__} '
-          f'differs from PyTorch by at most {apart:.1e} in any component of the unit vector')
+    print(f'{args.out}: opset {program.model.opset_imports[""]}, {len(data) / 1e6:.1f} MB; at N = 1 and 5 onnxruntime '
+          f'{runtime.__version__} differs from PyTorch by at most {apart:.1e} in any component of the unit vector')
 
 
 def backbone(args):

@@ -23,5 +23,5 @@ def dal(weights, backbone=None, map_location='cpu'):
 
 
 def backbone(weights, map_location='cpu'):
-    """x = F(p) alone, in eval mode: RGB faces (N, 3, 112, 96), normalised as (v − 127.5) / 128 -> (N, dim), before age is taken out of it."""
+    """x = F(p) alone, before age is taken out of it: RGB faces (N, 3, 112, 96), normalised as (v − 127.5) / 128 -> (N, dim)."""
     return _model.Backbone.load(weights, map_location)

@@ -22,7 +22,7 @@ def arguments(argv=None):
     parser.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
     parser.add_argument('images', nargs='*', metavar='image', help='two images to compare')
     parser.add_argument('--find', nargs=2, metavar=('FACE', 'FOLDER'), help='look for FACE among all images below FOLDER')
-    parser.add_argument('--serve', nargs='?', const='', metavar='FOLDER', help='the web page; with FOLDER one photograph can be looked for there')
+    parser.add_argument('--serve', nargs='?', const='', metavar='FOLDER', help='the web page; with FOLDER it also looks for faces there')
     parser.add_argument('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
     parser.add_argument('--out', type=Path, metavar='PNG', help='where the answer is drawn; of --find by default FACE-found.png, here')
     parser.add_argument('--top', type=int, default=12, metavar='K', help='--find: how many faces are listed and drawn (default 12)')

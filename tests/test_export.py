@@ -105,8 +105,10 @@ def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
 
 def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_path):
     (tmp_path / 'a.safetensors').write_text('mine')
-    for line, message in ((('backbone', weights, tmp_path / 'a.safetensors'), 'is there already'), (('backbone', weights, tmp_path / 'a.npz'), 'must end in'),
-                          (('onnx', weights, tmp_path / 'no' / 'a.onnx'), 'there is no folder'), (('backbone', tmp_path / 'gone.pth'), 'no such file')):
+    for line, message in ((('backbone', weights, tmp_path / 'a.safetensors'), 'is there already'),
+                          (('backbone', weights, tmp_path / 'a.npz'), 'must end in'),
+                          (('onnx', weights, tmp_path / 'no' / 'a.onnx'), 'there is no folder'),
+                          (('backbone', tmp_path / 'gone.pth'), 'no such file')):
         with pytest.raises(utils.UserError, match=message):
             run(*line)
     with pytest.raises(DataError, match='no such folder'):
@@ -151,6 +153,6 @@ def test_torch_hub_among_modules_of_the_same_names(weights, tmp_path):
 
 
 def test_the_scripts_themselves(weights, drawn, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / 'export.py', 'embeddings', weights, drawn / 'val' / 'p00008', 'here.npz'], cwd=tmp_path, capture_output=True,
-                          text=True, check=False)
+    line = [sys.executable, ROOT / 'export.py', 'embeddings', weights, drawn / 'val' / 'p00008', 'here.npz']
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.startswith('here.npz: 6 faces, 32 values each') and not done.stderr, done.stderr

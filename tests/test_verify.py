@@ -36,7 +36,7 @@ class Stub:
     """Stands for the detector where the points are known."""
 
     def __init__(self, *faces):
-        self.faces = [Face((x.min() - 20, y.min() - 40, x.max() + 20, y.max() + 20), np.stack([x, y], 1), 1.) for x, y in (points.T for points in faces)]
+        self.faces = [Face((*points.min(0) - 20, *points.max(0) + 20), points, 1.) for points in faces]
 
     def find(self, image):
         return self.faces
@@ -45,9 +45,11 @@ class Stub:
 def test_similarity_is_the_models_and_the_decision_validations(weights, faces, capsys):
     run(weights, faces[0], faces[1])
     printed = capsys.readouterr().out
-    a, b = DALModel.load(weights).embed(torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in faces[:2]])).permute(0, 3, 1, 2))
+    two = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in faces[:2]])).permute(0, 3, 1, 2)
+    a, b = DALModel.load(weights).embed(two)
     threshold = torch.load(weights)['decision']['threshold']
-    assert f'similarity {float(a @ b):.3f}: {"the same person" if float(a @ b) > threshold else "two people"} (the threshold is {threshold:.3f})' in printed
+    decided = 'the same person' if float(a @ b) > threshold else 'two people'
+    assert f'similarity {float(a @ b):.3f}: {decided} (the threshold is {threshold:.3f})' in printed
     assert printed.count('aligned; about') == 2 and 'in validation' in printed
 
 
@@ -77,8 +79,13 @@ def test_weights_without_a_threshold_ask_for_one(weights, faces, tmp_path, capsy
     assert 'two people' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('stored', [5, {}, {'threshold': .5}, 'x', *({'threshold': threshold, 'accuracy': .5, 'genuine': row, 'impostor': row} for threshold, row in (
-    ('x', [0.] * 101), (float('nan'), [0.] * 101), (.5, []), (.5, [0.] * 100), (.5, [1.] + [0.] * 100), (.5, None), (.5, [float('nan')] * 101)))], ids=str)
+NAN = float('nan')
+
+
+@pytest.mark.parametrize('stored', [5, {}, {'threshold': .5}, 'x', *(
+    {'threshold': threshold, 'accuracy': .5, 'genuine': row, 'impostor': row} for threshold, row in (
+        ('x', [0.] * 101), (NAN, [0.] * 101), (.5, []), (.5, [0.] * 100), (.5, [1.] + [0.] * 100), (.5, None),
+        (.5, [NAN] * 101)))], ids=str)
 def test_a_decision_of_another_form_is_refused(stored):
     with pytest.raises(utils.UserError, match='w.pth'):
         Decision.of({'decision': stored}, 'w.pth')
@@ -98,8 +105,9 @@ def test_photographs_are_aligned(faces, tmp_path, monkeypatch):
     assert portrait.faces == 2 and portrait.about == 'the largest of 2 faces in a photograph'
     apart = np.abs(portrait.face.astype(float) - np.asarray(Image.open(faces[0])).astype(float))[4:-4, 4:-4]
     assert apart.mean() < 4
-    x, y = np.round((points[2] + .5) * portraits.SHOWN / 640).astype(int)
-    assert portrait.shown.size == (240, 320) and portrait.shown.getpixel((int(x), int(y)))[2] < 60 < 200 < portrait.shown.getpixel((int(x), int(y)))[0]  # the nose's yellow dot
+    x, y = np.round((points[2] + .5) * portraits.SHOWN / 640).astype(int).tolist()
+    red, _, blue = portrait.shown.getpixel((x, y))
+    assert portrait.shown.size == (240, 320) and blue < 60 < 200 < red  # the dot on the nose is yellow
 
 
 def test_photographs_are_found_in_by_the_detector(faces, tmp_path):
@@ -110,8 +118,11 @@ def test_photographs_are_found_in_by_the_detector(faces, tmp_path):
     assert np.abs(face.points - points).max() < 30  # a tenth of the face: drawn faces are not what it was trained on
 
 
-@pytest.mark.parametrize('content, message', [(b'', 'not an image'), (b'PK\3\4' + b'zip' * 99, 'not an image'), (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 112\n', 'not an image'),
-                                              (None, 'No such file')], ids=str)
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 112\n'  # which Pillow would hand to Ghostscript
+
+
+@pytest.mark.parametrize('content, message', [(b'', 'not an image'), (b'PK\3\4' + b'zip' * 99, 'not an image'), (EPS, 'not an image'),
+                                              (None, 'No such file')], ids=['empty', 'zip', 'eps', 'gone'])
 def test_what_is_no_image(weights, faces, tmp_path, content, message):
     if content is not None:
         (tmp_path / 'a.jpg').write_bytes(content)
@@ -162,7 +173,8 @@ def test_the_pair_is_drawn(weights, faces, tmp_path):
     assert np.asarray(Image.open(tmp_path / 'pair.png').convert('L')).std() > 20
 
 
-@pytest.mark.parametrize('line', [[], ['a.jpg'], ['a', 'b', 'c'], ['a', 'b', '--serve'], ['--find', 'a'], ['a', 'b', '--threshold', '2'], ['--serve', '--port', '0']], ids=str)
+@pytest.mark.parametrize('line', [[], ['a.jpg'], ['a', 'b', 'c'], ['a', 'b', '--serve'], ['--find', 'a'], ['a', 'b', '--threshold', '2'],
+                                  ['--serve', '--port', '0']], ids=str)
 def test_command_lines_that_say_nothing(line, capsys):
     with pytest.raises(SystemExit):
         verify.arguments(['w.pth', *line])

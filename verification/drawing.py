@@ -16,17 +16,19 @@ def draw_pair(portraits, looks, similarity, decision, path):
     faces, scale = figure.subfigures(2, 1, height_ratios=(3, 1.25))
     for axis, portrait, look in zip(faces.subplots(1, 2), portraits, looks):
         _show(axis, portrait.face, look.about.replace(' (', '\n('), 'black')
-    faces.suptitle(f'similarity {similarity:.3f}: {decision.verdict(similarity)}', color=colour(decision.same(similarity)), fontweight='bold')
-    axis = scale.subplots()
-    for height, (percentiles, name, tint) in enumerate(((decision.impostor, 'two people', IMPOSTOR), (decision.genuine, 'one person', GENUINE))):
+    tint = colour(decision.same(similarity))
+    faces.suptitle(f'similarity {similarity:.3f}: {decision.verdict(similarity)}', color=tint, fontweight='bold')
+    axis, kinds = scale.subplots(), ((decision.impostor, 'two people', IMPOSTOR), (decision.genuine, 'one person', GENUINE))
+    for height, (percentiles, name, bar) in enumerate(kinds):
         if percentiles is not None:
-            axis.barh(height, percentiles[95] - percentiles[5], left=percentiles[5], color=tint, alpha=.5)
+            axis.barh(height, percentiles[95] - percentiles[5], left=percentiles[5], color=bar, alpha=.5)
             axis.text(percentiles[5] - .02, height, name, ha='right', va='center', fontsize=8)
     if decision.threshold is not None:
         axis.axvline(decision.threshold, color='black', linestyle='--', linewidth=1)
-    axis.plot(similarity, .5, marker='D', color=colour(decision.same(similarity)), markersize=9, clip_on=False)
+    axis.plot(similarity, .5, marker='D', color=tint, markersize=9, clip_on=False)
     axis.set(xlim=(-1, 1), ylim=(-.6, 1.6), yticks=[])
-    axis.set_xlabel('similarity: this pair, the threshold, and the middle 90 % of pairs in validation' if decision.genuine is not None else 'similarity', fontsize=8)
+    beside = '' if decision.genuine is None else ': this pair, the threshold, and the middle 90 % of pairs in validation'
+    axis.set_xlabel(f'similarity{beside}', fontsize=8)
     axis.tick_params(labelsize=8)
     save(figure, path)
 
@@ -41,8 +43,8 @@ def draw_found(portrait, look, found, decision, path):
     for axis in axes:
         axis.axis('off')
     for rank, (axis, one) in enumerate(zip(axes, found), 1):
-        _show(axis, np.asarray(Image.open(io.BytesIO(one.face))), f'{rank}: {one.similarity:.3f}\n{one.name[-22:]}\nabout {one.look.age:.0f} years',
-              colour(decision.same(one.similarity)))
+        title = f'{rank}: {one.similarity:.3f}\n{one.name[-22:]}\nabout {one.look.age:.0f} years'
+        _show(axis, np.asarray(Image.open(io.BytesIO(one.face))), title, colour(decision.same(one.similarity)))
     save(figure, path)
 
 

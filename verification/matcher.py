@@ -92,7 +92,8 @@ class Gallery:
         if waiting:
             self._take(matcher, waiting)
         if not self.names:
-            raise DataError(f'{folder}: no face in any of its {len(self.left_out)} images' + (f': {self.left_out[0]}' if self.left_out else ''))
+            first = f': {self.left_out[0]}' if self.left_out else ''
+            raise DataError(f'{folder}: no face in any of its {len(self.left_out)} images{first}')
         self.embeddings = np.stack([look.embedding for look in self.looks])
 
     def _take(self, matcher, waiting):
@@ -103,7 +104,8 @@ class Gallery:
     def nearest(self, embedding, most):
         """The `most` faces most like an embedding (2·D,), the most similar first: a list of Found."""
         similarities = self.embeddings @ embedding
-        return [Found(self.names[k], self.faces[k], self.looks[k], float(similarities[k])) for k in np.argsort(-similarities, kind='stable')[:most]]
+        order = np.argsort(-similarities, kind='stable')[:most]
+        return [Found(self.names[k], self.faces[k], self.looks[k], float(similarities[k])) for k in order]
 
 
 def jpeg(face):

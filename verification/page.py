@@ -25,12 +25,15 @@ def application(matcher, gallery=None, host='127.0.0.1'):
     app = Flask('verify', template_folder=str(Path(__file__).parent), static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=2 * LARGEST + 2 ** 16, MAX_FORM_PARTS=2, MAX_FORM_MEMORY_SIZE=2 ** 17)
     if is_loopback(host):
-        app.config['TRUSTED_HOSTS'] = ['127.0.0.1', 'localhost', '[::1]']  # else a site could point its own name here, and read what is shown
+        # else a site could point its own name here, and read what is shown
+        app.config['TRUSTED_HOSTS'] = ['127.0.0.1', 'localhost', '[::1]']
     working = threading.Lock()
 
     def page(status=200, **answer):
         nonce = secrets.token_urlsafe(16)
-        response = Response(render_template('page.html', nonce=nonce, gallery=gallery, largest=LARGEST >> 20, decision=matcher.decision, at=_at, **answer), status)
+        text = render_template('page.html', nonce=nonce, gallery=gallery, largest=LARGEST >> 20, decision=matcher.decision, at=_at,
+                               **answer)
+        response = Response(text, status)
         response.headers['Content-Security-Policy'] = (f"default-src 'none'; img-src data:; style-src 'nonce-{nonce}'; form-action 'self'; "
                                                        "base-uri 'none'; frame-ancestors 'none'")
         response.headers |= {'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-store'}
@@ -60,7 +63,7 @@ def application(matcher, gallery=None, host='127.0.0.1'):
             return page(similarity=similarity, same=matcher.decision.same(similarity), verdict=matcher.decision.verdict(similarity),
                         meaning=matcher.decision.meaning(similarity), **answer)
         found = gallery.nearest(looks[0].embedding, SHOWN)
-        return page(found=[(one, _data(one.face, 'jpeg'), matcher.decision.same(one.similarity)) for one in found],
+        return page(found=[(one, _data(one.face), matcher.decision.same(one.similarity)) for one in found],
                     meaning=matcher.decision.meaning(found[0].similarity), **answer)
 
     @app.errorhandler(HTTPException)
@@ -83,12 +86,12 @@ def _person(portrait, look):
     if portrait.shown is not None:
         buffer = io.BytesIO()
         portrait.shown.save(buffer, 'JPEG', quality=85)
-        photograph = _data(buffer.getvalue(), 'jpeg')
-    return {'name': portrait.name, 'about': portrait.about, 'age': look.about, 'face': _data(jpeg(portrait.face), 'jpeg'), 'photograph': photograph}
+        photograph = _data(buffer.getvalue())
+    return {'name': portrait.name, 'about': portrait.about, 'age': look.about, 'face': _data(jpeg(portrait.face)), 'photograph': photograph}
 
 
-def _data(image, kind):
-    return f'data:image/{kind};base64,{base64.b64encode(image).decode()}'
+def _data(image):
+    return f'data:image/jpeg;base64,{base64.b64encode(image).decode()}'
 
 
 def _at(similarity):
@@ -112,5 +115,6 @@ def serve(app, host, port):
                                         max_request_body_size=8 * LARGEST)
     except OSError as error:
         raise UserError(f'{host} port {port}: {error.strerror}: --port names another') from None
-    print(f'http://{host}:{port}/ until Ctrl-C' + ('' if is_loopback(host) else '; whoever reaches this machine can use it: there is no password'), flush=True)
+    warning = '' if is_loopback(host) else '; whoever reaches this machine can use it: there is no password'
+    print(f'http://{host}:{port}/ until Ctrl-C{warning}', flush=True)
     server.run()

@@ -48,8 +48,8 @@ def read(data, name, most=None):
     try:
         faces = detector().find(image)
     except UserError:
-        raise DataError(f'{some([name])}: {image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}; to find faces in '
-                        'photographs: pip install -r requirements-prepare.txt') from None
+        raise DataError(f'{some([name])}: {image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}; to find '
+                        'faces in photographs: pip install -r requirements-prepare.txt') from None
     if not faces:
         raise DataError(f'{some([name])}: no face found')
     face = choose(faces, image.size, 'largest')
