@@ -98,7 +98,7 @@ class Training:
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe['adversary_lr'], maximize=True)
         self.bf16 = recipe['bf16'] and utils.gains_from_bf16(device)
         self.step = self.epoch = self.total_steps = 0  # global steps done; epochs done, validation and report included; steps in all
-        self.best = None  # the best score of a validation so far
+        self.best = self.decision = None  # the best score of a validation so far; what the last one says of similarities
         self.lambda_dal, self.opening = 0., None  # opening: |ρ| at the first step of the max phase under way
         self.sizes = None  # faces of the batch on each process; None: there is one
         self.means, self.climbs, self.epoch_means, self.watch = utils.Mean(), utils.Mean(), utils.Mean(), utils.NotFinite()
@@ -245,7 +245,7 @@ class Training:
         if self.recipe['shard_head'] and whole_head:
             model['identity.weight'] = self.model.identity.whole()
         return {'model': model, 'backbone': backbone, 'classes': self.classes, 'age_cutoffs': self.cutoffs,
-                'epoch': self.epoch, 'best': self.best, 'recipe': self.recipe}
+                'epoch': self.epoch, 'best': self.best, 'decision': self.decision, 'recipe': self.recipe}
 
     def state(self, steps_per_epoch, folder):
         """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way.
@@ -267,6 +267,7 @@ class Training:
         for name in MEANS:
             getattr(self, name).load_state_dict(state['means'][name], self.device)
         self.opening = None if state['opening'] is None else state['opening'].to(self.device).reshape(())
+        self.decision = state.get('decision')
         self.epoch, self.step = state['epoch'], state['step'] * steps_per_epoch // state['steps_per_epoch']
         if not 0 <= self.epoch * steps_per_epoch <= self.step <= (self.epoch + 1) * steps_per_epoch:
             raise ValueError(f'step {state["step"]} is not in epoch {self.epoch}')
@@ -366,7 +367,7 @@ def fit(training, loader, val, first, last, folder, interrupt):
                     if recipe['save_every'] and training.step % recipe['save_every'] == 0:
                         save_state()
                 rate = seen / (time.perf_counter() - began)
-                report = ranks.decided(validate, training, val, interrupt) if val else {}
+                report, training.decision = ranks.decided(validate, training, val, interrupt) if val else ({}, None)
             except DataError:
                 save_state()
                 raise

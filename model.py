@@ -8,6 +8,7 @@
 This file needs torch and nothing else of this repository; copy it where you like.
 """
 import os
+import zipfile
 
 import torch
 from torch import nn
@@ -19,6 +20,28 @@ HEIGHT, WIDTH = 112, 96
 def normalize(images):
     """RGB pixel values 0…255, uint8 or float, to the (v − 127.5) / 128 that every network here is trained on."""
     return (images.float() - 127.5) / 128
+
+
+def read_state(path, map_location='cpu'):
+    """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and takes no more memory than it has bytes.
+
+    Raises ValueError, one line that names the file, where it can't be read so; FileNotFoundError where there is none.
+    """
+    unsafe = f'{path}: not a weights file that can be read safely'
+    with open(path, 'rb') as file:
+        try:
+            plain = file.read(4) == b'PK\3\4'  # anything else torch.load takes for a format older than any file of this repository
+            entries = zipfile.ZipFile(file).infolist()
+        except Exception as error:  # zip, struct, unicode and value errors: whatever damage leads to
+            raise ValueError(f'{unsafe} ({type(error).__name__})') from None
+        # torch.save compresses nothing, from the first byte on; torch.load would inflate what is compressed, and believe any size
+        if not plain or not entries or min(entry.header_offset for entry in entries) or any(entry.compress_type for entry in entries) \
+                or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise ValueError(f'{unsafe} (it is compressed, claims to be more than the file holds, or is no archive of torch.save)')
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
+        raise ValueError(f'{unsafe} ({type(error).__name__})') from None
 
 
 class ConvUnit(nn.Sequential):
@@ -152,7 +175,8 @@ class DALModel(nn.Module):
         Two faces' cosine is then `(a * b).sum(-1)`. Call `model.eval()` first.
         """
         _, _, x_id = self.features(torch.cat([images, images.flip(-1)]))
-        return F.normalize(torch.cat(x_id.chunk(2), dim=1))
+        n = images.shape[0]  # with len() or chunk() an exported graph would take batches of one size only
+        return F.normalize(torch.cat([x_id[:n], x_id[n:]], dim=1))
 
     @classmethod
     def load(cls, path, backbone=None, map_location='cpu'):
@@ -161,12 +185,7 @@ class DALModel(nn.Module):
         `backbone` is needed only where another module than `Backbone` was trained: build it as in training. Raises ValueError
         where the file is no weights file of this repository or does not fit.
         """
-        try:
-            state = torch.load(path, map_location=map_location, weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
-            raise ValueError(f'{path}: not a weights file that can be read safely ({type(error).__name__})') from None
+        state = read_state(path, map_location)
         if not isinstance(state, dict) or 'model' not in state or 'backbone' not in state:
             raise ValueError(f'{path}: no weights file of this repository')
         weights, config = state['model'], state['backbone']

@@ -19,6 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from model import read_state
+
 try:
     import fcntl
 except ImportError:  # Windows, where nothing guards a folder against a second run
@@ -192,17 +194,17 @@ def save_checkpoint(state, path):
 
 
 def load_checkpoint(path, needed):
-    """The dict in a checkpoint, on the CPU, by torch.load's safe default: a stranger's file runs nothing.
+    """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
 
     `needed` are the keys it must have, or a dict of them and the types of their values. Raises UserError where the file is missing,
     damaged, or not of that form.
     """
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = read_state(path)
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
-        raise UserError(f'{path}: not a weights file that can be read safely ({type(error).__name__})') from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
         raise UserError(f'{path}: no weights file of this repository (it lacks {", ".join(missing)})')

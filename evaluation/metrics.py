@@ -188,8 +188,14 @@ def rank1_report(hits, people, intervals=True, seed=0):
     return report
 
 
+def percentiles(scores, same):
+    """{'genuine', 'impostor'}: the scores (n,) of each kind as 101 percentiles, the 0th to the 100th, lowest first; none of no scores."""
+    return {name: np.quantile(scores[kind], np.linspace(0, 1, 101)).tolist() if kind.any() else []
+            for name, kind in (('genuine', same), ('impostor', ~same))}
+
+
 def gap_report(embeddings, labels, ages, seed=0, intervals=True):
-    """{'verification', 'by_gap'} over gap_pairs of unit embeddings (N, D), labels (N,) and ages (N,) in years.
+    """{'verification', 'percentiles', 'by_gap'} over gap_pairs of unit embeddings (N, D), labels (N,) and ages (N,) in years.
 
     No published rule binds these pairs, so each score is a threshold candidate, and a network whose cosines are all alike is fairly read.
     """
@@ -197,11 +203,12 @@ def gap_report(embeddings, labels, ages, seed=0, intervals=True):
     pairs = gap_pairs(labels, ages, seed)
     scores = cosines(embeddings, pairs.left, pairs.right)
     return {'verification': verification(scores, pairs.same, pairs.fold, pairs.people, None, replicates, seed),
-            'by_gap': by_gap(scores, pairs, replicates, seed)}
+            'percentiles': percentiles(scores, pairs.same), 'by_gap': by_gap(scores, pairs, replicates, seed)}
 
 
 def people_report(embeddings, labels, ages, seed=0, intervals=True):
-    """Recognition of people of known age: {'images', 'people', 'rank1', 'rank1_probes', 'verification', 'by_gap'}, ready for JSON.
+    """Recognition of people of known age: {'images', 'people', 'rank1', 'rank1_probes', 'verification', 'percentiles', 'by_gap'},
+    ready for JSON.
 
     Training's validation (intervals=False: under a second for 1,000 faces) and `evaluate.py … folder` are this function.
     """
@@ -209,6 +216,16 @@ def people_report(embeddings, labels, ages, seed=0, intervals=True):
     return {'images': len(labels), 'people': len(np.unique(labels)),
             **rank1_report(labels[probes] == labels[nearest], labels[probes], intervals, seed),
             **gap_report(embeddings, labels, ages, seed, intervals)}
+
+
+def decision(report):
+    """What a weights file keeps of a people_report, to decide by: {'threshold', 'accuracy', 'genuine', 'impostor'}.
+
+    The threshold that is best on all pairs, the accuracy that thresholds have on people they weren't fitted on, the percentiles of both
+    kinds of pair. None where nobody has two images.
+    """
+    kept = {key: report['verification'][key] for key in ('threshold', 'accuracy')}
+    return None if kept['threshold'] is None else kept | report['percentiles']
 
 
 def difference(first, second, pairs, thresholds=GRID, replicates=REPLICATES, seed=0):

@@ -26,19 +26,28 @@ def _kinds():
     return [kind for kind in KINDS if kind in Image.OPEN]
 
 
-def open_photograph(path):
-    """The photograph as a PIL image, RGB, upright as its EXIF says. Raises DataError, which names the file, where it can't be read."""
+def open_photograph(path, name=None, most=None):
+    """The photograph as a PIL image, RGB, upright as its EXIF says.
+
+    `path` may be an open binary file, which `name` then names. Raises DataError, which names the file, where it can't be read; and,
+    before anything is decoded, where it has more than `most` pixels.
+    """
+    name = path if name is None else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
             with Image.open(path, formats=_kinds()) as image:
+                if most and image.width * image.height > most:
+                    raise DataError(f'{image.width} × {image.height}, more than {most / 1e6:.0f} megapixels: make it smaller')
                 if image.mode.startswith('I;16'):
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 return ImageOps.exif_transpose(image).convert('RGB')
+    except DataError as error:
+        reason = str(error)
     except Image.DecompressionBombError:
         reason = f'of more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller'
     except Image.UnidentifiedImageError:
-        heif = str(path).lower().endswith(('.heic', '.heif')) and 'HEIF' not in _kinds()
+        heif = str(name).lower().endswith(('.heic', '.heif')) and 'HEIF' not in _kinds()
         reason = 'HEIC needs `pip install pillow-heif`' if heif else 'not an image that can be read here, whatever its name says'
     except FileNotFoundError:
         reason = 'no such file'
@@ -46,7 +55,7 @@ def open_photograph(path):
         reason = 'too large for the memory of this machine'
     except Exception as error:  # decoders raise whatever they like at damaged bytes
         reason = f'not readable as an image ({" ".join(str(error).split()) or type(error).__name__})'
-    raise DataError(f'{some([path])}: {reason}') from None
+    raise DataError(f'{some([name])}: {reason}') from None
 
 
 def similarity(points, template=TEMPLATE):

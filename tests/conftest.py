@@ -19,6 +19,27 @@ def drawn(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope='session')
+def weights(drawn, tmp_path_factory):
+    """A weights file of a tiny network that saw `drawn` for no step at all, its validation included."""
+    import torch
+
+    import main
+    import meta
+    import utils
+    from dataset import Faces, evaluation_loader
+    from evaluation.extraction import extract
+    from evaluation.metrics import decision, people_report
+    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16)
+    training = main.Training(recipe, Faces(drawn / 'train', r'_|\.', 1).classes, meta.age_cutoffs, torch.device('cpu'))
+    val = Faces(drawn / 'val', r'_|\.', 1)
+    embeddings = extract(training.model, evaluation_loader(val), 'cpu', keep=('embedding',))['embedding']
+    training.decision = decision(people_report(embeddings, val.labels, val.ages, intervals=False))
+    path = tmp_path_factory.mktemp('weights') / 'tiny.pth'
+    utils.save_checkpoint(training.weights(), path)
+    return path
+
+
 @pytest.fixture
 def entry(drawn):
     """The meta.py dict of `drawn`."""

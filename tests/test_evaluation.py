@@ -232,6 +232,18 @@ def test_one_image_is_a_gallery_but_no_probe():
 
 # reports
 
+def test_percentiles_and_decision():
+    scores, same = np.r_[np.linspace(0, 1, 1001), np.linspace(-1, 0, 501)], np.r_[np.ones(1001, bool), np.zeros(501, bool)]
+    found = metrics.percentiles(scores, same)
+    np.testing.assert_allclose(found['genuine'], np.linspace(0, 1, 101))
+    np.testing.assert_allclose(found['impostor'], np.linspace(-1, 0, 101))
+    embeddings, labels, ages = people(20, 4)
+    report = metrics.people_report(embeddings, labels, ages, intervals=False)
+    kept = metrics.decision(report)
+    assert kept['threshold'] == report['verification']['threshold'] and len(kept['genuine']) == len(kept['impostor']) == 101
+    assert metrics.decision(metrics.people_report(embeddings[::4], labels[::4], ages[::4], intervals=False)) is None
+
+
 def test_people_report_is_ready_for_json_whatever_there_is():
     for n, each in ((1, 1), (1, 2), (2, 1), (2, 2), (30, 4)):
         report = metrics.people_report(*people(n, each))

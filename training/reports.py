@@ -6,7 +6,7 @@ import utils
 from dataset import DataError, evaluation_loader
 from evaluation.extraction import extract
 from evaluation.leakage import age_r2
-from evaluation.metrics import people_report
+from evaluation.metrics import decision, people_report
 from training import ranks
 
 REPORT_EVERY = 50   # steps between two lines of the log
@@ -76,7 +76,7 @@ class Reports:
 def validate(training, val, interrupt):
     """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id, closed-set accuracy where people are shared.
 
-    Raises the interrupt's Interrupted where a signal came meanwhile.
+    And what the weights file keeps of it: metrics.decision. Raises the interrupt's Interrupted where a signal came meanwhile.
     """
     def batches():
         for batch in evaluation_loader(val):
@@ -98,4 +98,4 @@ def validate(training, val, interrupt):
         with torch.no_grad():
             logits = training.model.identity(torch.from_numpy(features['x_id'])[own >= 0].to(training.device)).cpu()
         report['closed_set_accuracy'] = (logits.argmax(1) == own[own >= 0]).float().mean().item()
-    return report
+    return report, decision(people)

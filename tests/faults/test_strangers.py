@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,6 +83,30 @@ def test_truncated_weights(state, tmp_path, reader):
     for length in [0, 1, 2, 4, 100, *range(0, len(whole), len(whole) // 20), len(whole) - 22, len(whole) - 1]:
         (tmp_path / 'w.pth').write_bytes(whole[:length])
         assert 'w.pth' in said(READERS[reader], tmp_path / 'w.pth'), length
+
+
+def rewritten(whole, file, compression=zipfile.ZIP_STORED, prefix=b''):
+    """The archive in `whole`, its entries stored anew, and a last one of zeros."""
+    with open(file, 'wb') as raw, zipfile.ZipFile(io.BytesIO(whole)) as source:
+        raw.write(prefix)
+        with zipfile.ZipFile(raw, 'w', compression) as target:
+            for entry in source.infolist():
+                target.writestr(entry.filename, source.read(entry))
+            target.writestr(entry.filename + '.more', bytes(2 ** 24 if compression else 8))
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_weights_that_inflate_are_refused(state, tmp_path, reader):
+    file = tmp_path / 'w.pth'
+    whole = saved(state, file).read_bytes()
+    for change in ({'compression': zipfile.ZIP_DEFLATED}, {'prefix': b'PK\3\4 another archive'}, {'prefix': pickle.dumps(1)}):
+        rewritten(whole, file, **change)
+        assert 'w.pth' in said(READERS[reader], file) and 'claims' in said(READERS[reader], file), change
+    end = whole.rindex(b'PK\1\2')  # the last entry of the directory, whose sizes stand from its byte 20 on
+    file.write_bytes(whole[:end + 20] + b'\xf0\xff\xff\xef' * 2 + whole[end + 28:])
+    assert 'claims' in said(READERS[reader], file)
+    rewritten(whole, file)
+    assert said(READERS[reader], file) is None  # so it is not the rewriting that is refused
 
 
 @pytest.mark.parametrize('reader', READERS)

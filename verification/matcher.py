@@ -1,0 +1,114 @@
+"""What the network says of faces: how alike they are, how old; and a folder of them, ranked."""
+import io
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import dal
+import utils
+from dataset import DataError
+from evaluation import lists
+from evaluation.extraction import extract
+from verification import portraits
+from verification.decision import Decision
+
+BATCH = 32
+
+
+class Look(NamedTuple):
+    """embedding (2·D,) of unit length; the age in years that the age head expects, and the group that it thinks likeliest."""
+    embedding: np.ndarray
+    age: float
+    group: str
+
+    @property
+    def about(self):
+        return f'about {self.age:.0f} years (group {self.group})'
+
+
+class Matcher:
+    """A network with its decision. `model` is a DALModel, `state` what its weights file held beside the weights."""
+
+    def __init__(self, model, state, path, device, threshold=None):
+        """Raises UserError where the file's age groups or its decision are not what training writes."""
+        self.model, self.device, self.decision = model, device, Decision.of(state, path, threshold)
+        self.cutoffs = state['age_cutoffs']
+        if len(self.cutoffs) + 1 != model.age[-1].out_features or not all(isinstance(bound, (int, float)) for bound in self.cutoffs):
+            raise utils.UserError(f'{path}: its age groups are not those of its age head')
+
+    def look(self, faces):
+        """A Look for each face (112, 96, 3), uint8."""
+        images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+        try:
+            features = extract(self.model, images.split(BATCH), self.device, keep=('embedding', 'x_age'))
+            with torch.inference_mode():
+                logits = self.model.age(torch.from_numpy(features['x_age']).to(self.device)).float().cpu()
+        except torch.OutOfMemoryError:
+            raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
+        if not np.isfinite(features['embedding']).all() or not logits.isfinite().all():
+            raise utils.UserError('what the network says of a face is not finite: take weights of before the training went wrong')
+        ages = dal.expected_age(logits, self.cutoffs)[:, 0].tolist()
+        return [Look(embedding, age, self.group(k)) for embedding, age, k in zip(features['embedding'], ages, logits.argmax(1).tolist())]
+
+    def group(self, k):
+        """The k-th age group in whole years; its upper bound belongs to it."""
+        if k == 0:
+            return f'0–{self.cutoffs[0]:g}'
+        return f'over {self.cutoffs[-1]:g}' if k == len(self.cutoffs) else f'{self.cutoffs[k - 1] + 1:g}–{self.cutoffs[k]:g}'
+
+
+class Found(NamedTuple):
+    """A face of a gallery beside the one that was looked for: `face` is a small JPEG."""
+    name: str
+    face: bytes
+    look: Look
+    similarity: float
+
+
+class Gallery:
+    """Every face below a folder, looked at once; `left_out` has a line for each image without one.
+
+    Raises DataError where no face is left. `but` is a file that isn't taken in: the one that is looked for.
+    """
+
+    def __init__(self, matcher, folder, but=None):
+        self.names, self.faces, self.looks, self.left_out = [], [], [], []
+        waiting = []
+        for path in tqdm(lists.images_below(folder), 'gallery', leave=False, unit=' images', disable=None):
+            if but and os.path.realpath(path) == os.path.realpath(but):
+                continue
+            try:
+                waiting.append(portraits.read_file(path).face)
+            except DataError as error:
+                self.left_out.append(str(error))
+                continue
+            self.names.append(os.path.relpath(path, folder))
+            if len(waiting) == BATCH:
+                self._take(matcher, waiting)
+        if waiting:
+            self._take(matcher, waiting)
+        if not self.names:
+            first = f': {self.left_out[0]}' if self.left_out else ''
+            raise DataError(f'{folder}: no face in any of its {len(self.left_out)} images{first}')
+        self.embeddings = np.stack([look.embedding for look in self.looks])
+
+    def _take(self, matcher, waiting):
+        self.looks += matcher.look(waiting)
+        self.faces += map(jpeg, waiting)  # a tenth of the pixels' memory
+        waiting.clear()
+
+    def nearest(self, embedding, most):
+        """The `most` faces most like an embedding (2·D,), the most similar first: a list of Found."""
+        similarities = self.embeddings @ embedding
+        order = np.argsort(-similarities, kind='stable')[:most]
+        return [Found(self.names[k], self.faces[k], self.looks[k], float(similarities[k])) for k in order]
+
+
+def jpeg(face):
+    buffer = io.BytesIO()
+    Image.fromarray(face).save(buffer, 'JPEG', quality=92)
+    return buffer.getvalue()
