@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+RIDGE = 1.  # beside the mean square of each feature: w follows what tells most of age, not the feature's thinnest directions
+
 
 def canonical_correlation(v_id, v_age):
     """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3; L_DAL is its absolute value).
@@ -28,13 +30,15 @@ class CanonicalMapping(nn.Module):
     """v_id = w_id·x_id, v_age = w_age·variate, no bias (DAL eq. 2); the adversary's whole strength is the directions w.
 
     x_id (N, D) and an age variate (N, A) -> v_id (N,), v_age (N,). With the paper's learned variate, A is D and the variate is
-    x_age; with a supervised one it is an age in years, A = 1, and w_id alone has something to learn.
+    x_age; with a supervised one it is an age in years, A = 1, and w_id alone has something to learn. The buffers are `solve`'s.
     """
 
     def __init__(self, dim, age_dim):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
+        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x_id, within batches, running
+        self.register_buffer('cross', torch.zeros(dim, age_dim))   # of x_id and the variate, likewise
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id, variate):
@@ -47,23 +51,38 @@ class CanonicalMapping(nn.Module):
             w.copy_(F.normalize(w, dim=0))
 
 
-def ascend(mapping, optimizer, x_id, variate, steps=1):
-    """`steps` gradient steps of w up |ρ| on detached features; returns |ρ| before and after, each () and detached.
+def ascend(mapping, optimizer, x_id, variate):
+    """One gradient step of w up |ρ| on detached features; returns |ρ| before and after, each () and detached.
 
     The loss is |ρ| unweighted, with the adversary's own optimizer (maximize=True): scaled by λ2 it would be too slow to matter.
     w requires a gradient in here and nowhere else, so that the network's backward pass leaves none in it.
     """
     x_id, variate = x_id.detach(), variate.detach()
     mapping.requires_grad_(True)
-    for step in range(steps):
-        rho = canonical_correlation(*mapping(x_id, variate)).abs()
-        before = rho.detach() if step == 0 else before
-        optimizer.zero_grad()
-        rho.backward()
-        optimizer.step()
-        mapping.renormalize()
+    before = canonical_correlation(*mapping(x_id, variate)).abs()
+    optimizer.zero_grad()
+    before.backward()
+    optimizer.step()
+    mapping.renormalize()
     optimizer.zero_grad()
     mapping.requires_grad_(False)
+    return before.detach(), canonical_correlation(*mapping(x_id, variate)).abs()
+
+
+@torch.no_grad()
+def solve(mapping, x_id, variate, memory):
+    """The w_id that a supervised variate (N, 1) correlates most with over about 1 / (1 − memory) batches, without an ascent.
+
+    Moments of x_id (N, D) run over the batches, and w_id ∝ (Σ + RIDGE · diag Σ)⁻¹ cov(x_id, variate), the canonical ridge (Vinod, J.
+    Econometrics 1976): on one batch of N ≤ D faces some direction correlates with anything. Returns |ρ| before and after, as `ascend`.
+    """
+    before = canonical_correlation(*mapping(x_id, variate)).abs()
+    x, age = x_id.float() - x_id.float().mean(0), variate.float() - variate.float().mean(0)
+    mapping.covariance.lerp_(x.T @ x / len(x), 1 - memory)
+    mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
+    ridge = RIDGE * mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)  # of a dead feature: any
+    mapping.w_id.copy_(torch.linalg.solve_ex(mapping.covariance + torch.diag(ridge), mapping.cross)[0][:, 0])  # unlike solve, waits for no GPU
+    mapping.renormalize()
     return before, canonical_correlation(*mapping(x_id, variate)).abs()
 
 

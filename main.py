@@ -46,11 +46,11 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     horizon=None,           # epochs that schedule and ramps span; None: as many as this call ends with
     lambda_age=0.1,         # λ1, weight of the age loss: the paper's
     lambda_dal=0.1,         # λ2, weight of |ρ|: the paper's
-    variate='learned',      # v_age is w_age·x_age: the paper's; 'label': the age; 'expected': the age that the age head expects
+    variate='learned',      # v_age is w_age·x_age: the paper's; 'label': the age
     min_steps=50,           # iterations of the network in turn: the paper's
     max_steps=20,           # iterations of the adversary in turn: the paper's; 0: no such phase
-    ascent=0,               # steps of the adversary on the current features within every iteration of the network
     adversary_lr=0.01,      # the adversary's own (Adam); w has unit length
+    memory=0.,              # w solved, in every iteration, from moments that run over 1 / (1 − memory) batches; 0: it climbs, in its turn
     read_age=0.,            # until this fraction of training the age loss trains R alone, not the backbone
     split=(0., 0.),         # between these fractions α rises from 0 to 1 in x_id = x − α·R(x)
     game=(0., 0.),          # between these fractions λ2 rises from 0, and the adversary starts with it
@@ -62,12 +62,15 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     save_every=0,           # also write last.pth every so many steps; 0: after each epoch only
 )
 ramped = paper | dict(      # identity first, then the split, then the game against a supervised age: what decorrelated in our hands
-    read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_age=0.3, lambda_dal=2., variate='expected', max_steps=0, ascent=5,
+    read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_age=0.3, lambda_dal=5., variate='label', max_steps=0, memory=0.95,
 )
-small = ramped | dict(      # the same for two CPU cores
-    layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), dim=128, lr=0.05,
+small = ramped | dict(      # the same for photographs on a few CPU cores
+    layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05,
 )
-recipes = {'paper': paper, 'ramped': ramped, 'small': small}
+demo = small | dict(        # and for the drawn faces: more layers find less there
+    layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128,
+)
+recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo}
 
 
 def make_backbone(recipe):
@@ -106,13 +109,9 @@ class Training:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def variate(self, x_age, age_logits, ages):
+    def variate(self, x_age, ages):
         """What v_age is made of, (N, D) or (N, 1)."""
-        if self.recipe['variate'] == 'learned':
-            return x_age
-        if self.recipe['variate'] == 'label':
-            return ages[:, None]
-        return dal.expected_age(age_logits, self.cutoffs).detach()  # the age head stands for the label: it shall not unlearn age
+        return x_age if self.recipe['variate'] == 'learned' else ages[:, None]
 
     def schedule(self, progress):
         """Everything that changes with the fraction of training done."""
@@ -140,18 +139,21 @@ class Training:
         for images, ages in self.parts(images, ages):
             with self.autocast():
                 _, x_age, x_id = self.model.features(images, detach)
-                seen.append((x_id, self.variate(x_age, self.model.age(x_age), ages), x_age))
+                seen.append((x_id, self.variate(x_age, ages), x_age))
         return [torch.cat(column) for column in zip(*seen)]
 
     # 1. The adversary climbs |ρ|; the network is frozen: no gradient, and eval mode, which leaves batch norm's statistics alone.
     def max_step(self, images, ages):
         self.model.eval()
-        return self.climb(*self.look(images, ages), 1)
+        return self.climb(*self.look(images, ages))
 
-    def climb(self, x_id, variate, x_age, steps):
+    def climb(self, x_id, variate, x_age):
         """On the features of all processes, which are few numbers: each of them climbs alike."""
         everyone = [ranks.gathered(part.detach(), self.sizes) for part in (x_id, variate)]
-        before, after = dal.ascend(self.mapping, self.adversary, *everyone, steps)
+        if self.recipe['memory']:
+            before, after = dal.solve(self.mapping, *everyone, self.recipe['memory'])
+        else:
+            before, after = dal.ascend(self.mapping, self.adversary, *everyone)
         with torch.no_grad():
             v_id, v_age = self.mapping(*everyone)
             dead = ranks.total((x_age != 0).any(0).float()) == 0
@@ -165,7 +167,7 @@ class Training:
         if self.lambda_dal and recipe['accumulate'] > 1:  # |ρ| is of the whole batch: all features come before the first gradient
             with ranks.statistics_kept(self.model):
                 ahead = self.look(images, ages, detach)
-            climb = self.climb(*ahead, recipe['ascent']) if recipe['ascent'] else {}
+            climb = self.climb(*ahead) if recipe['memory'] else {}
         self.optimizer.zero_grad()
         for number, (part_images, part_labels, part_ages) in enumerate(self.parts(images, labels, ages)):
             begin, done = done, done + len(part_images)
@@ -178,11 +180,11 @@ class Training:
                 loss_age = F.cross_entropy(age_logits, groups, reduction='sum')
                 loss, game = loss_id / faces + recipe['lambda_age'] * (loss_age / faces), {}
                 if self.lambda_dal:
-                    whole = x_id, self.variate(x_age, age_logits, part_ages)
+                    whole = x_id, self.variate(x_age, part_ages)
                     if ahead:  # the other parts are there as values, so that each part adds its own share of the gradient
                         whole = [torch.cat([seen[:begin], part, seen[done:]]) for seen, part in zip(ahead, whole)]
-                    elif recipe['ascent']:
-                        climb = self.climb(*whole, x_age, recipe['ascent'])
+                    elif recipe['memory']:
+                        climb = self.climb(*whole, x_age)
                     rho = dal.canonical_correlation(*(ranks.gathered(v, self.sizes) for v in self.mapping(*whole))).abs()
                     loss, game = loss + self.lambda_dal * rho / ranks.count(), {'rho': rho}  # every process has the same ρ
                 loss.backward()
@@ -212,7 +214,7 @@ class Training:
             self.epoch_means.add(**losses)
             self.watch.add(self.step, **losses)
         self.step += 1
-        if climb and not self.is_max_step():  # the end of a max phase: its first and its last correlation; or an own ascent
+        if climb and not self.is_max_step():  # the end of a max phase: its first and its last correlation; or one in an iteration
             self.climbs.add(**climb | ({} if self.opening is None else {'rho_before': self.opening}))
             self.opening = None
 

@@ -105,9 +105,33 @@ def test_ascend_leaves_no_gradient_in_features():
     x, y = (f.requires_grad_() for f in correlated_features(64))
     mapping = dal.CanonicalMapping(24, 24)
     before = [w.clone() for w in mapping.parameters()]
-    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), .01, maximize=True), x, y, steps=3)
+    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), .01, maximize=True), x, y)
     assert x.grad is None and y.grad is None
     assert all((w != old).any() for w, old in zip(mapping.parameters(), before))
+
+
+def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
+    """Against numpy on all faces at once, and against what one batch of fewer faces than features would say."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6400, 24)) @ rng.normal(size=(24, 24)) + 5
+    age = 40 + 9 * (x[:, :1] - x[:, 1:2]) + 40 * rng.normal(size=(6400, 1))
+    mapping = dal.CanonicalMapping(24, 1)
+    for batch in range(400):
+        part = slice(16 * batch, 16 * (batch + 1))
+        dal.solve(mapping, torch.from_numpy(x[part]).float(), torch.from_numpy(age[part]).float(), memory=.99)
+    covariance = np.cov(x.T)
+    ridge = np.linalg.solve(covariance + dal.RIDGE * np.diag(np.diag(covariance)), np.cov(x.T, age.T)[:24, 24])
+    assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > .97
+    assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5) and not any(p.requires_grad for p in mapping.parameters())
+
+
+def test_solve_ignores_dead_features_and_a_variate_without_variance():
+    mapping, x = dal.CanonicalMapping(4, 1), torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = 0
+    dal.solve(mapping, x, 30 + 5 * x[:, :1], memory=.5)
+    assert mapping.w_id[2] == 0 and dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > .95
+    before, after = dal.solve(dal.CanonicalMapping(4, 1), x, torch.full((32, 1), 30.), memory=.5)
+    assert before == after == 0
 
 
 def test_phases_are_a_function_of_the_global_step():

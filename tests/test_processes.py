@@ -21,8 +21,8 @@ from dataset import Batches, DataError
 from model import CosFace, DALModel
 from training import head, ranks
 
-PHASES = dict(max_steps=1, min_steps=1, ascent=0, variate='learned')  # step 0 is the network's, step 1 the adversary's
-ASCENT = dict(max_steps=0, ascent=3, variate='expected')
+PHASES = dict(max_steps=1, min_steps=1, memory=0., variate='learned')  # step 0 is the network's, step 1 the adversary's
+MEMORY = dict(max_steps=0, memory=.5, variate='label')
 FACES = 8
 
 
@@ -81,7 +81,7 @@ def assert_near(ours, theirs, tolerance):
 
 @pytest.fixture(scope='module')
 def kinds():
-    return {'phases': PHASES, 'ascent': ASCENT}
+    return {'phases': PHASES, 'memory': MEMORY}
 
 
 @pytest.fixture(scope='module')
@@ -141,7 +141,7 @@ def test_every_face_once_whatever_the_number_of_processes():
 
 # the command line
 
-SETTINGS = ('bf16=False', 'max_steps=2', 'min_steps=3', 'ascent=0', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)',
+SETTINGS = ('bf16=False', 'max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)',
             'read_age=0.', 'scale=8.')
 
 

@@ -17,8 +17,8 @@ def parse(description, recipes):
                         'SAVE if there is one, up to `epochs` in total: a restarted job is the same command')
     parser.add_argument('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
     parser.add_argument('--save', metavar='DIR', help="where weights, state, log and curves go, instead of main.py's `save`; with --dataset NAME it is runs/NAME")
-    parser.add_argument('--recipe', choices=recipes, help='one of the recipes in main.py (small for the demo, paper for other data)')
-    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help="other values for the recipe, as in --set ascent=5 split='(.3,.5)'")
+    parser.add_argument('--recipe', choices=recipes, help='one of the recipes in main.py (demo for the drawn faces, paper for other data)')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help="other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'")
     for key, kind in (('batch_size', int), ('accumulate', int), ('lr', float), ('workers', int), ('seed', int), ('horizon', int), ('save_every', int)):
         parser.add_argument('--' + key.replace('_', '-'), type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args()
@@ -29,16 +29,18 @@ def chosen_recipe(args, recipes, is_demo):
     """The recipe of the command line. Raises UserError for a key or a value that no recipe can have."""
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(value)) for key, value in vars(args).items() if key in recipes['paper'] and value is not None]
-    recipe = utils.override(recipes[args.recipe or ('small' if is_demo else 'paper')], pairs)
-    for key, least in (('batch_size', 2), ('seed', 0), ('horizon', 1), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0), ('ascent', 0),
+    recipe = utils.override(recipes[args.recipe or ('demo' if is_demo else 'paper')], pairs)
+    for key, least in (('batch_size', 2), ('seed', 0), ('horizon', 1), ('lr', 0), ('workers', 0), ('min_steps', 1), ('max_steps', 0),
                        ('dim', 1), ('accumulate', 1), ('save_every', 0), ('skip_corrupt', 0), ('clip', 1e-9)):
         if recipe[key] is not None and not least <= recipe[key] < 2 ** 32:
             raise utils.UserError(f'{key} is {recipe[key]}; it must be at least {least}, and below 2³²')
     for key in ('split', 'game'):
         if len(recipe[key]) != 2 or not 0 <= recipe[key][0] <= recipe[key][1]:
             raise utils.UserError(f'{key} is {recipe[key]}; it must be where its ramp begins and where it ends, as fractions of the training')
-    if recipe['variate'] not in ('learned', 'label', 'expected'):
-        raise utils.UserError(f"variate is {recipe['variate']!r}; it must be 'learned', 'label' or 'expected'")
+    if recipe['variate'] not in ('learned', 'label'):
+        raise utils.UserError(f"variate is {recipe['variate']!r}; it must be 'learned' or 'label'")
+    if not 0 <= recipe['memory'] < 1 or recipe['memory'] and recipe['variate'] == 'learned':
+        raise utils.UserError(f"memory is {recipe['memory']}; it must be from 0 to below 1, and 0 where variate is 'learned'")
     if not 0 < recipe['sample_rate'] <= 1 or recipe['sample_rate'] < 1 and not recipe['shard_head']:
         raise utils.UserError(f'sample_rate is {recipe["sample_rate"]}; it must be above 0 and at most 1, and below 1 needs shard_head=True')
     if not len(recipe['layers']) == len(recipe['widths']) > 0 or min(recipe['layers']) < 0 or min(recipe['widths']) < 1:

@@ -14,7 +14,7 @@ import meta
 import utils
 from dataset import DataError
 
-PHASES = ('max_steps=2', 'min_steps=3', 'ascent=0', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
+PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
 MOMENTS = {  # where a signal strikes: owner, function, after it or before
     'in a step': (torch.nn.utils, 'clip_grad_norm_', True), 'between steps': (main.Training, 'iterate', True),
     'half of a file': (torch, 'save', False), 'before fsync': (os, 'fsync', False), 'before the new name': (os, 'replace', False),

@@ -12,7 +12,7 @@ import utils
 
 KILLS = int(os.environ.get('FAULT_KILLS', 12))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-KINDS = {'phases': PHASES, 'ascent': ('ascent=2', 'split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
+KINDS = {'phases': PHASES, 'memory': ('split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
 LINE = ('3', '--resume', '--save-every', '3')
 
 
