@@ -7,19 +7,20 @@ from torch.nn import functional as F
 def canonical_correlation(v_id, v_age):
     """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3; L_DAL is its absolute value).
 
+    Of several pairs of variates, (N, K) each -> (K,).
     Pearson's: whatever scale and shift the inputs have, ρ is the same, so neither side wins by shrinking its features; there is
     no epsilon beside the variances. A variate that is constant (to float32's last digits) has ρ = 0 and no gradient.
     """
     with torch.autocast(v_id.device.type, enabled=False):
         a, b = _standardize(v_id.float()), _standardize(v_age.float())
-        return (a * b).sum().clamp(-1, 1)
+        return (a * b).sum(0).clamp(-1, 1)
 
 
 def _standardize(v):
     """Centred, unit length; zeros where v is constant."""
-    centred = v - v.mean()
-    spread = centred.detach().abs().max()
-    varies = spread > 2e-6 * v.detach().abs().max()
+    centred = v - v.mean(0)
+    spread = centred.detach().abs().amax(0)
+    varies = spread > 2e-6 * v.detach().abs().amax(0)
     # dividing by the spread first keeps the squares of tiny or huge features inside float32
     return F.normalize(centred / torch.where(varies, spread, 1), dim=0) * varies
 
@@ -31,20 +32,27 @@ class CanonicalMapping(nn.Module):
     x_age; with a supervised one it is an age in years, A = 1, and w_id alone has something to learn.
     """
 
-    def __init__(self, dim, age_dim):
+    def __init__(self, dim, age_dim, directions=1):
         super().__init__()
-        self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
-        self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
+        self.w_id = nn.Parameter(F.normalize(torch.randn(dim, directions), dim=0))
+        self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim, directions), dim=0))
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id, variate):
         return x_id.float() @ self.w_id, variate.float() @ self.w_age
 
+    def rho(self, x_id, variate):
+        return canonical_correlation(*self(x_id, variate)).abs().mean()
+
     @torch.no_grad()
     def renormalize(self):
         """Back to unit length: ρ does not see the length of w, but the size of a step relative to it does."""
         for w in self.parameters():
-            w.copy_(F.normalize(w, dim=0))
+            if 1 < w.shape[1] <= w.shape[0]:  # orthogonal, by the nearest such frame
+                u, _, v = torch.linalg.svd(w, full_matrices=False)
+                w.copy_(u @ v)
+            else:
+                w.copy_(F.normalize(w, dim=0))
 
 
 def ascend(mapping, optimizer, x_id, variate, steps=1):
@@ -56,7 +64,7 @@ def ascend(mapping, optimizer, x_id, variate, steps=1):
     x_id, variate = x_id.detach(), variate.detach()
     mapping.requires_grad_(True)
     for step in range(steps):
-        rho = canonical_correlation(*mapping(x_id, variate)).abs()
+        rho = mapping.rho(x_id, variate)
         before = rho.detach() if step == 0 else before
         optimizer.zero_grad()
         rho.backward()
@@ -64,7 +72,7 @@ def ascend(mapping, optimizer, x_id, variate, steps=1):
         mapping.renormalize()
     optimizer.zero_grad()
     mapping.requires_grad_(False)
-    return before, canonical_correlation(*mapping(x_id, variate)).abs()
+    return before, mapping.rho(x_id, variate)
 
 
 def is_max_step(step, max_steps, min_steps):

@@ -45,6 +45,8 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     variate='learned',      # v_age is w_age·x_age: the paper's; 'label': the age; 'expected': the age that the age head expects
     min_steps=50,           # iterations of the network in turn: the paper's
     max_steps=20,           # iterations of the adversary in turn: the paper's; 0: no such phase
+    directions=1,           # pairs of w, kept orthogonal
+    leak=0.,                # slope of R's ReLUs below zero: a unit that leaks can't die
     ascent=0,               # steps of the adversary on the current features within every iteration of the network
     adversary_lr=0.01,      # the adversary's own (Adam); w has unit length
     read_age=0.,            # until this fraction of training the age loss trains R alone, not the backbone
@@ -77,8 +79,12 @@ class Training:
         utils.seed_everything(recipe['seed'])
         self.recipe, self.classes, self.cutoffs, self.device = recipe, classes, list(cutoffs), device
         self.model = DALModel(make_backbone(recipe), len(classes), len(cutoffs) + 1, recipe['scale'], recipe['margin'])
+        for layer in self.model.factorization.age:
+            if isinstance(layer, torch.nn.ReLU) and recipe['leak']:
+                self.model.factorization.age[[*self.model.factorization.age].index(layer)] = torch.nn.LeakyReLU(recipe['leak'])
         self.model.to(device, memory_format=torch.channels_last)
-        self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim if recipe['variate'] == 'learned' else 1).to(device)
+        width = {'learned': self.model.dim, 'groups': len(cutoffs) + 1}.get(recipe['variate'], 1)
+        self.mapping = dal.CanonicalMapping(self.model.dim, width, recipe['directions']).to(device)
         self.optimizer = torch.optim.SGD(utils.split_weight_decay(self.model, recipe['weight_decay']), recipe['lr'],
                                          recipe['momentum'], fused=True)
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe['adversary_lr'], maximize=True)
@@ -97,6 +103,8 @@ class Training:
             return x_age
         if self.recipe['variate'] == 'label':
             return ages[:, None]
+        if self.recipe['variate'] == 'groups':
+            return age_logits.detach().float().softmax(1)
         return dal.expected_age(age_logits, self.cutoffs).detach()  # the age head stands for the label: it shall not unlearn age
 
     def schedule(self, progress):
@@ -123,7 +131,7 @@ class Training:
         before, after = dal.ascend(self.mapping, self.adversary, x_id, variate, steps)
         with torch.no_grad():
             v_id, v_age = self.mapping(x_id, variate)
-            return dict(rho_before=before, rho_after=after, var_id=v_id.var(), var_age=v_age.var(),
+            return dict(rho_before=before, rho_after=after, var_id=v_id.var(0).mean(), var_age=v_age.var(0).mean(),
                         dead=(x_age == 0).all(0).float().mean())
 
     # 2. The network, everything but w, descends L_id + λ1·L_age + λ2·|ρ|.
@@ -138,7 +146,7 @@ class Training:
             variate = self.variate(x_age, age_logits, ages)
             if self.recipe['ascent']:
                 climb = self.climb(x_id, variate, x_age, self.recipe['ascent'])
-            rho = dal.canonical_correlation(*self.mapping(x_id, variate)).abs()
+            rho = self.mapping.rho(x_id, variate)
             loss, game = loss + self.lambda_dal * rho, {'rho': rho}
         self.optimizer.zero_grad()
         loss.backward()
@@ -244,7 +252,7 @@ def chosen_recipe(args, is_demo):
     for key in ('split', 'game'):
         if len(recipe[key]) != 2 or not 0 <= recipe[key][0] <= recipe[key][1]:
             raise utils.UserError(f'{key} is {recipe[key]}; it must be where its ramp begins and where it ends, as fractions of the training')
-    if recipe['variate'] not in ('learned', 'label', 'expected'):
+    if recipe['variate'] not in ('learned', 'label', 'expected', 'groups'):
         raise utils.UserError(f"variate is {recipe['variate']!r}; it must be 'learned', 'label' or 'expected'")
     if not len(recipe['layers']) == len(recipe['widths']) > 0 or min(recipe['layers']) < 0 or min(recipe['widths']) < 1:
         raise utils.UserError(f"layers {recipe['layers']} and widths {recipe['widths']} must name the same stages")

@@ -1,0 +1,218 @@
+"""Does it decorrelate? Every variant of the method at the same budget, over seeds, measured on people never seen: the README's ablation.
+
+    python3 benchmarks/ablation.py [--dataset demo] [--seeds 5] [--epochs 24] [--jobs 2] [--arms NAME …]
+
+`--dataset` is an entry of meta.py with a val_root of other people. Within a seed all arms share initial weights, order of the images, flips
+and budget. Runs are kept in --runs and resume where they stopped; after each one benchmarks/ablation-<dataset>.json is written anew,
+at the end its pictures, docs/ablation-<dataset>-{leakage,gaps}.png, and the table on the screen.
+"""
+import argparse
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import dal  # noqa: E402
+import main  # noqa: E402
+import meta  # noqa: E402
+import utils  # noqa: E402
+from dataset import Faces, evaluation_loader  # noqa: E402
+from evaluation.extraction import extract  # noqa: E402
+from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
+from evaluation.metrics import cosines, people_report, roc_figures  # noqa: E402
+from evaluation.pairs import gap_pairs  # noqa: E402
+
+NETWORK = {'demo': "layers=(0,0,0,0)"}  # at which the drawn table takes two hours on two cores
+REAL = "layers=(0,0,0,0) widths=(32,64,128,256) dim=256"
+PAPER = 'variate=learned ascent=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
+NO_RAMPS = 'read_age=0 split=(0,0) game=(0,0)'
+ARMS = {  # every one begins from `small`: ramps, five ascent steps an iteration, the expected age, λ1 0.3, λ2 2
+    'identity only': 'lambda_age=0 lambda_dal=0 split=(2,3)',  # α never opens: x_id is x
+    '+ age': f'{PAPER} lambda_dal=0',
+    'paper': PAPER,
+    'paper, λ2 1': f'{PAPER} lambda_dal=1',
+    'paper, λ2 1, R leaks': f'{PAPER} lambda_dal=1 leak=.1',
+    'paper, 5 ascents': f'{PAPER} max_steps=0 ascent=5',
+    'paper, label': f'{PAPER} variate=label',
+    'ramps, no game': 'lambda_dal=0',
+    'ramps, learned': 'variate=learned',
+    'ramps, learned, 4 directions': 'variate=learned directions=4',
+    'ramps, groups, 3 directions': 'variate=groups directions=3',
+    'ramps, label': 'variate=label',
+    'ramps, expected, phases': 'ascent=0 max_steps=20',
+    'no ramps, expected': NO_RAMPS,
+    'ours': '',
+}
+FIGURES = (  # key, title, scale, digits
+    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC, gaps over 20', 1, 3), ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id, R²', 1, 2),
+    ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'age group, %', 100, 1), ('r2_age', 'age in x_age, R²', 1, 2), ('held_out', 'held-out ρ₁', 1, 2),
+    ('shuffled', 'shuffled', 1, 2), ('climb', 'climb ratio', 1, 2), ('var_x_age', 'var(x_age)', 1, 3), ('images_per_s', 'images/s', 1, 0),
+)
+
+
+def run(dataset, arm, seed, epochs, folder):
+    """Trains one arm with one seed, in two legs, and measures it; what is there already isn't done again."""
+    torch.set_num_threads(1)
+    file, entry = folder / 'result.json', getattr(meta, dataset)
+    settings = [*NETWORK.get(dataset, REAL).split(), *ARMS[arm].split()]
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found['settings'] == settings and found['epochs'] == epochs:
+            return found
+    meta.ablation = entry | {'val_root': None}  # measured here, once
+    game = max(1, round(.7 * epochs))  # where there is still something to climb
+    result = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
+    for leg, last in (('climb', game), ('end', epochs)):
+        sys.argv = ['main.py', '-1', str(last), '--resume', '--dataset', 'ablation', '--save', str(folder), '--recipe', 'small', '--seed', str(seed),
+                    '--horizon', str(epochs), '--set', *settings]
+        args = main.arguments()
+        main.run(args)
+        training, train = loaded(args, folder / 'last.pth')
+        result |= {f'{name}_{leg}': value for name, value in climb(training, train).items()}
+    log = [row for row in utils.read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
+    result |= measure(training, entry) | {'images_per_s': float(np.median([row['images_per_s'] for row in log])), 'loss_id': log[-1]['loss_id']}
+    result |= {'climb': result['ratio_climb'], 'run': json.loads((folder / 'run.json').read_text())}
+    utils.write_json(result, file)
+    for epoch in folder.glob('epoch_*.pth'):
+        epoch.unlink()
+    return result
+
+
+def loaded(args, state):
+    """The training as `state` left it, and its faces."""
+    recipe = main.chosen_recipe(args, False)
+    train = Faces(meta.ablation['train_root'], meta.ablation['pat'], meta.ablation['pos'])
+    list(train.check(recipe['cache'], 0))
+    training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
+    main.start(training, state, True, 1)
+    training.model.eval()
+    return training, train
+
+
+@torch.no_grad()
+def climb(training, train):
+    """The adversary's |ρ| on all training faces beside what the closed form reaches there, and what that reaches on shuffled faces.
+
+    'ratio' is None where there is nothing left to climb: where one of the two is not above the floor.
+    """
+    ids, variates, varies = [], [], []
+    for images, *_ in evaluation_loader(train):
+        with training.autocast():
+            _, x_age, x_id = training.model.features(images)
+            age_logits = training.model.age(x_age)
+        ids.append(x_id)
+        varies.append(x_age)
+        variates.append(training.variate(x_age, age_logits, torch.zeros(len(images))))
+    x_id, variate, x_age = (torch.cat(parts) for parts in (ids, variates, varies))
+    if training.recipe['variate'] == 'label':
+        variate = torch.from_numpy(np.asarray(train.ages, np.float32))[:, None]
+    variate = variate if training.recipe['lambda_dal'] else x_age
+    order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
+    found = {'closed': float(dal.first_canonical_correlation(x_id, variate)[0]), 'floor': float(dal.first_canonical_correlation(x_id, variate[order])[0]),
+             'var_x_age': float(x_age.var(0).mean()), 'dead': float((x_age == 0).all(0).float().mean())}
+    if training.recipe['lambda_dal']:
+        found['adversary'] = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs().max())
+    above = min(found.get('adversary', 0), found['closed']) > found['floor']
+    return found | {'ratio': found['adversary'] / found['closed'] if above else None}
+
+
+def measure(training, entry):
+    """What is known of the people of val_root."""
+    val = Faces(entry['val_root'], entry['pat'], entry['pos'])
+    list(val.check(training.recipe['cache'], 0))
+    features = extract(training.model, evaluation_loader(val), training.device)
+    people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
+    pairs = gap_pairs(val.labels, val.ages, 0)
+    far = pairs.gap > 20
+    scores = cosines(features['embedding'], pairs.left[far], pairs.right[far])
+    result = {'auc': people['verification']['auc'], 'accuracy': people['verification']['accuracy'], 'rank1': people['rank1'],
+              'auc_over_20': float(roc_figures(scores, pairs.same[far])['auc'][0]),
+              'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']}, 'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']}}
+    for part in ('id', 'age'):
+        leak = age_leakage(features[f'x_{part}'], val.labels, val.ages, meta.age_cutoffs)
+        result |= {f'r2_{part}': leak['r2'], f'mae_{part}': leak['mae'], f'balanced_{part}': leak['balanced_accuracy'], 'groups': leak['groups']}
+    held_out = held_out_correlation(features['x_id'], features['x_age'], val.labels)
+    return result | {'held_out': held_out['rho'], 'shuffled': held_out['shuffled'], 'var_x_age': float(features['x_age'].var(0).mean())}
+
+
+def interval(values):
+    """Mean and half of the 95 % interval by Student's t, over the seeds; None where there are none, no interval where there is one."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None, None
+    return float(np.mean(values)), float(stats.t.ppf(.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else None
+
+
+def summary(results):
+    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same of the differences, seed by seed}}}."""
+    arms, base = {}, {row['seed']: row for row in results if row['arm'] == 'identity only'}
+    for arm in dict.fromkeys(row['arm'] for row in results):
+        rows = [row for row in results if row['arm'] == arm]
+        arms[arm] = {'n': len(rows)} | {key: interval([row[key] for row in rows]) for key, *_ in FIGURES}
+        paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
+        arms[arm]['minus identity only'] = {key: interval([row[key] - other[key] for row, other in paired if None not in (row[key], other[key])])
+                                            for key, *_ in FIGURES if key != 'images_per_s'}
+    return arms
+
+
+def markdown(arms):
+    """The README's table: a row an arm, a column a figure, mean ± half of the 95 % interval over the seeds."""
+    lines = ['| | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |', '|---' * (len(FIGURES) + 1) + '|']
+    for arm, row in arms.items():
+        cells = []
+        for key, _, scale, digits in FIGURES:
+            mean, half = row[key]
+            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + ('' if half is None else f' ± {scale * half:.{digits}f}'))
+        lines.append(f'| {arm} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def pictures(results, dataset):
+    """Age left in x_id against verification at large gaps, an arm a colour, a seed a dot; and AUC by age gap."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    arms = list(dict.fromkeys(row['arm'] for row in results))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1 + .3 * len(arms)), sharey=True, layout='constrained')
+    for axis, (key, title) in zip(axes, (('r2_id', 'age read from x_id of people never seen, R²'), ('auc_over_20', 'AUC at gaps over 20 years'))):
+        for y, arm in enumerate(arms):
+            values = [row[key] for row in results if row['arm'] == arm]
+            axis.plot(values, [y] * len(values), 'o', alpha=.5, color=f'C{y % 10}')
+            axis.plot(np.mean(values), y, '|', markersize=18, color=f'C{y % 10}')
+        axis.axvline(np.mean([row[key] for row in results if row['arm'] == arms[0]]), color='grey', linewidth=.8)
+        axis.set_xlabel(title)
+        axis.grid(alpha=.3)
+    axes[0].set_yticks(range(len(arms)), arms)
+    axes[0].invert_yaxis()
+    figure.savefig(ROOT / 'docs' / f'ablation-{dataset}.png', dpi=100)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--dataset', default='demo')
+    parser.add_argument('--seeds', type=int, default=5)
+    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--epochs', type=int, default=24)
+    parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
+    parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
+    parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
+    parser.add_argument('--table', type=Path, help='instead of benchmarks/ablation-<dataset>.json')
+    args = parser.parse_args()
+    table = args.table or ROOT / 'benchmarks' / f'ablation-{args.dataset}.json'
+    results = []
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
+        jobs = [pool.submit(run, args.dataset, arm, seed, args.epochs, args.runs / f'{args.dataset}-{arm.replace(" ", "-")}-{seed}')
+                for seed in range(args.first_seed, args.first_seed + args.seeds) for arm in args.arms]
+        for job in as_completed(jobs):
+            results = sorted([*results, job.result()], key=lambda row: (list(ARMS).index(row['arm']), row['seed']))
+            utils.write_json({'command': 'python3 benchmarks/ablation.py --dataset ' + args.dataset, 'summary': summary(results), 'runs': results}, table)
+    pictures(results, args.dataset)
+    print(markdown(summary(results)))
