@@ -33,8 +33,8 @@ from evaluation.pairs import gap_pairs  # noqa: E402
 NETWORK = {'demo': "layers=(0,0,0,0)"}  # at which the drawn table takes two hours on two cores
 REAL = "layers=(0,0,0,0) widths=(32,64,128,256) dim=256"
 PAPER = 'variate=learned ascent=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
-NO_RAMPS = 'read_age=0 split=(0,0) game=(0,0)'
-ARMS = {  # every one begins from `small`: ramps, five ascent steps an iteration, the expected age, λ1 0.3, λ2 2
+OURS = 'variate=expected ascent=5 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.3 lambda_dal=10'
+ARMS = {
     'identity only': 'lambda_age=0 lambda_dal=0 split=(2,3)',  # α never opens: x_id is x
     '+ age': f'{PAPER} lambda_dal=0',
     'paper': PAPER,
@@ -42,14 +42,20 @@ ARMS = {  # every one begins from `small`: ramps, five ascent steps an iteration
     'paper, λ2 1, R leaks': f'{PAPER} lambda_dal=1 leak=.1',
     'paper, 5 ascents': f'{PAPER} max_steps=0 ascent=5',
     'paper, label': f'{PAPER} variate=label',
-    'ramps, no game': 'lambda_dal=0',
-    'ramps, learned': 'variate=learned',
-    'ramps, learned, 4 directions': 'variate=learned directions=4',
-    'ramps, groups, 3 directions': 'variate=groups directions=3',
-    'ramps, label': 'variate=label',
-    'ramps, expected, phases': 'ascent=0 max_steps=20',
-    'no ramps, expected': NO_RAMPS,
-    'ours': '',
+    'ours': OURS,
+    'ours, no game': f'{OURS} lambda_dal=0',
+    'ours, learned': f'{OURS} variate=learned',
+    'ours, label': f'{OURS} variate=label',
+    'ours, phases': f'{OURS} ascent=0 max_steps=20',
+    'ours, no ramps': f'{OURS} read_age=0 split=(0,0) game=(0,0)',
+    'ours, learned, 4 directions': f'{OURS} variate=learned directions=4',
+    'ours, groups, 3 directions': f'{OURS} variate=groups directions=3',
+    'ours, λ2 0.5': f'{OURS} lambda_dal=.5',
+    'ours, λ2 2': f'{OURS} lambda_dal=2',
+    'ours, λ2 5': f'{OURS} lambda_dal=5',
+    'ours, λ1 0.1': f'{OURS} lambda_age=.1',
+    'ours, λ1 1': f'{OURS} lambda_age=1',
+    'ours, λ1 3': f'{OURS} lambda_age=3',
 }
 FIGURES = (  # key, title, scale, digits
     ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC, gaps over 20', 1, 3), ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id, R²', 1, 2),
