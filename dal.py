@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+RIDGE = 1.  # of the mean square of each feature: w then follows the directions along which age is read, not the thinnest ones
+
 
 def canonical_correlation(v_id, v_age):
     """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3; L_DAL is its absolute value).
@@ -36,6 +38,8 @@ class CanonicalMapping(nn.Module):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim, directions), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim, directions), dim=0))
+        self.register_buffer('covariance', torch.zeros(dim, dim))      # of x_id, within batches, running
+        self.register_buffer('cross', torch.zeros(dim, age_dim))  # of x_id and the variate, likewise
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id, variate):
@@ -72,6 +76,23 @@ def ascend(mapping, optimizer, x_id, variate, steps=1):
         mapping.renormalize()
     optimizer.zero_grad()
     mapping.requires_grad_(False)
+    return before, mapping.rho(x_id, variate)
+
+
+@torch.no_grad()
+def solve(mapping, x_id, variate, memory):
+    """The direction w_id that tells most of a supervised variate (N, 1) over the last 1 / (1 − memory) batches, in closed form.
+
+    The canonical ridge (Vinod 1976) on running moments: w_id ∝ (Σ + RIDGE · diag Σ)⁻¹ cov(x_id, variate). One batch says little of
+    w: of D directions, some correlate with anything. Returns |ρ| on this batch before and after, each ().
+    """
+    before = mapping.rho(x_id, variate)
+    x, a = x_id.float() - x_id.float().mean(0), variate.float() - variate.float().mean(0)
+    mapping.covariance.lerp_(x.T @ x / len(x), 1 - memory)
+    mapping.cross.lerp_(x.T @ a / len(x), 1 - memory)
+    ridge = RIDGE * mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
+    mapping.w_id.copy_(torch.linalg.solve_ex(mapping.covariance + torch.diag(ridge), mapping.cross)[0])
+    mapping.renormalize()
     return before, mapping.rho(x_id, variate)
 
 

@@ -45,6 +45,7 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     variate='learned',      # v_age is w_age·x_age: the paper's; 'label': the age; 'expected': the age that the age head expects
     min_steps=50,           # iterations of the network in turn: the paper's
     max_steps=20,           # iterations of the adversary in turn: the paper's; 0: no such phase
+    memory=0.,              # w in closed form on moments that run over 1 / (1 − memory) batches, in every iteration; 0: it climbs
     directions=1,           # pairs of w, kept orthogonal
     leak=0.,                # slope of R's ReLUs below zero: a unit that leaks can't die
     ascent=0,               # steps of the adversary on the current features within every iteration of the network
@@ -128,7 +129,10 @@ class Training:
         return self.climb(x_id, variate, x_age, 1)
 
     def climb(self, x_id, variate, x_age, steps):
-        before, after = dal.ascend(self.mapping, self.adversary, x_id, variate, steps)
+        if self.recipe['memory']:
+            before, after = dal.solve(self.mapping, x_id.detach(), variate, self.recipe['memory'])
+        else:
+            before, after = dal.ascend(self.mapping, self.adversary, x_id, variate, steps)
         with torch.no_grad():
             v_id, v_age = self.mapping(x_id, variate)
             return dict(rho_before=before, rho_after=after, var_id=v_id.var(0).mean(), var_age=v_age.var(0).mean(),
@@ -144,7 +148,7 @@ class Training:
         loss, game, climb = loss_id + self.recipe['lambda_age'] * loss_age, {}, {}
         if self.lambda_dal:
             variate = self.variate(x_age, age_logits, ages)
-            if self.recipe['ascent']:
+            if self.recipe['ascent'] or self.recipe['memory']:
                 climb = self.climb(x_id, variate, x_age, self.recipe['ascent'])
             rho = self.mapping.rho(x_id, variate)
             loss, game = loss + self.lambda_dal * rho, {'rho': rho}

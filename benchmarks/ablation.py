@@ -33,7 +33,7 @@ from evaluation.pairs import gap_pairs  # noqa: E402
 NETWORK = {'demo': "layers=(0,0,0,0)"}  # at which the drawn table takes two hours on two cores
 REAL = "layers=(0,0,0,0) widths=(32,64,128,256) dim=256"
 PAPER = 'variate=learned ascent=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
-OURS = 'variate=expected ascent=5 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.3 lambda_dal=10'
+OURS = 'variate=expected memory=.95 ascent=0 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.3 lambda_dal=5'
 ARMS = {
     'identity only': 'lambda_age=0 lambda_dal=0 split=(2,3)',  # α never opens: x_id is x
     '+ age': f'{PAPER} lambda_dal=0',
@@ -44,17 +44,15 @@ ARMS = {
     'paper, label': f'{PAPER} variate=label',
     'ours': OURS,
     'ours, no game': f'{OURS} lambda_dal=0',
-    'ours, learned': f'{OURS} variate=learned',
-    'ours, label': f'{OURS} variate=label',
-    'ours, phases': f'{OURS} ascent=0 max_steps=20',
     'ours, no ramps': f'{OURS} read_age=0 split=(0,0) game=(0,0)',
-    'ours, learned, 4 directions': f'{OURS} variate=learned directions=4',
-    'ours, groups, 3 directions': f'{OURS} variate=groups directions=3',
-    'ours, λ2 0.5': f'{OURS} lambda_dal=.5',
-    'ours, λ2 2': f'{OURS} lambda_dal=2',
-    'ours, λ2 5': f'{OURS} lambda_dal=5',
+    'ours, label': f'{OURS} variate=label',
+    'ours, 5 ascents': f'{OURS} memory=0 ascent=5',
+    'ours, phases': f'{OURS} memory=0 max_steps=20',
+    'ours, 5 ascents, learned': f'{OURS} memory=0 ascent=5 variate=learned',
+    'ours, 5 ascents, learned, 4 directions': f'{OURS} memory=0 ascent=5 variate=learned directions=4',
+    'ours, λ2 0.1': f'{OURS} lambda_dal=.1',
+    'ours, λ2 1': f'{OURS} lambda_dal=1',
     'ours, λ1 0.1': f'{OURS} lambda_age=.1',
-    'ours, λ1 1': f'{OURS} lambda_age=1',
     'ours, λ1 3': f'{OURS} lambda_age=3',
 }
 FIGURES = (  # key, title, scale, digits
