@@ -64,7 +64,7 @@ FIGURES = (  # key, title, scale, digits
 
 
 def run(dataset, arm, seed, epochs, folder):
-    """Trains one arm with one seed, in two legs, and measures it; what is there already isn't done again."""
+    """Trains one arm with one seed, and measures it; what is there already isn't done again."""
     torch.set_num_threads(1)
     file, entry = folder / 'result.json', getattr(meta, dataset)
     settings = [*NETWORK.get(dataset, REAL).split(), *ARMS[arm].split()]
@@ -73,18 +73,15 @@ def run(dataset, arm, seed, epochs, folder):
         if found['settings'] == settings and found['epochs'] == epochs:
             return found
     meta.ablation = entry | {'val_root': None}  # measured here, once
-    game = max(1, round(.7 * epochs))  # where there is still something to climb
-    result = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
-    for leg, last in (('climb', game), ('end', epochs)):
-        sys.argv = ['main.py', '-1', str(last), '--resume', '--dataset', 'ablation', '--save', str(folder), '--recipe', 'small', '--seed', str(seed),
-                    '--horizon', str(epochs), '--set', *settings]
-        args = main.arguments()
-        main.run(args)
-        training, train = loaded(args, folder / 'last.pth')
-        result |= {f'{name}_{leg}': value for name, value in climb(training, train).items()}
+    sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation', '--save', str(folder), '--recipe', 'small', '--seed', str(seed),
+                '--set', *settings]
+    args = main.arguments()
+    main.run(args)
+    training, train = loaded(args, folder / 'last.pth')
+    result = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings} | climb(training, train)
     log = [row for row in utils.read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
     result |= measure(training, entry) | {'images_per_s': float(np.median([row['images_per_s'] for row in log])), 'loss_id': log[-1]['loss_id']}
-    result |= {'climb': result['ratio_climb'], 'run': json.loads((folder / 'run.json').read_text())}
+    result |= {'run': json.loads((folder / 'run.json').read_text())}
     utils.write_json(result, file)
     for epoch in folder.glob('epoch_*.pth'):
         epoch.unlink()
@@ -107,7 +104,7 @@ def climb(training, train):
     """The adversary's |ρ| on all training faces, after its turn, beside what the closed form reaches there, and what that reaches on
     shuffled faces.
 
-    'ratio' is None where there is nothing left to climb: where the closed form is not well above that floor.
+    'climb', the ratio, is None where there is nothing left to climb: where the closed form is not well above that floor.
     """
     recipe = training.recipe
     if recipe['lambda_dal']:
@@ -136,7 +133,7 @@ def climb(training, train):
     if training.recipe['lambda_dal']:
         found['adversary'] = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs().max())
     above = 'adversary' in found and found['closed'] > 1.5 * found['floor']
-    return found | {'ratio': found['adversary'] / found['closed'] if above else None}
+    return found | {'climb': found['adversary'] / found['closed'] if above else None}
 
 
 def measure(training, entry):
