@@ -2,6 +2,7 @@
 import functools
 import importlib.util
 import math
+import os
 import warnings
 
 import numpy as np
@@ -29,6 +30,8 @@ def _kinds():
 def open_photograph(path):
     """The photograph as a PIL image, RGB, upright as its EXIF says. Raises DataError, which names the file, where it can't be read."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError('a folder, a pipe or a device')  # a pipe would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
             with Image.open(path, formats=_kinds()) as image:
