@@ -1,6 +1,7 @@
 """Pictures of a set of faces: the contact sheet, the ages."""
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset import HEIGHT, WIDTH, some
@@ -45,6 +46,8 @@ def draw_histograms(sets, cutoffs, path):
         right.set(xlabel='images of a person', ylabel='people', title=f'{len(counts):,} people')
         if most > 30:
             right.set_xscale('log')
+        else:
+            right.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (left, right):
             axis.grid(alpha=.3)
     write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))

@@ -164,7 +164,9 @@ def bad_files(folder):
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'program.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')  # Ghostscript would run it
     Image.new('1', (15000, 15000)).save(folder / 'bomb.png')
-    return {'zip.jpg': 'not an image', 'cut.jpg': 'not readable', 'empty.png': 'not an image', 'program.jpg': 'not an image', 'bomb.png': '179 megapixels'}
+    os.mkfifo(folder / 'pipe.jpg')
+    os.symlink('/nowhere', folder / 'gone.jpg')
+    return {'pipe.jpg': 'a pipe', 'gone.jpg': 'no such file', 'zip.jpg': 'not an image', 'cut.jpg': 'not readable', 'empty.png': 'not an image', 'program.jpg': 'not an image', 'bomb.png': '179 megapixels'}
 
 
 def test_what_is_no_photograph_is_told_in_a_line(tmp_path):
