@@ -68,11 +68,12 @@ def make(args):
         raise utils.UserError(f'{target} lies in {source}: its faces would be taken for photographs; TARGET is a folder elsewhere')
     if not Path(source).is_dir():
         raise utils.UserError(f'{source}: no such folder')
-    settings = {'source': source, 'target': target, 'ages': args.ages, 'pat': args.pat, 'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks,
-                'face': args.face}
+    settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat, 'pos': args.pos, 'dex': args.dex,
+                'landmarks': args.landmarks, 'face': args.face}
+    converter = conversion.Converter(target=target, **settings)  # what is missing is said here, before TARGET is made
     with conversion.claim(target, settings | {'people': args.people}):
         report = conversion.Report(target)
-        conversion.run(settings, args.people, args.workers, report)
+        conversion.run(converter, settings | {'target': target}, args.people, args.workers, report)
         faces = report.faces()
         if faces:
             pictures.contact_sheet(faces, Path(target, 'sheet.jpg'))

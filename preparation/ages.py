@@ -76,9 +76,11 @@ def _estimate(path):
 
 def estimate_files(paths, dex=None, workers=1):
     """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`. Raises UserError or DataError where that can't be."""
-    Dex(dex) if dex else Offline()  # what is missing is said here, and not by each process
-    with ProcessPoolExecutor(max(1, min(workers, len(paths))), get_context('spawn'), _start, (dex,)) as pool:
-        return np.array(list(tqdm(pool.map(_estimate, paths, chunksize=8), 'estimating ages', len(paths), unit=' faces', disable=None)))
+    alone = Dex(dex) if dex else Offline()  # what is missing is said here, and not by each process
+    workers = min(workers, len(paths))
+    with ProcessPoolExecutor(max(1, workers), get_context('spawn'), _start, (dex,)) as pool:  # starts nothing before the first map
+        years = pool.map(_estimate, paths, chunksize=8) if workers > 1 else (alone.estimate(open_photograph(path)) for path in paths)
+        return np.array(list(tqdm(years, 'estimating ages', len(paths), unit=' faces', disable=None)))
 
 
 def table(true, estimated, cutoffs):

@@ -85,7 +85,6 @@ class Converter:
     """All that a process needs to make faces of photographs. Raises UserError or DataError where something of it is missing."""
 
     def __init__(self, source, target, ages, pat, pos, dex, landmarks, face):
-        torch.set_num_threads(1)  # the processes share the cores
         self.source, self.target, self.face = source, target, face
         self.ages = [] if ages == ['estimate'] else [
             Named('pattern', pat, pos) if kind == 'pattern' else Named(kind) if kind in NAMES else Table(kind) for kind in ages if kind != 'estimate']
@@ -141,11 +140,12 @@ class Converter:
 
 
 def _start(settings):
-    global converter
+    global converter_here
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # which reach the whole group; the process that writes the report stops the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    converter = Converter(**settings)
+    torch.set_num_threads(1)  # the processes share the cores
+    converter_here = Converter(**settings)
 
 
 def _end_with_parent():
@@ -154,7 +154,7 @@ def _end_with_parent():
 
 
 def _convert(photograph):
-    return converter.convert(photograph)
+    return converter_here.convert(photograph)
 
 
 @contextlib.contextmanager
@@ -167,10 +167,10 @@ def claim(target, settings):
             changed = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{file} is damaged: remove it to go on with the options of this command') from None
-        if changed:
+        if changed and any(Path(target).glob('*/*.jpg')):
             raise UserError(f'{target} was begun with another {", ".join(changed)}, {before[changed[0]]!r}, now it is {settings[changed[0]]!r}: '
                             'repeat the options, or choose another TARGET')
-    elif os.path.isdir(target) and set(os.listdir(target)) - {'.lock', 'report.csv'}:
+    elif os.path.isdir(target) and not Path(target, 'report.csv').exists() and set(os.listdir(target)) - {'.lock'}:
         raise UserError(f'{target} is there already and is not of prepare.py: TARGET is a new folder, or one to go on with')
     with utils.claim(target, 'TARGET', 'writing'):
         for stale in Path(target).glob('*/.*.????????.tmp'):  # write_whole's, of a process that was killed in it
@@ -223,18 +223,17 @@ class Report:
                     raise UserError(f'{interrupt.received}: stopped; the same command goes on from here')
 
 
-def run(settings, people, workers, report):
+def run(converter, settings, people, workers, report):
     """Converts what the report doesn't have yet, over `workers` processes; its rows are then all files of the source.
 
-    Raises UserError or DataError where the job can't be done, or was stopped.
+    `converter` is the Converter of `settings`, for one process. Raises UserError or DataError where the job can't be done, or was stopped.
     """
-    Converter(**settings)  # what is missing is said here, in one line, and not by each process
     todo = [photograph for photograph in photographs(settings['source'], people, report.done()) if photograph.relative not in report.rows
             and not (settings['landmarks'] and photograph.relative.lower().endswith('.pts'))]
-    workers = max(1, min(workers, len(todo)))
-    pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_start, initargs=(settings,))
+    workers = min(workers, len(todo))
+    pool = ProcessPoolExecutor(max(1, workers), get_context('spawn'), _start, (settings,))  # starts nothing before the first map
     try:
-        outcomes = pool.map(_convert, todo, chunksize=max(1, min(16, len(todo) // (4 * workers))))
+        outcomes = pool.map(_convert, todo, chunksize=max(1, min(16, len(todo) // (4 * workers)))) if workers > 1 else map(converter.convert, todo)
         report.add_all(tqdm(outcomes, settings['source'], len(todo), unit=' photographs', disable=None))
     except BrokenProcessPool:
         raise UserError('a process ended by itself, perhaps out of memory: fewer --workers; the same command goes on from here') from None

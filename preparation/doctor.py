@@ -116,6 +116,7 @@ def describe(part, cutoffs):
         names = [f'to {cutoff:g}' for cutoff in cutoffs] + [f'over {cutoffs[-1]:g}']
         lines += [f'  ages {ages.min():g} to {ages.max():g}; a person is seen over {np.median(spans):g} years (median), {np.max(spans):g} at most',
                   '  images by age group: ' + ', '.join(f'{group} {count}' for group, count in zip(names, groups))]
+    lines += [f'  {len(part.others)} files or folders that training does not read: {some(part.others)}'] if part.others else []
     return lines
 
 
