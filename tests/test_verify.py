@@ -91,6 +91,16 @@ def test_a_decision_of_another_form_is_refused(stored):
         Decision.of({'decision': stored}, 'w.pth')
 
 
+def test_training_keeps_its_decision(train):
+    save = train(-1, 1)
+    kept = [torch.load(save / file)['decision'] for file in ('epoch_001.pth', 'last.pth')]
+    row, = (row for row in utils.read_log(save / 'log.jsonl') if row['kind'] == 'epoch')
+    assert kept[0] == kept[1] and kept[0]['accuracy'] == row['val_accuracy']
+    again = train('-1', 2, '--resume', save=save)
+    assert torch.load(again / 'last.pth')['decision'] != kept[0]
+    assert Decision.of({'decision': kept[0]}, save).threshold == kept[0]['threshold']
+
+
 def test_meaning_counts_pairs():
     decision = Decision(.5, .9, np.linspace(.2, 1, 101), np.linspace(-.5, .5, 101))
     assert '25 % of the pairs of one person' in decision.meaning(.4) and '10 % of the pairs of two people' in decision.meaning(.4)
