@@ -51,7 +51,7 @@ def chosen_recipe(args, recipes, is_demo):
 def open_data(name, entry, recipe):
     """Training and validation faces (or None), everything about them checked. Raises DataError."""
     check_entry(name, entry, meta.age_cutoffs)
-    if entry is meta.demo and not Path(entry['train_root']).parent.exists():
+    if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         import synthetic
         synthetic.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train = Faces(entry['train_root'], entry['pat'], entry['pos'])
