@@ -3,6 +3,7 @@
     python3 prepare.py SOURCE TARGET [--ages WHERE …] [--landmarks POINTS]     make a set
     python3 prepare.py --check NAME [--weights W]                              examine a set that meta.py describes
     python3 prepare.py --check-ages FOLDER [--dex W]                           what estimated ages are worth on faces of known age
+    python3 prepare.py --shards NAME TARGET                                    the set's train_root as tar shards, TARGET-00000.tar …
 
 SOURCE/<person>/… holds photographs of any size, JPEG, PNG, WebP, TIFF, HEIC …; TARGET/<person>/000_[age].jpg comes out, with
 report.csv (what became of each file, and why it was skipped) and sheet.jpg (look at it). The same command again goes on where it was
@@ -25,10 +26,11 @@ import utils
 from dataset import DataError, Faces, check_entry
 from preparation import ages, conversion, doctor, pictures
 from preparation.labels import NAMES
+from storage.shards import write_shards
 
 
 def arguments(argv):
-    usage = '%(prog)s [options] SOURCE TARGET\n       %(prog)s --check NAME [--weights W]\n       %(prog)s --check-ages FOLDER [--dex W]'
+    usage = '%(prog)s [options] SOURCE TARGET\n       %(prog)s --check NAME [--weights W]\n       %(prog)s --check-ages FOLDER [--dex W]\n       %(prog)s --shards NAME TARGET'
     parser = argparse.ArgumentParser(usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folders', nargs='*', metavar='SOURCE TARGET')
     parser.add_argument('--ages', nargs='+', default=['estimate'], metavar='WHERE', help='see above; several are asked in order')
@@ -45,10 +47,11 @@ def arguments(argv):
     parser.add_argument('--weights', metavar='W', help='with --check: finds by their features what is the same face or the same person')
     parser.add_argument('--out', metavar='DIR', help='with --check: where its pictures and lists go (default runs/check-NAME)')
     parser.add_argument('--check-ages', metavar='FOLDER', help='a folder of folders of aligned faces with their true ages in the names')
+    parser.add_argument('--shards', nargs=2, metavar=('NAME', 'TARGET'), help='an entry of meta.py, and what the shards are called, with their folder')
     args = parser.parse_args(argv)
-    modes = [bool(args.folders), args.check is not None, args.check_ages is not None]
+    modes = [bool(args.folders), args.check is not None, args.check_ages is not None, args.shards is not None]
     if sum(modes) != 1 or (args.folders and len(args.folders) != 2):
-        parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER')
+        parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, or --shards NAME TARGET')
     if args.folders and 'pattern' in args.ages and (args.pat is None or args.pos is None):
         parser.error('--ages pattern needs --pat and --pos')
     if args.folders and args.dex and 'estimate' not in args.ages:
@@ -96,13 +99,19 @@ def summary(report, faces):
     return '\n'.join(lines)
 
 
-def check(args):
-    """The doctor's report on an entry of meta.py."""
-    entry = getattr(meta, args.check, None)
+def entry_called(name):
+    """The entry of meta.py, checked."""
+    entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
         names = [name for name, value in vars(meta).items() if isinstance(value, dict) and not name.startswith('_')]
-        raise utils.UserError(f'meta.py has no data set {args.check!r}; there are {", ".join(names)}')
-    check_entry(args.check, entry, meta.age_cutoffs)
+        raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(names)}')
+    check_entry(name, entry, meta.age_cutoffs)
+    return entry
+
+
+def check(args):
+    """The doctor's report on an entry of meta.py."""
+    entry = entry_called(args.check)
     print(doctor.examine(args.check, entry, meta.age_cutoffs, Path(args.out or Path('runs', f'check-{args.check}')), args.weights, args.workers))
 
 
@@ -113,12 +122,22 @@ def check_ages(args):
     print(ages.table(faces.ages, estimates, meta.age_cutoffs))
 
 
+def shards(args):
+    """The faces of train_root as WebDataset shards."""
+    name, target = args.shards
+    entry = entry_called(name)
+    pattern = write_shards(Faces(entry['train_root'], entry['pat'], entry['pos']), target)
+    print(f"for meta.py: 'train_root': {os.path.abspath(pattern)!r},")
+
+
 def main(argv):
     args = arguments(argv)
     if args.check is not None:
         check(args)
     elif args.check_ages is not None:
         check_ages(args)
+    elif args.shards is not None:
+        shards(args)
     else:
         make(args)
 

@@ -367,3 +367,11 @@ def test_a_benchmark_on_shards(folder, pattern):
     ours, theirs = (lists.folder(root, r'_|\.', 1) for root in (pattern, folder.root))
     assert [Path(path).read_bytes() for path in theirs.sources] == ours.sources
     assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
+
+
+def test_the_command_writes_what_an_entry_names(entry, folder, tmp_path, monkeypatch, capsys):
+    import prepare
+    monkeypatch.setattr(prepare.meta, 'here', entry, raising=False)
+    prepare.main(['--shards', 'here', str(tmp_path / 'set' / 'train')])
+    pattern = capsys.readouterr().out.split("'")[3]
+    assert_same_faces(listed(pattern), folder)
