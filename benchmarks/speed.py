@@ -222,7 +222,7 @@ def machine(device):
 
 def run(args):
     device = utils.pick_device(args.ctx)
-    batch_sizes = {'64-layer': args.batch_size or (256 if device.type == 'cuda' else 16),
+    batch_sizes = {'64-layer': args.batch_size or (256 if device.type == 'cuda' else main.paper['batch_size']),
                    'small': args.small_batch_size or (1024 if device.type == 'cuda' else 64)}
     rounds = 2 if args.quick else args.rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -350,8 +350,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--ctx', type=int, default=-1, help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='two rounds, to see that it runs')
-    parser.add_argument('--rounds', type=int, default=9, help='how often everything is measured (%(default)s)')
-    parser.add_argument('--batch-size', type=int, help='of the 64-layer network (16; 256 on a GPU)')
+    parser.add_argument('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
+    parser.add_argument('--batch-size', type=int, help='of the 64-layer network (the recipe's; 256 on a GPU)')
     parser.add_argument('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
     parser.add_argument('--out', help='the JSON file, and beside it the picture (benchmarks/results/speed-<machine>.json)')
     return parser.parse_args()
