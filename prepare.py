@@ -87,10 +87,12 @@ def summary(report, faces):
     """What came out, what was skipped and why, what to do next."""
     reasons = Counter(row.reason for row in report.rows.values() if row.reason)
     count = sum(map(len, faces.values()))
-    lines = [f'{count} faces of {len(faces)} people in {report.target}, of {len(report.rows)} files; each file\'s fate is in {report.path}']
+    lines = [f'{count} faces of {len(faces)} people in {report.target}, of {len(report.rows)} files; what became of each: {report.path}']
     # a reason that names a file is one of a kind
-    lines += [f'{number:7} skipped: {reason}' for reason, number in reasons.most_common(8)]
-    lines += [f'{sum(reasons.values()) - sum(number for _, number in reasons.most_common(8)):7} skipped for other reasons'] if len(reasons) > 8 else []
+    shown = reasons.most_common(8)
+    lines += [f'{number:7} skipped: {reason}' for reason, number in shown]
+    rest = sum(reasons.values()) - sum(number for _, number in shown)
+    lines += [f'{rest:7} skipped for other reasons'] if rest else []
     several = sum(row.faces not in ('', '1') for row in report.rows.values() if row.target)
     lines += [f'{several:7} photographs show several faces: look at report.csv, column faces'] if several else []
     if faces:

@@ -86,8 +86,8 @@ class Converter:
 
     def __init__(self, source, target, ages, pat, pos, dex, landmarks, face):
         self.source, self.target, self.face = source, target, face
-        self.ages = [] if ages == ['estimate'] else [
-            Named('pattern', pat, pos) if kind == 'pattern' else Named(kind) if kind in NAMES else Table(kind) for kind in ages if kind != 'estimate']
+        self.ages = [Named('pattern', pat, pos) if kind == 'pattern' else Named(kind) if kind in NAMES else Table(kind)
+                     for kind in ages if kind != 'estimate']
         self.estimator = None if 'estimate' not in ages else Dex(dex) if dex else Offline()
         self.landmarks, self.detector = (Landmarks(landmarks), None) if landmarks else (None, Detector())
 

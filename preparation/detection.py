@@ -64,7 +64,10 @@ class Detector:
 
 
 def choose(faces, size, rule):
-    """One of `faces`, of which there is at least one, in an image of size (width, height): the 'largest', or the most 'central', whose box's middle is nearest."""
+    """One of `faces`, of which there is at least one, in an image of size (width, height).
+
+    `rule` is 'largest', or 'central': the one whose box's middle is nearest to the image's.
+    """
     if rule == 'largest':
         return max(faces, key=lambda face: face.area)
     left, top, right, bottom = np.array([face.box for face in faces]).T

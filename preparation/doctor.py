@@ -90,7 +90,7 @@ def examine(name, entry, cutoffs, out, weights=None, workers=1):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{out}: {error.strerror}: --out names a folder that can be written') from None
-    draw_histograms({part.root: ([face.age for face in part.faces if face.age is not None], [len(faces) for faces in part.people.values()])
+    draw_histograms({part.root: ([face.age for face in part.faces if face.age is not None], list(map(len, part.people.values())))
                      for part in parts.values()}, cutoffs, out / 'ages.png')
     listed = [('file', 'what', 'other', 'cosine')]
     listed += [(part.path(face), face.wrong, '', '') for part in parts.values() for face in part.faces if face.wrong]
