@@ -35,7 +35,7 @@ def open_photograph(path, name=None, most=None):
     """
     name = path if name is None else name
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        if isinstance(path, (str, os.PathLike)) and os.path.exists(path) and not os.path.isfile(path):
             raise OSError('a folder, a pipe or a device')  # a pipe would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
