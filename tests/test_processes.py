@@ -289,7 +289,7 @@ def test_torchrun_restarts_what_was_killed(entry, whole, tmp_path):
         time.sleep(.02)
     holder = int((save / '.lock').read_text().split()[1])
     os.kill(holder, signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     same_run(save, whole)
 

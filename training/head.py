@@ -149,7 +149,7 @@ def fit(training, state, folder):
             parts = {'weight': head.slice_of(weights['identity.weight'])}
             if _moving(moments):
                 parts['momentum'] = head.slice_of(moments[_place(training)]['momentum_buffer'])
-    except Exception as error:  # of the state, or of the folder, its metadata, its files: whatever damage leads to
+    except (Exception, CheckpointException) as error:  # of the state, or of the folder, its metadata, its files: whatever damage leads to
         raise utils.UserError(f'{folder}/{state.get("head", "")!s:.20}: not the identity head of this state '
                               f'({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
     weights['identity.weight'] = parts['weight']
@@ -191,9 +191,11 @@ def _load(parts, classes, folder, name):
     """Fills `parts`, own slices by name (classes: None: wholes), whatever the number of processes that wrote them."""
     if not re.fullmatch('head-[0-9a-f]{8}', name):
         raise ValueError('no such name')
+    reader = _Reader(folder / name)
+    reader.read_metadata()  # what is wrong with it is said here in one line; dcp.load would print a traceback
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')
-        dcp.load(_spread(parts, classes) if classes else parts, storage_reader=_Reader(folder / name), no_dist=not dist.is_initialized())
+        dcp.load(_spread(parts, classes) if classes else parts, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def _spread(parts, classes):
