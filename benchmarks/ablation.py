@@ -53,9 +53,9 @@ ARMS = {
     'ours, λ1 3': f'{OURS} lambda_age=3',
 }
 FIGURES = (  # key, title, scale, digits
-    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC, gaps over 20', 1, 3), ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id, R²', 1, 2),
-    ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'age group, %', 100, 1), ('r2_age', 'age in x_age, R²', 1, 2), ('held_out', 'held-out ρ₁', 1, 2),
-    ('shuffled', 'shuffled', 1, 2), ('climb', 'climb ratio', 1, 2), ('var_x_age', 'var(x_age)', 1, 3), ('images_per_s', 'images/s', 1, 0),
+    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3), ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id: R²', 1, 2),
+    ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'groups, %', 100, 0), ('r2_age', 'age in x_age: R²', 1, 2), ('var_x_age', 'var(x_age)', 1, 2),
+    ('held_out', 'held-out ρ₁', 1, 2), ('shuffled', 'shuffled', 1, 2), ('climb', 'climb ratio', 1, 2),
 )
 
 
@@ -141,22 +141,22 @@ def summary(results):
     arms, base = {}, {row['seed']: row for row in results if row['arm'] == 'identity only'}
     for arm in dict.fromkeys(row['arm'] for row in results):
         rows = [row for row in results if row['arm'] == arm]
-        arms[arm] = {'n': len(rows)} | {key: interval([row[key] for row in rows]) for key, *_ in FIGURES}
+        arms[arm] = {'n': len(rows)} | {key: interval([row[key] for row in rows]) for key in (*(key for key, *_ in FIGURES), 'images_per_s')}
         paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
         arms[arm]['minus identity only'] = {key: interval([row[key] - other[key] for row, other in paired if None not in (row[key], other[key])])
-                                            for key, *_ in FIGURES if key != 'images_per_s'}
+                                            for key, *_ in FIGURES}
     return arms
 
 
 def markdown(arms):
     """The README's table: a row an arm, a column a figure, mean ± half of the 95 % interval over the seeds."""
-    lines = ['| | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |', '|---' * (len(FIGURES) + 1) + '|']
+    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |', '|---' * (len(FIGURES) + 2) + '|']
     for arm, row in arms.items():
         cells = []
         for key, _, scale, digits in FIGURES:
             mean, half = row[key]
             cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + ('' if half is None else f' ± {scale * half:.{digits}f}'))
-        lines.append(f'| {arm} | ' + ' | '.join(cells) + ' |')
+        lines.append(f'| {arm} | {row["n"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 

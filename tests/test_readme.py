@@ -40,7 +40,10 @@ def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
     exec(script, {})
 
 
-def test_figures_are_the_scripts():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    from demo import markdown
-    assert markdown(json.loads((ROOT / 'benchmarks' / 'demo.json').read_text())['table']) in README
+@pytest.mark.parametrize('dataset', ['demo', 'lfw'])
+def test_figures_are_the_scripts(dataset, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    import ablation
+    report = json.loads((ROOT / 'benchmarks' / f'ablation-{dataset}.json').read_text())
+    assert json.loads(json.dumps(ablation.summary(report['runs']))) == report['summary']
+    assert ablation.markdown(report['summary']) in README
