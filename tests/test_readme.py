@@ -28,7 +28,7 @@ def test_flags_exist(monkeypatch, capsys):
     known = capsys.readouterr().out
     for line in re.findall(r'python3 main\.py[^\n`]*', README):
         assert all(flag in known for flag in re.findall(r'--[a-z-]+', line)), line
-    for settings in re.findall(r'--set ([^`\n]*)`', README):
+    for settings in re.findall(r'--set ((?:\w+=[^\s`]+[ ]?)+)', README):
         assert all(pair.split('=')[0] in main.paper for pair in settings.split()), settings
 
 
