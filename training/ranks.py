@@ -51,7 +51,10 @@ def joined(ctx):
         yield utils.pick_device(ctx)
         return
     device = utils.pick_device(int(os.environ['LOCAL_RANK']) if ctx >= 0 else ctx)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
+    store, rank, size = next(dist.rendezvous('env://'))
+    if os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']:  # one machine's launcher keeps its store, where the addresses of killed processes stand
+        store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank, world_size=size)
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if not first():
