@@ -62,7 +62,7 @@ paper = dict(               # the paper's setting; what it leaves open is our ch
     save_every=0,           # also write last.pth every so many steps; 0: after each epoch only
 )
 ramped = paper | dict(      # identity first, then the split, then the game against a supervised age: what decorrelated in our hands
-    read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_age=0.3, lambda_dal=5., variate='label', max_steps=0, memory=0.95,
+    read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_dal=5., variate='label', max_steps=0, memory=0.95,
 )
 small = ramped | dict(      # the same for photographs on a few CPU cores
     layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05,
