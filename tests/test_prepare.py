@@ -418,7 +418,7 @@ def test_every_name_survives(source, capsys):
     assert sorted(faces.classes) == sorted(ODD) and len(faces) == 2 * len(ODD) and faces.check(cache=False) == []
     assert (source / 'target' / 'plain' / '000_20.jpg').exists() and (source / 'target' / 'plain' / '001_21.jpg').exists()
     drawn = synthetic.draw(0, 30, 0)
-    assert np.abs(faces.read([name for name in map(os.fsdecode, faces.names)].index('plain/000_20.jpg')).astype(float) - drawn)[4:-4, 4:-4].mean() < 8
+    assert np.abs(faces.read([faces.source.name(place) for place in faces.places].index('plain/000_20.jpg')).astype(float) - drawn)[4:-4, 4:-4].mean() < 8
     with Image.open(source / 'target' / 'sheet.jpg') as sheet:
         assert sheet.size[0] > 8 * 96 and sheet.size[1] > len(ODD) * 112
     assert f"'n_cls': {len(ODD)}" in capsys.readouterr().out
