@@ -64,11 +64,11 @@ def _standardizer(features):
 
 
 def _ridge(features, ages, strengths):
-    """A function features -> ages (N,) for each penalty."""
+    """A function features -> ages (N,) for each penalty, none outside the ages it was fitted on: a unit that is dead there can't run away."""
     standardize, centre = _standardizer(features), ages.mean()
     x = standardize(features)
     weights = _solve(x.T @ x / len(x), x.T @ (ages - centre) / len(x), strengths)
-    return [lambda new, weight=weight: standardize(new) @ weight + centre for weight in weights]
+    return [lambda new, weight=weight: (standardize(new) @ weight + centre).clip(ages.min(), ages.max()) for weight in weights]
 
 
 def _discriminant(features, group, strengths):
