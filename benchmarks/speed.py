@@ -351,7 +351,7 @@ def arguments():
     parser.add_argument('--ctx', type=int, default=-1, help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='two rounds, to see that it runs')
     parser.add_argument('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
-    parser.add_argument('--batch-size', type=int, help='of the 64-layer network (the recipe's; 256 on a GPU)')
+    parser.add_argument('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
     parser.add_argument('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
     parser.add_argument('--out', help='the JSON file, and beside it the picture (benchmarks/results/speed-<machine>.json)')
     return parser.parse_args()

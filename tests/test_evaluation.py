@@ -378,3 +378,13 @@ def test_files_with_features_that_are_not_finite_are_named(model):
 def test_no_faces_are_said_to_be_none(model):
     with pytest.raises(ValueError, match='no faces'):
         extract(model, [], torch.device('cpu'))
+
+
+def test_a_unit_that_was_dead_where_the_probe_was_fitted_can_not_run_away():
+    rng = np.random.default_rng(0)
+    ages = rng.uniform(20, 60, 400)
+    features = np.c_[ages + rng.normal(size=400), np.zeros(400)]
+    features[::7, 1] = 1e-4 * rng.normal(size=len(features[::7]))
+    features[5, 1] = 1e6
+    probe, = leakage._ridge(features[10:], ages[10:], [1e-4])
+    assert ages[10:].min() <= probe(features[:10]).min() and probe(features[:10]).max() <= ages[10:].max()
