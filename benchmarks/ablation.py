@@ -163,7 +163,7 @@ def markdown(arms):
 def picture(results, dataset):
     """Age left in x_id and verification at large gaps: a row an arm, a dot a seed, a bar their mean; a line where identity alone is."""
     arms = list(dict.fromkeys(row['arm'] for row in results))
-    figure = Figure((11, 1 + .3 * len(arms)), layout='constrained')
+    figure = Figure((11, 1.2 + .3 * len(arms)), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (key, title) in zip(axes, (('r2_id', 'age read from x_id of people never seen, R²'), ('auc_over_20', 'AUC at gaps over 20 years'))):
         for y, arm in enumerate(arms):
@@ -174,7 +174,7 @@ def picture(results, dataset):
         axis.set_xlabel(title)
         axis.grid(alpha=.3)
     axes[0].set_yticks(range(len(arms)), arms)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(arms) - .5, -.5)
     figure.savefig(ROOT / 'docs' / f'ablation-{dataset}.png', dpi=100)
 
 
