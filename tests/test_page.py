@@ -156,14 +156,15 @@ def browser():
 
 def submit(browser, address, **files):
     """Fills the form as a person does; returns the page's text once the answer is there."""
-    from selenium.webdriver.support.expected_conditions import staleness_of
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.support.wait import WebDriverWait
     browser.get(address)
+    browser.execute_script('window.unanswered = true')  # gone with the page; an element's own staleness can fail in mid-navigation
     for field, path in files.items():
         browser.find_element('name', field).send_keys(str(path))
-    button = browser.find_element('tag name', 'button')
-    button.click()
-    WebDriverWait(browser, 120).until(staleness_of(button))
+    browser.find_element('tag name', 'button').click()
+    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(
+        lambda browser: browser.execute_script('return !window.unanswered && document.readyState === "complete"'))
     return browser.find_element('tag name', 'body').text
 
 
