@@ -3,9 +3,11 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 
 import torch
+from tqdm import tqdm
 
 
 def launch(count, work, *args, out=None, **options):
@@ -15,6 +17,7 @@ def launch(count, work, *args, out=None, **options):
 
     def run(rank):
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # as in faults/kills.py: theirs, and of no process that is killed
         if out:
             with open(f'{out}.{rank}', 'w') as file:
                 os.dup2(file.fileno(), 1)

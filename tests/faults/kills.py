@@ -4,21 +4,24 @@ import itertools
 import multiprocessing
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
 from conftest import TINY
+from tqdm import tqdm
 
 import main
 import meta
 import utils
 from dataset import DataError
+from training.log import Log, read_log
 
 PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
 MOMENTS = {  # where a signal strikes: owner, function, after it or before
     'in a step': (torch.nn.utils, 'clip_grad_norm_', True), 'between steps': (main.Training, 'iterate', True),
     'half of a file': (torch, 'save', False), 'before fsync': (os, 'fsync', False), 'before the new name': (os, 'replace', False),
-    'after the new name': (os, 'replace', True), 'after a report': (utils.Log, 'report', True), 'before validation': (main, 'validate', False),
+    'after the new name': (os, 'replace', True), 'after a report': (Log, 'report', True), 'before validation': (main, 'validate', False),
 }
 
 
@@ -30,6 +33,7 @@ def start(entry, save, *line, settings=(), moment=None, prepare=lambda: None, ou
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1) for number in (1, 2))
+        tqdm.set_lock(threading.RLock())  # its own lock is shared by all that fork: a kill −9 within it would stop every later run
         meta.here = entry
         sys.argv = ['main.py', '-1', *map(str, line), '--dataset', 'here', '--save', str(save), '--recipe', 'small', '--set', *TINY, *settings]
         if moment:
@@ -86,7 +90,7 @@ def assert_same_run(ours, theirs):
         assert a.keys() == b.keys()
         for key in a:
             assert same(a[key], b[key]), f'{file.name}: {key}'
-    rows = [[{key: value for key, value in row.items() if key != 'images_per_s'} for row in utils.read_log(folder / 'log.jsonl')]
+    rows = [[{key: value for key, value in row.items() if key != 'images_per_s'} for row in read_log(folder / 'log.jsonl')]
             for folder in (ours, theirs)]
     assert rows[0] == rows[1]
     assert not list(ours.glob('.*.tmp'))
