@@ -1,0 +1,1 @@
+"""How synthetic.py draws a face."""
