@@ -36,6 +36,7 @@ from dataset import DataError, check_entry
 from evaluation import lists, metrics, pictures, protocols
 from evaluation.extraction import FEATURES, extract_files
 from model import DALModel
+from training.checkpoint import load_checkpoint
 
 READERS = {'lfw': lists.lfw, 'calfw': lists.calfw, 'cacd-vs': lists.cacd_vs, 'bin': lists.bin_file, 'pairs': lists.pair_list,
            'fgnet': lists.fgnet, 'morph': lists.morph, 'folder': lists.folder}
@@ -72,7 +73,7 @@ def arguments(argv):
 def load_model(path, device):
     """The trained network of a weights file, with main.py's backbone where it isn't ours. Raises UserError where it can't be used."""
     backbone = None
-    state = utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})
+    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})
     if state['backbone'] is None:
         import main
         backbone = main.make_backbone(state.get('recipe', main.paper))

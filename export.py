@@ -30,6 +30,7 @@ from evaluation import lists
 from evaluation.extraction import extract_files
 from model import HEIGHT, WIDTH
 from preparation.alignment import TEMPLATE
+from training.checkpoint import load_checkpoint
 from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
@@ -48,7 +49,7 @@ class Embedder(nn.Module):
 
 def description(path):
     """What a file of weights needs to be used rightly, and what is known of its training: a dict of strings."""
-    state = utils.load_checkpoint(path, {'model': dict, 'classes': list, 'age_cutoffs': list, 'epoch': int})
+    state = load_checkpoint(path, {'model': dict, 'classes': list, 'age_cutoffs': list, 'epoch': int})
     decision = Decision.of(state, path)
     training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')}
     training |= {'people': len(state['classes']), 'accuracy': decision.accuracy}

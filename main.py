@@ -7,7 +7,6 @@ Without a change it draws its own faces and trains on them. For yours: describe 
 """
 import contextlib
 import time
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -19,9 +18,10 @@ import utils
 from dataset import DataError, training_loader
 from model import Backbone, CosFace, DALModel
 from training import head, ranks
-from training.command import chosen_recipe, open_data, parse
-from training.reports import Reports, validate
-from training.resume import start, starting_point
+from training.checkpoint import save_checkpoint
+from training.command import open_data, parse, plan
+from training.reports import Reports, check_finite, introduce, validate
+from training.resume import start, state_of, weights_of
 
 dataset = meta.demo   # the data set to train on: a dict of meta.py
 save = 'runs/demo'    # where weights, state, log and curves go
@@ -76,9 +76,6 @@ recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo}
 def make_backbone(recipe):
     """Any module (N, 3, 112, 96) -> (N, D) may stand here: this is the one line to change."""
     return Backbone(recipe['layers'], recipe['widths'], recipe['dim'])
-
-
-MEANS = ('means', 'climbs', 'epoch_means')
 
 
 class Training:
@@ -228,77 +225,14 @@ class Training:
         return dict(lr=self.optimizer.param_groups[0]['lr'], lambda_dal=self.lambda_dal, margin=self.model.identity.margin,
                     alpha=dal.ramp(self.step / self.total_steps, *self.recipe['split']))
 
-    def check_finite(self, loader, folder):
-        """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite; `folder` then holds no such weights."""
-        found = self.watch.first()
-        if found:
-            step, losses = found
-            batches = loader.batch_sampler
-            files = [loader.dataset.path(index) for index in batches.order()[step % len(batches) * batches.batch_size:][:batches.batch_size]]
-            report = {'step': step, 'phase': 'min', 'losses': losses, **self.settings(), 'files': files}
-            ranks.decided(utils.write_json, report, folder / 'nan.json')
-            raise ranks.common(utils.UserError(f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); '
-                                               'last.pth is from before: --resume with a lower --lr or clip'))
-
-    def weights(self, whole_head=True):
-        """What `DALModel.load` reads, and what a run can start from; of a sharded head, the whole is on the first process."""
-        backbone = self.model.backbone.config if type(self.model.backbone) is Backbone else None
-        model = self.model.state_dict()
-        if self.recipe['shard_head'] and whole_head:
-            model['identity.weight'] = self.model.identity.whole()
-        return {'model': model, 'backbone': backbone, 'classes': self.classes, 'age_cutoffs': self.cutoffs,
-                'epoch': self.epoch, 'best': self.best, 'decision': self.decision, 'recipe': self.recipe}
-
-    def state(self, steps_per_epoch, folder):
-        """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way.
-
-        A sharded head is written to a folder of its own in `folder`.
-        """
-        state = self.weights(whole_head=False) | {
-            'mapping': self.mapping.state_dict(), 'optimizer': self.optimizer.state_dict(), 'adversary': self.adversary.state_dict(), 'step': self.step,
-            'steps_per_epoch': steps_per_epoch, 'opening': self.opening, 'means': {name: getattr(self, name).state_dict() for name in MEANS}}
-        if self.recipe['shard_head']:
-            head.keep(self, state, folder)
-        return state
-
-    def restore(self, state, steps_per_epoch):
-        """Takes over all of `state` but the network's weights and the best score."""
-        self.mapping.load_state_dict(state['mapping'])
-        utils.restore_optimizer(self.optimizer, state['optimizer'])
-        utils.restore_optimizer(self.adversary, state['adversary'])
-        for name in MEANS:
-            getattr(self, name).load_state_dict(state['means'][name], self.device)
-        self.opening = None if state['opening'] is None else state['opening'].to(self.device).reshape(())
-        self.decision = state.get('decision')
-        self.epoch, self.step = state['epoch'], state['step'] * steps_per_epoch // state['steps_per_epoch']
-        if not 0 <= self.epoch * steps_per_epoch <= self.step <= (self.epoch + 1) * steps_per_epoch:
-            raise ValueError(f'step {state["step"]} is not in epoch {self.epoch}')
-
 
 def arguments():
     return parse(__doc__, recipes)
 
 
-def prepare(args):
-    """What the command line comes to: the data set's name and entry, the recipe, the save folder, the file to start from or None."""
-    entry = getattr(meta, args.dataset, None) if args.dataset else dataset
-    name = args.dataset or next((name for name, value in vars(meta).items() if value is entry), 'dataset')
-    if entry is None:
-        known = [key for key, value in vars(meta).items() if isinstance(value, dict) and not key.startswith('_')]
-        raise utils.UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
-    recipe = chosen_recipe(args, recipes, entry is meta.demo)
-    if recipe['batch_size'] < 2 * ranks.count() * recipe['accumulate']:
-        raise utils.UserError(f'batch_size is {recipe["batch_size"]}; that is less than two faces for each of {ranks.count()} process(es) '
-                              f'and {recipe["accumulate"]} part(s)')
-    if args.epochs < 1:
-        raise utils.UserError(f'epochs is {args.epochs}; it must be at least 1')
-    args.save = args.save or (f'runs/{name}' if args.dataset else save)
-    return name, entry, recipe, *starting_point(args)
-
-
 def run(args):
     with ranks.joined(args.ctx) as device, contextlib.ExitStack() as stack:
-        name, entry, recipe, folder, weights = ranks.decided(prepare, args)
+        name, entry, recipe, folder, weights = ranks.decided(plan, args, dataset, save, recipes)
         ranks.decided(lambda: stack.enter_context(utils.claim(folder)) and None)
         train, val = ranks.leaders_first(open_data, name, entry, recipe)
         loader = training_loader(train, recipe['batch_size'], recipe['seed'], recipe['workers'], device.type == 'cuda', ranks.index(), ranks.count())
@@ -321,17 +255,7 @@ def run(args):
             print(f'warning: the horizon is {recipe["horizon"]} epochs: from there to epoch {last} the learning rate is 0')
         elif val and training.ramps_end * training.total_steps > last * len(loader):
             print(f'this call ends before the ramps do, at {training.ramps_end:.0%} of {recipe["horizon"]} epochs: no best.pth yet')
-        summary = utils.run_summary(device) | {'recipe': recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
-                                               'fingerprint': train.fingerprint, 'processes': ranks.count()}
-        if exact:
-            for line in utils.differences(weights.parent / 'run.json', summary):
-                print(f'warning: {line}')
-        ranks.decided(utils.write_json, summary, folder / 'run.json')
-        size = sum(p.numel() for p in training.model.parameters()) / 1e6
-        print(f'{name}: {len(train)} faces of {len(train.classes)} people, ages {train.ages.min():g} to {train.ages.max():g}; '
-              + (f'validation: {len(val)} faces of {len(val.classes)} people' if val else 'no validation set, so no best.pth') + '\n'
-              f'epochs {first + 1} to {last} on {f"{ranks.count()} × " if ranks.count() > 1 else ""}{device}{" in bf16" if training.bf16 else ""}, '
-              f'{size:.1f} M parameters, into {folder}', flush=True)
+        introduce(training, name, train, val, (first, last), folder, weights if exact else None)
         fit(training, loader, val, first, last, folder, stack.enter_context(utils.Interrupt(ranks.launched())))
 
 
@@ -340,12 +264,12 @@ def fit(training, loader, val, first, last, folder, interrupt):
     recipe, steps, skipped = training.recipe, len(loader), set()
 
     def check():
-        training.check_finite(loader, folder)
+        check_finite(training, loader, folder)
 
     def save_state():
         check()
-        state = training.state(steps, folder)
-        ranks.decided(utils.save_checkpoint, state, folder / 'last.pth')
+        state = state_of(training, steps, folder)
+        ranks.decided(save_checkpoint, state, folder / 'last.pth')
         ranks.decided(head.forget, folder, state.get('head'))
 
     if not ranks.decided((folder / 'last.pth').exists):
@@ -382,9 +306,9 @@ def fit(training, loader, val, first, last, folder, interrupt):
             check()
             better = score is not None and training.step >= training.ramps_end * training.total_steps and (training.best is None or score > training.best)
             training.best = score if better else training.best
-            weights = training.weights()
+            weights = weights_of(training)
             for file in [f'epoch_{epoch + 1:03d}.pth', *['best.pth'] * better]:
-                ranks.decided(utils.save_checkpoint, weights, folder / file)
+                ranks.decided(save_checkpoint, weights, folder / file)
             row = reports.epoch(epoch + 1, rate, report)
             save_state()
             reports.draw(row, last)

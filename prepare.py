@@ -94,7 +94,7 @@ def summary(report, faces):
     rest = sum(reasons.values()) - sum(number for _, number in shown)
     lines += [f'{rest:7} skipped for other reasons'] if rest else []
     several = sum(row.faces not in ('', '1') for row in report.rows.values() if row.target)
-    lines += [f'{several:7} photographs show several faces: look at report.csv, column faces'] if several else []
+    lines += [f'{several:7} photograph(s) of several faces: look at report.csv, column faces'] if several else []
     if faces:
         lines += [f'Look at {report.target / "sheet.jpg"}, then paste into meta.py:', '', doctor.entry(report.target, None, r'_|\.', 1, len(faces)), '',
                   f'and examine it: python3 prepare.py --check {doctor.identifier(report.target.name)}']

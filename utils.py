@@ -1,25 +1,18 @@
-"""What training needs and faces don't: device, seeds, files written whole, checkpoints, the log, the schedule."""
+"""What training needs and faces don't: device, seeds, signals, files written whole, the schedule, means."""
 import ast
 import contextlib
 import json
 import math
 import os
-import platform
 import random
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-
-from model import read_state
 
 try:
     import fcntl
@@ -156,7 +149,7 @@ def one_line_errors(*kinds):
         # an error out of a worker process arrives with that process's traceback before it
         sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")}')
     except OSError as error:
-        sys.exit(f'error: {error.filename or ""}: {error.strerror or error}')
+        sys.exit(f'error: {f"{error.filename}: " if error.filename else ""}{error.strerror or error}')
     except torch.OutOfMemoryError as error:
         sys.exit(f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from the last save')
     except RuntimeError as error:
@@ -180,49 +173,6 @@ def write_whole(path, write):
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def save_checkpoint(state, path):
-    """Tensors, numbers, strings, lists and dicts: what torch.load's safe default reads. Raises UserError where it can't be written."""
-    try:
-        write_whole(path, lambda temporary: torch.save(state, temporary))
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        if 'DataLoader worker' in str(error):  # one that is killed says so in whatever this process is at
-            raise
-        raise UserError(f'{path}: not written ({getattr(error, "strerror", None) or "the disk may be full"}); the file before it is whole: '
-                        'make room and --resume') from None
-
-
-def load_checkpoint(path, needed):
-    """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
-
-    `needed` are the keys it must have, or a dict of them and the types of their values. Raises UserError where the file is missing,
-    damaged, or not of that form.
-    """
-    try:
-        state = read_state(path)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    missing = [key for key in needed if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise UserError(f'{path}: no weights file of this repository (it lacks {", ".join(missing)})')
-    for key, kind in needed.items() if isinstance(needed, dict) else ():
-        if not isinstance(state[key], kind):
-            raise UserError(f'{path}: no weights file of this repository ({key} is of type {type(state[key]).__name__})')
-    return state
-
-
-def restore_optimizer(optimizer, saved):
-    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says. Raises ValueError where they don't fit."""
-    own = optimizer.state_dict()['param_groups']
-    optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
-    parameters = [p for group in optimizer.param_groups for p in group['params']]
-    for index, moments in saved['state'].items():
-        for name, moment in moments.items():
-            if moment.shape != (() if name == 'step' else parameters[index].shape):
-                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}')
 
 
 def warmup_cosine(progress, warmup):
@@ -291,99 +241,14 @@ class NotFinite:
         return None if all(map(math.isfinite, values)) else (int(step), dict(zip(self.names, values)))
 
 
-class Log:
-    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't finite are written as null."""
-
-    def __init__(self, folder, step, epoch=math.inf):
-        self.path = Path(folder, 'log.jsonl')
-        self._forget_after(step, epoch)
-        self.board = SummaryWriter(folder, purge_step=step + 1)
-
-    def _forget_after(self, step, epoch):
-        """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them again; a line that was cut short goes too."""
-        if self.path.exists():
-            kept = [json.dumps(row) + '\n' for row in read_log(self.path) if row['step'] <= step and row.get('epoch', 0) <= epoch]
-            write_whole(self.path, lambda temporary: Path(temporary).write_text(''.join(kept)))
-
-    def report(self, kind, step, **values):
-        """`kind` is 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
-        values = {name: _finite(value) for name, value in values.items()}
-        try:
-            with open(self.path, 'a') as file:
-                file.write(json.dumps({'kind': kind, 'step': step, **values}) + '\n')
-        except OSError as error:
-            error.filename = str(self.path)  # which a full disk does not name
-            raise
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self.board.add_scalar(f'{kind}/{name}', value, step)
-        return values
-
-    def close(self):
-        self.board.close()
-
-
-def run_summary(device):
-    """What a figure depends on beside the recipe: versions, hardware, and the git revision where there is one."""
-    git = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True, check=False) \
-        if shutil.which('git') else None
-    return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__, 'system': platform.platform(),
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine(),
-            'threads': torch.get_num_threads(), 'git': git.stdout.strip() or None if git else None}
-
-
 def write_json(values, path):
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(_finite(values), indent=1) + '\n'))
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(finite(values), indent=1) + '\n'))
 
 
-def differences(path, summary):
-    """One line for each value of `summary`, one level into dicts, that is another in the JSON file at `path`, if there is one."""
-    if not path.exists():
-        return []
-    now = json.loads(json.dumps(_finite(summary)))
-    try:
-        before = json.loads(path.read_text())
-        before['recipe'].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return [f'{path} is damaged: whether this run is as it began is not known']
-    flat = [{(*key, name): value for key, part in (((), top), (('recipe',), top.get('recipe', {}))) for name, value in part.items()
-             if name != 'recipe'} for top in (before, now)]
-    return [f'{" ".join(key)} was {flat[0].get(key)!r} at the call before and is {value!r} now'
-            for key, value in flat[1].items() if flat[0].get(key) != value]
-
-
-def _finite(value):
+def finite(value):
+    """`value`, with null for the numbers in it that JSON has no way to write."""
     if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_log(path):
-    """The rows of a `log.jsonl`; lines that were cut short by a crash or aren't ours are left out."""
-    rows = []
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            if row['kind'] and row['step'] >= 0:
-                rows.append(row)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return rows
-
-
-def plot_curves(rows, panels, path):
-    """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over the global step."""
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
-    for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for kind, name, label in lines:
-            points = [(row['step'], row[name]) for row in rows if row['kind'] == kind and row.get(name) is not None]
-            if points:
-                axis.plot(*zip(*points), label=label, marker='.' if len(points) < 40 else None, linewidth=1.2)
-        axis.set_title(title)
-        axis.set_xlabel('global step')
-        if axis.lines:
-            axis.legend(fontsize='small')
-        axis.grid(alpha=.3)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))

@@ -13,6 +13,7 @@ from pathlib import Path
 import utils
 from dataset import DataError
 from evaluate import load_model
+from training.checkpoint import load_checkpoint
 from verification import drawing, portraits
 from verification.matcher import Gallery, Matcher
 
@@ -42,7 +43,7 @@ def arguments(argv=None):
 def matcher(args):
     """The Matcher of the command line. Raises UserError where the weights can't be used."""
     device = utils.pick_device(args.ctx)
-    state = utils.load_checkpoint(args.weights, {'model': dict, 'age_cutoffs': list})
+    state = load_checkpoint(args.weights, {'model': dict, 'age_cutoffs': list})
     return Matcher(load_model(args.weights, device), state, args.weights, device, args.threshold)
 
 

@@ -33,6 +33,8 @@ from evaluation.extraction import extract  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
 from evaluation.metrics import cosines, people_report, roc_figures  # noqa: E402
 from evaluation.pairs import gap_pairs  # noqa: E402
+from training.log import read_log  # noqa: E402
+from training.resume import start  # noqa: E402
 
 NETWORK = {'demo': ['--recipe', 'demo']}  # at which the drawn table takes two hours on two cores; else small
 PAPER = 'variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
@@ -71,9 +73,9 @@ def run(dataset, arm, seed, epochs, folder):
     train = faces(meta.ablation['train_root'], entry)
     training = main.Training(main.chosen_recipe(args, main.recipes, False), train.classes, meta.age_cutoffs, torch.device('cpu'))
     state = folder / 'last.pth'
-    main.start(training, state, True, 1)
+    start(training, state, True, 1)
     training.model.eval()
-    log = [row for row in utils.read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
+    log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
     return {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm], **climb(training, train), **measure(training, faces(entry['val_root'], entry)),
             'images_per_s': float(np.median([row['images_per_s'] for row in log])), 'loss_id': log[-1]['loss_id'],
             'run': json.loads((folder / 'run.json').read_text())}

@@ -40,6 +40,7 @@ import utils
 from dataset import HEIGHT, WIDTH, Faces, evaluation_loader, training_loader
 from evaluation.extraction import extract
 from model import normalize
+from training.log import run_summary
 
 NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # and the recipes that they are trained with
 
@@ -216,7 +217,7 @@ def machine(device):
     if device.type == 'cpu' and os.path.exists('/proc/cpuinfo'):
         name = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text() + '\nmodel name: ' + name)[1]
     kind = name if device.type == 'cuda' else f'{os.cpu_count()} cores {name}'
-    return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'), 'cores': os.cpu_count(), **utils.run_summary(device),
+    return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'), 'cores': os.cpu_count(), **run_summary(device),
             'cpu_bf16': utils.gains_from_bf16(torch.device('cpu')), 'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE')}
 
 

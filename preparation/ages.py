@@ -9,7 +9,8 @@ from torchvision.models import vgg16
 from tqdm import tqdm
 
 from preparation.alignment import TEMPLATE, align, open_photograph, similarity, warp
-from utils import UserError, load_checkpoint
+from training.checkpoint import load_checkpoint
+from utils import UserError
 
 
 class Estimator(Protocol):

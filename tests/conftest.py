@@ -1,4 +1,3 @@
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,17 +25,18 @@ def weights(drawn, tmp_path_factory):
 
     import main
     import meta
-    import utils
     from dataset import Faces, evaluation_loader
     from evaluation.extraction import extract
     from evaluation.metrics import decision, people_report
+    from training.checkpoint import save_checkpoint
+    from training.resume import weights_of
     recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16)
     training = main.Training(recipe, Faces(drawn / 'train', r'_|\.', 1).classes, meta.age_cutoffs, torch.device('cpu'))
     val = Faces(drawn / 'val', r'_|\.', 1)
     embeddings = extract(training.model, evaluation_loader(val), 'cpu', keep=('embedding',))['embedding']
     training.decision = decision(people_report(embeddings, val.labels, val.ages, intervals=False))
     path = tmp_path_factory.mktemp('weights') / 'tiny.pth'
-    utils.save_checkpoint(training.weights(), path)
+    save_checkpoint(weights_of(training), path)
     return path
 
 

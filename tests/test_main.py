@@ -19,6 +19,8 @@ import meta
 import utils
 from dataset import DataError
 from model import DALModel
+from training.checkpoint import save_checkpoint
+from training.log import read_log
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_four_epochs_are_two_and_two(train, tmp_path, settings):
     a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
     assert same(a['model'], b['model']) and same(a['mapping'], b['mapping'])
     assert [epoch.name for epoch in sorted(parts.glob('epoch_*'))] == [f'epoch_00{k}.pth' for k in (1, 2, 3, 4)]
-    numbers = [[{k: v for k, v in row.items() if k != 'images_per_s'} for row in utils.read_log(run / 'log.jsonl') if row['kind'] == 'epoch']
+    numbers = [[{k: v for k, v in row.items() if k != 'images_per_s'} for row in read_log(run / 'log.jsonl') if row['kind'] == 'epoch']
                for run in (whole, parts)]
     assert numbers[0] == numbers[1]
 
@@ -152,7 +154,7 @@ def test_what_a_run_leaves(train, capsys):
     kinds = [json.loads(line)['kind'] for line in open(folder / 'log.jsonl')]
     assert {'max', 'min', 'epoch'} == set(kinds)
     assert json.loads((folder / 'run.json').read_text())['recipe']['dim'] == 16
-    last = utils.read_log(folder / 'log.jsonl')[-1]
+    last = read_log(folder / 'log.jsonl')[-1]
     assert 0 <= last['val_auc'] <= 1 and 0 <= last['val_rank1'] <= 1 and last['val_age_r2_id'] < 1
     assert [key for key in last if key.startswith('val_auc_gap_')]
     for file in ('epoch_001.pth', 'best.pth', 'last.pth'):
@@ -162,7 +164,7 @@ def test_what_a_run_leaves(train, capsys):
 
 def test_validation_on_people_of_the_training_set_counts_the_closed_set(train, entry):
     folder = train(-1, 1, data=entry | {'val_root': entry['train_root']})
-    assert 0 <= utils.read_log(folder / 'log.jsonl')[-1]['val_closed_set_accuracy'] <= 1
+    assert 0 <= read_log(folder / 'log.jsonl')[-1]['val_closed_set_accuracy'] <= 1
 
 
 def test_without_validation_there_is_no_best(train, entry, capsys):
@@ -172,7 +174,7 @@ def test_without_validation_there_is_no_best(train, entry, capsys):
 
 def test_max_phases_are_logged(train):
     folder = train(-1, 4, settings=('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)'))
-    rows = [row for row in utils.read_log(folder / 'log.jsonl') if row['kind'] == 'max']
+    rows = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'max']
     assert [row['step'] for row in rows] == [5, 10, 15, 20]
     assert all({'rho_before', 'rho_after', 'var_id', 'var_age', 'dead'} <= row.keys() for row in rows)
 
@@ -228,7 +230,7 @@ def test_best_is_not_forgotten_by_weights_alone(train):
     folder = train(-1, 2)
     state = torch.load(folder / 'epoch_002.pth', weights_only=True)
     assert state['best'] == torch.load(folder / 'last.pth', weights_only=True)['best'] <= 1
-    utils.save_checkpoint(state | {'best': 2.}, folder / 'epoch_002.pth')
+    save_checkpoint(state | {'best': 2.}, folder / 'epoch_002.pth')
     kept = (folder / 'best.pth').read_bytes()
     train(-1, 1, folder / 'epoch_002.pth')
     assert (folder / 'epoch_003.pth').exists() and (folder / 'best.pth').read_bytes() == kept
@@ -276,7 +278,7 @@ def copy(tmp_path, drawn):
     """A copy of the program that a user may edit, and faces at the place its README example names."""
     for file in ROOT.glob('*.py'):
         shutil.copy(file, tmp_path)
-    for folder in ('evaluation', 'storage', 'training'):
+    for folder in ('evaluation', 'storage', 'synthesis', 'training'):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 

@@ -12,12 +12,14 @@ from conftest import ROOT
 from torch import nn
 
 import utils
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.log import Log, read_log
 
 
 def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
     """kill −9 at many moments of a process that does nothing but save."""
-    script = ('import sys, torch; sys.path.insert(0, sys.argv[1]); import utils\nfor k in range(10**9):\n'
-              '    utils.save_checkpoint({"k": k, "model": torch.full((3_000_000,), float(k))}, sys.argv[2])\n    print(k, flush=True)')
+    script = ('import sys, torch; sys.path.insert(0, sys.argv[1]); from training.checkpoint import save_checkpoint\nfor k in range(10**9):\n'
+              '    save_checkpoint({"k": k, "model": torch.full((3_000_000,), float(k))}, sys.argv[2])\n    print(k, flush=True)')
     file = tmp_path / 'last.pth'
     for attempt in range(6):
         process = subprocess.Popen([sys.executable, '-c', script, str(ROOT), str(file)], stdout=subprocess.PIPE)
@@ -25,7 +27,7 @@ def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
         time.sleep(.013 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        state = utils.load_checkpoint(file, ('k', 'model'))
+        state = load_checkpoint(file, ('k', 'model'))
         assert (state['model'] == state['k']).all()
 
 
@@ -56,16 +58,16 @@ def test_checkpoints_from_strangers(tmp_path, capfd, content, message):
     elif content is not None:
         torch.save(content, file)
     with pytest.raises(utils.UserError, match=message):
-        utils.load_checkpoint(file, ('model',))
+        load_checkpoint(file, ('model',))
     assert 'this ran' not in capfd.readouterr().out
 
 
 def test_a_truncated_checkpoint(tmp_path):
     file = tmp_path / 'w.pth'
-    utils.save_checkpoint({'model': torch.zeros(1000)}, file)
+    save_checkpoint({'model': torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:-700])
     with pytest.raises(utils.UserError, match='read safely'):
-        utils.load_checkpoint(file, ('model',))
+        load_checkpoint(file, ('model',))
 
 
 RECIPE = {'lr': .1, 'steps': 3, 'layers': (1, 2), 'name': 'a', 'horizon': None, 'cache': True}
@@ -109,14 +111,14 @@ def test_mean():
 
 
 def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
-    log = utils.Log(tmp_path, 0)
+    log = Log(tmp_path, 0)
     for step in (10, 20, 30):
         assert log.report('min', step, loss=float('nan') if step == 20 else 1.5) == {'loss': None if step == 20 else 1.5}
     log.close()
     with open(log.path, 'a') as file:
         file.write('{"kind": "min", "st')
-    assert [row['step'] for row in utils.read_log(log.path)] == [10, 20, 30]
-    utils.Log(tmp_path, 20).close()
+    assert [row['step'] for row in read_log(log.path)] == [10, 20, 30]
+    Log(tmp_path, 20).close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
     assert list(tmp_path.glob('events*'))
 

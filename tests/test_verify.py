@@ -10,6 +10,7 @@ from dataset import DataError
 from model import DALModel
 from preparation.alignment import TEMPLATE
 from preparation.detection import Face
+from training.log import read_log
 from verification import portraits
 from verification.decision import Decision
 
@@ -94,7 +95,7 @@ def test_a_decision_of_another_form_is_refused(stored):
 def test_training_keeps_its_decision(train):
     save = train(-1, 1)
     kept = [torch.load(save / file)['decision'] for file in ('epoch_001.pth', 'last.pth')]
-    row, = (row for row in utils.read_log(save / 'log.jsonl') if row['kind'] == 'epoch')
+    row, = (row for row in read_log(save / 'log.jsonl') if row['kind'] == 'epoch')
     assert kept[0] == kept[1] and kept[0]['accuracy'] == row['val_accuracy']
     again = train('-1', 2, '--resume', save=save)
     assert torch.load(again / 'last.pth')['decision'] != kept[0]

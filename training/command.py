@@ -5,6 +5,8 @@ from pathlib import Path
 import meta
 import utils
 from dataset import DataError, Faces, check_entry
+from training import ranks
+from training.resume import starting_point
 
 
 def parse(description, recipes):
@@ -24,8 +26,25 @@ def parse(description, recipes):
     return parser.parse_args()
 
 
+def plan(args, dataset, save, recipes):
+    """What the command line comes to, beside main.py's own `dataset` and `save`: the data set's name and entry, the recipe, the save folder,
+    the file to start from or None."""
+    entry = getattr(meta, args.dataset, None) if args.dataset else dataset
+    name = args.dataset or next((name for name, value in vars(meta).items() if value is entry), 'dataset')
+    if entry is None:
+        known = [key for key, value in vars(meta).items() if isinstance(value, dict) and not key.startswith('_')]
+        raise utils.UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
+    recipe = _chosen_recipe(args, recipes, entry is meta.demo)
+    if recipe['batch_size'] < 2 * ranks.count() * recipe['accumulate']:
+        raise utils.UserError(f'batch_size is {recipe["batch_size"]}; that is less than two faces for each of {ranks.count()} process(es) '
+                              f'and {recipe["accumulate"]} part(s)')
+    if args.epochs < 1:
+        raise utils.UserError(f'epochs is {args.epochs}; it must be at least 1')
+    args.save = args.save or (f'runs/{name}' if args.dataset else save)
+    return name, entry, recipe, *starting_point(args)
 
-def chosen_recipe(args, recipes, is_demo):
+
+def _chosen_recipe(args, recipes, is_demo):
     """The recipe of the command line. Raises UserError for a key or a value that no recipe can have."""
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(value)) for key, value in vars(args).items() if key in recipes['paper'] and value is not None]

@@ -8,6 +8,7 @@ from evaluation.extraction import extract
 from evaluation.leakage import age_r2
 from evaluation.metrics import decision, people_report
 from training import ranks
+from training.log import Log, differences, plot_curves, read_log, run_summary
 
 REPORT_EVERY = 50   # steps between two lines of the log
 STUCK_AFTER = 3     # reports of a correlation at zero before the warning
@@ -24,13 +25,31 @@ COLUMNS = (('loss', 'loss'), ('identity', 'loss_id'), ('age', 'loss_age'), ('|ρ
            ('images/s', 'images_per_s'))
 
 
+def introduce(training, name, train, val, epochs, folder, state):
+    """Before the first of `epochs` (done, last): run.json and a line on the screen; and where a run goes on, what is not as at its beginning.
+
+    `name` is the data set's; `state` the file that is resumed, or None.
+    """
+    (done, last), device = epochs, training.device
+    summary = run_summary(device) | {'recipe': training.recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
+                                     'fingerprint': train.fingerprint, 'processes': ranks.count()}
+    for line in differences(state.parent / 'run.json', summary) if state else ():
+        print(f'warning: {line}')
+    ranks.decided(utils.write_json, summary, folder / 'run.json')
+    size = sum(p.numel() for p in training.model.parameters()) / 1e6
+    print(f'{name}: {len(train)} faces of {len(train.classes)} people, ages {train.ages.min():g} to {train.ages.max():g}; '
+          + (f'validation: {len(val)} faces of {len(val.classes)} people' if val else 'no validation set, so no best.pth') + '\n'
+          f'epochs {done + 1} to {last} on {f"{ranks.count()} × " if ranks.count() > 1 else ""}{device}{" in bf16" if training.bf16 else ""}, '
+          f'{size:.1f} M parameters, into {folder}', flush=True)
+
+
 class Reports:
     """Log, bar and curves in `folder`, of the first process; the others keep the same means and write nothing."""
 
     def __init__(self, training, folder, epoch, images, done):
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
-        self.log = utils.Log(folder, training.step, epoch) if ranks.first() else None
+        self.log = Log(folder, training.step, epoch) if ranks.first() else None
         self.bar = tqdm(total=images, initial=done, unit=' images', unit_scale=True, disable=None if ranks.first() else True, dynamic_ncols=True)
 
     def write(self, kind, **values):
@@ -64,13 +83,26 @@ class Reports:
     def draw(self, row, last):
         """The row on the screen, and the curves so far, after it."""
         if self.log:
-            utils.plot_curves(utils.read_log(self.log.path), PANELS, self.folder / 'curves.png')
+            plot_curves(read_log(self.log.path), PANELS, self.folder / 'curves.png')
         tqdm.write(f'epoch {row["epoch"]}/{last}  ' + '  '.join(f'{title} {row[key]:.3g}' for title, key in COLUMNS if row.get(key) is not None))
 
     def close(self):
         self.bar.close()
         if self.log:
             self.log.close()
+
+
+def check_finite(training, loader, folder):
+    """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite; `folder` then holds no such weights."""
+    found = training.watch.first()
+    if found:
+        step, losses = found
+        batches = loader.batch_sampler
+        files = [loader.dataset.path(index) for index in batches.order()[step % len(batches) * batches.batch_size:][:batches.batch_size]]
+        report = {'step': step, 'phase': 'min', 'losses': losses, **training.settings(), 'files': files}
+        ranks.decided(utils.write_json, report, folder / 'nan.json')
+        raise ranks.common(utils.UserError(f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); '
+                                           'last.pth is from before: --resume with a lower --lr or clip'))
 
 
 def validate(training, val, interrupt):

@@ -1,8 +1,36 @@
-"""Where a run starts: from nothing, from weights, or exactly where a state stands."""
+"""What a run keeps, and where one starts: from nothing, from weights, or exactly where a state stands."""
 from pathlib import Path
 
 import utils
+from model import Backbone
 from training import head
+from training.checkpoint import load_checkpoint, restore_optimizer
+
+MEANS = ('means', 'climbs', 'epoch_means')
+
+
+def weights_of(training, whole_head=True):
+    """What `DALModel.load` reads, and what a run can start from; of a sharded head, the whole is on the first process."""
+    backbone = training.model.backbone.config if type(training.model.backbone) is Backbone else None
+    model = training.model.state_dict()
+    if training.recipe['shard_head'] and whole_head:
+        model['identity.weight'] = training.model.identity.whole()
+    return {'model': model, 'backbone': backbone, 'classes': training.classes, 'age_cutoffs': training.cutoffs,
+            'epoch': training.epoch, 'best': training.best, 'decision': training.decision, 'recipe': training.recipe}
+
+
+def state_of(training, steps_per_epoch, folder):
+    """What resumes the run: order, flips and ramps are functions of the seed and the global step; the means are those under way.
+
+    A sharded head is written to a folder of its own in `folder`.
+    """
+    state = weights_of(training, whole_head=False) | {
+        'mapping': training.mapping.state_dict(), 'optimizer': training.optimizer.state_dict(), 'adversary': training.adversary.state_dict(),
+        'step': training.step, 'steps_per_epoch': steps_per_epoch, 'opening': training.opening,
+        'means': {name: getattr(training, name).state_dict() for name in MEANS}}
+    if training.recipe['shard_head']:
+        head.keep(training, state, folder)
+    return state
 
 
 def starting_point(args):
@@ -23,7 +51,7 @@ def start(training, path, same_run, steps_per_epoch):
     The network with its heads where the people and age groups are the same, else the backbone and the factorization; optimizers,
     adversary, step and best score too where the file is a state and everything fits.
     """
-    state = utils.load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list, 'age_cutoffs': list, 'epoch': int})
+    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list, 'age_cutoffs': list, 'epoch': int})
     head.fit(training, state, path.parent)
     fresh = [part for part, same in (('identity', state['classes'] == training.classes), ('age', state['age_cutoffs'] == training.cutoffs))
              if not same]
@@ -47,12 +75,26 @@ def start(training, path, same_run, steps_per_epoch):
         training.step, training.best = training.epoch * steps_per_epoch, _score(state) if same_run else None
         return False
     try:
-        training.restore(state, steps_per_epoch)
+        _restore(training, state, steps_per_epoch)
         training.best = _score(state)
         return True
     except Exception as error:  # a state of another variate or version, or of a stranger, can fail in any way
         raise utils.UserError(f'{path}: its optimizers do not fit this recipe ({[*str(error).splitlines(), type(error).__name__][0]}): start '
                               'from an epoch_*.pth or best.pth, which hold weights alone') from None
+
+
+def _restore(training, state, steps_per_epoch):
+    """Takes over all of `state` but the network's weights and the best score."""
+    training.mapping.load_state_dict(state['mapping'])
+    restore_optimizer(training.optimizer, state['optimizer'])
+    restore_optimizer(training.adversary, state['adversary'])
+    for name in MEANS:
+        getattr(training, name).load_state_dict(state['means'][name], training.device)
+    training.opening = None if state['opening'] is None else state['opening'].to(training.device).reshape(())
+    training.decision = state.get('decision')
+    training.epoch, training.step = state['epoch'], state['step'] * steps_per_epoch // state['steps_per_epoch']
+    if not 0 <= training.epoch * steps_per_epoch <= training.step <= (training.epoch + 1) * steps_per_epoch:
+        raise ValueError(f'step {state["step"]} is not in epoch {training.epoch}')
 
 
 def _score(state):

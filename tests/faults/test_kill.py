@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kills import MOMENTS, PHASES, assert_same_run, ended, finish, start
 
-import utils
+from training.checkpoint import load_checkpoint
 
 KILLS = int(os.environ.get('FAULT_KILLS', 12))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -52,7 +52,7 @@ def until_done(entry, save, settings, draw, kills, seconds):
         if process.exitcode == 0:
             return done
         if (save / 'last.pth').exists():
-            utils.load_checkpoint(save / 'last.pth', ('model', 'mapping', 'optimizer', 'adversary', 'step'))
+            load_checkpoint(save / 'last.pth', ('model', 'mapping', 'optimizer', 'adversary', 'step'))
         done += 1
 
 

@@ -13,6 +13,7 @@ import utils
 from dataset import DataError, parse_age
 from evaluation import lists
 from evaluation.pickled import read_bin
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 ages = st.one_of(st.integers(0, 120).map(str), st.decimals(0, 120, places=2).map(str))
@@ -99,7 +100,7 @@ plain = st.recursive(st.none() | st.booleans() | st.integers(-2 ** 60, 2 ** 60) 
 def test_what_is_saved_is_what_is_loaded(values, shape, dtype):
     tensor = (torch.randn(shape) * 9).to(dtype)
     with tempfile.TemporaryDirectory() as folder:
-        utils.save_checkpoint({'values': values, 'tensor': tensor}, Path(folder, 'w.pth'))
+        save_checkpoint({'values': values, 'tensor': tensor}, Path(folder, 'w.pth'))
         assert [path.name for path in Path(folder).iterdir()] == ['w.pth']
-        state = utils.load_checkpoint(Path(folder, 'w.pth'), {'values': object, 'tensor': torch.Tensor})
+        state = load_checkpoint(Path(folder, 'w.pth'), {'values': object, 'tensor': torch.Tensor})
     assert state['values'] == values and torch.equal(state['tensor'], tensor) and state['tensor'].dtype == dtype

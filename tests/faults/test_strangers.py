@@ -19,6 +19,7 @@ from evaluation import lists
 from evaluation.extraction import extract_files
 from evaluation.pickled import read_bin
 from model import Backbone, DALModel
+from training import resume
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of all fuzzing together
 
@@ -42,7 +43,7 @@ def state(drawn, tmp_path_factory):
             training.iterate(torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator), torch.arange(8), torch.arange(8) * 9.)
         training.epoch = 1
     training.best = .5
-    return training.state(5, None)
+    return resume.state_of(training, 5, None)
 
 
 def said(function, *args):
@@ -59,7 +60,7 @@ def start(file):
     """What main.py does with a file of weights."""
     recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
     training = main.Training(recipe, [f'p{k:05d}' for k in range(8)], main.meta.age_cutoffs, torch.device('cpu'))
-    main.start(training, file, True, 5)
+    resume.start(training, file, True, 5)
     training.total_steps = 100
     training.iterate(torch.zeros(8, 3, 112, 96, dtype=torch.uint8), torch.arange(8), torch.arange(8) * 9.)
 
@@ -144,7 +145,7 @@ def test_a_recipe_in_a_state_is_not_believed(state, tmp_path):
     changed = state | {'optimizer': state['optimizer'] | {'param_groups': groups}}
     recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
     training = main.Training(recipe, state['classes'], main.meta.age_cutoffs, torch.device('cpu'))
-    main.start(training, saved(changed, tmp_path / 'w.pth'), True, 5)
+    resume.start(training, saved(changed, tmp_path / 'w.pth'), True, 5)
     assert {group['momentum'] for group in training.optimizer.param_groups} == {recipe['momentum']}
 
 
