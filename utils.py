@@ -1,9 +1,11 @@
 """What training needs and faces don't: device, seeds, signals, files written whole, the schedule, means."""
 import ast
 import contextlib
+import ctypes
 import json
 import math
 import os
+import platform
 import random
 import signal
 import socket
@@ -53,11 +55,21 @@ def _of_the_kind(like, value):
 def pick_device(ctx):
     """The CPU for ctx < 0, else the ctx-th GPU. Raises UserError where there is no such GPU."""
     if ctx < 0:
+        _keep_freed_memory()
         return torch.device('cpu')
     if ctx >= torch.cuda.device_count():
         raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that PyTorch can use; -1 is the CPU')
     torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
+
+
+def _keep_freed_memory():
+    """Lets the C library keep what one step's tensors leave for those of the next. By its defaults it returns most of it to the system,
+    which clears each page anew: a tenth of the time of training on a CPU. Blocks of 32 MiB and more go and come as before."""
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: from how much on free memory at the heap's end is returned
+        libc.mallopt(-3, 2 ** 25)      # M_MMAP_THRESHOLD: from which size on a block is no part of the heap; 32 MiB is the most there is
 
 
 def gains_from_bf16(device):

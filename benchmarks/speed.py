@@ -8,6 +8,7 @@ rounds, a ratio the median of the rounds' ratios, each with its smallest and lar
 over the real loader on drawn faces; beside it the loop that most face repositories have, written out here, on the same network.
 """
 import argparse
+import collections
 import itertools
 import os
 import platform
@@ -69,14 +70,14 @@ class Ours:
         self.waited += time.perf_counter() - begin
         self.training.step = 700 * self.period + (self.training.recipe['min_steps'] if phase == 'max' else 0)
         self.training.iterate(images, labels, ages)
-        return len(images)
 
 
 class Conventional:
     """The same network and losses as the field's trainers run them: fp32, contiguous, PIL in the training process, a number a step."""
 
-    def __init__(self, faces, recipe, device):
-        self.faces, self.device, self.recipe = faces, device, recipe
+    def __init__(self, faces, recipe, ctx):
+        device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')  # by utils.pick_device a CPU's memory would be as for ours
+        self.faces, self.device = faces, device
         self.model = main.DALModel(main.make_backbone(recipe), len(faces.classes)).to(device).train()
         self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), recipe['lr'] / 10, recipe['momentum'], weight_decay=recipe['weight_decay'])
@@ -103,7 +104,28 @@ class Conventional:
         loss.backward()
         self.optimizer.step()
         self.loss = loss.item()
-        return len(images)
+
+
+class Apart:
+    """A Conventional in a process of its own, for which nothing is set that this one sets for ours."""
+
+    def __init__(self, root, recipe, ctx):
+        self.waited = 0.
+        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (root, recipe, ctx))
+
+    @staticmethod
+    def _begin(root, recipe, ctx):
+        global trainer
+        trainer = Conventional(Faces(root, meta.demo['pat'], meta.demo['pos']), recipe, ctx)
+
+    @staticmethod
+    def _step(phase):
+        trainer.waited = 0.
+        trainer.step(phase)
+        return trainer.waited
+
+    def step(self, phase):
+        self.waited += self.pool.submit(self._step, phase).result()
 
 
 def convolution(channels, height, width, dtype, device):
@@ -117,6 +139,24 @@ def convolution(channels, height, width, dtype, device):
 def product(size, dtype, device):
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, 2 * size ** 3
+
+
+def convolutions(training, batch_size, device):
+    """The backbone's convolutions alone, forward and backward: a training step in which all else took nothing."""
+    shapes, dtype = collections.Counter(), torch.bfloat16 if training.bf16 else torch.float32
+    hooks = [module.register_forward_pre_hook(lambda module, inputs: shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])]))
+             for module in training.model.modules() if isinstance(module, torch.nn.Conv2d)]
+    training.look(torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device), torch.zeros(1, device=device))
+    for hook in hooks:
+        hook.remove()
+    works = []
+    for (outputs, stride, inputs, *size), times in shapes.items():
+        image, weight = (torch.randn(*shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_(wanted)
+                         for shape, wanted in (((batch_size, inputs, *size), inputs > 3), ((outputs, inputs, 3, 3), True)))
+        result = F.conv2d(image, weight, stride=stride, padding=1).detach()
+        works += times * [lambda image=image, weight=weight, stride=stride, gradient=torch.randn_like(result): torch.autograd.grad(
+            F.conv2d(image, weight, stride=stride, padding=1), [part for part in (image, weight) if part.requires_grad], gradient)]
+    return lambda: [work() for work in works]
 
 
 def clock(work, device):
@@ -138,23 +178,24 @@ def repeat(work, times):
     return lambda: [work() for _ in range(times)]
 
 
-def contestants(faces, batch_sizes, device, quick):
+def contestants(faces, batch_sizes, device, args):
     """{name: (work, images or operations in one call)}, and the trainers by name."""
     works, trainers = {}, {}
     for network, recipe in NETWORKS.items():
         recipe = main.recipes[recipe] | {'batch_size': batch_sizes[network]}
-        steps = 1 if network == '64-layer' and device.type == 'cpu' else 8
-        for name, trainer in ((f'{network} train', Ours(faces, recipe, device)), (f'{network} conventional', Conventional(faces, recipe, device))):
+        steps = 2 if network == '64-layer' and device.type == 'cpu' else 8
+        for name, trainer in ((f'{network} train', Ours(faces, recipe, device)), (f'{network} conventional', Apart(faces.root, recipe, args.ctx))):
             works[name] = repeat(lambda trainer=trainer: trainer.step('min'), steps), steps * recipe['batch_size']
             trainers[name] = trainer
         ours = trainers[f'{network} train']
         if recipe['max_steps']:
             works[f'{network} max step'] = repeat(lambda ours=ours: ours.step('max'), steps), steps * recipe['batch_size']
+        works[f'{network} convolutions'] = repeat(convolutions(ours.training, recipe['batch_size'], device), steps), steps * recipe['batch_size']
         half = evaluation_loader(faces, recipe['batch_size'] // 2)  # each face is embedded with its mirror: passes of the same size
         works[f'{network} embed'] = (lambda ours=ours, half=half, n=2 * steps: extract(
             ours.training.model, itertools.islice(half, n), device, ours.training.bf16, ('embedding',))), 2 * steps * (recipe['batch_size'] // 2)
     for dtype in (torch.bfloat16, torch.float32):
-        for shape in ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))[::2 if quick else 1]:
+        for shape in ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))[::2 if args.quick else 1]:
             works[f'convolution {"×".join(map(str, shape))} {str(dtype)[6:]}'] = convolution(*shape, dtype, device)
         for size in (8192, 4096) if device.type == 'cuda' else (3072, 1024):
             works[f'product {size} {str(dtype)[6:]}'] = product(size, dtype, device)
@@ -200,11 +241,10 @@ def peak_resident():
 
 def peak_memory(network, kind, batch_size, root, ctx):
     """The most memory in MiB that three steps take: of the GPU, or of this process, which must be a fresh one; and before them."""
-    device, trainer = utils.pick_device(ctx), {'train': Ours, 'conventional': Conventional}[kind]
-    faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
+    faces, recipe = Faces(root, meta.demo['pat'], meta.demo['pos']), main.recipes[NETWORKS[network]] | {'batch_size': batch_size}
     faces.check()
-    trainer = trainer(faces, main.recipes[NETWORKS[network]] | {'batch_size': batch_size}, device)
-    most = (lambda: torch.cuda.max_memory_allocated(device)) if device.type == 'cuda' else peak_resident
+    trainer = Ours(faces, recipe, utils.pick_device(ctx)) if kind == 'train' else Conventional(faces, recipe, ctx)
+    most = (lambda: torch.cuda.max_memory_allocated(ctx)) if ctx >= 0 else peak_resident
     before = most()
     for _ in range(3):
         trainer.step('min')
@@ -232,7 +272,7 @@ def run(args):
         synthetic.make(Path(root).parent, people=max(64, 2 * max(batch_sizes.values()) // images), val_people=1, images=images, progress=False)
         faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
         faces.check()
-        works, trainers = contestants(faces, batch_sizes, device, args.quick)
+        works, trainers = contestants(faces, batch_sizes, device, args)
         waited = {name: [] for name in trainers}
         for name, trainer in trainers.items():
             works[name] = (lambda trainer=trainer, work=works[name][0], waits=waited[name]: waits.append(_waited(trainer, work))), works[name][1]
@@ -293,10 +333,13 @@ def summary(rates, operations):
     for network, passes in operations.items():
         ours = images[f'{network} train']
         ratios[f'{network}: training, of the conventional loop'] = ratio(ours, images[f'{network} conventional'])
+        ratios[f'{network}: training, of its convolutions alone'] = ratio(ours, images[f'{network} convolutions'])
         embed = [2 * rate for rate in images[f'{network} embed']]  # the face and its mirror
         for kind, ceiling in ceilings.items():
             work = [3 * passes * rate for rate in ours]  # a backward pass is two more
             ratios[f'{network}: training, of the {kind} ceiling'] = ratio(work, ceiling['rates'])
+            ratios[f'{network}: its convolutions alone, of the {kind} ceiling'] = ratio(
+                [3 * passes * rate for rate in images[f'{network} convolutions']], ceiling['rates'])
             ratios[f'{network}: embedding, of the {kind} ceiling'] = ratio([passes * rate for rate in embed], ceiling['rates'])
         if f'{network} max step' in images:
             ratios[f'{network}: max step, of embedding, in passes'] = ratio(images[f'{network} max step'], embed)
