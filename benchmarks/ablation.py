@@ -33,6 +33,7 @@ from evaluation.extraction import extract  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
 from evaluation.metrics import cosines, people_report, roc_figures  # noqa: E402
 from evaluation.pairs import gap_pairs  # noqa: E402
+from training.command import chosen_recipe  # noqa: E402
 from training.log import read_log  # noqa: E402
 from training.resume import start  # noqa: E402
 
@@ -71,7 +72,7 @@ def run(dataset, arm, seed, epochs, folder):
     args = main.arguments()
     main.run(args)
     train = faces(meta.ablation['train_root'], entry)
-    training = main.Training(main.chosen_recipe(args, main.recipes, False), train.classes, meta.age_cutoffs, torch.device('cpu'))
+    training = main.Training(chosen_recipe(args, main.recipes, False), train.classes, meta.age_cutoffs, torch.device('cpu'))
     state = folder / 'last.pth'
     start(training, state, True, 1)
     training.model.eval()

@@ -107,16 +107,16 @@ class Conventional:
 
 
 class Apart:
-    """A Conventional in a process of its own, for which nothing is set that this one sets for ours."""
+    """The trainer that make(faces, …) returns, in a process of its own, for which nothing is set that this one sets for ours."""
 
-    def __init__(self, root, recipe, ctx):
+    def __init__(self, make, root, *args):
         self.waited = 0.
-        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (root, recipe, ctx))
+        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (make, root, args))
 
     @staticmethod
-    def _begin(root, recipe, ctx):
+    def _begin(make, root, args):
         global trainer
-        trainer = Conventional(Faces(root, meta.demo['pat'], meta.demo['pos']), recipe, ctx)
+        trainer = make(Faces(root, meta.demo['pat'], meta.demo['pos']), *args)
 
     @staticmethod
     def _step(phase):
@@ -184,7 +184,7 @@ def contestants(faces, batch_sizes, device, args):
     for network, recipe in NETWORKS.items():
         recipe = main.recipes[recipe] | {'batch_size': batch_sizes[network]}
         steps = 2 if network == '64-layer' and device.type == 'cpu' else 8
-        for name, trainer in ((f'{network} train', Ours(faces, recipe, device)), (f'{network} conventional', Apart(faces.root, recipe, args.ctx))):
+        for name, trainer in ((f'{network} train', Ours(faces, recipe, device)), (f'{network} conventional', Apart(Conventional, faces.root, recipe, args.ctx))):
             works[name] = repeat(lambda trainer=trainer: trainer.step('min'), steps), steps * recipe['batch_size']
             trainers[name] = trainer
         ours = trainers[f'{network} train']
@@ -375,11 +375,13 @@ def picture(report, path):
         errors = [[value['median'] - value['min'] for value in rates], [value['max'] - value['median'] for value in rates]]
         left.bar([index + shift for index in range(len(networks))], [value['median'] for value in rates], .4, yerr=errors, label=label)
     left.set(title='training', ylabel='images/s', yscale='log', xticks=range(len(networks)), xticklabels=networks)
+    left.set_ylim(top=4 * left.get_ylim()[1])
     left.legend(fontsize='small', loc='upper left')
     kinds = list(report['ceiling_gflops'])
-    centre.barh(kinds + networks, [report['ceiling_gflops'][kind]['median'] for kind in kinds]
-                + [3e-9 * report['operations_per_pass'][network] * report['images_per_s'][f'{network} train']['median'] for network in networks],
-                color=['C7'] * len(kinds) + ['C0'] * len(networks))
+    trained = [f'{network} {what}' for network in networks for what in ('train', 'convolutions')]
+    centre.barh(kinds + trained, [report['ceiling_gflops'][kind]['median'] for kind in kinds]
+                + [3e-9 * report['operations_per_pass'][name.split()[0]] * report['images_per_s'][name]['median'] for name in trained],
+                color=['C7'] * len(kinds) + ['C0', 'C9'] * len(networks))
     centre.set(title='training and the machine\'s ceilings', xlabel='GFLOP/s')
     paths = report['data_path_per_core']
     right.barh(list(paths), [value['images_per_s']['median'] for value in paths.values()])

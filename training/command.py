@@ -34,7 +34,7 @@ def plan(args, dataset, save, recipes):
     if entry is None:
         known = [key for key, value in vars(meta).items() if isinstance(value, dict) and not key.startswith('_')]
         raise utils.UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
-    recipe = _chosen_recipe(args, recipes, entry is meta.demo)
+    recipe = chosen_recipe(args, recipes, entry is meta.demo)
     if recipe['batch_size'] < 2 * ranks.count() * recipe['accumulate']:
         raise utils.UserError(f'batch_size is {recipe["batch_size"]}; that is less than two faces for each of {ranks.count()} process(es) '
                               f'and {recipe["accumulate"]} part(s)')
@@ -44,7 +44,7 @@ def plan(args, dataset, save, recipes):
     return name, entry, recipe, *starting_point(args)
 
 
-def _chosen_recipe(args, recipes, is_demo):
+def chosen_recipe(args, recipes, is_demo):
     """The recipe of the command line. Raises UserError for a key or a value that no recipe can have."""
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(value)) for key, value in vars(args).items() if key in recipes['paper'] and value is not None]
