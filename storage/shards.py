@@ -21,6 +21,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+import utils
 from storage.images import DataError, parse_age, some, to_age
 from storage.pixels import sweep
 
@@ -87,7 +88,6 @@ class Shards:
                 return json.loads(index['classes'].tobytes()), index['places'], index['labels'], index['ages']
         except Exception:  # not there, cut short, damaged: whatever the reason, it is made anew
             index = self._read_through(pat, pos)
-        import utils  # here, since decoding processes need none of what it brings
         try:
             sweep(self.beside.parent, f'.{glob.escape(kept.name)}.*.tmp')
             utils.write_whole(kept, functools.partial(_save, index))
@@ -235,7 +235,6 @@ def write_shards(faces, target, per_shard=PER_SHARD, seed=0):
     the whole. What they are is in target.json; a call that was interrupted goes on with the shard it was at. Raises DataError where an
     image can't be read, or where there are other shards of that name; OSError where there is no room.
     """
-    import utils
     library()  # before any work, the line that it is missing
     target = Path(target)
     shards = -(-len(faces) // per_shard)
