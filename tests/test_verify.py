@@ -51,7 +51,7 @@ def test_similarity_is_the_models_and_the_decision_validations(weights, faces, c
     threshold = torch.load(weights)['decision']['threshold']
     decided = 'the same person' if float(a @ b) > threshold else 'two people'
     assert f'similarity {float(a @ b):.3f}: {decided} (the threshold is {threshold:.3f})' in printed
-    assert printed.count('aligned; about') == 2 and 'in validation' in printed
+    assert printed.count('aligned; likeliest age') == 2 and 'in validation' in printed
 
 
 def test_the_ages_are_the_age_heads(weights, faces, capsys):
@@ -61,7 +61,7 @@ def test_the_ages_are_the_age_heads(weights, faces, capsys):
     state['model']['age.4.bias'][5] = 50.  # sure of the sixth group, whatever it sees
     torch.save(state, weights.with_name('sixth.pth'))
     run(weights.with_name('sixth.pth'), faces[0], faces[1])
-    assert capsys.readouterr().out.count('about 50 years (group 46–55)') == 2
+    assert capsys.readouterr().out.count('likeliest age 46–55 (100 %), on average 50') == 2
 
 
 @pytest.mark.parametrize('threshold, said', [(-1, 'the same person'), (1, 'two people')])
@@ -164,7 +164,7 @@ def test_find_ranks_the_same_picture_first(weights, drawn, faces, tmp_path, monk
     (folder / 'junk.jpg').write_bytes(b'junk')
     run(weights, '--find', faces[20], folder, '--top', 3)
     lines = capsys.readouterr().out.splitlines()
-    assert '1 1.000*  again.png; about' in lines[1] and lines[3].startswith('  3 ') and lines[4].startswith('* above the threshold')
+    assert '1 1.000*  again.png; likeliest age' in lines[1] and lines[3].startswith('  3 ') and lines[4].startswith('* above the threshold')
     assert any('1 images left out' in line and 'junk.jpg' in line for line in lines)
     assert Image.open(f'{faces[20].stem}-found.png').size[0] > 600
     with pytest.raises(utils.UserError, match='is there already'):

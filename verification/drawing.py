@@ -43,7 +43,7 @@ def draw_found(portrait, look, found, decision, path):
     for axis in axes:
         axis.axis('off')
     for rank, (axis, one) in enumerate(zip(axes, found), 1):
-        title = f'{rank}: {one.similarity:.3f}\n{one.name[-22:]}\nabout {one.look.age:.0f} years'
+        title = f'{rank}: {one.similarity:.3f}\n{one.name[-22:]}\nlikeliest {one.look.group}'
         _show(axis, np.asarray(Image.open(io.BytesIO(one.face))), title, colour(decision.same(one.similarity)))
     save(figure, path)
 

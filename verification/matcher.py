@@ -20,14 +20,15 @@ BATCH = 32
 
 
 class Look(NamedTuple):
-    """embedding (2·D,) of unit length; the age in years that the age head expects, and the group that it thinks likeliest."""
+    """embedding (2·D,) of unit length; of the age head, the likeliest group and its probability, and the age in years that it expects."""
     embedding: np.ndarray
-    age: float
     group: str
+    probability: float
+    age: float
 
     @property
     def about(self):
-        return f'about {self.age:.0f} years (group {self.group})'
+        return f'likeliest age {self.group} ({100 * self.probability:.0f} %), on average {self.age:.0f}'
 
 
 class Matcher:
@@ -52,7 +53,8 @@ class Matcher:
         if not np.isfinite(features['embedding']).all() or not logits.isfinite().all():
             raise utils.UserError('what the network says of a face is not finite: take weights of before the training went wrong')
         ages = dal.expected_age(logits, self.cutoffs)[:, 0].tolist()
-        return [Look(embedding, age, self.group(k)) for embedding, age, k in zip(features['embedding'], ages, logits.argmax(1).tolist())]
+        probabilities, groups = (part.tolist() for part in logits.softmax(1).max(1))
+        return [Look(embedding, self.group(k), *rest) for embedding, k, *rest in zip(features['embedding'], groups, probabilities, ages)]
 
     def group(self, k):
         """The k-th age group in whole years; its upper bound belongs to it."""
