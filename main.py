@@ -18,10 +18,9 @@ import utils
 from dataset import DataError, training_loader
 from model import Backbone, CosFace, DALModel
 from training import head, ranks
-from training.checkpoint import save_checkpoint
 from training.command import open_data, parse, plan
 from training.reports import Reports, check_finite, introduce, validate
-from training.resume import start, state_of, weights_of
+from training.resume import refuse_to_overwrite, save_state, save_weights, start
 
 dataset = meta.demo   # the data set to train on: a dict of meta.py
 save = 'runs/demo'    # where weights, state, log and curves go
@@ -242,19 +241,12 @@ def run(args):
         first = training.epoch
         last = args.epochs if args.resume else first + args.epochs
         if not (exact and weights.resolve() == (folder / 'last.pth').resolve()):
-            taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
-            if taken:
-                raise ranks.common(utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write anew: '
-                                                   '--save DIR starts elsewhere'))
+            refuse_to_overwrite(folder, first, last)
         if first >= last:
             print(f'{folder}: {first} epochs are trained already')
             return
         training.total_steps = (recipe['horizon'] or last) * len(loader)
         training.schedule(max(training.step - 1, 0) / training.total_steps)  # as it stood when a resumed run was saved
-        if training.total_steps < last * len(loader):
-            print(f'warning: the horizon is {recipe["horizon"]} epochs: from there to epoch {last} the learning rate is 0')
-        elif val and training.ramps_end * training.total_steps > last * len(loader):
-            print(f'this call ends before the ramps do, at {training.ramps_end:.0%} of {recipe["horizon"]} epochs: no best.pth yet')
         introduce(training, name, train, val, (first, last), folder, weights if exact else None)
         fit(training, loader, val, first, last, folder, stack.enter_context(utils.Interrupt(ranks.launched())))
 
@@ -266,14 +258,12 @@ def fit(training, loader, val, first, last, folder, interrupt):
     def check():
         check_finite(training, loader, folder)
 
-    def save_state():
+    def keep():
         check()
-        state = state_of(training, steps, folder)
-        ranks.decided(save_checkpoint, state, folder / 'last.pth')
-        ranks.decided(head.forget, folder, state.get('head'))
+        save_state(training, steps, folder)
 
     if not ranks.decided((folder / 'last.pth').exists):
-        save_state()  # from the first moment there is something to resume, and a folder that can't be written is found out now
+        keep()  # from the first moment there is something to resume, and a folder that can't be written is found out now
     with contextlib.closing(Reports(training, folder, first, last * steps * recipe['batch_size'], training.step * recipe['batch_size'])) as reports:
         for epoch in range(first, last):
             loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, training.step - epoch * steps
@@ -291,14 +281,14 @@ def fit(training, loader, val, first, last, folder, interrupt):
                     seen += sum(sizes)
                     reports.step(recipe['batch_size'], steps, check)
                     if recipe['save_every'] and training.step % recipe['save_every'] == 0:
-                        save_state()
+                        keep()
                 rate = seen / (time.perf_counter() - began)
                 report, training.decision = ranks.decided(validate, training, val, interrupt) if val else ({}, None)
             except DataError:
-                save_state()
+                keep()
                 raise
             except utils.Interrupted as signal:
-                save_state()
+                keep()
                 raise ranks.common(utils.UserError(f'{signal} after step {training.step}: saved; --resume continues from {folder}/last.pth')) from None
 
             training.epoch = epoch + 1
@@ -306,11 +296,9 @@ def fit(training, loader, val, first, last, folder, interrupt):
             check()
             better = score is not None and training.step >= training.ramps_end * training.total_steps and (training.best is None or score > training.best)
             training.best = score if better else training.best
-            weights = weights_of(training)
-            for file in [f'epoch_{epoch + 1:03d}.pth', *['best.pth'] * better]:
-                ranks.decided(save_checkpoint, weights, folder / file)
+            save_weights(training, folder, [f'epoch_{epoch + 1:03d}.pth', *['best.pth'] * better])
             row = reports.epoch(epoch + 1, rate, report)
-            save_state()
+            keep()
             reports.draw(row, last)
 
 

@@ -1,6 +1,6 @@
 """What each part of the fast path gives: main.py's training loop with one of them taken away, or one more put in, side by side.
 
-    python3 benchmarks/parts.py              # on the CPU, about ten minutes on two cores
+    python3 benchmarks/parts.py              # on the CPU, a quarter of an hour on two cores
     python3 benchmarks/parts.py --ctx 0      # on a GPU
 
 Each variant trains in a process of its own, all in turn, round by round. A ratio is a round's images/s of the variant over those of
@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 import main  # noqa: E402
-import meta  # noqa: E402
 import synthetic  # noqa: E402
 import utils  # noqa: E402
-from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio, repeat  # noqa: E402
+from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa: E402
 
 BATCH_SIZES = {'64-layer': 16, 'small': 64}
 VARIANTS = {
@@ -64,7 +63,7 @@ def run(args):
         for network, batch_size in BATCH_SIZES.items():
             recipe, steps = main.recipes[NETWORKS[network]] | {'batch_size': batch_size}, 4 if network == '64-layer' else 16
             trainers = {name: Apart(variant, str(root), name, recipe, args.ctx) for name in ('', *VARIANTS)}
-            works = {name: (repeat(lambda trainer=trainer: trainer.step('min'), steps), steps * batch_size) for name, trainer in trainers.items()}
+            works = {name: (lambda trainer=trainer: trainer.step('min', steps), steps * batch_size) for name, trainer in trainers.items()}
             seconds = measure(works, torch.device('cpu'), args.rounds)
             for trainer in trainers.values():
                 trainer.pool.shutdown()

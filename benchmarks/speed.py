@@ -10,6 +10,7 @@ over the real loader on drawn faces; beside it the loop that most face repositor
 import argparse
 import collections
 import itertools
+import math
 import os
 import platform
 import re
@@ -119,13 +120,16 @@ class Apart:
         trainer = make(Faces(root, meta.demo['pat'], meta.demo['pos']), *args)
 
     @staticmethod
-    def _step(phase):
+    def _step(phase, times):
         trainer.waited = 0.
-        trainer.step(phase)
+        for _ in range(times):
+            trainer.step(phase)
+        if torch.cuda.is_initialized():  # a GPU has queued them only
+            torch.cuda.synchronize()
         return trainer.waited
 
-    def step(self, phase):
-        self.waited += self.pool.submit(self._step, phase).result()
+    def step(self, phase, times=1):
+        self.waited += self.pool.submit(self._step, phase, times).result()
 
 
 def convolution(channels, height, width, dtype, device):
@@ -304,7 +308,7 @@ def run(args):
     out.parent.mkdir(parents=True, exist_ok=True)
     utils.write_json(report, out)
     picture(report, out.with_suffix('.png'))
-    print(table(report), f'\n{out} and {out.with_suffix(".png").name}')
+    print(table(report), markdown(report), f'{out} and {out.with_suffix(".png").name}', sep='\n\n')
 
 
 def _waited(trainer, work):
@@ -364,6 +368,36 @@ def table(report):
                                               for name, value in report['data_path_per_core'].items()])
     lines += ['', 'peak memory, MiB', *(f'  {name:60} {value["peak"]:>10.0f}' for name, value in report['memory_mib'].items())]
     return '\n'.join(lines)
+
+
+def markdown(report):
+    """The README's table: median [smallest, largest] over the rounds; of waiting and of memory, one number."""
+    networks, rates, ratios = list(report['batch_sizes']), report['images_per_s'], report['ratios']
+
+    def cell(value, digits):
+        return f'{value["median"]:.{digits}f} [{value["min"]:.{digits}f}, {value["max"]:.{digits}f}]'
+
+    def row(title, cells):
+        return f'| {title} | {" | ".join(cells)} |'
+
+    def rate(title, what):  # three digits
+        return row(title, [cell(rates[f'{network} {what}'], max(0, 2 - int(math.log10(rates[f'{network} {what}']['median'])))) for network in networks])
+
+    def share(title, what):
+        return row(title, [cell(ratios[f'{network}: {what}'], 2) if f'{network}: {what}' in ratios else '' for network in networks])
+    return '\n'.join([
+        row('', networks), '|---' * (1 + len(networks)) + '|',
+        rate('training, images/s', 'train'),
+        share('of the conventional loop', 'training, of the conventional loop'),
+        share('of the best bf16 convolution, in operations', 'training, of the convolution bfloat16 ceiling'),
+        share('of its own convolutions, all else left out', 'training, of its convolutions alone'),
+        share('those, of the best bf16 convolution', 'its convolutions alone, of the convolution bfloat16 ceiling'),
+        rate('embedding (face and mirror), images/s', 'embed'),
+        share('of the best bf16 convolution', 'embedding, of the convolution bfloat16 ceiling'),
+        share('a step of the adversary, of embedding, in passes', 'max step, of embedding, in passes'),
+        row('waiting for data', [f'{100 * report["waiting_for_data"][f"{network} train"]["median"]:.1f} %' for network in networks]),
+        row("peak memory, of the conventional loop's", [' of '.join(f'{report["memory_mib"][f"{network} {kind}"]["peak"] * 2**20 / 1e9:.1f}'
+                                                                    for kind in ('train', 'conventional')) + ' GB' for network in networks])])
 
 
 def picture(report, path):

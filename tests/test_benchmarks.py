@@ -11,6 +11,9 @@ from dataset import Faces
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)  # an arm takes one
 
 
 @pytest.mark.parametrize('arm', ['identity only', 'ours'])

@@ -52,16 +52,6 @@ def test_figures_are_the_scripts(dataset, monkeypatch):
 def test_speed_is_the_scripts(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     import parts
-    assert parts.markdown(json.loads((ROOT / 'benchmarks' / 'results' / 'parts-2-cores-amd-epyc.json').read_text())) in README
-    report = json.loads((ROOT / 'benchmarks' / 'results' / 'speed-2-cores-amd-epyc.json').read_text())
-
-    def cell(value, digits):
-        return f'{value["median"]:.{digits}f} [{value["min"]:.{digits}f}, {value["max"]:.{digits}f}]'
-    rates, ratios = report['images_per_s'], report['ratios']
-    for title, values, digits in (('training, images/s', (rates['64-layer train'],), 1), ('of the best bf16 convolution',
-                                   [ratios[f'{name}: embedding, of the convolution bfloat16 ceiling'] for name in ('64-layer', 'small')], 2),
-                                  ('of the conventional loop', [ratios[f'{name}: training, of the conventional loop'] for name in ('64-layer', 'small')], 2),
-                                  ('of the best bf16 convolution, in operations',
-                                   [ratios[f'{name}: training, of the convolution bfloat16 ceiling'] for name in ('64-layer', 'small')], 2),
-                                  ('embedding (face and mirror), images/s', (rates['64-layer embed'],), 1)):
-        assert f'| {title} | {" | ".join(cell(value, digits) for value in values)}' in README, title
+    import speed
+    for script in (parts, speed):
+        assert script.markdown(json.loads((ROOT / 'benchmarks' / 'results' / f'{script.__name__}-2-cores-amd-epyc.json').read_text())) in README

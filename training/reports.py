@@ -30,7 +30,11 @@ def introduce(training, name, train, val, epochs, folder, state):
 
     `name` is the data set's; `state` the file that is resumed, or None.
     """
-    (done, last), device = epochs, training.device
+    (done, last), device, horizon = epochs, training.device, training.recipe['horizon'] or epochs[1]
+    if horizon < last:
+        print(f'warning: the horizon is {horizon} epochs: from there to epoch {last} the learning rate is 0')
+    elif val and training.ramps_end * horizon > last:
+        print(f'this call ends before the ramps do, at {training.ramps_end:.0%} of {horizon} epochs: no best.pth yet')
     summary = run_summary(device) | {'recipe': training.recipe, 'dataset': name, 'faces': len(train), 'people': len(train.classes),
                                      'fingerprint': train.fingerprint, 'processes': ranks.count()}
     for line in differences(state.parent / 'run.json', summary) if state else ():

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import utils
 from model import Backbone
-from training import head
-from training.checkpoint import load_checkpoint, restore_optimizer
+from training import head, ranks
+from training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
 
 MEANS = ('means', 'climbs', 'epoch_means')
 
@@ -33,6 +33,20 @@ def state_of(training, steps_per_epoch, folder):
     return state
 
 
+def save_weights(training, folder, names):
+    """Writes the files of weights `names`, all alike, into `folder`. Raises UserError where that can't be."""
+    weights = weights_of(training)
+    for name in names:
+        ranks.decided(save_checkpoint, weights, folder / name)
+
+
+def save_state(training, steps_per_epoch, folder):
+    """Writes last.pth, and after it removes the sharded heads of earlier ones. Raises UserError where that can't be."""
+    state = state_of(training, steps_per_epoch, folder)
+    ranks.decided(save_checkpoint, state, folder / 'last.pth')
+    ranks.decided(head.forget, folder, state.get('head'))
+
+
 def starting_point(args):
     """The save folder and the file to start from (or None). Raises UserError rather than overwrite another run."""
     folder, state = Path(args.save), Path(args.save, 'last.pth')
@@ -43,6 +57,14 @@ def starting_point(args):
     if taken and not (weights and Path(weights).parent.resolve() == folder.resolve()):
         raise utils.UserError(f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): --resume continues it, --save DIR starts elsewhere')
     return folder, weights and Path(weights)
+
+
+def refuse_to_overwrite(folder, first, last):
+    """Raises UserError where `folder` has weights of one of the epochs after `first` and up to `last`."""
+    taken = [epoch for epoch in range(first + 1, last + 1) if (folder / f'epoch_{epoch:03d}.pth').exists()]
+    if taken:
+        raise ranks.common(utils.UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which this run would write anew: '
+                                           '--save DIR starts elsewhere'))
 
 
 def start(training, path, same_run, steps_per_epoch):
