@@ -13,9 +13,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from storage.folder import Folder
-from storage.images import HEIGHT, WIDTH, DataError, decode, parse_age, some  # which the rest of the house takes from here
+from storage.images import (  # which the rest of the house takes from here
+    HEIGHT,
+    WIDTH,
+    decode,
+    some,
+)
 from storage.pixels import NewPixels, Pixels, is_whole, sweep
 from storage.shards import Shards, are_shards
+from utils import DataError
 
 WINDOW = 1 << 18  # faces among which one from shards is shuffled: about 2 GB, which stay in the system's cache while they are read
 KEYS = ('train_root', 'val_root', 'pat', 'pos', 'n_cls')

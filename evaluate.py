@@ -32,11 +32,10 @@ import torch
 
 import meta
 import utils
-from dataset import DataError, check_entry
+from dataset import check_entry
 from evaluation import lists, metrics, pictures, protocols
 from evaluation.extraction import FEATURES, extract_files
-from model import DALModel
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_weights
 
 READERS = {'lfw': lists.lfw, 'calfw': lists.calfw, 'cacd-vs': lists.cacd_vs, 'bin': lists.bin_file, 'pairs': lists.pair_list,
            'fgnet': lists.fgnet, 'morph': lists.morph, 'folder': lists.folder}
@@ -70,20 +69,6 @@ def arguments(argv):
     return args
 
 
-def load_model(path, device):
-    """The trained network of a weights file, with main.py's backbone where it isn't ours. Raises UserError where it can't be used."""
-    backbone = None
-    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None))})
-    if state['backbone'] is None:
-        import main
-        backbone = main.make_backbone(state.get('recipe', main.paper))
-    try:
-        model = DALModel.load(path, backbone, map_location=device)
-    except ValueError as error:
-        raise utils.UserError(str(error)) from None
-    return model.to(memory_format=torch.channels_last)
-
-
 def read_list(args):
     """The benchmark's Listed, a name for the result, and the text of a list that was drawn here, else None."""
     if args.benchmark == 'morph':
@@ -108,7 +93,7 @@ def read_list(args):
 
 def measure(args, weights, sha256, listed, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
-    model = load_model(weights, device)
+    model, _ = load_weights(weights, device)
 
     def features(sources, names, keep, title):
         return extract_files(model, sources, device, names, True, args.batch_size, args.bf16, keep, title, cache, sha256)
@@ -255,5 +240,5 @@ def _fixed(value):
 
 
 if __name__ == '__main__':
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         run(arguments(sys.argv[1:]))

@@ -13,7 +13,6 @@ backbone    the tensors of model.Backbone as backbone.*, of model.ResidualFactor
 embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), from FOLDER on; in a .safetensors the paths are metadata, as JSON
 """
 import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -24,13 +23,11 @@ import torch
 from torch import nn
 
 import utils
-from dataset import DataError
-from evaluate import load_model
 from evaluation import lists
 from evaluation.extraction import extract_files
 from model import HEIGHT, WIDTH
 from preparation.alignment import TEMPLATE
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_weights
 from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
@@ -47,17 +44,15 @@ class Embedder(nn.Module):
         return self.model.embed(faces)
 
 
-def description(path):
+def description(info):
     """What a file of weights needs to be used rightly, and what is known of its training: a dict of strings."""
-    state = load_checkpoint(path, {'model': dict, 'classes': list, 'age_cutoffs': list, 'epoch': int})
-    decision = Decision.of(state, path)
-    training = {key: state.get(key) for key in ('epoch', 'best', 'recipe')}
-    training |= {'people': len(state['classes']), 'accuracy': decision.accuracy}
+    decision = Decision.of(info.decision, info.path)
+    training = {'epoch': info.epoch, 'best': info.best, 'recipe': info.recipe, 'people': len(info.classes), 'accuracy': decision.accuracy}
     facts = {'height': HEIGHT, 'width': WIDTH, 'colour': 'RGB', 'layout': 'N, 3, height, width',
              'normalisation': '(value - 127.5) / 128, of 0 to 255', 'template': TEMPLATE.tolist(),
              'feature': 'x_id of face and mirror, concatenated, unit length; similarity is the inner product',
-             'threshold': decision.threshold, 'age_cutoffs': state['age_cutoffs'], 'backbone': state.get('backbone'), 'training': training,
-             'weights_sha256': hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+             'threshold': decision.threshold, 'age_cutoffs': info.age_cutoffs, 'backbone': info.backbone, 'training': training,
+             'weights_sha256': info.sha256}
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in facts.items()}
 
 
@@ -73,11 +68,12 @@ def onnx(args):
     """Writes the network as ONNX, once onnxruntime has given PyTorch's embeddings for one face and for five."""
     needed('onnxscript')
     runtime = needed('onnxruntime')
-    model = Embedder(load_model(args.weights, torch.device('cpu'))).eval()
+    network, info = load_weights(args.weights)
+    model = Embedder(network).eval()
     faces = torch.randint(0, 256, (5, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(model, (faces,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('N', min=1)},), input_names=['faces'],
                                 output_names=['embedding'], verbose=False)
-    program.model.metadata_props.update(description(args.weights))
+    program.model.metadata_props.update(description(info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
     apart = max(np.abs(session.run(None, {'faces': part.numpy()})[0] - model(part).numpy()).max() for part in (faces[:1], faces))
@@ -91,9 +87,9 @@ def onnx(args):
 def backbone(args):
     """Writes the tensors that make the embedding, with `description` as metadata."""
     files = needed('safetensors.torch')
-    parts = load_model(args.weights, torch.device('cpu')).state_dict()
-    parts = {name: tensor.contiguous() for name, tensor in parts.items() if name.startswith(('backbone.', 'factorization.'))}
-    utils.write_whole(args.out, lambda temporary: files.save_file(parts, temporary, description(args.weights)))
+    model, info = load_weights(args.weights)
+    parts = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.startswith(('backbone.', 'factorization.'))}
+    utils.write_whole(args.out, lambda temporary: files.save_file(parts, temporary, description(info)))
     print(f'{args.out}: {len(parts)} tensors, {sum(tensor.numel() for tensor in parts.values()) / 1e6:.1f} M values')
 
 
@@ -101,8 +97,9 @@ def embeddings(args):
     """Writes the embedding of every image below a folder."""
     files = needed('safetensors.numpy') if args.out.suffix == '.safetensors' else None
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
-    features, _ = extract_files(load_model(args.weights, device), sources, device, crop=True, keep=('embedding',), progress='embedding')
-    arrays, facts = {'embeddings': features['embedding']}, description(args.weights)
+    model, info = load_weights(args.weights, device)
+    features, _ = extract_files(model, sources, device, crop=True, keep=('embedding',), progress='embedding')
+    arrays, facts = {'embeddings': features['embedding']}, description(info)
     paths = [os.path.relpath(source, args.folder) for source in sources]
     if files:
         facts['paths'] = json.dumps(paths)
@@ -147,5 +144,5 @@ def run(args):
 
 
 if __name__ == '__main__':
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         run(arguments())

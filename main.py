@@ -15,12 +15,13 @@ from tqdm import tqdm
 import dal
 import meta
 import utils
-from dataset import DataError, training_loader
+from dataset import training_loader
 from model import Backbone, CosFace, DALModel
 from training import head, ranks
 from training.command import open_data, parse, plan
 from training.reports import Reports, check_finite, introduce, validate
 from training.resume import refuse_to_overwrite, save_state, save_weights, start
+from utils import DataError
 
 dataset = meta.demo   # the data set to train on: a dict of meta.py
 save = 'runs/demo'    # where weights, state, log and curves go
@@ -303,5 +304,5 @@ def fit(training, loader, val, first, last, folder, interrupt):
 
 
 if __name__ == '__main__':
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         run(arguments())

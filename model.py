@@ -185,7 +185,11 @@ class DALModel(nn.Module):
         `backbone` is needed only where another module than `Backbone` was trained: build it as in training. Raises ValueError
         where the file is no weights file of this repository or does not fit.
         """
-        state = read_state(path, map_location)
+        return cls.of(read_state(path, map_location), path, backbone).to(map_location).eval()
+
+    @classmethod
+    def of(cls, state, path, backbone=None):
+        """The network in what `read_state` gave of `path`; as `load`."""
         if not isinstance(state, dict) or 'model' not in state or 'backbone' not in state:
             raise ValueError(f'{path}: no weights file of this repository')
         weights, config = state['model'], state['backbone']
@@ -204,4 +208,4 @@ class DALModel(nn.Module):
             model.load_state_dict(weights)
         except Exception as error:  # missing keys, other shapes, other types: likewise
             raise ValueError(f'{path}: the weights do not fit this backbone ({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
-        return model.to(map_location).eval()
+        return model

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import meta
 import utils
-from dataset import DataError, Faces, check_entry
+from dataset import Faces, check_entry
 from preparation import ages, conversion, doctor, pictures
 from preparation.labels import NAMES
 from storage.shards import write_shards
@@ -145,5 +145,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         main(sys.argv[1:])

@@ -26,6 +26,10 @@ class UserError(ValueError):
     """What the user asked for can't be; the message is one line for them."""
 
 
+class DataError(ValueError):
+    """The user's data or its description is not what it must be; the message is one line for them."""
+
+
 def override(recipe, pairs):
     """A copy of `recipe` with the (key, text) `pairs` set, each read as a Python literal of the kind that stands there.
 
@@ -153,11 +157,12 @@ def claim(folder, option='--save', work='training'):
 
 
 @contextlib.contextmanager
-def one_line_errors(*kinds):
-    """Ends the program with one line, exit status 1, for UserError, `kinds`, and what the system refuses; bugs keep their traceback."""
+def one_line_errors():
+    """Ends the program with one line, exit status 1, for UserError, DataError, and what the system
+    refuses; bugs keep their traceback."""
     try:
         yield
-    except (UserError, *kinds) as error:
+    except (UserError, DataError) as error:
         # an error out of a worker process arrives with that process's traceback before it
         sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")}')
     except OSError as error:

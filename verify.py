@@ -11,9 +11,7 @@ import argparse
 from pathlib import Path
 
 import utils
-from dataset import DataError
-from evaluate import load_model
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_weights
 from verification import drawing, portraits
 from verification.matcher import Gallery, Matcher
 
@@ -43,8 +41,7 @@ def arguments(argv=None):
 def matcher(args):
     """The Matcher of the command line. Raises UserError where the weights can't be used."""
     device = utils.pick_device(args.ctx)
-    state = load_checkpoint(args.weights, {'model': dict, 'age_cutoffs': list})
-    return Matcher(load_model(args.weights, device), state, args.weights, device, args.threshold)
+    return Matcher(*load_weights(args.weights, device), device, args.threshold)
 
 
 def compare(args):
@@ -103,5 +100,5 @@ def run(args):
 
 
 if __name__ == '__main__':
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         run(arguments())

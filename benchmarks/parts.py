@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
+from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa: E402
 
 import main  # noqa: E402
 import synthetic  # noqa: E402
 import utils  # noqa: E402
-from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa: E402
 
 BATCH_SIZES = {'64-layer': 16, 'small': 64}
 VARIANTS = {

@@ -39,9 +39,10 @@ import main
 import meta
 import synthetic
 import utils
-from dataset import HEIGHT, WIDTH, Faces, evaluation_loader, training_loader
+from dataset import Faces, evaluation_loader, training_loader
 from evaluation.extraction import extract
 from model import normalize
+from storage.images import HEIGHT, WIDTH
 from training.log import run_summary
 
 NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # and the recipes that they are trained with

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dataset import DataError, decode, some
 from evaluation.metrics import check_finite
-from utils import write_whole
+from storage.images import decode, some
+from utils import DataError, write_whole
 
 FEATURES = ('embedding', 'x', 'x_age', 'x_id')
 

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from dataset import DataError, Faces, some
+from dataset import Faces
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
+from storage.images import some
+from utils import DataError
 
 FGNET = re.compile(r'(\d{3})a(\d{1,2})[a-z]?', re.IGNORECASE | re.ASCII)  # 001A43a.JPG: subject 1 at 43, the second picture
 MORPH = re.compile(r'(\d{1,18})_(\d+)([MF])(\d{1,3})', re.IGNORECASE | re.ASCII)  # 009055_1M54.JPG: subject, picture, sex, age

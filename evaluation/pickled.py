@@ -8,7 +8,8 @@ import pickle
 
 import numpy as np
 
-from dataset import DataError, some
+from storage.images import some
+from utils import DataError
 
 CODES = {'u1', 'i1', 'b1', '?', 'i4', 'i8', 'u4', 'u8'}
 LARGEST_FILE, LARGEST_IMAGE, MOST_PAIRS = 4 * 2 ** 30, 16 * 2 ** 20, 1_000_000

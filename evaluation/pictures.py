@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dataset import decode
 from evaluation.metrics import roc
+from storage.images import decode
 from utils import write_whole
 
 GENUINE, IMPOSTOR = '#1b7837', '#b2182b'

@@ -3,9 +3,9 @@ import hashlib
 
 import numpy as np
 
-from dataset import DataError
 from evaluation import leakage, metrics
 from evaluation.pairs import gap_bin, gap_pairs
+from utils import DataError
 
 READ_BY_AGE = ('fgnet', 'folder', 'morph')  # ages known, no list of pairs
 RANKS = 100  # a CMC curve's length

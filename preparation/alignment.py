@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset import HEIGHT, WIDTH, DataError, some
+from storage.images import HEIGHT, WIDTH, some
+from utils import DataError
 
 # (x, y) of the eyes, the nose and the corners of the mouth, left to right as one looks at the picture; 0, 0 is the middle of the first pixel
 TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]])

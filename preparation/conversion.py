@@ -18,13 +18,12 @@ import torch
 from tqdm import tqdm
 
 import utils
-from dataset import DataError
 from preparation.ages import Dex, Offline
 from preparation.alignment import align, open_photograph
 from preparation.detection import Detector, choose
 from preparation.labels import NAMES, Named, Table, person_in
 from preparation.landmarks import Landmarks
-from utils import Interrupt, UserError, write_whole
+from utils import DataError, Interrupt, UserError, write_whole
 
 
 class Photograph(NamedTuple):

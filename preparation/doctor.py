@@ -14,11 +14,11 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from dataset import HEIGHT, WIDTH, DataError, decode, parse_age, some
 from evaluation.extraction import extract_files
-from model import DALModel
 from preparation.pictures import draw_histograms
-from utils import UserError, write_whole
+from storage.images import HEIGHT, WIDTH, decode, parse_age, some
+from training.checkpoint import load_weights
+from utils import DataError, UserError, write_whole
 
 GREY, BLUISH = 2, -4  # mean difference of the channels below which a face is grey; red − blue of its middle below which it is hardly skin
 SAME_IMAGE = .99      # cosine of embeddings above which two files show one photograph
@@ -136,10 +136,7 @@ def by_embedding(parts, weights):
     One photograph: a cosine over SAME_IMAGE. One person: the means of two folders are closer than half of all faces are to the mean of
     the rest of their own folder.
     """
-    try:
-        model = DALModel.load(weights)
-    except (OSError, ValueError) as error:
-        raise UserError(f'{weights}: no such file' if isinstance(error, FileNotFoundError) else str(error)) from None
+    model, _ = load_weights(weights)
     paths, folders = zip(*((part.path(face), os.path.join(part.root, face.person)) for part in parts.values() for face in part.good))
     embeddings = torch.from_numpy(extract_files(model, paths, torch.device('cpu'), keep=('embedding',), progress=Path(weights).name)[0]['embedding'])
     close = [(paths[a], paths[b], cosine) for a, b, cosine in _above(embeddings, SAME_IMAGE)]

@@ -5,7 +5,8 @@ import re
 
 from PIL import ExifTags
 
-from dataset import DataError, parse_age, some
+from storage.images import parse_age, some
+from utils import DataError
 
 # file names of well-known sets: the person, where one is named, and the age or the two dates that give it
 NAMES = {

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import DataError, some
 from preparation.labels import read_csv
+from storage.images import some
+from utils import DataError
 
 
 def five_points(marks):

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset import HEIGHT, WIDTH, some
+from storage.images import HEIGHT, WIDTH, some
 from utils import write_whole
 
 

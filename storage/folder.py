@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from storage.images import DataError, parse_age, some
+from storage.images import parse_age, some
+from utils import DataError
 
 
 class Folder:

@@ -6,6 +6,8 @@ import re
 import numpy as np
 from PIL import Image
 
+from utils import DataError
+
 try:
     import simplejpeg  # four times Pillow's rate; what it can't read, and where it can't be installed, Pillow reads
 except ImportError:
@@ -13,10 +15,6 @@ except ImportError:
 
 HEIGHT, WIDTH = 112, 96
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
-
-
-class DataError(ValueError):
-    """The user's data or its description is not what it must be; the message is one line for them."""
 
 
 def some(names):

@@ -12,7 +12,8 @@ import uuid
 
 import numpy as np
 
-from storage.images import HEIGHT, WIDTH, DataError
+from storage.images import HEIGHT, WIDTH
+from utils import DataError
 
 FACE = HEIGHT * WIDTH * 3
 

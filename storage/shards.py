@@ -22,8 +22,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 import utils
-from storage.images import DataError, parse_age, some, to_age
+from storage.images import parse_age, some, to_age
 from storage.pixels import sweep
+from utils import DataError
 
 OPEN = 128          # shards that a process keeps open
 SMALL = 1 << 20     # bytes read at most of a .json, .cls or .txt

@@ -11,8 +11,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import meta
-from dataset import Batches, DataError, Faces, check_entry, decode, parse_age, training_loader
+from dataset import Batches, Faces, check_entry, training_loader
 from storage import images
+from storage.images import decode, parse_age
+from utils import DataError
 
 NAMES = [  # file name, pat, pos, age, as in the field's sets
     ('000_12.jpg', r'_|\.', 1, 12), ('001A02.JPG', r'[A-Za-z.]+', 1, 2), ('001A43a.JPG', r'[A-Za-z.]+', 1, 43),
@@ -225,9 +227,9 @@ def test_loader(folder, workers):
     loader = training_loader(faces, 8, 0, workers, pin=False)
     for loader.batch_sampler.epoch in (0, 1):
         wanted = list(loader.batch_sampler)
-        for indices, (images, labels, ages, _) in zip(wanted, loader, strict=True):
+        for indices, (faces_, labels, ages, _) in zip(wanted, loader, strict=True):
             assert (labels.numpy() == faces.labels[indices]).all() and (ages.numpy() == faces.ages[indices]).all()
-            assert (images[3].permute(1, 2, 0).numpy() == faces.read(indices[3])).all()
+            assert (faces_[3].permute(1, 2, 0).numpy() == faces.read(indices[3])).all()
 
 
 def test_less_than_a_batch(folder):

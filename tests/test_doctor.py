@@ -118,7 +118,7 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     model = DALModel(Colours(), 3)
     torch.nn.init.zeros_(model.factorization.age[2].weight)
     torch.nn.init.zeros_(model.factorization.age[2].bias)
-    monkeypatch.setattr(DALModel, 'load', classmethod(lambda cls, path: model.eval()))
+    monkeypatch.setattr(doctor, 'load_weights', lambda path: (model.eval(), None))
     printed, rows = examine('--weights', 'any.pth')
     assert {(row['file'], row['other']) for row in rows if row['what'] == 'same photograph'} >= {
         (f'{tmp_path}/train/train0/000_4.jpg', f'{tmp_path}/train/train0/003_4.jpg')}

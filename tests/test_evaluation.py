@@ -9,11 +9,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
-from dataset import DataError
 from evaluation import leakage, metrics
 from evaluation.extraction import extract, extract_files
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
 from model import Backbone, DALModel
+from utils import DataError
 
 CUTOFFS = (12, 18, 25, 35, 45, 55, 65)
 

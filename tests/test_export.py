@@ -11,8 +11,9 @@ from PIL import Image
 
 import export
 import utils
-from dataset import DataError
 from model import DALModel
+from training.checkpoint import load_weights
+from utils import DataError
 
 
 def run(*line):
@@ -128,7 +129,7 @@ def test_weights_of_before_have_no_threshold(weights, tmp_path):
     state = torch.load(weights)
     del state['decision']
     torch.save(state, tmp_path / 'old.pth')
-    assert export.description(tmp_path / 'old.pth')['threshold'] == 'null'
+    assert export.description(load_weights(tmp_path / 'old.pth')[1])['threshold'] == 'null'
 
 
 HUB = """

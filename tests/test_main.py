@@ -17,10 +17,10 @@ from PIL import Image
 import main
 import meta
 import utils
-from dataset import DataError
 from model import DALModel
 from training.checkpoint import save_checkpoint
 from training.log import read_log
+from utils import DataError
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from torchvision.models import vgg16
 
 import prepare
 import synthetic
-from dataset import DataError, Faces
+from dataset import Faces
 from preparation import ages, conversion
 from preparation.alignment import TEMPLATE, align, open_photograph, similarity
 from preparation.detection import Face, choose
 from preparation.labels import NAMES, Named, Table, person_in, years_between
 from preparation.landmarks import Landmarks, five_points
-from utils import UserError
+from utils import DataError, UserError
 
 ROOT = Path(__file__).parent.parent
 needs_detector = pytest.mark.skipif(not find_spec('facenet_pytorch'), reason='facenet-pytorch is not installed')

@@ -17,9 +17,10 @@ from torch import nn
 import main
 import meta
 import utils
-from dataset import Batches, DataError
+from dataset import Batches
 from model import CosFace, DALModel
 from training import head, ranks
+from utils import DataError
 
 PHASES = dict(max_steps=1, min_steps=1, memory=0., variate='learned')  # step 0 is the network's, step 1 the adversary's
 MEMORY = dict(max_steps=0, memory=.5, variate='label')
@@ -150,7 +151,7 @@ def train(entry, save, *line, settings=(), prepare=lambda: None):
     meta.here, main.make_backbone = entry, lambda recipe: Tiny()
     sys.argv = ['main.py', '-1', *map(str, line), '--dataset', 'here', '--save', str(save), '--recipe', 'small', '--set', *TINY, *SETTINGS, *settings]
     prepare()
-    with utils.one_line_errors(DataError):
+    with utils.one_line_errors():
         main.run(main.arguments())
 
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import evaluate
-from dataset import DataError
 from evaluation import lists, pictures, protocols
 from evaluation.pickled import read_bin
 from model import Backbone, DALModel
+from utils import DataError
 
 ROOT = Path(__file__).parent.parent
 

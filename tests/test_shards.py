@@ -15,10 +15,11 @@ from PIL import Image
 
 import dataset
 import utils
-from dataset import Batches, DataError, Faces, training_loader
+from dataset import Batches, Faces, training_loader
 from evaluation import lists
 from storage import shards
 from storage.shards import Shards, write_shards
+from utils import DataError
 
 
 def listed(root):

@@ -6,11 +6,11 @@ from PIL import Image
 
 import utils
 import verify
-from dataset import DataError
 from model import DALModel
 from preparation.alignment import TEMPLATE
 from preparation.detection import Face
 from training.log import read_log
+from utils import DataError
 from verification import portraits
 from verification.decision import Decision
 
@@ -89,7 +89,7 @@ NAN = float('nan')
         (.5, [NAN] * 101)))], ids=str)
 def test_a_decision_of_another_form_is_refused(stored):
     with pytest.raises(utils.UserError, match='w.pth'):
-        Decision.of({'decision': stored}, 'w.pth')
+        Decision.of(stored, 'w.pth')
 
 
 def test_training_keeps_its_decision(train):
@@ -99,7 +99,7 @@ def test_training_keeps_its_decision(train):
     assert kept[0] == kept[1] and kept[0]['accuracy'] == row['val_accuracy']
     again = train('-1', 2, '--resume', save=save)
     assert torch.load(again / 'last.pth')['decision'] != kept[0]
-    assert Decision.of({'decision': kept[0]}, save).threshold == kept[0]['threshold']
+    assert Decision.of(kept[0], save).threshold == kept[0]['threshold']
 
 
 def test_meaning_counts_pairs():

@@ -1,8 +1,50 @@
 """Files of weights and states: written whole, read safely."""
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 import utils
-from model import read_state
+from model import DALModel, read_state
+
+
+@dataclass
+class WeightsInfo:
+    """What a weights file says beside the weights; None where it says nothing."""
+    path: str
+    sha256: str
+    classes: list           # names of the identities, in the order of the head's rows
+    age_cutoffs: list       # inclusive upper bounds of the age groups, in years
+    epoch: int
+    best: float | None      # the best validation score of the run so far
+    decision: dict | None   # what its validation says of similarities: evaluation.metrics.decision
+    recipe: dict | None
+    backbone: dict | None   # Backbone's arguments; None: a module of the user's own
+
+
+def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
+    """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode on
+    `device`, and what the file says of it.
+
+    The backbone is rebuilt from the file; a module of the user's own by main.py's `make_backbone`.
+    Raises UserError where the file is missing, damaged, not one of this repository, or does not fit.
+    """
+    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
+                                   'age_cutoffs': list, 'epoch': int})
+    backbone = None
+    if state['backbone'] is None:
+        main = importlib.import_module('main')  # the user's own code: no file of weights can hold it
+        backbone = main.make_backbone(state.get('recipe', main.paper))
+    try:
+        model = DALModel.of(state, path, backbone)
+    except ValueError as error:
+        raise utils.UserError(str(error)) from None
+    info = WeightsInfo(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), state['classes'],
+                       state['age_cutoffs'], state['epoch'], state.get('best'), state.get('decision'),
+                       state.get('recipe'), state['backbone'])
+    return model.to(device, memory_format=torch.channels_last).eval(), info
 
 
 def save_checkpoint(state, path):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import meta
 import utils
-from dataset import DataError, Faces, check_entry
+from dataset import Faces, check_entry
 from training import ranks
 from training.resume import starting_point
+from utils import DataError
 
 
 def parse(description, recipes):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from dataset import DataError
+from utils import DataError
 
 PATIENCE = datetime.timedelta(days=1)  # for what one process does while the others wait: decoding a data set, validating, saving
 _patient = None                        # the group in which they wait; in any other, half an hour of silence is a fault

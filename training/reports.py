@@ -3,12 +3,13 @@ import torch
 from tqdm import tqdm
 
 import utils
-from dataset import DataError, evaluation_loader
+from dataset import evaluation_loader
 from evaluation.extraction import extract
 from evaluation.leakage import age_r2
 from evaluation.metrics import decision, people_report
 from training import ranks
 from training.log import Log, differences, plot_curves, read_log, run_summary
+from utils import DataError
 
 REPORT_EVERY = 50   # steps between two lines of the log
 STUCK_AFTER = 3     # reports of a correlation at zero before the warning

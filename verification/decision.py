@@ -18,12 +18,11 @@ class Decision(NamedTuple):
     impostor: np.ndarray | None = None
 
     @classmethod
-    def of(cls, state, path, threshold=None):
-        """That of a weights file's dict, with another `threshold` if one is given. Raises UserError where it isn't what training writes.
+    def of(cls, stored, path, threshold=None):
+        """That of the `decision` in a weights file, with another `threshold` if one is given. Raises UserError where it isn't what training writes.
 
         Weights trained without a val_root have none, nor have those of before it was kept.
         """
-        stored = state.get('decision')
         if stored is None:
             return cls(threshold)
         try:

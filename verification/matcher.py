@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 import dal
 import utils
-from dataset import DataError
 from evaluation import lists
 from evaluation.extraction import extract
+from utils import DataError
 from verification import portraits
 from verification.decision import Decision
 
@@ -32,14 +32,14 @@ class Look(NamedTuple):
 
 
 class Matcher:
-    """A network with its decision. `model` is a DALModel, `state` what its weights file held beside the weights."""
+    """A network with its decision: a DALModel, and the WeightsInfo of its file."""
 
-    def __init__(self, model, state, path, device, threshold=None):
+    def __init__(self, model, info, device, threshold=None):
         """Raises UserError where the file's age groups or its decision are not what training writes."""
-        self.model, self.device, self.decision = model, device, Decision.of(state, path, threshold)
-        self.cutoffs = state['age_cutoffs']
+        self.model, self.device, self.decision = model, device, Decision.of(info.decision, info.path, threshold)
+        self.cutoffs = info.age_cutoffs
         if len(self.cutoffs) + 1 != model.age[-1].out_features or not all(isinstance(bound, (int, float)) for bound in self.cutoffs):
-            raise utils.UserError(f'{path}: its age groups are not those of its age head')
+            raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
 
     def look(self, faces):
         """A Look for each face (112, 96, 3), uint8."""

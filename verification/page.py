@@ -10,8 +10,7 @@ import waitress
 from flask import Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from dataset import DataError
-from utils import UserError
+from utils import DataError, UserError
 from verification import portraits
 from verification.matcher import jpeg
 

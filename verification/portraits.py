@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dataset import HEIGHT, WIDTH, DataError, decode, some
 from preparation.alignment import align, open_photograph
 from preparation.detection import Detector, choose
-from utils import UserError
+from storage.images import HEIGHT, WIDTH, decode, some
+from utils import DataError, UserError
 
 ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) of images that are taken for aligned faces
 SHOWN = 320  # pixels of the longer side of a photograph that is kept to be shown

@@ -14,7 +14,6 @@ from tqdm import tqdm
 import main
 import meta
 import utils
-from dataset import DataError
 from training.log import Log, read_log
 
 PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
@@ -39,7 +38,7 @@ def start(entry, save, *line, settings=(), moment=None, prepare=lambda: None, ou
         if moment:
             strike(*moment)
         prepare()
-        with utils.one_line_errors(DataError):
+        with utils.one_line_errors():
             main.run(main.arguments())
 
     process = multiprocessing.get_context('fork').Process(target=work)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import main
 import utils
-from dataset import DataError, parse_age
 from evaluation import lists
 from evaluation.pickled import read_bin
+from storage.images import parse_age
 from training.checkpoint import load_checkpoint, save_checkpoint
+from utils import DataError
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 ages = st.one_of(st.integers(0, 120).map(str), st.decimals(0, 120, places=2).map(str))

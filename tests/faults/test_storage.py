@@ -15,8 +15,9 @@ from kills import PHASES, assert_same_run, finish
 from test_bad_disk import LINE, errors, limit, own, struck, tiny  # noqa: F401
 from test_strangers import damaged
 
-from dataset import DataError, Faces
+from dataset import Faces
 from storage.shards import write_shards
+from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of fuzzing
 

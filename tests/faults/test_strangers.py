@@ -14,12 +14,15 @@ from PIL import Image
 import evaluate
 import main
 import utils
-from dataset import DataError, Faces, decode
+from dataset import Faces
 from evaluation import lists
 from evaluation.extraction import extract_files
 from evaluation.pickled import read_bin
 from model import Backbone, DALModel
+from storage.images import decode
 from training import resume
+from training.checkpoint import load_weights
+from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of all fuzzing together
 
@@ -65,7 +68,7 @@ def start(file):
     training.iterate(torch.zeros(8, 3, 112, 96, dtype=torch.uint8), torch.arange(8), torch.arange(8) * 9.)
 
 
-READERS = {'main': start, 'load': DALModel.load, 'evaluate': lambda file: evaluate.load_model(file, torch.device('cpu'))}
+READERS = {'main': start, 'load': DALModel.load, 'evaluate': load_weights}
 
 
 def saved(content, file):
