@@ -1,23 +1,25 @@
-"""Decorrelated adversarial learning itself: the canonical mapping, the correlation that it climbs, and when who moves."""
+"""Decorrelated adversarial learning itself: the canonical mapping, the correlation that it climbs,
+and whose turn it is."""
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-RIDGE = 1.  # beside the mean square of each feature: w follows what tells most of age, not the feature's thinnest directions
+RIDGE = 1.  # times each feature's variance: w follows what tells most of age, not thin directions
 
 
-def canonical_correlation(v_id, v_age):
-    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3; L_DAL is its absolute value).
+def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
+    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3).
 
-    Pearson's: whatever scale and shift the inputs have, ρ is the same, so neither side wins by shrinking its features; there is
-    no epsilon beside the variances. A variate that is constant (to float32's last digits) has ρ = 0 and no gradient.
+    It is Pearson's, and does not change with scale or shift: neither player wins by shrinking its
+    features, and there is no epsilon beside the variances. A variate that is constant (to float32's
+    last digits) has ρ = 0 and no gradient. L_DAL is |ρ|.
     """
     with torch.autocast(v_id.device.type, enabled=False):
         a, b = _standardize(v_id.float()), _standardize(v_age.float())
         return (a * b).sum().clamp(-1, 1)
 
 
-def _standardize(v):
+def _standardize(v: Tensor) -> Tensor:
     """Centred, unit length; zeros where v is constant."""
     centred = v - v.mean()
     spread = centred.detach().abs().max()
@@ -27,35 +29,38 @@ def _standardize(v):
 
 
 class CanonicalMapping(nn.Module):
-    """v_id = w_id·x_id, v_age = w_age·variate, no bias (DAL eq. 2); the adversary's whole strength is the directions w.
+    """v_id = w_id·x_id, v_age = w_age·variate, no bias (DAL eq. 2): the adversary is these w.
 
-    x_id (N, D) and an age variate (N, A) -> v_id (N,), v_age (N,). With the paper's learned variate, A is D and the variate is
-    x_age; with a supervised one it is an age in years, A = 1, and w_id alone has something to learn. The buffers are `solve`'s.
+    x_id (N, D) and an age variate (N, A) -> v_id (N,), v_age (N,). With the paper's learned
+    variate, x_age, A is D; with a supervised one, an age in years, A is 1 and w_id alone has
+    something to learn. The buffers are running moments, which `solve` updates.
     """
 
-    def __init__(self, dim, age_dim):
+    def __init__(self, dim: int, age_dim: int):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
-        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x_id, within batches, running
-        self.register_buffer('cross', torch.zeros(dim, age_dim))   # of x_id and the variate, likewise
+        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x_id, within batches
+        self.register_buffer('cross', torch.zeros(dim, age_dim))   # of x_id with the variate
         self.requires_grad_(False)  # see ascend
 
-    def forward(self, x_id, variate):
+    def forward(self, x_id: Tensor, variate: Tensor) -> tuple[Tensor, Tensor]:
         return x_id.float() @ self.w_id, variate.float() @ self.w_age
 
     @torch.no_grad()
-    def renormalize(self):
-        """Back to unit length: ρ does not see the length of w, but the size of a step relative to it does."""
+    def renormalize(self) -> None:
+        """Back to unit length: ρ ignores the length of w, but a step's relative size does not."""
         for w in self.parameters():
             w.copy_(F.normalize(w, dim=0))
 
 
-def ascend(mapping, optimizer, x_id, variate):
-    """One gradient step of w up |ρ| on detached features; returns |ρ| before and after, each () and detached.
+def ascend(mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Tensor,
+           variate: Tensor) -> tuple[Tensor, Tensor]:
+    """One gradient step of w up |ρ| on detached features; |ρ| before and after, () and detached.
 
-    The loss is |ρ| unweighted, with the adversary's own optimizer (maximize=True): scaled by λ2 it would be too slow to matter.
-    w requires a gradient in here and nowhere else, so that the network's backward pass leaves none in it.
+    The loss is |ρ| unweighted, by the adversary's own optimizer (maximize=True): scaled by λ2 it
+    would climb too slowly to matter. w requires a gradient in here and nowhere else, so that the
+    network's backward pass leaves none in it.
     """
     x_id, variate = x_id.detach(), variate.detach()
     mapping.requires_grad_(True)
@@ -70,51 +75,53 @@ def ascend(mapping, optimizer, x_id, variate):
 
 
 @torch.no_grad()
-def solve(mapping, x_id, variate, memory):
-    """The w_id that a supervised variate (N, 1) correlates most with over about 1 / (1 − memory) batches, without an ascent.
+def solve(mapping: CanonicalMapping, x_id: Tensor, variate: Tensor,
+          memory: float) -> tuple[Tensor, Tensor]:
+    """The w_id that correlates most with a supervised variate (N, 1) over 1 / (1 − memory) batches,
+    in closed form; |ρ| before and after, as `ascend`.
 
-    Moments of x_id (N, D) run over the batches, and w_id ∝ (Σ + RIDGE · diag Σ)⁻¹ cov(x_id, variate), the canonical ridge (Vinod, J.
-    Econometrics 1976): on one batch of N ≤ D faces some direction correlates with anything. Returns |ρ| before and after, as `ascend`.
+    Moments of x_id (N, D) run over the batches, and w_id ∝ (Σ + RIDGE·diag Σ)⁻¹ cov(x_id, variate):
+    the canonical ridge (Vinod, J. Econometrics 1976). On one batch of N ≤ D faces some direction
+    correlates with anything.
     """
     before = canonical_correlation(*mapping(x_id, variate)).abs()
-    x, age = x_id.float() - x_id.float().mean(0), variate.float() - variate.float().mean(0)
+    x = x_id.float() - x_id.float().mean(0)
+    age = variate.float() - variate.float().mean(0)
     mapping.covariance.lerp_(x.T @ x / len(x), 1 - memory)
     mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
-    ridge = RIDGE * mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)  # of a dead feature: any
-    mapping.w_id.copy_(torch.linalg.solve_ex(mapping.covariance + torch.diag(ridge), mapping.cross)[0][:, 0])  # unlike solve, waits for no GPU
+    variance = mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
+    ridged = mapping.covariance + torch.diag(RIDGE * variance)
+    factor = torch.linalg.cholesky_ex(ridged)[0]  # the plain call would wait for the device
+    mapping.w_id.copy_(torch.cholesky_solve(mapping.cross, factor)[:, 0])
     mapping.renormalize()
     return before, canonical_correlation(*mapping(x_id, variate)).abs()
 
 
-def is_max_step(step, max_steps, min_steps):
-    """Whether the global step belongs to the adversary: `min_steps` of the network come first, then `max_steps` of w, and so on.
+def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:
+    """Whether the global step is the adversary's: `min_steps` of the network come first, then
+    `max_steps` of w, and so on.
 
-    A function of the global step alone: a counter that restarts each epoch never reaches the other phase on a small data set.
+    A function of the global step alone: a counter that restarts each epoch never reaches the other
+    phase on a small data set.
     """
     return step % (min_steps + max_steps) >= min_steps
 
 
-def ramp(progress, start, end):
-    """0 before `start`, 1 after `end`, linear between; all three are fractions of the training."""
-    return min(max((progress - start) / (end - start), 0.), 1.) if end > start else float(progress >= start)
+def ramp(progress: float, start: float, end: float) -> float:
+    """0 before `start`, 1 after `end`, linear between; all are fractions of the training."""
+    if end > start:
+        return min(max((progress - start) / (end - start), 0.), 1.)
+    return float(progress >= start)
 
 
-def age_groups(ages, cutoffs):
-    """Ages in years (N,) -> group indices (N,): upper bounds inclusive, so that 12 is in group 0 and 13 in group 1 for (12, 18, …)."""
-    return torch.bucketize(ages, torch.tensor(cutoffs, dtype=ages.dtype, device=ages.device))
+def first_canonical_correlation(x: Tensor, y: Tensor,
+                                ridge: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions:
+    ρ (), w_x (A,), w_y (B,).
 
-
-def expected_age(logits, cutoffs):
-    """The age in years (N, 1) that group logits (N, len(cutoffs) + 1) expect: Σ p_g · centre of group g, open ends 0 and 90."""
-    bounds = torch.tensor([0., *cutoffs, 90.], device=logits.device)
-    return (logits.float().softmax(1) @ ((bounds[1:] + bounds[:-1]) / 2))[:, None]
-
-
-def first_canonical_correlation(x, y, ridge=1e-6):
-    """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions: ρ (), w_x (A,), w_y (B,).
-
-    Meaningful only where N is much larger than A + B. Columns without variance (a dead unit) and directions with less than `ridge`
-    of the mean variance of standardized columns drop out. Float64 inside.
+    Meaningful only where N is much larger than A + B. Columns without variance (a dead unit) and
+    directions with less than `ridge` of the mean variance of standardized columns drop out. Float64
+    inside.
     """
     (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
     u, s, v = torch.linalg.svd(x.T @ y / len(x))
@@ -123,7 +130,7 @@ def first_canonical_correlation(x, y, ridge=1e-6):
     return s[0].clamp(max=1), whiten_x @ u[:, 0], whiten_y @ v[0]
 
 
-def _whiten(x, ridge):
+def _whiten(x: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Centred x·W (N, K), of unit covariance, and W (A, K)."""
     x = x.double() - x.double().mean(0)
     deviation = x.square().mean(0).sqrt()

@@ -1,43 +1,65 @@
-"""The networks of Decorrelated Adversarial Learning (Wang et al., CVPR 2019): no loss, no device, no work at import.
+"""The networks of Decorrelated Adversarial Learning (Wang et al., CVPR 2019): no device, no work at
+import.
 
     from model import Backbone, DALModel
 
-    backbone = Backbone.load('runs/demo/best.pth')            # x, the mixed face feature
-    model = DALModel.load('runs/demo/best.pth')               # with the split: model.embed(faces) knows the person, not the age
+    backbone = Backbone.load('runs/demo/best.pth')   # x, the mixed face feature
+    model = DALModel.load('runs/demo/best.pth')      # with the split: model.embed(faces) knows the
+                                                     # person, not the age
 
 This file needs torch and nothing else of this repository; copy it where you like.
 """
+import math
 import os
 import zipfile
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 HEIGHT, WIDTH = 112, 96
+AGE_CUTOFFS = (12, 18, 25, 35, 45, 55, 65)  # the paper's age groups: inclusive upper bounds, years
+OLDEST = 90.                                # where the last age group ends, for an expected age
 
 
-def normalize(images):
-    """RGB pixel values 0…255, uint8 or float, to the (v − 127.5) / 128 that every network here is trained on."""
+def normalize(images: Tensor) -> Tensor:
+    """RGB pixel values 0…255, uint8 or float -> (v − 127.5) / 128, as `Backbone` takes them."""
     return (images.float() - 127.5) / 128
 
 
-def read_state(path, map_location='cpu'):
-    """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and takes no more memory than it has bytes.
+def fit_width(images: Tensor, width: int) -> Tensor:
+    """Aligned faces (N, 3, 112, 96 or 112) -> (N, 3, 112, width): the middle columns of wider ones,
+    the edges of narrower ones repeated."""
+    extra = width - images.shape[-1]
+    if extra > 0:
+        columns = torch.arange(width, device=images.device) - extra // 2
+        return images.index_select(-1, columns.clamp(0, images.shape[-1] - 1))
+    return images[..., -extra // 2:images.shape[-1] + extra // 2] if extra else images
 
-    Raises ValueError, one line that names the file, where it can't be read so; FileNotFoundError where there is none.
+
+def read_state(path, map_location='cpu'):
+    """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and
+    takes no more memory than it has bytes.
+
+    Raises ValueError, one line that names the file, where it can't be read so; FileNotFoundError
+    where there is none.
     """
     unsafe = f'{path}: not a weights file that can be read safely'
     with open(path, 'rb') as file:
         try:
-            plain = file.read(4) == b'PK\3\4'  # anything else torch.load takes for a format older than any file of this repository
+            # torch.load takes anything else for a format older than any file of this repository
+            plain = file.read(4) == b'PK\3\4'
             entries = zipfile.ZipFile(file).infolist()
-        except Exception as error:  # zip, struct, unicode and value errors: whatever damage leads to
+        except Exception as error:  # whatever damage leads to: zip, struct, unicode, value errors
             raise ValueError(f'{unsafe} ({type(error).__name__})') from None
-        # torch.save compresses nothing, from the first byte on; torch.load would inflate what is compressed, and believe any size
-        if not plain or not entries or min(entry.header_offset for entry in entries) or any(entry.compress_type for entry in entries) \
-                or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
-            raise ValueError(f'{unsafe} (it is compressed, claims to be more than the file holds, or is no archive of torch.save)')
+        # torch.save compresses nothing, from the first byte on; torch.load would inflate what is
+        # compressed, and believe any size
+        if (not plain or not entries or min(entry.header_offset for entry in entries)
+                or any(entry.compress_type for entry in entries)
+                or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size):
+            raise ValueError(f'{unsafe} (it is compressed, claims to be more than the file holds, '
+                             'or is no archive of torch.save)')
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
@@ -47,14 +69,15 @@ def read_state(path, map_location='cpu'):
 class ConvUnit(nn.Sequential):
     """3×3 convolution, batch normalisation, ReLU."""
 
-    def __init__(self, inputs, outputs, stride=1):
-        super().__init__(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                         nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):
     """Three convolution units and the identity around them."""
 
-    def __init__(self, width):
+    def __init__(self, width: int):
         super().__init__()
         self.units = nn.Sequential(*(ConvUnit(width, width) for _ in range(3)))
 
@@ -63,18 +86,21 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """x = F(p), DAL §4.1: four stages, each a stride-2 convolution that enters it and residual blocks; then a linear layer.
+    """x = F(p), DAL §4.1: four stages, each a stride-2 convolution that enters it and residual
+    blocks; then a linear layer.
 
-    Normalised RGB faces (N, 3, 112, 96) -> (N, dim), neither normalised nor rectified. The defaults are the paper's 64 layers;
-    other depths and widths are other tuples of any common length.
+    Normalised RGB faces (N, 3, 112, 96) -> (N, dim), neither normalised nor rectified. The defaults
+    are the paper's 64 layers; other depths and widths are other tuples of any common length.
     """
 
-    def __init__(self, layers=(3, 4, 10, 3), widths=(64, 128, 256, 512), dim=512):
+    def __init__(self, layers: Sequence[int] = (3, 4, 10, 3),
+                 widths: Sequence[int] = (64, 128, 256, 512), dim: int = 512):
         super().__init__()
         self.config = {'layers': list(layers), 'widths': list(widths), 'dim': dim}
         stages, inputs, (height, width) = [], 3, (HEIGHT, WIDTH)
         for blocks, outputs in zip(layers, widths, strict=True):
-            stages.append(nn.Sequential(ConvUnit(inputs, outputs, stride=2), *(ResidualBlock(outputs) for _ in range(blocks))))
+            stages.append(nn.Sequential(ConvUnit(inputs, outputs, stride=2),
+                                        *(ResidualBlock(outputs) for _ in range(blocks))))
             inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.project = nn.Linear(inputs * height * width, dim)
@@ -82,130 +108,297 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.project(self.stages(images).flatten(1))
 
     @classmethod
-    def load(cls, path, map_location='cpu'):
-        """The trained backbone of a weights file (`epoch_*.pth`, `best.pth` or `last.pth`), in eval mode.
+    def load(cls, path, map_location='cpu') -> 'Backbone':
+        """The trained backbone of a weights file (`epoch_*.pth`, `best.pth` or `last.pth`), in eval
+        mode. Feed it `normalize(images)`.
 
-        Feed it `normalize(images)`. Raises ValueError where the file holds another backbone than this class.
+        Raises ValueError where the file holds another backbone than this class.
         """
         return DALModel.load(path, map_location=map_location).backbone
 
 
 class ResidualFactorization(nn.Module):
-    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1); R is two linear layers, each with a ReLU.
+    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1); R is two linear layers, each with
+    a ReLU.
 
-    (N, D) -> x_age (N, D), x_id (N, D). α is a buffer: a network saved while its ramp was opening stays the network it was.
+    (N, D) -> x_age (N, D), x_id (N, D). α is a buffer: a network that is saved while its ramp opens
+    stays the network it was.
     """
 
-    def __init__(self, dim):
+    def __init__(self, dim: int):
         super().__init__()
         self.age = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
         self.register_buffer('alpha', torch.ones(()))
 
-    def forward(self, x, detach=False):
-        """`detach` cuts R's gradient to x: R learns to read the age, and x does not yet hear of it."""
+    def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """`detach` cuts the gradient from R to x: R learns to read the age, and x stays."""
         x_age = self.age(x.detach() if detach else x)
         return x_age, x - self.alpha * x_age
 
 
-class CosFace(nn.Module):
-    """Large-margin cosine logits (Wang et al., CVPR 2018): s·(cos θ − m·[class is the label]).
+class MarginHead(nn.Module):
+    """Identity logits s·cos θ with a margin on each face's own person: one centre (row of `weight`)
+    a person. A subclass says which margin, in one method on cosines.
 
-    (N, D) and, in training, labels (N,) -> (N, classes), float32. Without labels there is no margin: that is what accuracy is
-    counted on.
+    Arguments: dim D, classes C, scale s, and the margin m, which its rule reads as `self.m`.
     """
 
-    def __init__(self, dim, classes, scale=64., margin=0.35):
+    def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35):
         super().__init__()
-        self.scale, self.margin = scale, margin
+        self.scale, self.m = scale, m
         self.weight = nn.Parameter(torch.randn(classes, dim) * 0.01)
 
-    def forward(self, features, labels=None):
-        with torch.autocast(features.device.type, enabled=False):  # at s = 64 a cosine in bfloat16 is ±0.25 of logit
-            # lengths divide the products: at a million classes, normalised weights and their gradient would be gigabytes and half the time
-            lengths = self.weight.float().norm(dim=1).clamp(min=1e-12)
-            logits = F.linear(self.scale * F.normalize(features.float()), self.weight.float()) / lengths
-            if labels is not None:
-                logits = logits.scatter_add(1, labels[:, None], logits.new_full((len(labels), 1), -self.scale * self.margin))
-            return logits
+    def margin(self, cosine: Tensor, label: Tensor) -> Tensor:
+        """The cosines (N,) of faces with their own people's centres, made harder by the margin.
+
+        `label` (N,) are these people: a rule may have a margin a person.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, D) -> logits (N, C), float32; with the margin where labels (N,) are given."""
+        with torch.autocast(features.device.type, enabled=False):  # s = 64: a bfloat16 is ±0.25
+            logits = self.scaled_cosines(features, self.weight)
+            return logits if labels is None else self._with_margin(logits, labels)[0]
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) and labels (N,) -> each face's cross-entropy with the margin (N,), and whether its
+        own person has the largest cosine (N,)."""
+        with torch.autocast(features.device.type, enabled=False):
+            logits, own = self._with_margin(self.scaled_cosines(features, self.weight), labels)
+            right = own.detach() >= logits.detach().amax(1)
+            return F.cross_entropy(logits, labels, reduction='none'), right
+
+    def scaled_cosines(self, features: Tensor, weight: Tensor) -> Tensor:
+        """s·cos θ (N, K) of features (N, D) and centres (K, D), in float32."""
+        # dividing the products spares normalised centres and their gradient: gigabytes at a
+        # million people, and half the time
+        lengths = weight.float().norm(dim=1).clamp(min=1e-12)
+        return F.linear(self.scale * F.normalize(features.float()), weight.float()) / lengths
+
+    def _with_margin(self, logits, labels):
+        """The logits (N, C), and the scaled cosines of the labels before the margin (N,)."""
+        own = logits.gather(1, labels[:, None])[:, 0]
+        hard = self.scale * self.margin(own / self.scale, labels)
+        return logits.scatter(1, labels[:, None], hard[:, None]), own
 
 
-class AgeClassifier(nn.Sequential):
-    """Three linear layers from x_age (N, D) to the logits of the age groups (N, groups)."""
+class CosFace(MarginHead):
+    """cos θ − m (Wang et al., CVPR 2018, eq. 4): what the paper trains with, m = 0.35."""
 
-    def __init__(self, dim, groups):
-        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, groups))
+    def margin(self, cosine, label):
+        return cosine - self.m
+
+
+class ArcFace(MarginHead):
+    """cos(θ + m) (Deng et al., CVPR 2019, eq. 3), m = 0.5 in that paper.
+
+    Beyond θ = π − m, where it would rise again, it is cos θ − m·sin m, as in its authors' code.
+    """
+
+    def margin(self, cosine, label):
+        angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
+        return torch.where(angle <= math.pi - self.m, (angle + self.m).cos(),
+                           cosine - self.m * math.sin(self.m))
+
+
+class AgeHead(nn.Sequential):
+    """Three linear layers from x_age (N, D) to logits of age, with their loss and their reading.
+
+    `cutoffs` are the inclusive upper bounds of the age groups, in years; G groups have G − 1. A
+    subclass says how many `outputs` G groups take, the loss, and what the logits say of the groups.
+    """
+
+    outputs: Callable[[int], int]
+
+    def __init__(self, dim: int, cutoffs: Sequence[float] = AGE_CUTOFFS):
+        groups = len(cutoffs) + 1
+        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(),
+                         nn.Linear(dim, type(self).outputs(groups)))
+        bounds = torch.tensor([0., *cutoffs, OLDEST])
+        self.register_buffer('cutoffs', bounds[1:-1], persistent=False)
+        self.register_buffer('centres', (bounds[1:] + bounds[:-1]) / 2, persistent=False)
+
+    def groups(self, ages: Tensor) -> Tensor:
+        """Ages in years (N,) -> group indices (N,): with cutoffs (12, …) 12 is in 0 and 13 in 1."""
+        return torch.bucketize(ages.to(self.cutoffs.dtype), self.cutoffs)
+
+    def loss(self, logits: Tensor, ages: Tensor) -> Tensor:
+        """Each face's loss (N,) of logits and ages in years (N,)."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability of each age group (N, G)."""
+        raise NotImplementedError
+
+    def correct(self, logits: Tensor, ages: Tensor) -> Tensor:
+        """Whether the likeliest group is the age's (N,)."""
+        return self.probabilities(logits).argmax(1) == self.groups(ages)
+
+    def years(self, logits: Tensor) -> Tensor:
+        """The expected age in years (N,): Σ p_g · centre of group g, open ends at 0 and 90."""
+        return self.probabilities(logits) @ self.centres
+
+
+class AgeGroups(AgeHead):
+    """Softmax over the age groups: the paper's."""
+
+    @staticmethod
+    def outputs(groups):
+        return groups
+
+    def loss(self, logits, ages):
+        return F.cross_entropy(logits, self.groups(ages), reduction='none')
+
+    def probabilities(self, logits):
+        return logits.float().softmax(1)
+
+
+class OrdinalAge(AgeHead):
+    """One score for age and a threshold a cutoff (CORAL, Cao et al., Pattern Recognition Letters
+    2020): G − 1 logits of 'older than the k-th cutoff', which fall with k."""
+
+    def __init__(self, dim, cutoffs=AGE_CUTOFFS):
+        super().__init__(dim, cutoffs)
+        self.thresholds = nn.Parameter(torch.linspace(1, -1, len(cutoffs)))
+
+    @staticmethod
+    def outputs(groups):
+        return 1
+
+    def forward(self, x_age):
+        return super().forward(x_age) + self.thresholds
+
+    def loss(self, logits, ages):
+        older = self.groups(ages)[:, None] > torch.arange(logits.shape[1], device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, older.to(logits.dtype),
+                                                  reduction='none').sum(1)
+
+    def probabilities(self, logits):
+        older = F.pad(logits.float().sigmoid(), (1, 0), value=1.)
+        return older - F.pad(older[:, 1:], (0, 1))
+
+
+HEADS = {'cosface': CosFace, 'arcface': ArcFace}             # by the name that a weights file holds
+AGE_HEADS = {'groups': AgeGroups, 'ordinal': OrdinalAge}
 
 
 class DALModel(nn.Module):
-    """Backbone, factorization and the two heads. `backbone` is any module (N, 3, 112, 96) -> (N, D); D is found by asking it.
+    """Backbone, factorization and the two heads, on faces as RGB pixel values.
 
-    `head` makes the identity head, of the arguments of CosFace.
-    Takes faces as RGB pixel values 0…255, (N, 3, 112, 96), uint8 or float, and normalises them itself.
+    `backbone` is any module (N, 3, 112, 96) -> (N, D) of normalised faces, or, with an attribute
+    `takes_pixels`, of pixel values as they are; `width` is then the width that it sees, 96 or 112.
+    D is found by asking it. `head` makes the identity head of (D, classes, scale, m), `age_head`
+    the age head of (D, cutoffs).
     """
 
-    def __init__(self, backbone, classes, groups=8, scale=64., margin=0.35, head=CosFace):
+    def __init__(self, backbone: nn.Module, classes: int, cutoffs: Sequence[float] = AGE_CUTOFFS,
+                 head: Callable[..., nn.Module] = CosFace,
+                 age_head: Callable[..., AgeHead] = AgeGroups, scale: float = 64., m: float = .35):
         super().__init__()
         self.backbone = backbone
+        self.width = getattr(backbone, 'width', WIDTH)
         was_training = backbone.training
+        backbone.eval()
         with torch.no_grad():
-            self.dim = backbone.eval()(torch.zeros(1, 3, HEIGHT, WIDTH)).shape[1]
+            self.dim = self.embed_mixed(torch.zeros(1, 3, HEIGHT, self.width)).shape[1]
         backbone.train(was_training)
         self.factorization = ResidualFactorization(self.dim)
-        self.identity = head(self.dim, classes, scale, margin)
-        self.age = AgeClassifier(self.dim, groups)
+        self.identity = head(self.dim, classes, scale, m)
+        self.age = age_head(self.dim, cutoffs)
 
-    def features(self, images, detach=False):
-        """Faces (N, 3, 112, 96), 0…255 -> x, x_age, x_id, each (N, D), float32; `detach` as in ResidualFactorization."""
-        x = self.backbone(normalize(images)).float()
-        return x, *(part.float() for part in self.factorization(x, detach))
+    def embed_mixed(self, images: Tensor) -> Tensor:
+        """Faces (N, 3, 112, 96 or 112), 0…255 -> x = F(p) (N, D), float32: age still in it."""
+        images = fit_width(images, self.width).float()
+        pixels = getattr(self.backbone, 'takes_pixels', False)
+        return self.backbone(images if pixels else normalize(images)).float()
+
+    def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Faces (N, 3, 112, 96 or 112), 0…255 -> x, x_age, x_id, each (N, D), float32; `detach` as
+        in ResidualFactorization."""
+        x = self.embed_mixed(images)
+        x_age, x_id = self.factorization(x, detach)
+        return x, x_age.float(), x_id.float()
 
     def forward(self, images, labels=None, detach=False):
-        """Faces and labels (N,) -> x_age, x_id (N, D), identity logits (N, classes), age logits (N, groups), float32."""
+        """Faces and labels (N,) -> x_age, x_id (N, D), identity logits (N, classes), age logits,
+        float32."""
         _, x_age, x_id = self.features(images, detach)
         return x_age, x_id, self.identity(x_id, labels), self.age(x_age).float()
 
     @torch.no_grad()
-    def embed(self, images):
-        """The test feature, DAL §4.1: x_id of each face and of its mirror, concatenated; unit length, (N, 2·D), float32.
+    def embed(self, images: Tensor) -> Tensor:
+        """The test feature, DAL §4.1: x_id of each face and of its mirror, concatenated; of unit
+        length, (N, 2·D), float32. Two faces' cosine is then `(a * b).sum(-1)`. Call `model.eval()`
+        first.
 
-        Two faces' cosine is then `(a * b).sum(-1)`. Call `model.eval()` first.
+        Raises ValueError for what are not faces (N, 3, 112, 96 or 112) of values 0…255.
         """
+        if not torch.compiler.is_compiling():  # nor exporting, where values are not known
+            check_faces(images)
         _, _, x_id = self.features(torch.cat([images, images.flip(-1)]))
-        n = images.shape[0]  # with len() or chunk() an exported graph would take batches of one size only
+        n = images.shape[0]  # len() or chunk() would fix the batch size of an exported graph
         return F.normalize(torch.cat([x_id[:n], x_id[n:]], dim=1))
 
     @classmethod
-    def load(cls, path, backbone=None, map_location='cpu'):
-        """The trained network of a weights file (`epoch_*.pth`, `best.pth` or `last.pth`), in eval mode.
+    def load(cls, path, backbone: nn.Module | None = None, map_location='cpu') -> 'DALModel':
+        """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval
+        mode.
 
-        `backbone` is needed only where another module than `Backbone` was trained: build it as in training. Raises ValueError
-        where the file is no weights file of this repository or does not fit.
+        `backbone` is needed only where another module than `Backbone` was trained: build it as in
+        training. Raises ValueError where the file is no weights file of this repository or does not
+        fit.
         """
         return cls.of(read_state(path, map_location), path, backbone).to(map_location).eval()
 
     @classmethod
-    def of(cls, state, path, backbone=None):
+    def of(cls, state, path, backbone: nn.Module | None = None) -> 'DALModel':
         """The network in what `read_state` gave of `path`; as `load`."""
         if not isinstance(state, dict) or 'model' not in state or 'backbone' not in state:
             raise ValueError(f'{path}: no weights file of this repository')
         weights, config = state['model'], state['backbone']
         if backbone is None and config is None:
-            raise ValueError(f'{path}: trained with a backbone of your own: build it and pass it as backbone=')
+            raise ValueError(f'{path}: trained with a backbone of your own: build it and pass it '
+                             'as backbone=')
+        if backbone is None and 'name' in config:
+            raise ValueError(f'{path}: trained with the backbone {config["name"]}: '
+                             'training.checkpoint.load_weights builds it')
         try:
-            if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > os.path.getsize(path):
+            size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+            if size > os.path.getsize(path):
                 raise ValueError('they claim to be more than the file holds')
             if backbone is None:
                 # before anything is built of a size that a stranger's file merely states
-                if not {*config['widths'], config['dim']} <= {tensor.shape[:1].numel() for tensor in weights.values()} \
-                        or sum(config['layers']) > len(weights):
+                lengths = {tensor.shape[:1].numel() for tensor in weights.values()}
+                if (not {*config['widths'], config['dim']} <= lengths
+                        or sum(config['layers']) > len(weights)):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
-            model = cls(backbone, len(weights['identity.weight']), len(weights['age.4.bias']))
+            heads = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
+            cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
+            model = cls(backbone, len(weights['identity.weight']), cutoffs,
+                        HEADS[heads['identity']], AGE_HEADS[heads['age']])
             model.load_state_dict(weights)
         except Exception as error:  # missing keys, other shapes, other types: likewise
-            raise ValueError(f'{path}: the weights do not fit this backbone ({type(error).__name__}: {" ".join(str(error).split()):.200})') from None
+            why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
+            raise ValueError(f'{path}: the weights do not fit this backbone ({why})') from None
         return model
+
+
+def check_faces(images: Tensor) -> None:
+    """Raises ValueError where `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
+    shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
+    if images.ndim == 4 and shape[3] == 3 and shape[1] != 3:
+        raise ValueError(f'faces of shape {shape} have their channels last; expected {wanted}: '
+                         'images.permute(0, 3, 1, 2)')
+    if images.ndim != 4 or shape[1:3] != (3, HEIGHT) or shape[3] not in (WIDTH, HEIGHT):
+        raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned')
+    if images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if low < 0 or high > 255 or high <= 1 and (images != images.round()).any():
+            raise ValueError(f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not '
+                             'normalised: the network does that itself')

@@ -1,5 +1,4 @@
 """What training needs and faces don't: device, seeds, signals, files written whole, the schedule, means."""
-import ast
 import contextlib
 import ctypes
 import json
@@ -28,32 +27,6 @@ class UserError(ValueError):
 
 class DataError(ValueError):
     """The user's data or its description is not what it must be; the message is one line for them."""
-
-
-def override(recipe, pairs):
-    """A copy of `recipe` with the (key, text) `pairs` set, each read as a Python literal of the kind that stands there.
-
-    A value of None takes a whole number. Raises UserError for a key that isn't there or a value of another kind.
-    """
-    recipe = dict(recipe)
-    for key, text in pairs:
-        if key not in recipe:
-            raise UserError(f'--set {key}: no such value in the recipe; there are {", ".join(recipe)}')
-        like = 0 if recipe[key] is None else recipe[key]
-        try:
-            recipe[key] = text if isinstance(like, str) else _of_the_kind(like, ast.literal_eval(text))
-        except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError):  # all that a text can lead to
-            raise UserError(f'--set {key}={text!r:.80}: expected something like {recipe[key]!r}') from None
-    return recipe
-
-
-def _of_the_kind(like, value):
-    """`value`, an int where a float is wanted made one, and a tuple's entries as `like`'s first is. TypeError for another kind."""
-    if type(like) is float and type(value) is int:
-        return float(value)
-    if type(value) is not type(like):
-        raise TypeError
-    return tuple(_of_the_kind(like[0], entry) for entry in value) if isinstance(like, tuple) else value
 
 
 def pick_device(ctx):
@@ -190,72 +163,6 @@ def write_whole(path, write):
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def warmup_cosine(progress, warmup):
-    """Factor on the learning rate at a fraction of the training: linear from 0 to 1 over `warmup`, then half a cosine down to 0."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / max(1 - warmup, 1e-9), 1)))
-
-
-def split_weight_decay(module, weight_decay):
-    """Optimizer groups: decay for matrices and convolutions, none for norms and biases."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [{'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay},
-            {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.}]
-
-
-class Mean:
-    """Running means of scalars that stay on the device: one wait for it per report, not per step."""
-
-    def __init__(self):
-        self.sums, self.counts = {}, {}
-
-    def add(self, **scalars):
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def __bool__(self):
-        return bool(self.sums)
-
-    def flush(self):
-        """Means since the last call, as floats."""
-        names = list(self.sums)
-        values = torch.stack([self.sums[name].float() for name in names]).tolist() if names else []
-        means = {name: value / self.counts[name] for name, value in zip(names, values)}
-        self.__init__()
-        return means
-
-    def state_dict(self):
-        return {'sums': dict(self.sums), 'counts': dict(self.counts)}
-
-    def load_state_dict(self, state, device):
-        self.sums = {name: total.to(device).reshape(()) for name, total in state['sums'].items()}
-        self.counts = {name: int(state['counts'][name]) for name in self.sums}
-
-
-class NotFinite:
-    """Notes the first step at which one of its scalars was not finite, without waiting for the device at each."""
-
-    def __init__(self):
-        self.names, self.values = (), None
-
-    def add(self, step, **scalars):
-        values = torch.stack([torch.full_like(scalars['loss'].detach(), step, dtype=torch.float64)]
-                             + [value.detach().double() for value in scalars.values()])
-        keep = self.values is not None and self.names == tuple(scalars)
-        self.names = tuple(scalars)
-        # once a bad step is held, it stays; until then the newest is held
-        self.values = torch.where(self.values.isfinite().all(), values, self.values) if keep else values
-
-    def first(self):
-        """(step, {name: value}) of that step, or None."""
-        if self.values is None:
-            return None
-        step, *values = self.values.tolist()
-        return None if all(map(math.isfinite, values)) else (int(step), dict(zip(self.names, values)))
 
 
 def write_json(values, path):

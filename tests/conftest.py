@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 TINY = ['layers=(0,0,0,1)', 'widths=(4,8,8,16)', 'dim=16', 'batch_size=8']
+
+
+def tiny(**values):
+    """The recipe of `--recipe small --set TINY`, with other values."""
+    from training.recipe import small
+    return replace(small.override(pair.split('=') for pair in TINY), **values)
 
 
 @pytest.fixture(scope='session')
@@ -28,13 +35,13 @@ def weights(drawn, tmp_path_factory):
     from dataset import Faces, evaluation_loader
     from evaluation.extraction import extract
     from evaluation.metrics import decision, people_report
-    from training.checkpoint import save_checkpoint
-    from training.resume import weights_of
-    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16)
-    training = main.Training(recipe, Faces(drawn / 'train', r'_|\.', 1).classes, meta.age_cutoffs, torch.device('cpu'))
+    from training.checkpoint import save_checkpoint, weights_of
+    people = Faces(drawn / 'train', r'_|\.', 1).classes
+    training = main.Training(tiny(), people, meta.age_cutoffs, torch.device('cpu'))
     val = Faces(drawn / 'val', r'_|\.', 1)
-    embeddings = extract(training.model, evaluation_loader(val), 'cpu', keep=('embedding',))['embedding']
-    training.decision = decision(people_report(embeddings, val.labels, val.ages, intervals=False))
+    embeddings = extract(training.model, evaluation_loader(val), 'cpu', keep=('embedding',))
+    report = people_report(embeddings['embedding'], val.labels, val.ages, intervals=False)
+    training.decision = decision(report)
     path = tmp_path_factory.mktemp('weights') / 'tiny.pth'
     save_checkpoint(weights_of(training), path)
     return path
@@ -43,7 +50,8 @@ def weights(drawn, tmp_path_factory):
 @pytest.fixture
 def entry(drawn):
     """The meta.py dict of `drawn`."""
-    return {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
+    return {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.',
+            'pos': 1, 'n_cls': 8}
 
 
 @pytest.fixture

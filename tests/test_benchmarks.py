@@ -1,9 +1,8 @@
 """The benchmarks run to their end on a tiny network; what they measure is not looked at."""
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, tiny
 
-import main
 import meta
 from dataset import Faces
 
@@ -31,7 +30,7 @@ def test_trainers_and_their_convolutions(drawn):
     import parts
     import speed
     faces = Faces(drawn / 'train', meta.demo['pat'], meta.demo['pos'])
-    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
+    recipe = tiny()
     changed = [parts.variant(faces, name, recipe, -1) for name in ('', *parts.VARIANTS) if name != 'compiled']  # which takes a compiler
     for trainer in (speed.Conventional(faces, recipe, -1), *changed):
         trainer.step('min')

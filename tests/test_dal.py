@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dal
-import main
+from training.recipe import paper
 
 
 def variates(n=200, seed=0):
@@ -81,7 +81,7 @@ def test_ascent_reaches_the_first_canonical_correlation(seed):
     assert best > 0.5
     torch.manual_seed(seed)
     mapping = dal.CanonicalMapping(24, 24)
-    optimizer = torch.optim.Adam(mapping.parameters(), main.paper['adversary_lr'], maximize=True)
+    optimizer = torch.optim.Adam(mapping.parameters(), paper.adversary_lr, maximize=True)
     for _ in range(1500):
         _, after = dal.ascend(mapping, optimizer, x, y)
     assert after.item() == pytest.approx(best, rel=0.02)
@@ -143,17 +143,3 @@ def test_phases_are_a_function_of_the_global_step():
 def test_ramp():
     assert [dal.ramp(p, .3, .5) for p in (0, .3, .4, .5, 1)] == pytest.approx([0, 0, .5, 1, 1])
     assert dal.ramp(0., 0., 0.) == 1
-
-
-def test_age_groups_from_both_sides():
-    cutoffs = (12, 18, 25, 35, 45, 55, 65)
-    ages = torch.tensor([0., 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120])
-    assert dal.age_groups(ages, cutoffs).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
-    assert dal.age_groups(ages.long(), cutoffs).tolist()[:3] == [0, 0, 0]
-
-
-def test_expected_age_of_a_sure_classifier_is_the_centre_of_its_group():
-    cutoffs = (12, 18, 25, 35, 45, 55, 65)
-    ages = dal.expected_age(100. * torch.eye(8), cutoffs)
-    assert ages[:, 0].tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
-    assert dal.age_groups(ages[:, 0], cutoffs).tolist() == list(range(8))

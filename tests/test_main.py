@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, tiny
 from PIL import Image
 
 import main
@@ -20,6 +20,7 @@ import utils
 from model import DALModel
 from training.checkpoint import save_checkpoint
 from training.log import read_log
+from training.recipe import paper
 from utils import DataError
 
 
@@ -30,11 +31,12 @@ def batch():
             torch.tensor([3., 11, 12, 25, 40, 56, 70, 81]))
 
 
-def training(batch_norm_moves=False, **values):
-    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, split=(0., 0.), game=(0., 0.), read_age=0., warmup=0.) | values
+def training(**values):
+    recipe = tiny(**dict(split=(0., 0.), game=(0., 0.), read_age=0., warmup=0.) | values)
     result = main.Training(recipe, list('abcd'), meta.age_cutoffs, torch.device('cpu'))
     result.total_steps = 100
     result.schedule(.1)
+    result.batch.begin([8], 0)
     return result
 
 
@@ -61,7 +63,7 @@ def test_only_w_moves_in_max(batch, variate):
 def test_everything_but_w_moves_in_min(batch, variate):
     run = training(variate=variate, memory=0.)
     network, w = snapshot(run.model), snapshot(run.mapping)
-    run.min_step(*batch, progress=.1)
+    run.min_step(*batch)
     still = set(network) - moved(network, run.model)
     assert still == {'factorization.alpha'}
     assert not moved(w, run.mapping) and all(p.grad is None for p in run.mapping.parameters())
@@ -72,7 +74,7 @@ def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
     for memory in (0., .5):
         run = training(variate='label', memory=memory, lambda_dal=1e-12)
         w = snapshot(run.mapping)
-        run.min_step(*batch, progress=.1)
+        run.min_step(*batch)
         assert moved(w, run.mapping) == ({'w_id', 'covariance', 'cross'} if memory else set())
         gradients.append(run.model.backbone.project.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
@@ -104,7 +106,7 @@ def test_ramps_reach_the_networks():
     seen = []
     for progress in (0., .3, .6, 1.):
         run.schedule(progress)
-        seen.append((run.model.factorization.alpha.item(), run.lambda_dal, run.model.identity.margin, run.optimizer.param_groups[1]['lr']))
+        seen.append((run.model.factorization.alpha.item(), run.lambda_dal, run.model.identity.m, run.optimizer.param_groups[1]['lr']))
     np.testing.assert_allclose(seen, [(0, 0, 0, 0), (.5, 0, .24, .0883), (1, 1.5, .4, .0413), (1, 3, .4, 0)], atol=1e-3)
     run.step = 60
     run.schedule(.3)
@@ -112,9 +114,9 @@ def test_ramps_reach_the_networks():
 
 
 def test_the_paper_has_no_ramps():
-    run = training(**{key: main.paper[key] for key in ('split', 'game', 'read_age', 'margin_warmup', 'lambda_dal')})
+    run = training(**{key: getattr(paper, key) for key in ('split', 'game', 'read_age', 'margin_warmup', 'lambda_dal')})
     run.schedule(0.)
-    assert run.model.factorization.alpha == 1 and run.lambda_dal == .1 and run.model.identity.margin == .35
+    assert run.model.factorization.alpha == 1 and run.lambda_dal == .1 and run.model.identity.m == .35
 
 
 def weights_of(file):
@@ -181,7 +183,7 @@ def test_max_phases_are_logged(train):
 
 def test_a_dead_split_warns_once(train, capsys, monkeypatch):
     monkeypatch.setattr(main.DALModel, 'features', lambda self, images, detach=False: (
-        (x := self.backbone(main.torch.as_tensor(images).float() / 128 - 1).float()), x * 0, x))
+        (x := self.backbone(images.float() / 128 - 1).float()), x * 0, x))
     train(-1, 8, settings=('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)'))
     out = capsys.readouterr().out
     assert out.count('|ρ| is stuck at 0.0e+00') == 1 and '100% of x_age dead' in out and 'lambda_age' in out
@@ -302,9 +304,14 @@ your_dataset_name = {
 """ % (copy, copy))
     text = (copy / 'main.py').read_text()
     text = text.replace('dataset = meta.demo', 'from meta import your_dataset_name\ndataset = your_dataset_name').replace("save = 'runs/demo'", "save = 'weights'")
-    text = text.replace('batch_size=64', 'batch_size=8')  # 40 faces
-    text = text.replace('layers=(3, 4, 10, 3)', 'layers=(0, 0, 0, 1)').replace('widths=(64, 128, 256, 512)', 'widths=(4, 8, 8, 16)')  # CI's patience
     (copy / 'main.py').write_text(text)
+    text = (copy / 'training/recipe.py').read_text()
+    for before, after in (('batch_size: int = 64', 'batch_size: int = 8'),  # 40 faces
+                          ('(3, 4, 10, 3)', '(0, 0, 0, 1)'),  # CI's patience
+                          ('(64, 128, 256, 512)', '(4, 8, 8, 16)')):
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    (copy / 'training/recipe.py').write_text(text)
     first = python(copy, 'main.py', '-1', '1')
     assert first.returncode == 0, first.stderr
     assert 'your_dataset_name: 40 faces of 8 people' in first.stdout
@@ -345,7 +352,7 @@ def test_any_module_stands_in_by_one_line(copy, drawn):
     """A torchvision ResNet, by changing the one line of main.py."""
     (copy / 'meta.py').write_text((copy / 'meta.py').read_text().replace('data/demo', str(drawn)).replace("'n_cls': 400", "'n_cls': 8"))
     text = (copy / 'main.py').read_text()
-    line = "return Backbone(recipe['layers'], recipe['widths'], recipe['dim'])"
+    line = 'return Backbone(recipe.layers, recipe.widths, recipe.dim)'
     assert text.count(line) == 1
     (copy / 'main.py').write_text(text.replace(line, 'import torchvision; return torchvision.models.resnet18(num_classes=40)'))
     result = python(copy, 'main.py', '-1', '1', '--batch-size', '8')

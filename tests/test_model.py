@@ -1,4 +1,5 @@
 """The networks: shapes of the paper, CosFace against another implementation, loading in other people's scripts."""
+import math
 import subprocess
 import sys
 
@@ -7,7 +8,17 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from model import AgeClassifier, Backbone, CosFace, DALModel, ResidualFactorization, normalize
+from model import (
+    AgeGroups,
+    ArcFace,
+    Backbone,
+    CosFace,
+    DALModel,
+    OrdinalAge,
+    ResidualFactorization,
+    fit_width,
+    normalize,
+)
 
 TINY = {'layers': [0, 0, 0, 1], 'widths': [4, 8, 8, 16], 'dim': 16}
 
@@ -114,5 +125,99 @@ def test_backbone_from_another_script_needs_torch_alone(tmp_path):
     assert output.splitlines() == ['(2, 16) False', '[]']
 
 
-def test_age_classifier_is_three_layers():
-    assert sum(isinstance(layer, nn.Linear) for layer in AgeClassifier(16, 8)) == 3
+def test_age_groups_from_both_sides():
+    ages = torch.tensor([0., 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120])
+    groups = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    head = AgeGroups(16)
+    assert head.groups(ages).tolist() == groups and head.groups(ages.long()).tolist()[:3] == [0] * 3
+    assert sum(isinstance(layer, nn.Linear) for layer in head) == 3
+    sure = 100. * nn.functional.one_hot(torch.tensor(groups), 8)
+    assert head.correct(sure, ages).all() and (head.loss(sure, ages) < 1e-6).all()
+    assert not head.correct(sure.roll(1, 0), ages).all()
+
+
+def test_expected_age_of_a_sure_head_is_the_centre_of_its_group():
+    head = AgeGroups(16)
+    ages = head.years(100. * torch.eye(8))
+    assert ages.tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
+    assert head.groups(ages).tolist() == list(range(8))
+
+
+def test_ordinal_age_against_its_closed_form():
+    """Cutoffs 10 and 20: the probabilities of the groups are differences of the sigmoids, the loss
+    is that of two binary questions."""
+    head, logits = OrdinalAge(4, (10, 20)), torch.tensor([[2., -1.], [0., -3.]])
+    over = 1 / (1 + (-logits.double()).exp())
+    expected = torch.stack([1 - over[:, 0], over[:, 0] - over[:, 1], over[:, 1]], 1)
+    torch.testing.assert_close(head.probabilities(logits).double(), expected)
+    torch.testing.assert_close(head.years(logits).double(),
+                               expected @ torch.tensor([5., 15, 55]).double())
+    loss = -(over[:, 0].log() + (1 - over[:, 1]).log())  # of ages over 10 and not over 20
+    torch.testing.assert_close(head.loss(logits, torch.tensor([15., 20.])).double(), loss)
+    assert head.correct(logits, torch.tensor([15., 11.])).tolist() == [True, False]
+    x_age = torch.randn(6, 4)
+    assert (head(x_age).diff(dim=1) < 0).all() and head(x_age).shape == (6, 2)
+
+
+def test_ordinal_age_learns_an_age_that_is_a_line_of_x():
+    torch.manual_seed(0)
+    x, head = torch.rand(256, 4), OrdinalAge(4, (10, 20, 40))
+    ages, optimizer = 60 * x[:, 0], torch.optim.Adam(head.parameters(), .02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        head.loss(head(x), ages).mean().backward()
+        optimizer.step()
+    assert head.correct(head(x), ages).float().mean() > .9
+
+
+def test_arcface_is_pytorch_metric_learnings():
+    losses = pytest.importorskip('pytorch_metric_learning.losses')
+    torch.manual_seed(0)
+    theirs, ours = losses.ArcFaceLoss(11, 16, margin=28.6, scale=64), ArcFace(16, 11)
+    ours.m = math.radians(28.6)
+    features, labels = torch.randn(64, 16), torch.randint(0, 11, (64,))
+    ours.weight.data = theirs.W.data.T.clone()
+    features[:8] = -ours.weight.data[labels[:8]] + .05 * torch.randn(8, 16)  # beyond π − m
+    features.requires_grad_()
+    loss, expected = ours.loss(features, labels)[0].mean(), theirs(features, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    gradients = [torch.autograd.grad(each, features)[0] for each in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('head', [CosFace, ArcFace])
+def test_accuracy_is_counted_on_cosines(head):
+    """Adding s·m to the margin's logit is right for CosFace alone: of ArcFace at m = .5 it made .690
+    where .632 is true."""
+    torch.manual_seed(0)
+    head, centres = head(8, 40, 64., .5), torch.randn(40, 8)
+    head.weight.data, labels = centres, torch.arange(4000) % 40
+    features = centres[labels] + torch.randn(4000, 8)
+    cosine = nn.functional.normalize(features) @ nn.functional.normalize(centres).T
+    true = (cosine.argmax(1) == labels).float().mean()
+    _, right = head.loss(features, labels)
+    assert abs(right.float().mean() - true) < 1e-3 and .5 < true < .8
+    undone = head(features, labels)
+    undone = undone.scatter_add(1, labels[:, None], torch.full((4000, 1), 32.))
+    wrong = (undone.argmax(1) == labels).float().mean()
+    assert (abs(wrong - true) > .02) == isinstance(head, ArcFace)
+
+
+@pytest.mark.parametrize('images, message', [
+    (torch.zeros(2, 112, 96, 3), 'channels last'), (torch.zeros(2, 3, 96, 112), 'aligned'),
+    (torch.zeros(3, 112, 96), 'aligned'), (torch.rand(2, 3, 112, 96), '0 to 255'),
+    (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'), (torch.full((2, 3, 112, 96), 256.), '0 to 255')])
+def test_embed_refuses_what_are_not_pixels(images, message):
+    with pytest.raises(ValueError, match=message):
+        DALModel(Backbone(**TINY), 5).eval().embed(images)
+
+
+def test_faces_of_either_width_are_fitted():
+    columns = torch.arange(112.).expand(1, 3, 112, 112)
+    assert fit_width(columns, 96)[0, 0, 0].tolist() == list(range(8, 104))
+    assert fit_width(columns, 112) is columns
+    padded = fit_width(columns[..., :96], 112)[0, 0, 0].tolist()
+    assert padded == [0] * 8 + list(range(96)) + [95] * 8
+    model, images = DALModel(Backbone(**TINY), 5).eval(), faces()
+    wide = fit_width(images, 112)
+    torch.testing.assert_close(model.embed(wide), model.embed(images))

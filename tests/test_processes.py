@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ import meta
 import utils
 from dataset import Batches
 from model import CosFace, DALModel
-from training import head, ranks
+from training import distributed, sharded
+from training.recipe import small
 from utils import DataError
 
 PHASES = dict(max_steps=1, min_steps=1, memory=0., variate='learned')  # step 0 is the network's, step 1 the adversary's
@@ -48,19 +50,20 @@ def steps(folder, kinds, double=False, batch_norm=False):
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
     main.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
-    with ranks.joined(-1) as device:
+    with distributed.process_group(-1) as device:
         for name, kind in kinds.items():
-            recipe = main.small | dict(bf16=False, read_age=0., warmup=0., lr=.01, scale=1., lambda_dal=.1,
-                                       split=(0., 0.), game=(0., 0.), clip=1e9, adversary_lr=.01) | kind
+            plain = dict(bf16=False, read_age=0., warmup=0., lr=.01, scale=1., lambda_dal=.1, split=(0., 0.),
+                         game=(0., 0.), clip=1e9, adversary_lr=.01)
+            recipe = replace(small, **plain | kind)
             training = main.Training(recipe, list('abcde'), meta.age_cutoffs, device)
             training.total_steps, found = 2, []
             for batch in batches(2):
-                shares = [part.tensor_split(ranks.count()) for part in batch]
-                training.iterate(*(share[ranks.index()] for share in shares), [len(share) for share in shares[0]])
+                shares = [part.tensor_split(distributed.world_size()) for part in batch]
+                training.iterate(*(share[distributed.rank()] for share in shares), [len(share) for share in shares[0]])
                 found.append({'gradients': {key: p.grad.clone() for key, p in training.model.named_parameters()}, 'means': training.means.flush(),
                               'climbs': training.climbs.flush(), 'model': {key: value.clone() for key, value in training.model.state_dict().items()},
                               'mapping': {key: value.clone() for key, value in training.mapping.state_dict().items()}})
-            torch.save(found, f'{folder}/{name}.{ranks.index()}')
+            torch.save(found, f'{folder}/{name}.{distributed.rank()}')
 
 
 def run(folder, count, kinds, **options):
@@ -217,7 +220,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(entry, whole, tmp_path, se
 
         def struck(self, *args):
             calls[0] += 1
-            if calls[0] == nth and ranks.index() == victim:
+            if calls[0] == nth and distributed.rank() == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *args)
         torch.optim.SGD.step = struck
@@ -242,12 +245,12 @@ def test_a_signal_to_any_process_saves_once_and_ends_all(entry, whole, tmp_path,
 
         def struck(self, *args, **options):
             calls[0] += moment == 'step' or not self.training and torch.is_inference_mode_enabled()
-            for _ in range(told.count(ranks.index()) * (calls[0] == (7 if moment == 'step' else 1))):
+            for _ in range(told.count(distributed.rank()) * (calls[0] == (7 if moment == 'step' else 1))):
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *args, **options)
         setattr(owner, name, struck)
-        import training.reports as reports
-        reports.evaluation_loader = lambda faces: original_loader(faces, 4)
+        import training.validation as validation
+        validation.evaluation_loader = lambda faces: original_loader(faces, 4)
         from dataset import evaluation_loader as original_loader
     statuses, said = job(2, entry, tmp_path / 'run', 3, prepare=prepare)
     assert statuses == [1, 1], said
@@ -266,7 +269,7 @@ def test_what_one_process_finds_all_say_once(entry, tmp_path, drawn):
         original = Faces.__getitems__
 
         def rotten(self, indices):
-            if ranks.index() == 1 and main.ranks.count() == 2:
+            if distributed.rank() == 1 and distributed.world_size() == 2:
                 raise DataError('face.jpg: rotten')
             return original(self, indices)
         Faces.__getitems__ = rotten
@@ -317,38 +320,44 @@ def test_a_sharded_head_is_the_plain_one(one, tmp_path, count):
 
 
 def test_sampled_negatives():
-    """The batch's people and as many others as asked; at half the people the loss is of those alone, and the others have no gradient."""
+    """The batch's people and as many others as asked; at half the people the loss is of those
+    alone, and the others have no gradient."""
     torch.manual_seed(0)
-    sharded = head.ShardedCosFace(8, 40, 4., .2)
-    sharded.sizes = [6]
+    batch = distributed.Batch()
+    batch.begin([6], 0)
+    half = sharded.sharded(CosFace)(8, 40, 4., .2, batch=batch, sample_rate=.5)
     plain = CosFace(8, 40, 4., .2)
-    plain.load_state_dict(sharded.state_dict())
+    plain.load_state_dict(half.state_dict())
     features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
-    sharded.sample_rate = .5
-    logits, columns = sharded(features, labels)
-    loss, _ = head.judge(sharded, (logits, columns), labels)
-    loss.backward()
-    used = sharded.weight.grad.abs().sum(1) > 0
+    torch.manual_seed(1)
+    loss, right = half.loss(features, labels)
+    loss.sum().backward()
+    used = half.weight.grad.abs().sum(1) > 0
+    torch.manual_seed(1)
+    logits = half.logits(features, labels)[0]
     assert logits.shape == (6, 20) and used.sum() == 20 and used[labels].all()
     kept = plain(features, labels)[:, used]
     torch.testing.assert_close(logits, kept)
-    torch.testing.assert_close(loss, nn.functional.cross_entropy(kept, used.cumsum(0)[labels] - 1, reduction='sum'))
-    sharded.sample_rate = .05  # fewer than the batch has
-    assert sharded(features, labels)[0].shape == (6, 5)
+    places = used.cumsum(0)[labels] - 1
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(kept, places, reduction='none'))
+    assert right.tolist() == (plain(features)[:, used].argmax(1) == places).tolist()
+    half.sample_rate = .05  # fewer people than the batch has faces
+    assert half.logits(features, labels)[0].shape == (6, 6)
 
 
 def test_a_sharded_head_is_read_by_any_number_of_processes(entry, whole, tmp_path):
     """2 → 1 → 3 processes, each with a slice; then a plain head goes on from it; the weights files are as ever."""
-    for epochs, count, sharded in ((1, 2, True), (2, 0, True), (3, 3, True)):
-        statuses, said = job(count, entry, tmp_path / 'run', epochs, '--resume', '--horizon', 3, settings=[f'shard_head={sharded}'])
+    for epochs, count, slices in ((1, 2, True), (2, 0, True), (3, 3, True)):
+        statuses, said = job(count, entry, tmp_path / 'run', epochs, '--resume', '--horizon', 3, settings=[f'shard_head={slices}'])
         assert not any(statuses), said
         folder, = tmp_path.glob('run/head-*')
         assert len(list(folder.glob('*.distcp'))) == max(count, 1)
     ours, theirs = (torch.load(folder / 'epoch_003.pth', weights_only=True) for folder in (tmp_path / 'run', whole))
     assert distance(ours['model'], theirs['model']) < 1e-4
     DALModel.load(tmp_path / 'run/epoch_003.pth', Tiny())
-    for count, sharded in ((0, False), (2, True)):
-        statuses, said = job(count, entry, tmp_path / 'run', 4 + sharded, '--resume', settings=[f'shard_head={sharded}'])
+    for count, slices in ((0, False), (2, True)):
+        statuses, said = job(count, entry, tmp_path / 'run', 4 + slices, '--resume',
+                             settings=[f'shard_head={slices}'])
         assert not any(statuses) and 'starting anew' not in said[0], said
     folder, = tmp_path.glob('run/head-*')
     (folder / '.metadata').write_bytes(pickle.dumps(Hostile()))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 import utils
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.log import Log, read_log
+from training.means import Mean
+from training.recipe import Recipe, paper, small
+from training.schedule import split_weight_decay, warmup_cosine
 
 
 def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
@@ -70,18 +74,42 @@ def test_a_truncated_checkpoint(tmp_path):
         load_checkpoint(file, ('model',))
 
 
-RECIPE = {'lr': .1, 'steps': 3, 'layers': (1, 2), 'name': 'a', 'horizon': None, 'cache': True}
-
-
 def test_override():
-    pairs = [('lr', '1'), ('steps', '5'), ('layers', '(3, 4)'), ('name', 'b'), ('horizon', '7'), ('cache', 'False')]
-    assert utils.override(RECIPE, pairs) == {'lr': 1., 'steps': 5, 'layers': (3, 4), 'name': 'b', 'horizon': 7, 'cache': False}
+    pairs = [('lr', '1'), ('min_steps', '5'), ('widths', '(3, 4, 5, 6)'), ('variate', 'label'),
+             ('horizon', '7'), ('cache', 'False')]
+    recipe = paper.override(pairs)
+    assert recipe == replace(paper, lr=1., min_steps=5, widths=(3, 4, 5, 6), variate='label',
+                             horizon=7, cache=False)
+    assert type(recipe.lr) is float and recipe.override([('horizon', 'None')]).horizon is None
 
 
-@pytest.mark.parametrize('key, text', [('lr', 'fast'), ('steps', '1.5'), ('steps', 'True'), ('layers', '3'), ('cache', '1'), ('Lr', '1'), ('lr', 'exit()')])
-def test_override_refuses(key, text):
+@pytest.mark.parametrize('key, text', [
+    ('lr', 'fast'), ('min_steps', '1.5'), ('min_steps', 'True'), ('layers', '3'), ('cache', '1'),
+    ('Lr', '1'), ('lr', 'exit()'), ('split', '(1, None)')])
+def test_override_refuses_another_kind(key, text):
     with pytest.raises(utils.UserError, match=f'--set {key}'):
-        utils.override(RECIPE, [(key, text)])
+        paper.override([(key, text)])
+
+
+@pytest.mark.parametrize('setting', [
+    'scale=-1', 'scale=0', 'momentum=2', 'momentum=1', 'warmup=2', 'lr=-.1', 'lr=1e999', 'dim=0',
+    'batch_size=1', 'seed=-1', 'seed=4294967296', 'margin=-.1', 'margin_warmup=1.5', 'read_age=2',
+    'split=(0,2)', 'game=(.5,.4)', 'sample_rate=0', 'sample_rate=.5', 'memory=1', 'memory=.5',
+    'variate=age', 'head=sphereface', 'age_head=mean', 'horizon=0', 'accumulate=0', 'clip=0',
+    'weight_decay=-1', 'lambda_age=-1', 'lambda_dal=-1', 'adversary_lr=0', 'min_steps=0',
+    'max_steps=-1', 'workers=-1', 'skip_corrupt=-1', 'save_every=-1', 'layers=(1,)', 'widths=()',
+    'widths=(0,1,1,1)', 'layers=(-1,0,0,0)'])
+def test_values_that_can_not_be_are_named(setting):
+    key = setting.split('=')[0]
+    with pytest.raises(utils.UserError, match=f'{key}.* (is|must) ') as error:
+        paper.override([setting.split('=')])
+    assert str(error.value).isprintable()
+
+
+def test_a_recipe_outlives_its_values():
+    """That of an older file: what it lacks is the paper's, what is retired is left out."""
+    assert Recipe.of({'dim': 64, 'ascents': 5}) == replace(paper, dim=64) and Recipe.of(None) == paper
+    assert Recipe.of(small.as_dict()) == small
 
 
 def test_no_such_gpu():
@@ -90,19 +118,19 @@ def test_no_such_gpu():
 
 
 def test_warmup_cosine():
-    assert [utils.warmup_cosine(p, .2) for p in (0, .1, .2, .6, 1, 1.5)] == pytest.approx([0, .5, 1, .5, 0, 0])
-    assert utils.warmup_cosine(0, 0) == 1
+    assert [warmup_cosine(p, .2) for p in (0, .1, .2, .6, 1, 1.5)] == pytest.approx([0, .5, 1, .5, 0, 0])
+    assert warmup_cosine(0, 0) == 1
 
 
 def test_weight_decay_not_on_norms_and_biases():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    decayed, free = utils.split_weight_decay(module, .1)
+    decayed, free = split_weight_decay(module, .1)
     assert [p.shape for p in decayed['params']] == [(4, 3, 3, 3), (2, 4)] and decayed['weight_decay'] == .1
     assert len(free['params']) == 4 and free['weight_decay'] == 0
 
 
 def test_mean():
-    mean = utils.Mean()
+    mean = Mean()
     assert not mean and mean.flush() == {}
     for value in (1., 2., 6.):
         mean.add(a=torch.tensor(value))

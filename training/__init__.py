@@ -1,1 +1,1 @@
-"""The rooms behind main.py: what comes before the first step, what a run says of itself, and several processes."""
+"""The rooms behind main.py: from the command line to the files that a run leaves."""

@@ -1,4 +1,4 @@
-"""Files of weights and states: written whole, read safely."""
+"""Files of weights and states: written whole, read safely; what a weights file holds."""
 import hashlib
 import importlib
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 import utils
-from model import DALModel, read_state
+from model import Backbone, DALModel, read_state
+from training.recipe import Recipe
+from utils import UserError
 
 
 @dataclass
@@ -25,66 +27,85 @@ class WeightsInfo:
 
 
 def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
-    """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode on
-    `device`, and what the file says of it.
+    """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode
+    on `device`, and what the file says of it.
 
     The backbone is rebuilt from the file; a module of the user's own by main.py's `make_backbone`.
-    Raises UserError where the file is missing, damaged, not one of this repository, or does not fit.
+    Raises UserError where the file is missing, damaged, not one of this repository, or does not
+    fit.
     """
     state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
                                    'age_cutoffs': list, 'epoch': int})
     backbone = None
     if state['backbone'] is None:
-        main = importlib.import_module('main')  # the user's own code: no file of weights can hold it
-        backbone = main.make_backbone(state.get('recipe', main.paper))
+        # the user's own code: no file of weights can hold it
+        backbone = importlib.import_module('main').make_backbone(Recipe.of(state.get('recipe')))
     try:
         model = DALModel.of(state, path, backbone)
     except ValueError as error:
-        raise utils.UserError(str(error)) from None
-    info = WeightsInfo(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest(), state['classes'],
-                       state['age_cutoffs'], state['epoch'], state.get('best'), state.get('decision'),
-                       state.get('recipe'), state['backbone'])
+        raise UserError(str(error)) from None
+    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    info = WeightsInfo(str(path), sha256, state['classes'], state['age_cutoffs'], state['epoch'],
+                       state.get('best'), state.get('decision'), state.get('recipe'),
+                       state['backbone'])
     return model.to(device, memory_format=torch.channels_last).eval(), info
 
 
-def save_checkpoint(state, path):
-    """Tensors, numbers, strings, lists and dicts: what torch.load's safe default reads. Raises UserError where it can't be written."""
+def weights_of(training) -> dict:
+    """What `load_weights` reads, and what a run can start from; the identity head is this
+    rank's."""
+    backbone, recipe = training.model.backbone, training.recipe
+    return {'model': training.model.state_dict(),
+            'backbone': backbone.config if type(backbone) is Backbone else None,
+            'heads': {'identity': recipe.head, 'age': recipe.age_head},
+            'classes': training.classes, 'age_cutoffs': training.cutoffs, 'epoch': training.epoch,
+            'best': training.best, 'decision': training.decision, 'recipe': recipe.as_dict()}
+
+
+def save_checkpoint(state: dict, path) -> None:
+    """Writes tensors, numbers, strings, lists and dicts: what torch.load's safe default reads.
+    Raises UserError where it can't be written."""
     try:
         utils.write_whole(path, lambda temporary: torch.save(state, temporary))
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        if 'DataLoader worker' in str(error):  # one that is killed says so in whatever this process is at
+        if 'DataLoader worker' in str(error):  # a killed one says so in whatever this process is at
             raise
-        raise utils.UserError(f'{path}: not written ({getattr(error, "strerror", None) or "the disk may be full"}); the file before it is whole: '
-                              'make room and --resume') from None
+        why = getattr(error, 'strerror', None) or 'the disk may be full'
+        raise UserError(f'{path}: not written ({why}); the file before it is whole: make room and '
+                        '--resume') from None
 
 
-def load_checkpoint(path, needed):
+def load_checkpoint(path, needed) -> dict:
     """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
 
-    `needed` are the keys it must have, or a dict of them and the types of their values. Raises UserError where the file is missing,
-    damaged, or not of that form.
+    `needed` are the keys it must have, or a dict of them and the types of their values. Raises
+    UserError where the file is missing, damaged, or not of that form.
     """
     try:
         state = read_state(path)
     except FileNotFoundError:
-        raise utils.UserError(f'{path}: no such file') from None
+        raise UserError(f'{path}: no such file') from None
     except ValueError as error:
-        raise utils.UserError(str(error)) from None
+        raise UserError(str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
-        raise utils.UserError(f'{path}: no weights file of this repository (it lacks {", ".join(missing)})')
+        raise UserError(f'{path}: no weights file of this repository '
+                        f'(it lacks {", ".join(missing)})')
     for key, kind in needed.items() if isinstance(needed, dict) else ():
         if not isinstance(state[key], kind):
-            raise utils.UserError(f'{path}: no weights file of this repository ({key} is of type {type(state[key]).__name__})')
+            raise UserError(f'{path}: no weights file of this repository '
+                            f'({key} is of type {type(state[key]).__name__})')
     return state
 
 
-def restore_optimizer(optimizer, saved):
-    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says. Raises ValueError where they don't fit."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says.
+    Raises ValueError where they don't fit."""
     own = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     for index, moments in saved['state'].items():
         for name, moment in moments.items():
             if moment.shape != (() if name == 'step' else parameters[index].shape):
-                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}')
+                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter '
+                                 f'{tuple(parameters[index].shape)}')

@@ -15,7 +15,8 @@ import utils
 
 
 class Log:
-    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't finite are written as null."""
+    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't
+    finite are written as null."""
 
     def __init__(self, folder, step, epoch=math.inf):
         self.path = Path(folder, 'log.jsonl')
@@ -23,13 +24,16 @@ class Log:
         self.board = SummaryWriter(folder, purge_step=step + 1)
 
     def _forget_after(self, step, epoch):
-        """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them again; a line that was cut short goes too."""
+        """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them
+        again; a line that was cut short goes too."""
         if self.path.exists():
-            kept = [json.dumps(row) + '\n' for row in read_log(self.path) if row['step'] <= step and row.get('epoch', 0) <= epoch]
-            utils.write_whole(self.path, lambda temporary: Path(temporary).write_text(''.join(kept)))
+            kept = ''.join(json.dumps(row) + '\n' for row in read_log(self.path)
+                           if row['step'] <= step and row.get('epoch', 0) <= epoch)
+            utils.write_whole(self.path, lambda temporary: Path(temporary).write_text(kept))
 
     def report(self, kind, step, **values):
-        """`kind` is 'max', 'min' or 'epoch'; `step` the global step. Returns the values as written."""
+        """`kind` is 'max', 'min' or 'epoch'; `step` the global step. Returns the values as
+        written."""
         values = {name: utils.finite(value) for name, value in values.items()}
         try:
             with open(self.path, 'a') as file:
@@ -47,7 +51,8 @@ class Log:
 
 
 def read_log(path):
-    """The rows of a `log.jsonl`; lines that were cut short by a crash or aren't ours are left out."""
+    """The rows of a `log.jsonl`; lines that were cut short by a crash or aren't ours are left
+    out."""
     rows = []
     for line in Path(path).read_bytes().splitlines():
         try:
@@ -60,13 +65,17 @@ def read_log(path):
 
 
 def plot_curves(rows, panels, path):
-    """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over the global step."""
+    """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over
+    the global step."""
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
-    for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, lines) in zip(axes, panels, strict=True):
         for kind, name, label in lines:
-            points = [(row['step'], row[name]) for row in rows if row['kind'] == kind and row.get(name) is not None]
+            points = [(row['step'], row[name]) for row in rows
+                      if row['kind'] == kind and row.get(name) is not None]
             if points:
-                axis.plot(*zip(*points), label=label, marker='.' if len(points) < 40 else None, linewidth=1.2)
+                axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2,
+                          marker='.' if len(points) < 40 else None)
         axis.set_title(title)
         axis.set_xlabel('global step')
         if axis.lines:
@@ -76,16 +85,23 @@ def plot_curves(rows, panels, path):
 
 
 def run_summary(device):
-    """What a figure depends on beside the recipe: versions, hardware, and the git revision where there is one."""
-    git = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False) \
-        if shutil.which('git') else None
-    return {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__, 'system': platform.platform(),
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine(),
-            'threads': torch.get_num_threads(), 'git': git.stdout.strip() or None if git else None}
+    """What a figure depends on beside the recipe: versions, hardware, and the git revision where
+    there is one."""
+    git = None
+    if shutil.which('git'):
+        git = subprocess.run(['git', 'describe', '--always', '--dirty'], text=True, check=False,
+                             cwd=Path(__file__).parents[1], capture_output=True).stdout.strip()
+    name = platform.processor() or platform.machine()
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    return {'python': platform.python_version(), 'torch': torch.__version__,
+            'numpy': np.__version__, 'system': platform.platform(), 'device': name,
+            'threads': torch.get_num_threads(), 'git': git or None}
 
 
 def differences(path, summary):
-    """One line for each value of `summary`, one level into dicts, that is another in the JSON file at `path`, if there is one."""
+    """One line for each value of `summary`, one level into dicts, that is another in the JSON
+    file at `path`, if there is one."""
     if not path.exists():
         return []
     now = json.loads(json.dumps(utils.finite(summary)))
@@ -94,7 +110,12 @@ def differences(path, summary):
         before['recipe'].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f'{path} is damaged: whether this run is as it began is not known']
-    flat = [{(*key, name): value for key, part in (((), top), (('recipe',), top.get('recipe', {}))) for name, value in part.items()
-             if name != 'recipe'} for top in (before, now)]
-    return [f'{" ".join(key)} was {flat[0].get(key)!r} at the call before and is {value!r} now'
-            for key, value in flat[1].items() if flat[0].get(key) != value]
+    before, now = _flat(before), _flat(now)
+    return [f'{" ".join(key)} was {before.get(key)!r} at the call before and is {value!r} now'
+            for key, value in now.items() if before.get(key) != value]
+
+
+def _flat(summary):
+    """{(name,) or ('recipe', name): value} of a run's summary."""
+    top = {(name,): value for name, value in summary.items() if name != 'recipe'}
+    return top | {('recipe', name): value for name, value in summary['recipe'].items()}

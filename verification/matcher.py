@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import dal
 import utils
 from evaluation import lists
 from evaluation.extraction import extract
@@ -38,7 +37,7 @@ class Matcher:
         """Raises UserError where the file's age groups or its decision are not what training writes."""
         self.model, self.device, self.decision = model, device, Decision.of(info.decision, info.path, threshold)
         self.cutoffs = info.age_cutoffs
-        if len(self.cutoffs) + 1 != model.age[-1].out_features or not all(isinstance(bound, (int, float)) for bound in self.cutoffs):
+        if len(self.cutoffs) != len(model.age.cutoffs) or not all(isinstance(bound, (int, float)) for bound in self.cutoffs):
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
 
     def look(self, faces):
@@ -52,8 +51,9 @@ class Matcher:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         if not np.isfinite(features['embedding']).all() or not logits.isfinite().all():
             raise utils.UserError('what the network says of a face is not finite: take weights of before the training went wrong')
-        ages = dal.expected_age(logits, self.cutoffs)[:, 0].tolist()
-        probabilities, groups = (part.tolist() for part in logits.softmax(1).max(1))
+        ages = self.model.age.years(logits.to(self.device)).tolist()
+        chances = self.model.age.probabilities(logits.to(self.device))
+        probabilities, groups = (part.tolist() for part in chances.max(1))
         return [Look(embedding, self.group(k), *rest) for embedding, k, *rest in zip(features['embedding'], groups, probabilities, ages)]
 
     def group(self, k):

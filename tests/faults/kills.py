@@ -14,13 +14,14 @@ from tqdm import tqdm
 import main
 import meta
 import utils
+from training import session
 from training.log import Log, read_log
 
 PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
 MOMENTS = {  # where a signal strikes: owner, function, after it or before
     'in a step': (torch.nn.utils, 'clip_grad_norm_', True), 'between steps': (main.Training, 'iterate', True),
     'half of a file': (torch, 'save', False), 'before fsync': (os, 'fsync', False), 'before the new name': (os, 'replace', False),
-    'after the new name': (os, 'replace', True), 'after a report': (Log, 'report', True), 'before validation': (main, 'validate', False),
+    'after the new name': (os, 'replace', True), 'after a report': (Log, 'report', True), 'before validation': (session, 'validate', False),
 }
 
 

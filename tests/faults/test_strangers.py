@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 from PIL import Image
 
 import evaluate
@@ -38,8 +39,7 @@ def state(drawn, tmp_path_factory):
     entry = {'train_root': str(drawn / 'train'), 'val_root': None, 'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main.meta, 'here', entry, raising=False)
-        recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
-        training = main.Training(recipe, sorted(os.listdir(drawn / 'train')), main.meta.age_cutoffs, torch.device('cpu'))
+        training = main.Training(tiny(), sorted(os.listdir(drawn / 'train')), main.meta.age_cutoffs, torch.device('cpu'))
         training.total_steps = 5
         generator = torch.Generator().manual_seed(0)
         for _ in range(5):
@@ -61,8 +61,7 @@ def said(function, *args):
 
 def start(file):
     """What main.py does with a file of weights."""
-    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
-    training = main.Training(recipe, [f'p{k:05d}' for k in range(8)], main.meta.age_cutoffs, torch.device('cpu'))
+    training = main.Training(tiny(), [f'p{k:05d}' for k in range(8)], main.meta.age_cutoffs, torch.device('cpu'))
     resume.start(training, file, True, 5)
     training.total_steps = 100
     training.iterate(torch.zeros(8, 3, 112, 96, dtype=torch.uint8), torch.arange(8), torch.arange(8) * 9.)
@@ -146,10 +145,10 @@ def test_a_recipe_in_a_state_is_not_believed(state, tmp_path):
     assert said(start, saved(state | {'recipe': None}, tmp_path / 'w.pth')) is None
     groups = [group | {'lr': 1e9, 'momentum': 7.} for group in state['optimizer']['param_groups']]
     changed = state | {'optimizer': state['optimizer'] | {'param_groups': groups}}
-    recipe = main.small | dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
+    recipe = tiny()
     training = main.Training(recipe, state['classes'], main.meta.age_cutoffs, torch.device('cpu'))
     resume.start(training, saved(changed, tmp_path / 'w.pth'), True, 5)
-    assert {group['momentum'] for group in training.optimizer.param_groups} == {recipe['momentum']}
+    assert {group['momentum'] for group in training.optimizer.param_groups} == {recipe.momentum}
 
 
 @pytest.mark.parametrize('reader', READERS)

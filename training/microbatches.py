@@ -1,0 +1,107 @@
+"""A step's batch through the network in micro-batches, by gradient caching (Gao et al., RepL4NLP
+2021).
+
+With `accumulate` above 1, `features` first computes all micro-batches without a graph; the losses,
+|ρ| among them, then see the whole batch; `backward` computes each micro-batch once more, and passes
+the cached gradient of its features on. Memory is a micro-batch's, the result the whole batch's, but
+for batch norm, which sees micro-batches. With 1 it is a plain forward and backward pass.
+"""
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import utils
+from model import DALModel
+from training import batchnorm
+from training.distributed import Batch, broadcast, rank, replicate, world_size
+from training.recipe import Recipe
+from training.sharded import ShardedHead, clip_gradient
+
+
+class _Features(nn.Module):
+    """x_age and x_id of faces: what the ranks compute each for itself."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, detach):
+        return self.model.features(images, detach)[1:]
+
+
+class MicroBatches:
+    """The features of this rank's share of a batch, and the backward pass through them.
+
+    Moves `model` to `device`; gradients are averaged over the ranks. `bf16` may be switched.
+    """
+
+    def __init__(self, model: DALModel, batch: Batch, recipe: Recipe, device: torch.device):
+        if recipe.sync_batchnorm:
+            batchnorm.synchronize(model, device)
+        model.to(device, memory_format=torch.channels_last)
+        self.model, self.batch, self.count, self.device = model, batch, recipe.accumulate, device
+        self.bf16 = recipe.bf16 and utils.gains_from_bf16(device)
+        heads = {f'model.{name}': parameter for name, parameter in model.named_parameters()
+                 if name.startswith(('identity.', 'age.'))}
+        self.network = replicate(_Features(model), device, list(heads))
+        self._averaging = []  # gradients of the heads under way, and their transfers
+        if dist.is_initialized():
+            broadcast(model.age)
+            apart = [model.identity.weight] if isinstance(model.identity, ShardedHead) else []
+            if not apart:
+                broadcast(model.identity)
+            for parameter in heads.values():
+                if not any(parameter is one for one in apart):
+                    parameter.register_post_accumulate_grad_hook(self._average)
+
+    def _average(self, parameter):
+        transfer = dist.all_reduce(parameter.grad, async_op=True)
+        self._averaging.append((parameter.grad, transfer))
+
+    def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of
+        the whole batch stand; `detach` as in DALModel.features. Without gradients where torch's
+        grad mode is off."""
+        if self.count == 1 and torch.is_grad_enabled():
+            return self._compute(self.network, images, detach, 0)
+        self.images, self.detach = images.tensor_split(self.count), detach
+        keep = batchnorm.kept(self.model) if self.model.training else contextlib.nullcontext()
+        with torch.no_grad(), keep:
+            parts = [self._compute(_Features(self.model), part, detach, number)
+                     for number, part in enumerate(self.images)]
+        self.cached = [torch.cat(column) for column in zip(*parts, strict=True)]
+        if torch.is_grad_enabled():
+            self.cached = [feature.requires_grad_() for feature in self.cached]
+        return tuple(self.cached)
+
+    def _compute(self, network, images, detach, number):
+        if self.count * world_size() > 1:
+            # so that dropout differs between micro-batches, and repeats on recomputation
+            torch.manual_seed(utils.seed_of(self.batch.seed, rank(), number))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return network(images, detach)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, which was computed from `features`, for all of the network."""
+        loss.backward()
+        if self.count > 1:
+            gradients = [torch.zeros_like(feature) if feature.grad is None else feature.grad
+                         for feature in self.cached]
+            columns = [gradient.tensor_split(self.count) for gradient in gradients]
+            for number, (images, *cached) in enumerate(zip(self.images, *columns, strict=True)):
+                last = number == self.count - 1
+                with contextlib.nullcontext() if last or not dist.is_initialized() \
+                        else self.network.no_sync():
+                    features = self._compute(self.network, images, self.detach, number)
+                    torch.autograd.backward(features, cached)
+        for gradient, transfer in self._averaging:
+            transfer.wait()
+            gradient /= world_size()
+        self._averaging.clear()
+        batchnorm.average(self.model)
+
+    def clip_gradient(self, limit: float) -> Tensor:
+        """The gradient's norm (), and the gradient made no longer than `limit`."""
+        return clip_gradient(self.model, limit)

@@ -1,0 +1,136 @@
+"""An identity head for more people than one device holds: each rank has a slice of the class
+centres, with their gradient and momentum.
+
+The features of all faces go to every rank, each computes the logits of its own people, and what is
+exchanged then is one number a face and rank: the logarithm of the sum of exponentials over the
+slice. With every negative it is the whole head exactly; with `sample_rate` below 1, the softmax
+runs over the batch's people and a random part of the others, anew in each step, as in Partial FC
+(An et al., CVPR 2022).
+"""
+import functools
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model import HEADS, DALModel, MarginHead
+from training.distributed import Batch, all_gather, all_reduce, is_rank_zero, rank, world_size
+from training.recipe import Recipe
+from utils import UserError
+
+ROWS = 1024  # centres drawn at once
+
+
+def identity_head(recipe: Recipe, batch: Batch):
+    """What makes the recipe's identity head, whole or sharded, of the arguments of MarginHead."""
+    if not recipe.shard_head:
+        return HEADS[recipe.head]
+    return functools.partial(sharded(HEADS[recipe.head]), batch=batch,
+                             sample_rate=recipe.sample_rate)
+
+
+def sharded(head: type[MarginHead]) -> type['ShardedHead']:
+    """The sharded head with the margin of `head`."""
+    return type(f'Sharded{head.__name__}', (ShardedHead, head), {})
+
+
+class ShardedHead(MarginHead):
+    """A MarginHead whose `weight` (people of the slice, D) is a part of the whole: rank r of N
+    has the r-th ⌈classes / N⌉ of them. The margin is another base's, see `sharded`.
+
+    The centres that it begins with are those that the whole head draws. Raises UserError where a
+    rank would have none.
+    """
+
+    def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35, *, batch: Batch,
+                 sample_rate: float = 1.):
+        nn.Module.__init__(self)  # MarginHead's would draw all centres at once
+        self.scale, self.m, self.classes = scale, m, classes
+        self.batch, self.sample_rate = batch, sample_rate
+        rows = -(-classes // world_size())
+        self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
+        if rows * (world_size() - 1) >= classes:
+            raise UserError(f'shard_head: {classes} people in slices of {rows} leave nothing to '
+                            f'the last of {world_size()} processes')
+        self.weight = nn.Parameter(torch.empty(self.end - self.begin, dim))
+        self._draw(dim)
+        if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
+            self.weight.register_hook(lambda gradient: gradient / world_size())
+
+    @torch.no_grad()
+    def _draw(self, dim):
+        """All centres in turn, of which the slice is kept: the numbers of one draw of them all."""
+        starts = [*range(0, max(self.classes - ROWS + 1, 1), ROWS), self.classes]
+        for start, end in zip(starts, starts[1:], strict=False):
+            drawn = torch.randn(end - start, dim) * .01
+            low, high = max(start, self.begin), min(end, self.end)
+            if low < high:
+                self.weight[low - self.begin:high - self.begin] = drawn[low - start:high - start]
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As MarginHead.loss, of this rank's faces; each slice contributes to every rank's
+        faces."""
+        with torch.autocast(features.device.type, enabled=False):
+            features, labels = self.batch.gather(features, labels)
+            logits, own, columns = self.logits(features, labels)
+            hard = logits.gather(1, columns.clamp(min=0)[:, None])[:, 0]
+            hard, own = all_reduce(torch.stack([hard, own.detach()]) * (columns >= 0))
+            of_slices = torch.stack([logits.logsumexp(1), logits.detach().amax(1)])[None]
+            sums, best = all_gather(of_slices, [1] * world_size()).unbind(1)
+            loss, right = sums.logsumexp(0) - hard, own.detach() >= best.detach().amax(0)
+            return self.batch.share(loss), self.batch.share(right)
+
+    def logits(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All ranks' faces (N, D) and labels (N,) -> logits (N, K) of K people of the slice, with
+        the margin; the scaled cosines of the faces' own people (N,), before it; and their columns
+        (N,), −1 where they are another rank's."""
+        here = (labels >= self.begin) & (labels < self.end)
+        columns, weight = torch.where(here, labels - self.begin, -1), self.weight
+        kept = max(round(self.sample_rate * len(weight)), len(labels))
+        if self.sample_rate < 1 and kept < len(weight):
+            weight, columns = self._sampled(columns, kept)
+        logits, places = self.scaled_cosines(features, weight), columns.clamp(min=0)[:, None]
+        own = logits.gather(1, places)[:, 0]
+        hard = torch.where(here, self.scale * self.margin(own / self.scale, labels), own)
+        return logits.scatter(1, places, hard[:, None]), own, columns
+
+    def _sampled(self, columns, kept):
+        """`kept` centres, the batch's people among them, and the columns anew. `kept` is at least
+        the number of faces: the number of people among them would have to be waited for."""
+        device, rows = self.weight.device, len(self.weight)
+        present = torch.zeros(rows + 1, dtype=torch.bool, device=device)
+        present = present.index_fill(0, torch.where(columns < 0, rows, columns), True)[:rows]
+        order = torch.rand(rows, device=device).masked_fill(present, 2.)
+        chosen = order.topk(kept).indices.sort().values
+        place = torch.zeros(rows, dtype=torch.long, device=device)
+        place = place.index_copy(0, chosen, torch.arange(kept, device=device))
+        return self.weight[chosen], torch.where(columns >= 0, place[columns.clamp(min=0)], -1)
+
+    def slice_of(self, whole: Tensor) -> Tensor:
+        """This rank's rows of a tensor (classes, …)."""
+        return whole[self.begin:self.end].clone()
+
+    @torch.no_grad()
+    def whole(self) -> Tensor | None:
+        """All centres (classes, D) on the CPU of rank 0, which must have room; None elsewhere."""
+        if not is_rank_zero():
+            dist.send(self.weight.cpu().contiguous(), 0)
+            return None
+        whole = torch.empty(self.classes, self.weight.shape[1])
+        whole[:self.end] = self.weight.cpu()
+        rows = len(self.weight)
+        for other in range(1, world_size()):
+            dist.recv(whole[other * rows:min((other + 1) * rows, self.classes)], other)
+        return whole
+
+
+def clip_gradient(model: DALModel, limit: float) -> Tensor:
+    """The gradient's norm (), all slices of a sharded head in it; the gradient is made no longer
+    than `limit`."""
+    if not isinstance(model.identity, ShardedHead):
+        return nn.utils.clip_grad_norm_(model.parameters(), limit)
+    slice_ = model.identity.weight
+    rest = nn.utils.get_total_norm([p.grad for p in model.parameters() if p is not slice_])
+    norm = (rest.square() + all_reduce(slice_.grad.norm().square())).sqrt()
+    nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    return norm

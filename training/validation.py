@@ -1,0 +1,67 @@
+"""What is measured of the network between epochs, and whether its losses are finite."""
+import torch
+
+import utils
+from dataset import evaluation_loader
+from evaluation.extraction import extract
+from evaluation.leakage import age_r2
+from evaluation.metrics import decision, people_report
+from training.distributed import on_rank_zero, raised_by_all
+from utils import DataError, UserError
+
+
+def check_finite(training, loader, folder) -> None:
+    """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite;
+    `folder` then holds no such weights."""
+    found = training.watch.first()
+    if not found:
+        return
+    step, losses = found
+    batches, size = loader.batch_sampler, loader.batch_sampler.batch_size
+    first = step % len(batches) * size
+    files = [loader.dataset.path(index) for index in batches.order()[first:first + size]]
+    report = {'step': step, 'phase': 'min', 'losses': losses, **training.settings(), 'files': files}
+    on_rank_zero(utils.write_json, report, folder / 'nan.json')
+    raise raised_by_all(UserError(
+        f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); '
+        'last.pth is from before: --resume with a lower --lr or clip'))
+
+
+def validate(training, val, interrupt) -> tuple[dict, dict | None]:
+    """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id,
+    closed-set accuracy where people are shared; and what the weights file keeps of it,
+    metrics.decision. Raises the interrupt's Interrupted where a signal came meanwhile."""
+    def batches():
+        for batch in evaluation_loader(val):
+            interrupt.check()
+            yield batch
+    try:
+        features = extract(training.model.eval(), batches(), training.device,
+                           bf16=training.network.bf16)
+    except (DataError, utils.Interrupted):
+        raise
+    except ValueError as error:
+        raise UserError(f'step {training.step}: {val.root}: {error}: last.pth is from before: '
+                        '--resume with a lower --lr') from None
+    people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
+    report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')}
+    report |= {'rank1': people['rank1']}
+    report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
+    report |= {f'age_r2_{part}': age_r2(features[f'x_{part}'], val.labels, val.ages)
+               for part in ('id', 'age')}
+    index = {name: label for label, name in enumerate(training.classes)}
+    own = torch.tensor([index.get(name, -1) for name in val.classes])[torch.from_numpy(val.labels)]
+    if (own >= 0).any() and not training.recipe.shard_head:  # no rank has a sharded head whole
+        x_id = torch.from_numpy(features['x_id'])[own >= 0]
+        report['closed_set_accuracy'] = closed_set_accuracy(training, x_id, own[own >= 0])
+    return report, decision(people)
+
+
+@torch.no_grad()
+def closed_set_accuracy(training, x_id, labels) -> float:
+    """The share of features (N, D) whose largest cosine is with their own label's centre (N,)."""
+    right = 0
+    for features, of in zip(x_id.split(1024), labels.split(1024), strict=True):
+        nearest = training.model.identity(features.to(training.device)).argmax(1)
+        right += int((nearest.cpu() == of).sum())
+    return right / len(labels)
