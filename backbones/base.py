@@ -1,0 +1,79 @@
+"""What every backbone here shares: it takes pixels, and fits, orders and normalises them itself."""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import files
+
+HEIGHT, NARROW, WIDE = 112, 96, 112  # the field's two crops, of one scale and centre
+MARGIN = (WIDE - NARROW) // 2
+
+
+def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Faces (N, 3, 112, 96) or (N, 3, 112, 112) as a network of another input size sees them.
+
+    `size` is (height, width). (112, 96) is the middle 96 columns; (112, 112) the whole, where a
+    narrow face has its edge columns repeated, 8 on either side; any other size is that square
+    face, resized bilinearly. Raises ValueError for faces of another shape.
+    """
+    if images.ndim != 4 or images.shape[1:] not in ((3, HEIGHT, NARROW), (3, HEIGHT, WIDE)):
+        raise ValueError(f'faces of shape {tuple(images.shape)}: a backbone takes '
+                         f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})')
+    wanted = NARROW if tuple(size) == (HEIGHT, NARROW) else WIDE
+    if images.shape[3] > wanted:
+        images = images[..., MARGIN:-MARGIN]
+    elif images.shape[3] < wanted:
+        images = F.pad(images, (MARGIN, MARGIN, 0, 0), mode='replicate')
+    if tuple(size) != (HEIGHT, wanted):
+        images = F.interpolate(images, tuple(size), mode='bilinear', align_corners=False)
+    return images
+
+
+class PretrainedBackbone(nn.Module):
+    """x = F(p) by a network that others designed and trained.
+
+    RGB faces (N, 3, 112, 96 or 112), pixel values 0…255, uint8 or float -> x (N, dim), as the
+    network's last layer gives it: of no unit length. A subclass names its layers as the published
+    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and writes `encode`.
+    `build(**backbone.config)` makes the same network again, without its weights.
+    """
+
+    takes_pixels = True           # DALModel hands it 0…255 and leaves the normalisation to it
+    dim = 512
+    size = (HEIGHT, WIDE)
+    mean = deviation = (127.5,) * 3  # of pixel values, in the order of the network's channels
+    bgr = False
+
+    def __init__(self, name, **config):
+        super().__init__()
+        self.config = {'name': name, **config}
+        self.set_normalisation(self.mean, self.deviation)
+
+    def set_normalisation(self, mean, deviation):
+        """(v − mean) / deviation, kept as one multiplication and one addition."""
+        scale = 1 / torch.tensor(deviation, dtype=torch.float64)
+        shift = -torch.tensor(mean, dtype=torch.float64) * scale
+        self.register_buffer('scale', scale.float().reshape(3, 1, 1), persistent=False)
+        self.register_buffer('shift', shift.float().reshape(3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encode(self.prepare(images))
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's own input of RGB faces: size, channel order, normalisation."""
+        faces = fit(images.to(self.scale.dtype), self.size)
+        if self.bgr:
+            faces = faces.flip(1)
+        return torch.addcmul(self.shift, faces, self.scale)
+
+    def encode(self, faces: torch.Tensor) -> torch.Tensor:
+        """What `prepare` made -> x (N, dim)."""
+        raise NotImplementedError
+
+    def read(self, path) -> dict[str, torch.Tensor]:
+        """{name: tensor} of a published file."""
+        return files.read_state(path)
+
+    def unwrap(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The part of a published state dict that is this network's, by the names it has here."""
+        return state

@@ -1,0 +1,88 @@
+"""MobileFaceNet (Chen et al., 2018) as foamliu/MobileFaceNet saves it (a plain state dict).
+
+Input RGB 112×112, normalised by ImageNet's mean and deviation; x is 128 numbers.
+"""
+from torch import nn
+
+from .base import PretrainedBackbone
+
+# expansion, width, blocks, stride of the first
+ROWS = (2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution that keeps the size, batch normalisation, ReLU6."""
+
+    def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+
+
+class SeparableConv(nn.Module):
+    """Depthwise 3×3, then pointwise, each with batch normalisation and ReLU."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.depthwise(x)))
+        return self.relu(self.bn2(self.pointwise(x)))
+
+
+class InvertedResidual(nn.Module):
+    """Widened, filtered channel by channel, narrowed; the input is added where shapes agree."""
+
+    def __init__(self, inputs, outputs, stride, expansion):
+        super().__init__()
+        wide = inputs * expansion
+        self.identity = stride == 1 and inputs == outputs
+        self.conv = nn.Sequential(ConvUnit(inputs, wide, kernel=1),
+                                  ConvUnit(wide, wide, stride=stride, groups=wide),
+                                  nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        return x + self.conv(x) if self.identity else self.conv(x)
+
+
+class GlobalConv(nn.Module):
+    """A depthwise 7×7 convolution over the whole 7×7 map: a learnt average."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, groups=width, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return self.bn(self.depthwise(x))
+
+
+class MobileFaceNet(PretrainedBackbone):
+    dim = 128
+    mean = tuple(255 * value for value in (0.485, 0.456, 0.406))
+    deviation = tuple(255 * value for value in (0.229, 0.224, 0.225))
+
+    def __init__(self, name='mobilefacenet'):
+        super().__init__(name)
+        self.conv1 = ConvUnit(3, 64, stride=2)
+        self.dw_conv = SeparableConv(64)
+        blocks, inputs = [], 64
+        for expansion, width, count, stride in ROWS:
+            for index in range(count):
+                step = 1 if index else stride
+                blocks.append(InvertedResidual(inputs, width, step, expansion))
+                inputs = width
+        self.features = nn.Sequential(*blocks)
+        self.conv2 = ConvUnit(inputs, 512, kernel=1)
+        self.gdconv = GlobalConv(512)
+        self.conv3 = nn.Conv2d(512, self.dim, 1)
+        self.bn = nn.BatchNorm2d(self.dim)
+
+    def encode(self, faces):
+        x = self.conv2(self.features(self.dw_conv(self.conv1(faces))))
+        return self.bn(self.conv3(self.gdconv(x))).flatten(1)

