@@ -358,7 +358,8 @@ class DALModel(nn.Module):
     @classmethod
     def of(cls, state, path, backbone: nn.Module | None = None) -> 'DALModel':
         """The network in what `read_state` gave of `path`; as `load`."""
-        if not isinstance(state, dict) or 'model' not in state or 'backbone' not in state:
+        if (not isinstance(state, dict) or not isinstance(state.get('model'), dict)
+                or not isinstance(state.get('backbone', 0), dict | None)):
             raise ValueError(f'{path}: no weights file of this repository')
         weights, config = state['model'], state['backbone']
         if backbone is None and config is None:

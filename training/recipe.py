@@ -86,7 +86,7 @@ class Recipe:
         for field in fields(self):
             value, options = getattr(self, field.name), typing.get_args(field.type)
             if typing.get_origin(field.type) is Literal and value not in options:
-                raise UserError(f'{field.name} is {value!r}; '
+                raise UserError(f'{field.name} is {value!r:.80}; '
                                 f'it must be {" or ".join(map(repr, options))}')
         if not (len(self.layers) == len(self.widths) > 0 and min(self.layers) >= 0
                 and min(self.widths) >= 1):
