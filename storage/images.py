@@ -1,7 +1,8 @@
-"""One image, one age: from bytes to pixels, from text to years; and the one line that says what is wrong with them."""
+"""One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
 import io
 import os
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from utils import DataError
 
 try:
-    import simplejpeg  # four times Pillow's rate; what it can't read, and where it can't be installed, Pillow reads
+    import simplejpeg  # four times Pillow's rate; Pillow reads the rest
 except ImportError:
     simplejpeg = None
 
@@ -17,23 +18,25 @@ HEIGHT, WIDTH = 112, 96
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
 
 
-def some(names):
-    """The first few names and how many more, on one line whatever the names hold."""
+def some(names: Iterable[str | bytes | os.PathLike]) -> str:
+    """The first few names and how many there are, on one line whatever the names hold."""
     names = [name if name.isprintable() else ascii(name) for name in map(os.fsdecode, names)]
     return ', '.join(names[:3]) + (f', … ({len(names)} in all)' if len(names) > 3 else '')
 
 
-def to_age(value):
-    """Age in years (float) of a number or its text. ValueError where it is none, or not between 0 and 120."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) and not (isinstance(value, str) and AGE.fullmatch(value)):
+def to_age(value: object) -> float:
+    """Age in years of a number or its text. ValueError where it is none, or not from 0 to 120."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number and not (isinstance(value, str) and AGE.fullmatch(value)):
         raise ValueError(f'{value!r:.60} is no age')
-    if not 0 <= (float(value) if isinstance(value, str) else value) <= 120:  # a whole number can be too large to be a float
+    # text is made a float first; a whole number can be too large to be one
+    if not 0 <= (float(value) if isinstance(value, str) else value) <= 120:
         raise ValueError(f'{value!s:.60} is no age between 0 and 120')
     return float(value)
 
 
-def parse_age(name, pat, pos):
-    """Age in years (float) in a file name: re.split(pat, name)[pos]. ValueError says what stands there instead."""
+def parse_age(name: str, pat: str, pos: int) -> float:
+    """Age in years in a file name: re.split(pat, name)[pos]. ValueError says what stands there."""
     fields = re.split(pat, name)
     try:
         field = fields[pos]
@@ -44,11 +47,12 @@ def parse_age(name, pat, pos):
     return to_age(field)
 
 
-def decode(data, crop=False):
-    """An encoded image (bytes) -> RGB uint8 (112, 96, 3). With `crop`, 112×112 loses 8 columns on either side first.
+def decode(data: bytes, crop: bool = False) -> np.ndarray:
+    """An encoded image -> RGB uint8 (112, 96, 3). With `crop`, 112×112 first loses 8 columns on
+    either side.
 
-    Raises DataError, which doesn't know the file's name, where the image is of another size or can't be read. The size is
-    checked before anything is decoded.
+    Raises DataError, which doesn't know the file's name, where the image is of another size or
+    can't be read. The size is checked before anything is decoded.
     """
     jpeg = simplejpeg and simplejpeg.is_jpeg(data)
     try:
@@ -62,7 +66,10 @@ def decode(data, crop=False):
     if (height, width) != (HEIGHT, WIDTH) and not (crop and height == width == HEIGHT):
         raise DataError(f'{height} high × {width} wide')
     try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace='RGB') if jpeg else np.asarray(image.convert('RGB'))
+        if jpeg:
+            pixels = simplejpeg.decode_jpeg(data, colorspace='RGB')
+        else:
+            pixels = np.asarray(image.convert('RGB'))
     except Exception as error:
         if jpeg:  # CMYK and other rarities
             try:

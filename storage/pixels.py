@@ -1,6 +1,7 @@
-"""Decoded faces in one file, 32 kB each, at places known beforehand: read and written by position, never mapped into memory.
+"""Decoded faces in one file, 32 kB each, at places known beforehand.
 
-A map would be as fast, but where its file is cut short or its disk is full, the system ends the process (SIGBUS) without a word.
+They are read and written by position and never mapped into memory. A map would be as fast, but
+where its file is cut short or its disk is full, the system ends the process (SIGBUS) silently.
 """
 import contextlib
 import glob
@@ -9,6 +10,8 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,18 +21,21 @@ from utils import DataError
 FACE = HEIGHT * WIDTH * 3
 
 
-def header(n):
+def header(n: int) -> bytes:
     """What a .npy file of n faces begins with."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (n, HEIGHT, WIDTH, 3)})
+    array = {'descr': '|u1', 'fortran_order': False, 'shape': (n, HEIGHT, WIDTH, 3)}
+    np.lib.format.write_array_header_1_0(file, array)
     return file.getvalue()
 
 
-def is_whole(path, n):
+def is_whole(path: str | Path, n: int) -> bool:
     """Whether the file at `path` is one of n faces, of the right length."""
+    start = header(n)
     try:
         with open(path, 'rb') as file:
-            return file.read(len(header(n))) == header(n) and os.fstat(file.fileno()).st_size == len(header(n)) + n * FACE
+            size = os.fstat(file.fileno()).st_size
+            return file.read(len(start)) == start and size == len(start) + n * FACE
     except OSError:
         return False
 
@@ -37,20 +43,24 @@ def is_whole(path, n):
 class Pixels:
     """The n faces of a file that `is_whole`. Each process opens it for itself."""
 
-    def __init__(self, path, n):
+    def __init__(self, path: str | Path, n: int):
         self.path, self.start, self.file = str(path), len(header(n)), None
 
-    def __getitem__(self, indices):
-        """uint8 (N, 112, 96, 3). Raises DataError where the file was removed, or ends before them."""
+    def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 (N, 112, 96, 3). Raises DataError where the file was removed, or ends too early."""
         faces = np.empty((len(indices), HEIGHT, WIDTH, 3), np.uint8)
         try:
             if self.file is None:
                 self.file = open(self.path, 'rb', buffering=0)
-            for face, index in zip(faces, indices):
-                if os.preadv(self.file.fileno(), [face], self.start + int(index) * FACE) != FACE:
+            for face, index in zip(faces, indices, strict=True):
+                at = self.start + int(index) * FACE
+                if os.preadv(self.file.fileno(), [face], at) != FACE:
                     raise OSError(None, 'cut short while in use')
         except OSError as error:
-            raise DataError(f'{self.path}, the file of decoded faces: {error.strerror}: the next start makes it anew') from None
+            raise DataError(
+                f'{self.path}, the file of decoded faces: {error.strerror}: '
+                'the next start makes it anew'
+            ) from None
         return faces
 
     def __getstate__(self):
@@ -58,9 +68,12 @@ class Pixels:
 
 
 class NewPixels:
-    """A file for n faces in the making, which takes the name `path` in the end; `error` is why it can't, an OSError or None."""
+    """A file for n faces in the making, which takes the name `path` in the end.
 
-    def __init__(self, path, n):
+    `error` is why it can't, an OSError or None.
+    """
+
+    def __init__(self, path: Path, n: int):
         self.path, self.n, self.start, self.file, self.error = path, n, len(header(n)), None, None
         self.temporary = path.with_name(f'{_name(path)}.{uuid.uuid4().hex}.tmp')
         try:
@@ -71,19 +84,23 @@ class NewPixels:
             self.error = error
         self._write(header(n), 0)
 
-    def __setitem__(self, index, face):
+    def __setitem__(self, index: int, face: np.ndarray) -> None:
         """Several threads may call it at once. An error is noted."""
         self._write(np.ascontiguousarray(face), self.start + index * FACE)
 
     def _write(self, data, at):
         try:
-            if not self.error and os.pwrite(self.file.fileno(), data, at) != memoryview(data).nbytes:
-                raise OSError(None, 'too little free space')
+            if not self.error:
+                if os.pwrite(self.file.fileno(), data, at) != memoryview(data).nbytes:
+                    raise OSError(None, 'too little free space')
         except OSError as error:
             self.error = error
 
-    def finish(self):
-        """The Pixels of the file, which takes its name, while those of other fingerprints go; None where there is an error."""
+    def finish(self) -> Pixels | None:
+        """The Pixels of the file, which takes its name; None where there is an error.
+
+        Files of other fingerprints are removed.
+        """
         try:
             if not self.error:
                 os.fsync(self.file.fileno())
@@ -92,12 +109,14 @@ class NewPixels:
             self.error = error
         if self.error:
             return None
-        for stale in self.path.parent.glob(f'{glob.escape(_name(self.path))}.{"[0-9a-f]" * 16}.npy'):
+        others = f'{glob.escape(_name(self.path))}.{"[0-9a-f]" * 16}.npy'
+        for stale in self.path.parent.glob(others):
             if stale != self.path:
                 stale.unlink(missing_ok=True)
         return Pixels(self.path, self.n)
 
-    def close(self):
+    def close(self) -> None:
+        """Removes what was not finished."""
         if self.file:
             self.file.close()
         self.temporary.unlink(missing_ok=True)
@@ -108,8 +127,8 @@ def _name(path):
     return path.name.rsplit('.', 2)[0]
 
 
-def sweep(folder, pattern):
-    """Removes what processes that were killed have left: files of a day ago, since younger ones may be at work."""
+def sweep(folder: Path, pattern: str) -> None:
+    """Removes what killed processes have left: files older than a day, as others may be at work."""
     for stale in folder.glob(pattern):
         with contextlib.suppress(FileNotFoundError):  # another process sweeps too
             if time.time() - stale.stat().st_mtime > 86400:
