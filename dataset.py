@@ -14,7 +14,7 @@ from storage.batches import Batches
 from storage.entry import check_entry
 from storage.folder import Folder
 from storage.images import HEIGHT, WIDTH, decode, some
-from storage.pixels import NewPixels, Pixels, is_whole, sweep
+from storage.pixels import NewPixels, Pixels, is_whole, name_of, sweep
 from storage.shards import Shards, are_shards
 from utils import DataError
 
@@ -22,17 +22,20 @@ __all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loa
 
 
 class Faces(Dataset):
-    """The faces at `root`, each 112 × 96 and of known identity and age: a folder or shards.
+    """The faces at `root`, of known identity and age, as (112, width): a folder or shards.
+
+    The images are 112×96 or 112×112, or both; `width` is what the model sees, 96 or 112, and
+    images.to_width says how one becomes the other. `pat` and `pos` are as in meta.py.
 
     classes  list of the identities, sorted; labels (n,) int64, ages (n,) float32 in years
     Listed and parsed at once, without a Python object per face kept; `check` then decodes. Batches
-    are fetched by lists of indices: images (N, 3, 112, 96) uint8 in channels-last memory, labels
+    are fetched by lists of indices: images (N, 3, 112, width) uint8 in channels-last memory, labels
     (N,), ages (N,), and what could not be read. Raises DataError for what is missing or empty and
-    for faces without a readable age. `pat` and `pos` are as in meta.py.
+    for faces without a readable age.
     """
 
-    def __init__(self, root: str | os.PathLike, pat: str, pos: int):
-        self.root, self.pixels = str(root), None
+    def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
+        self.root, self.width, self.pixels = str(root), width, None
         self.source = Shards(self.root) if are_shards(self.root) else Folder(self.root)
         self.classes, self.places, self.labels, self.ages = self.source.list(pat, pos)
 
@@ -51,10 +54,10 @@ class Faces(Dataset):
             raise DataError(f'{some([self.path(index)])}: {error.strerror}') from None
 
     def read(self, index: int) -> np.ndarray:
-        """The decoded face, uint8 (112, 96, 3). Raises DataError, which names it."""
+        """The decoded face, uint8 (112, width, 3). Raises DataError, which names it."""
         data = self.encoded(index)
         try:
-            return decode(data)
+            return decode(data, self.width)
         except DataError as error:
             raise DataError(f'{some([self.path(index)])}: {error}') from None
 
@@ -64,26 +67,25 @@ class Faces(Dataset):
         """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one
         file beside `root`.
 
-        From that file, `.<root>.<fingerprint>.npy`, every process reads, so that no epoch decodes
-        again; its name holds a hash of the names, sizes and times of the images, and a set that
-        changed gets a new one. Raises DataError where more than `skip_corrupt` images can't be read
-        or aren't 112 × 96; as many are left out. Returns lines of notice, if any: what was left
-        out, and that there is no room for the file.
+        From that file (pixels.name_of) every process reads, so that no epoch decodes again; its
+        name holds a hash of the names, sizes and times of the images, and a set that changed gets
+        a new one. Raises DataError where more than `skip_corrupt` images can't be read or are of
+        another size; as many are left out. Returns lines of notice, if any: what was left out, and
+        that there is no room for the file.
         """
         beside, notices, new = self.source.beside, list(self.source.notices), None
-        target = beside.with_name(f'.{beside.name}.{self.fingerprint[:16]}.npy')
+        target = beside.with_name(name_of(beside.name, self.fingerprint, self.width))
         sweep(beside.parent, f'.{glob.escape(beside.name)}.{"[0-9a-f]" * 32}.tmp')
-        if cache and is_whole(target, len(self)):
-            self.pixels = Pixels(target, len(self))
+        if cache and is_whole(target, len(self), self.width):
+            self.pixels = Pixels(target, len(self), self.width)
             return notices
         try:
-            new = NewPixels(target, len(self)) if cache else None
+            new = NewPixels(target, len(self), self.width) if cache else None
             bad = self._decode_all(new, workers)
             if len(bad) > skip_corrupt:
                 raise DataError(
-                    f'{self.root}: {len(bad)} image(s) are not 112 high × 96 wide or not readable: '
-                    f'{some(bad.values())}: align them to 112 × 96 (of 112 × 112, cut 8 columns '
-                    'off either side), or remove them'
+                    f'{self.root}: {len(bad)} image(s) are not 112 high × 96 or 112 wide, or not '
+                    f'readable: {some(bad.values())}: align them (prepare.py), or remove them'
                 )
             if bad:
                 notices.append(
@@ -94,7 +96,7 @@ class Faces(Dataset):
             elif new:
                 self.pixels = new.finish()
             if new and new.error:
-                size = len(self) * HEIGHT * WIDTH * 3 / 2**30
+                size = len(self) * HEIGHT * self.width * 3 / 2**30
                 notices.append(
                     f'{beside.parent}: {new.error.strerror} for {size:.1f} GiB of decoded faces; '
                     'every epoch decodes anew: --workers N helps'

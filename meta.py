@@ -2,7 +2,7 @@
 or with --dataset NAME.
 
 train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each
-            112 high × 96 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar', whose
+            112 high × 96 or 112 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar', whose
             samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
 val_root    the same for validation, or None. Of other people: verification; of the people of
             train_root: closed-set accuracy too
@@ -23,7 +23,7 @@ demo = {  # faces drawn by synthetic.py on first use
 }
 
 # Templates with the real file names of well-known sets, sorted into a folder per person and aligned
-# to 112 × 96. Put in your paths.
+# to 112 × 96 or 112 × 112. Put in your paths.
 
 fgnet = {  # 001A02.JPG, 001A43a.JPG
     'train_root': 'data/fgnet/train',

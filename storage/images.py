@@ -15,6 +15,7 @@ except ImportError:
     simplejpeg = None
 
 HEIGHT, WIDTH = 112, 96
+WIDTHS = 96, 112  # of faces: as in the paper, and as most sets and backbones of the field have it
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
 
 
@@ -47,9 +48,8 @@ def parse_age(name: str, pat: str, pos: int) -> float:
     return to_age(field)
 
 
-def decode(data: bytes, crop: bool = False) -> np.ndarray:
-    """An encoded image -> RGB uint8 (112, 96, 3). With `crop`, 112×112 first loses 8 columns on
-    either side.
+def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
+    """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`.
 
     Raises DataError, which doesn't know the file's name, where the image is of another size or
     can't be read. The size is checked before anything is decoded.
@@ -57,14 +57,14 @@ def decode(data: bytes, crop: bool = False) -> np.ndarray:
     jpeg = simplejpeg and simplejpeg.is_jpeg(data)
     try:
         if jpeg:
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            height, columns = simplejpeg.decode_jpeg_header(data)[:2]
         else:
             image = Image.open(io.BytesIO(data))
-            width, height = image.size
+            columns, height = image.size
     except Exception as error:  # decoders raise whatever they like at damaged bytes
         raise DataError(f'not readable as an image ({type(error).__name__})') from None
-    if (height, width) != (HEIGHT, WIDTH) and not (crop and height == width == HEIGHT):
-        raise DataError(f'{height} high × {width} wide')
+    if height != HEIGHT or columns not in WIDTHS:
+        raise DataError(f'{height} high × {columns} wide')
     try:
         if jpeg:
             pixels = simplejpeg.decode_jpeg(data, colorspace='RGB')
@@ -78,4 +78,18 @@ def decode(data: bytes, crop: bool = False) -> np.ndarray:
                 raise DataError(f'not readable as an image ({type(error).__name__})') from None
         else:
             raise DataError(f'not readable as an image ({type(error).__name__})') from None
-    return pixels[:, (width - WIDTH) // 2:][:, :WIDTH]
+    return to_width(pixels, width)
+
+
+def to_width(face: np.ndarray, width: int) -> np.ndarray:
+    """A face (112, 96 or 112, 3) -> (112, width, 3).
+
+    Both sizes show the face at one scale, 112×112 with 8 columns more on either side: they are cut
+    off for a width of 96, and for a width of 112 the outermost columns of 112×96 are repeated.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f'a face is {" or ".join(map(str, WIDTHS))} wide, not {width!r}')
+    missing = width - face.shape[1]
+    if missing > 0:
+        return np.pad(face, ((0, 0), (missing // 2, missing // 2), (0, 0)), 'edge')
+    return face[:, -missing // 2:][:, :width]

@@ -1,4 +1,4 @@
-"""Decoded faces in one file, 32 kB each, at places known beforehand.
+"""Decoded faces in one file, 32 or 38 kB each, at places known beforehand.
 
 They are read and written by position and never mapped into memory. A map would be as fast, but
 where its file is cut short or its disk is full, the system ends the process (SIGBUS) silently.
@@ -18,24 +18,29 @@ import numpy as np
 from storage.images import HEIGHT, WIDTH
 from utils import DataError
 
-FACE = HEIGHT * WIDTH * 3
+
+def name_of(root: str, fingerprint: str, width: int) -> str:
+    """What the file of `root` is called: .train.0123456789abcdef.npy, and where faces are 112 wide
+    .train.0123456789abcdef-112.npy.
+    """
+    return f'.{root}.{fingerprint[:16]}{"" if width == WIDTH else f"-{width}"}.npy'
 
 
-def header(n: int) -> bytes:
+def header(n: int, width: int = WIDTH) -> bytes:
     """What a .npy file of n faces begins with."""
     file = io.BytesIO()
-    array = {'descr': '|u1', 'fortran_order': False, 'shape': (n, HEIGHT, WIDTH, 3)}
+    array = {'descr': '|u1', 'fortran_order': False, 'shape': (n, HEIGHT, width, 3)}
     np.lib.format.write_array_header_1_0(file, array)
     return file.getvalue()
 
 
-def is_whole(path: str | Path, n: int) -> bool:
-    """Whether the file at `path` is one of n faces, of the right length."""
-    start = header(n)
+def is_whole(path: str | Path, n: int, width: int = WIDTH) -> bool:
+    """Whether the file at `path` is one of n faces of this width, of the right length."""
+    start = header(n, width)
     try:
         with open(path, 'rb') as file:
             size = os.fstat(file.fileno()).st_size
-            return file.read(len(start)) == start and size == len(start) + n * FACE
+            return file.read(len(start)) == start and size == len(start) + n * HEIGHT * width * 3
     except OSError:
         return False
 
@@ -43,18 +48,19 @@ def is_whole(path: str | Path, n: int) -> bool:
 class Pixels:
     """The n faces of a file that `is_whole`. Each process opens it for itself."""
 
-    def __init__(self, path: str | Path, n: int):
-        self.path, self.start, self.file = str(path), len(header(n)), None
+    def __init__(self, path: str | Path, n: int, width: int = WIDTH):
+        self.path, self.start, self.file = str(path), len(header(n, width)), None
+        self.width, self.size = width, HEIGHT * width * 3
 
     def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
-        """uint8 (N, 112, 96, 3). Raises DataError where the file was removed, or ends too early."""
-        faces = np.empty((len(indices), HEIGHT, WIDTH, 3), np.uint8)
+        """uint8 (N, 112, width, 3). Raises DataError: the file was removed, or ends too early."""
+        faces = np.empty((len(indices), HEIGHT, self.width, 3), np.uint8)
         try:
             if self.file is None:
                 self.file = open(self.path, 'rb', buffering=0)
             for face, index in zip(faces, indices, strict=True):
-                at = self.start + int(index) * FACE
-                if os.preadv(self.file.fileno(), [face], at) != FACE:
+                at = self.start + int(index) * self.size
+                if os.preadv(self.file.fileno(), [face], at) != self.size:
                     raise OSError(None, 'cut short while in use')
         except OSError as error:
             raise DataError(
@@ -73,20 +79,21 @@ class NewPixels:
     `error` is why it can't, an OSError or None.
     """
 
-    def __init__(self, path: Path, n: int):
-        self.path, self.n, self.start, self.file, self.error = path, n, len(header(n)), None, None
-        self.temporary = path.with_name(f'{_name(path)}.{uuid.uuid4().hex}.tmp')
+    def __init__(self, path: Path, n: int, width: int = WIDTH):
+        self.path, self.n, self.width, self.file, self.error = path, n, width, None, None
+        self.start, self.size = len(header(n, width)), HEIGHT * width * 3
+        self.temporary = path.with_name(f'{_root_of(path)}.{uuid.uuid4().hex}.tmp')
         try:
-            if shutil.disk_usage(path.parent).free < 1.1 * n * FACE:
+            if shutil.disk_usage(path.parent).free < 1.1 * n * self.size:
                 raise OSError(None, 'too little free space')
             self.file = open(self.temporary, 'xb', buffering=0)
         except OSError as error:
             self.error = error
-        self._write(header(n), 0)
+        self._write(header(n, width), 0)
 
     def __setitem__(self, index: int, face: np.ndarray) -> None:
         """Several threads may call it at once. An error is noted."""
-        self._write(np.ascontiguousarray(face), self.start + index * FACE)
+        self._write(np.ascontiguousarray(face), self.start + index * self.size)
 
     def _write(self, data, at):
         try:
@@ -109,11 +116,12 @@ class NewPixels:
             self.error = error
         if self.error:
             return None
-        others = f'{glob.escape(_name(self.path))}.{"[0-9a-f]" * 16}.npy'
-        for stale in self.path.parent.glob(others):
-            if stale != self.path:
-                stale.unlink(missing_ok=True)
-        return Pixels(self.path, self.n)
+        root = _root_of(self.path)
+        fingerprint = self.path.name[len(root) + 1:][:16]
+        for other in self.path.parent.glob(f'{glob.escape(root)}.{"[0-9a-f]" * 16}*.npy'):
+            if not other.name.startswith(f'{root}.{fingerprint}'):
+                other.unlink(missing_ok=True)
+        return Pixels(self.path, self.n, self.width)
 
     def close(self) -> None:
         """Removes what was not finished."""
@@ -122,7 +130,7 @@ class NewPixels:
         self.temporary.unlink(missing_ok=True)
 
 
-def _name(path):
+def _root_of(path):
     """.train of .train.<fingerprint>.npy"""
     return path.name.rsplit('.', 2)[0]
 

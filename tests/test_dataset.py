@@ -151,7 +151,7 @@ def test_other_sizes(folder, size, text, cache):
     Image.new('RGB', size).save(folder / 'p00000' / 'wrong_20.jpg')
     with pytest.raises(
         DataError,
-        match=r'1 image\(s\) are not 112 high × 96 wide or not readable: '
+        match=r'1 image\(s\) are not 112 high × 96 or 112 wide, or not readable: '
         f'p00000/wrong_20.jpg: {text}',
     ):
         listed(folder).check(cache)
@@ -214,11 +214,54 @@ def test_without_simplejpeg_pillow_reads(monkeypatch):
     assert np.abs(decode(data).astype(int) - fast).max() <= 1
 
 
-def test_crop_drops_eight_columns_on_either_side():
-    data = encoded(kind='PNG', size=(112, 112))
-    assert (decode(data, crop=True) == np.asarray(Image.open(io.BytesIO(data)))[:, 8:104]).all()
-    with pytest.raises(DataError, match='112 high × 112 wide'):
-        decode(data)
+def test_a_face_as_wide_as_the_model_sees_it():
+    """Column k of the picture is of shade k: which columns come out is seen in the pixels."""
+    columns = np.broadcast_to(np.arange(112, dtype=np.uint8)[:, None], (112, 112, 3))
+    wide, narrow = as_png(columns), as_png(columns[:, 8:104])
+    for data, width, expected in (
+        (wide, 96, [*range(8, 104)]),
+        (wide, 112, [*range(112)]),
+        (narrow, 96, [*range(8, 104)]),
+        (narrow, 112, [8] * 8 + [*range(8, 104)] + [103] * 8),
+    ):
+        face = decode(data, width)
+        assert face.shape == (112, width, 3) and face.dtype == np.uint8
+        assert (face == np.array(expected)[:, None]).all()
+    with pytest.raises(ValueError, match='96 or 112 wide, not 100'):
+        decode(wide, 100)
+
+
+def as_png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('width', [96, 112])
+@pytest.mark.parametrize('cache', [True, False])
+def test_a_set_of_both_sizes_is_of_the_wanted_width(folder, width, cache):
+    wide = encoded(kind='PNG', size=(112, 112))
+    (folder / 'p00000' / 'wide_20.png').write_bytes(wide)
+    faces = Faces(folder, r'_|\.', 1, width)
+    assert faces.check(cache) == [] and bool(faces.pixels) == cache
+    images = faces.__getitems__(list(range(len(faces))))[0].permute(0, 2, 3, 1).numpy()
+    assert images.shape == (41, 112, width, 3)
+    for index in range(len(faces)):
+        assert (images[index] == decode(faces.encoded(index), width)).all()
+
+
+def test_each_width_has_a_file_of_decoded_faces(folder):
+    paths = []
+    for width in (96, 112, 96, 112):
+        faces = Faces(folder, r'_|\.', 1, width)
+        faces.check()
+        paths.append(os.path.basename(faces.pixels.path))
+    assert paths[:2] == paths[2:] and paths[1] == paths[0].replace('.npy', '-112.npy')
+    assert paths[0] == f'.train.{faces.fingerprint[:16]}.npy', 'the name it always had'
+    assert [np.load(folder.parent / name).shape[2] for name in paths[:2]] == [96, 112]
+    (folder / 'p00000' / 'more_20.jpg').write_bytes(encoded())
+    Faces(folder, r'_|\.', 1).check()
+    assert len(list(folder.parent.glob('.train.*'))) == 1, 'those of the set as it was are gone'
 
 
 def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
