@@ -8,21 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from storage import images
 from storage.batches import Batches
 from storage.entry import check_entry
+from storage.files import sweep
 from storage.folder import Folder
 from storage.images import HEIGHT, WIDTH, decode, some
-from storage.pixels import NewPixels, Pixels, is_whole, name_of, sweep
+from storage.lists import List, is_list
+from storage.pixels import NewPixels, Pixels, is_whole, name_of
+from storage.progress import progress
 from storage.shards import Shards, are_shards
 from utils import DataError
 
 __all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loader']
 
 
+WITHOUT_SIMPLEJPEG = (
+    'simplejpeg is not installed here: without it damaged JPEG files may be read, half of them '
+    'grey, and reading takes four times as long: pip install simplejpeg'
+)
+
+
 class Faces(Dataset):
-    """The faces at `root`, of known identity and age, as (112, width): a folder or shards.
+    """The faces at `root`, of known identity and age, as (112, width): a folder, shards or a list.
 
     The images are 112×96 or 112×112, or both; `width` is what the model sees, 96 or 112, and
     images.to_width says how one becomes the other. `pat` and `pos` are as in meta.py.
@@ -35,8 +44,9 @@ class Faces(Dataset):
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
-        self.root, self.width, self.pixels = str(root), width, None
-        self.source = Shards(self.root) if are_shards(self.root) else Folder(self.root)
+        self.root, self.width, self.pixels = os.path.expanduser(root), width, None
+        kind = Shards if are_shards(self.root) else List if is_list(self.root) else Folder
+        self.source = kind(self.root)
         self.classes, self.places, self.labels, self.ages = self.source.list(pat, pos)
 
     def __len__(self) -> int:
@@ -74,6 +84,8 @@ class Faces(Dataset):
         that there is no room for the file.
         """
         beside, notices, new = self.source.beside, list(self.source.notices), None
+        if images.simplejpeg is None:
+            notices.append(WITHOUT_SIMPLEJPEG)
         target = beside.with_name(name_of(beside.name, self.fingerprint, self.width))
         sweep(beside.parent, f'.{glob.escape(beside.name)}.{"[0-9a-f]" * 32}.tmp')
         if cache and is_whole(target, len(self), self.width):
@@ -131,24 +143,22 @@ class Faces(Dataset):
             return bad
 
         bad, starts = {}, range(0, len(self), size)
-        with ThreadPoolExecutor(workers) as pool:
-            parts = tqdm(
-                pool.map(work, starts),
-                f'reading {self.root}',
-                len(starts),
-                leave=False,
-                unit_scale=size,
-                unit=' faces',
-                disable=None,
-            )
-            for part in parts:
+        bar = progress(None, f'reading {self.root}', len(self), unit=' faces')
+        with bar, ThreadPoolExecutor(workers) as pool:
+            for start, part in zip(starts, pool.map(work, starts), strict=True):
                 bad |= part
+                bar.update(min(size, len(self) - start))
         return bad
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of names, sizes and modification times, in hexadecimal."""
         return self.source.fingerprint(self.places)
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        """Says which faces are asked for next."""
+        if self.pixels:
+            self.pixels.will_need(indices)
 
     def __getitems__(
         self, indices: Sequence[int]
@@ -200,7 +210,7 @@ def training_loader(
 ) -> DataLoader:
     """A DataLoader over `Batches`, its `.batch_sampler`. DataError: there is no whole batch."""
     shards = faces.source.shard_of(faces.places)
-    batches = Batches(len(faces), batch_size, seed, process, processes, shards)
+    batches = Batches(len(faces), batch_size, seed, process, processes, shards, faces.will_need)
     if not len(batches):
         raise DataError(
             f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: '

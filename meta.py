@@ -2,8 +2,8 @@
 or with --dataset NAME.
 
 train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each
-            112 high × 96 or 112 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar', whose
-            samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
+            112 high × 96 or 112 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar',
+            whose samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
 val_root    the same for validation, or None. Of other people: verification; of the people of
             train_root: closed-set accuracy too
 pat, pos    re.split(pat, file name)[pos] is the age in years: '_|\\.' splits 000_12.jpg into

@@ -7,8 +7,8 @@ from pathlib import Path
 from utils import DataError
 
 KEYS = {  # what each may be, and how that is said
-    'train_root': ((str, Path), 'a folder, or shards'),
-    'val_root': ((str, Path, type(None)), 'a folder, shards, or None'),
+    'train_root': ((str, Path), 'a folder, shards, or a list'),
+    'val_root': ((str, Path, type(None)), 'a folder, shards, a list, or None'),
     'pat': (str, 'a regular expression'),
     'pos': (int, 'a whole number'),
     'n_cls': (int, 'a whole number'),

@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from storage.files import below, is_image, is_system, seen_from
 from storage.images import parse_age, some
 from utils import DataError
 
 
 class Folder:
-    """`root`/<identity>/<image with the age in its name>.
+    """`root`/<identity>/…/<image with the age in its name>, in folders of any depth.
 
     A place is a name below `root`, in bytes as the system has it.
 
@@ -32,18 +32,21 @@ class Folder:
         Raises DataError for a missing or empty folder and for names without a readable age.
         """
         classes, names, labels, ages, empty, bad = [], [], [], [], [], []
+        others, loops = [], []
         for folder in self._people():
-            files = self._images(folder)
-            if not files:
+            there = self._below(folder)
+            if not there.images:
                 empty.append(folder)
-            for name in files:
+            for name in there.images:
                 try:
-                    ages.append(parse_age(name, pat, pos))
+                    ages.append(parse_age(os.path.basename(name), pat, pos))
                 except ValueError as error:
                     bad.append((f'{folder}/{name}', error))
                 names.append(os.fsencode(f'{folder}/{name}'))
-            labels.extend([len(classes)] * len(files))
+            labels.extend([len(classes)] * len(there.images))
             classes.append(folder)
+            others += [f'{folder}/{name}' for name in there.others]
+            loops += [f'{folder}/{name}' for name in there.loops]
         if not names:
             raise DataError(
                 f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
@@ -59,31 +62,35 @@ class Folder:
                 f'{some([name for name, _ in bad])}; for the first, {bad[0][1]}: '
                 f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
             )
+        self._notice(others, 'file(s) are no images by their names, and left out')
+        self._notice(loops, 'link(s) lead to a folder above them, and are not followed')
         return classes, np.array(names), np.array(labels), np.array(ages, dtype=np.float32)
+
+    def _notice(self, names, what):
+        if names:
+            self.notices.append(f'{self.root}: {len(names)} {what}: {some(names)}')
 
     def _people(self):
         try:
-            # os.path.isdir, since entry.is_dir() raises at a link to itself
-            return sorted(
-                entry.name
-                for entry in os.scandir(self.root)
-                if os.path.isdir(entry) and not entry.name.startswith('.')
-            )
+            names = sorted(name for name in os.listdir(self.root) if not is_system(name))
         except OSError as error:
             raise DataError(
-                f'{self.root}: {error.strerror}: expected a folder with one folder per person'
+                f'{self.root}: {error.strerror}{seen_from(self.root)}: '
+                'expected a folder with one folder per person'
             ) from None
+        people = [name for name in names if os.path.isdir(os.path.join(self.root, name))]
+        prepared = 'report.csv' in names  # by prepare.py, which puts its contact sheet there
+        alone = [name for name in names if is_image(name) and name not in people]
+        alone = [name for name in alone if not (prepared and name == 'sheet.jpg')]
+        self._notice(alone, 'image(s) are in no folder of a person, and left out')
+        return people
 
-    def _images(self, folder):
+    def _below(self, folder):
         path = os.path.join(self.root, folder)
         try:
-            return sorted(
-                entry.name
-                for entry in os.scandir(path)
-                if entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.name.startswith('.')
-            )
+            return below(path, (self.root,))
         except OSError as error:
-            raise DataError(f'{some([path])}: {error.strerror}') from None
+            raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
 
     def shard_of(self, places: np.ndarray) -> np.ndarray | None:
         """The number of the shard that each place is in (n,); None where there are no shards."""
@@ -101,6 +108,16 @@ class Folder:
         """The image file's bytes. Raises OSError."""
         with open(self.path(place), 'rb') as file:
             return file.read()
+
+    def sizes(self, places: np.ndarray) -> np.ndarray:
+        """Bytes of each image (n,) int64; -1 for one that is missing."""
+        sizes = []
+        for name in places:
+            try:
+                sizes.append(os.stat(os.path.join(os.fsencode(self.root), name)).st_size)
+            except OSError:
+                sizes.append(-1)
+        return np.array(sizes, np.int64)
 
     def fingerprint(self, places: np.ndarray) -> str:
         """sha256 of names, sizes and modification times, in hexadecimal.

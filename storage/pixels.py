@@ -8,15 +8,20 @@ import glob
 import io
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from storage.files import read_into, will_need, write_at
 from storage.images import HEIGHT, WIDTH
 from utils import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which keeps files that are open
+    fcntl = None
 
 
 def name_of(root: str, fingerprint: str, width: int) -> str:
@@ -46,21 +51,34 @@ def is_whole(path: str | Path, n: int, width: int = WIDTH) -> bool:
 
 
 class Pixels:
-    """The n faces of a file that `is_whole`. Each process opens it for itself."""
+    """The n faces of a file that `is_whole`.
+
+    It is open, and so in use, from the beginning; a process that gets a copy opens it for itself.
+    """
 
     def __init__(self, path: str | Path, n: int, width: int = WIDTH):
         self.path, self.start, self.file = str(path), len(header(n, width)), None
         self.width, self.size = width, HEIGHT * width * 3
+        with contextlib.suppress(OSError):  # said when it is read
+            self._number()
+
+    def _number(self):
+        """The descriptor of the open file."""
+        if self.file is None:
+            self.file = open(self.path, 'rb', buffering=0)
+            if fcntl:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self.file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return self.file.fileno()
 
     def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
         """uint8 (N, 112, width, 3). Raises DataError: the file was removed, or ends too early."""
         faces = np.empty((len(indices), HEIGHT, self.width, 3), np.uint8)
         try:
-            if self.file is None:
-                self.file = open(self.path, 'rb', buffering=0)
+            number = self._number()
             for face, index in zip(faces, indices, strict=True):
                 at = self.start + int(index) * self.size
-                if os.preadv(self.file.fileno(), [face], at) != self.size:
+                if read_into(number, face.data, at) != self.size:
                     raise OSError(None, 'cut short while in use')
         except OSError as error:
             raise DataError(
@@ -68,6 +86,13 @@ class Pixels:
                 'the next start makes it anew'
             ) from None
         return faces
+
+    def will_need(self, indices: Sequence[int]) -> None:
+        """Lets the system begin to read faces that are asked for next, all of them at once."""
+        with contextlib.suppress(OSError):  # said when they are read
+            number = self._number()
+            for index in indices:
+                will_need(number, self.start + int(index) * self.size, self.size)
 
     def __getstate__(self):
         return self.__dict__ | {'file': None}
@@ -93,12 +118,12 @@ class NewPixels:
 
     def __setitem__(self, index: int, face: np.ndarray) -> None:
         """Several threads may call it at once. An error is noted."""
-        self._write(np.ascontiguousarray(face), self.start + index * self.size)
+        self._write(np.ascontiguousarray(face).data, self.start + index * self.size)
 
     def _write(self, data, at):
         try:
             if not self.error:
-                if os.pwrite(self.file.fileno(), data, at) != memoryview(data).nbytes:
+                if write_at(self.file.fileno(), data, at) != memoryview(data).nbytes:
                     raise OSError(None, 'too little free space')
         except OSError as error:
             self.error = error
@@ -106,11 +131,12 @@ class NewPixels:
     def finish(self) -> Pixels | None:
         """The Pixels of the file, which takes its name; None where there is an error.
 
-        Files of other fingerprints are removed.
+        Files of other fingerprints are removed, but for those that a run is using.
         """
         try:
             if not self.error:
                 os.fsync(self.file.fileno())
+                self.file.close()  # Windows renames no file that is open
                 os.replace(self.temporary, self.path)
         except OSError as error:
             self.error = error
@@ -120,24 +146,27 @@ class NewPixels:
         fingerprint = self.path.name[len(root) + 1:][:16]
         for other in self.path.parent.glob(f'{glob.escape(root)}.{"[0-9a-f]" * 16}*.npy'):
             if not other.name.startswith(f'{root}.{fingerprint}'):
-                other.unlink(missing_ok=True)
+                _remove_unless_used(other)
         return Pixels(self.path, self.n, self.width)
 
     def close(self) -> None:
         """Removes what was not finished."""
-        if self.file:
+        if self.file:  # else there is nothing, and a read-only disk would not let it be removed
             self.file.close()
-        self.temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
+
+
+def _remove_unless_used(path):
+    """Removes the file where nobody holds it, as Pixels does, and where it may be removed."""
+    with contextlib.suppress(OSError):
+        if fcntl:
+            with open(path, 'r+b') as file:  # NFS locks for one alone what may be written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        else:
+            path.unlink()
 
 
 def _root_of(path):
     """.train of .train.<fingerprint>.npy"""
     return path.name.rsplit('.', 2)[0]
-
-
-def sweep(folder: Path, pattern: str) -> None:
-    """Removes what killed processes have left: files older than a day, as others may be at work."""
-    for stale in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
-            if time.time() - stale.stat().st_mtime > 86400:
-                stale.unlink()

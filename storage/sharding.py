@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 import utils
-from storage.pixels import sweep
+from storage.files import sweep
+from storage.progress import progress
 from storage.tar import library
 from utils import DataError
 
@@ -58,7 +58,7 @@ def write_shards(
     sweep(target.parent, f'.{glob.escape(target.name)}-*.tar.*.tmp')
     utils.write_json(plan, about)
     order = np.random.default_rng(seed).permutation(len(faces))
-    with tqdm(total=len(faces), desc=f'writing {pattern}', unit=' faces', disable=None) as bar:
+    with progress(None, f'writing {pattern}', len(faces), unit=' faces', leave=True) as bar:
         for shard in range(shards):
             path = Path(f'{target}-{shard:0{width}}.tar')
             indices = order[shard * per_shard:(shard + 1) * per_shard]

@@ -20,11 +20,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import utils
+from storage.files import read_at, seen_from, sweep, will_need
 from storage.images import some
-from storage.pixels import sweep
+from storage.progress import progress
 from storage.tar import library, row, samples
 from utils import DataError
 
@@ -62,8 +62,8 @@ class Shards:
         missing = [path for path in self.paths if not os.path.isfile(path)]
         if missing:
             raise DataError(
-                f'{root}: {len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}: '
-                'restore them, or mend the pattern in meta.py'
+                f'{root}: {len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}'
+                f'{seen_from(missing[0])}: restore them, or mend the pattern in meta.py'
             )
         stats = map(os.stat, self.paths)
         self.stats = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
@@ -108,9 +108,7 @@ class Shards:
     def _read_through(self, pat, pos):
         """What `list` returns, from the shards themselves."""
         people, parts, bad = {}, [], []
-        paths = tqdm(
-            self.paths, f'listing {self.root}', leave=False, unit=' shards', disable=None
-        )
+        paths = progress(self.paths, f'listing {self.root}', len(self.paths), unit=' shards')
         for shard, path in enumerate(paths):
             names, rows, ages = [], [], []
             for sample in samples(path):
@@ -162,11 +160,15 @@ class Shards:
         """Where it is, for messages: shard:name."""
         return f'{self.paths[place["shard"]]}:{self.name(place)}'
 
+    def sizes(self, places: np.ndarray) -> np.ndarray:
+        """Bytes of each image (n,) int64."""
+        return places['size']
+
     def encoded(self, place: np.void) -> bytes:
         """The image's bytes. Raises OSError, also where the shard changed after it was listed."""
         stat = self.stats[place['shard']].tolist()
         file = _opened(self.paths[place['shard']], *stat)  # held until it is read
-        data = os.pread(file.number, place['size'], place['offset'])
+        data = read_at(file.number, place['size'], place['offset'])
         if len(data) < place['size']:
             raise OSError(None, 'the shard was cut short after it was listed')
         return data
@@ -184,15 +186,14 @@ class _Number:
 
 @functools.lru_cache(OPEN)
 def _opened(path, size, time):
-    file = _Number(os.open(path, os.O_RDONLY))
+    file = _Number(os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0)))
     stat = os.fstat(file.number)
     if (stat.st_size, stat.st_mtime_ns) != (size, time):
         raise OSError(None, 'the shard was changed after it was listed')
-    if hasattr(os, 'posix_fadvise'):
-        # its images are wanted soon, in any order: a network is faster with one long read. In
-        # pieces, since the system cuts a long request short
-        for start in range(0, size, 1 << 20):
-            os.posix_fadvise(file.number, start, 1 << 20, os.POSIX_FADV_WILLNEED)
+    # its images are wanted soon, in any order: a network is faster with one long read. In pieces,
+    # since the system cuts a long request short
+    for start in range(0, size, 1 << 20):
+        will_need(file.number, start, 1 << 20)
     return file
 
 

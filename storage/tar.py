@@ -6,8 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from types import ModuleType
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from storage.files import is_image, is_system, read_at
 from storage.images import parse_age, some, to_age
 from utils import DataError
 
@@ -47,13 +46,13 @@ def _files(path):
                 if tar.offset <= end:
                     raise DataError(f'{path}: damaged at byte {end}: restore it')
                 end, tar.members = tar.offset, []
-                if member.isreg() and not re.match(r'__[^/]*__($|/)', member.name):
-                    data, name = b'', member.name.lower()
-                    if name.endswith(IMG_EXTENSIONS):
+                if member.isreg() and not _is_passed_over(member.name):
+                    data = b''
+                    if is_image(member.name):
                         data = member.offset_data, member.size
-                    elif name.endswith(KNOWN):
+                    elif member.name.lower().endswith(KNOWN):
                         size = min(member.size, SMALL)
-                        data = os.pread(file.fileno(), size, member.offset_data)
+                        data = read_at(file.fileno(), size, member.offset_data)
                     yield {'fname': member.name, 'data': data, '__url__': path}
             file.seek(tar.offset)
             # tarfile takes damage, and any end, for the end
@@ -69,6 +68,12 @@ def _files(path):
             f'{path}: damaged, cut short, or not a plain tar file ({some([str(error)])}): '
             'restore it'
         ) from None
+
+
+def _is_passed_over(name):
+    """Whether a file in a tar is the library's own, or the system's (._000_12.jpg of macOS)."""
+    parts = [part for part in name.split('/') if part not in ('', '.', '..')]
+    return bool(re.match(r'__[^/]*__($|/)', name)) or any(map(is_system, parts))
 
 
 def row(sample: dict, pat: str, pos: int) -> tuple[str, str, float, tuple[int, int]]:

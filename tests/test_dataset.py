@@ -3,16 +3,15 @@ import io
 import os
 import pickle
 import shutil
-import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_images import encoded
 from torchvision.datasets import ImageFolder
 
 import meta
 from dataset import Batches, Faces, check_entry, training_loader
-from storage import images
 from storage.images import decode, parse_age
 from utils import DataError
 
@@ -81,7 +80,7 @@ GOOD = {'train_root': 'a', 'val_root': None, 'pat': '_', 'pos': 1, 'n_cls': 2}
         ({'pos': '1'}, 'whole number'),
         ({'n_cls': True}, 'whole number'),
         ({'train_root': None}, 'a folder'),
-        ({'val_root': 3}, 'a folder, shards, or None'),
+        ({'val_root': 3}, 'a folder, shards, a list, or None'),
     ],
 )
 def test_bad_entries(change, message):
@@ -176,67 +175,6 @@ def test_unreadable_files(folder, spoil, kind):
     assert not list(folder.parent.glob('.*')), 'no half-made cache may stay'
 
 
-def encoded(mode='RGB', kind='JPEG', size=(96, 112), **options):
-    buffer = io.BytesIO()
-    noise = Image.effect_noise(size, 80)
-    Image.merge('RGB', [noise, noise.rotate(90), noise.rotate(180)]).convert(mode).save(
-        buffer, kind, **options
-    )
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    'data',
-    [
-        encoded(),
-        encoded(subsampling=0),
-        encoded(quality=100),
-        encoded('L'),
-        encoded('CMYK'),
-        encoded(progressive=True),
-        encoded(kind='PNG'),
-        encoded('P', 'PNG'),
-        encoded('L', 'BMP'),
-        encoded(kind='WEBP'),
-    ],
-)
-def test_pixels_are_pillows(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
-    assert np.abs(decode(data).astype(int) - expected).max() <= 1
-
-
-def test_without_simplejpeg_pillow_reads(monkeypatch):
-    data = encoded()
-    fast = decode(data)
-    monkeypatch.setattr(images, 'simplejpeg', None)
-    assert np.abs(decode(data).astype(int) - fast).max() <= 1
-
-
-def test_a_face_as_wide_as_the_model_sees_it():
-    """Column k of the picture is of shade k: which columns come out is seen in the pixels."""
-    columns = np.broadcast_to(np.arange(112, dtype=np.uint8)[:, None], (112, 112, 3))
-    wide, narrow = as_png(columns), as_png(columns[:, 8:104])
-    for data, width, expected in (
-        (wide, 96, [*range(8, 104)]),
-        (wide, 112, [*range(112)]),
-        (narrow, 96, [*range(8, 104)]),
-        (narrow, 112, [8] * 8 + [*range(8, 104)] + [103] * 8),
-    ):
-        face = decode(data, width)
-        assert face.shape == (112, width, 3) and face.dtype == np.uint8
-        assert (face == np.array(expected)[:, None]).all()
-    with pytest.raises(ValueError, match='96 or 112 wide, not 100'):
-        decode(wide, 100)
-
-
-def as_png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, 'PNG')
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize('width', [96, 112])
 @pytest.mark.parametrize('cache', [True, False])
 def test_a_set_of_both_sizes_is_of_the_wanted_width(folder, width, cache):
@@ -260,6 +198,7 @@ def test_each_width_has_a_file_of_decoded_faces(folder):
     assert paths[0] == f'.train.{faces.fingerprint[:16]}.npy', 'the name it always had'
     assert [np.load(folder.parent / name).shape[2] for name in paths[:2]] == [96, 112]
     (folder / 'p00000' / 'more_20.jpg').write_bytes(encoded())
+    del faces  # which holds its file
     Faces(folder, r'_|\.', 1).check()
     assert len(list(folder.parent.glob('.train.*'))) == 1, 'those of the set as it was are gone'
 
@@ -280,6 +219,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     assert (
         pickle.loads(pickle.dumps(again)).__getitems__([3])[0] == plain.__getitems__([3])[0]
     ).all()
+    del cached, again  # which hold the file
     changed = next(folder.glob('p00003/*'))
     replacement = encoded()
     changed.write_bytes(replacement)
