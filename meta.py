@@ -1,13 +1,18 @@
-"""The data sets: one dict each, plain values. Add yours here and choose it as `dataset` in main.py (or with --dataset NAME).
+"""The data sets: one dict each, plain values. Add yours here, and choose it as `dataset` in main.py
+or with --dataset NAME.
 
-train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each 112 high × 96 wide; or WebDataset
-            shards, '/data/x/train-{00000..00099}.tar', whose samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
-val_root    the same for validation, or None. People of its own: verification; the people of train_root: closed-set accuracy too
-pat, pos    re.split(pat, file name)[pos] is the age in years: '_|\\.' splits 000_12.jpg into [000, 12, jpg], and pos 1 is 12
+train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each
+            112 high × 96 or 112 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar',
+            whose samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
+val_root    the same for validation, or None. Of other people: verification; of the people of
+            train_root: closed-set accuracy too
+pat, pos    re.split(pat, file name)[pos] is the age in years: '_|\\.' splits 000_12.jpg into
+            [000, 12, jpg], and pos 1 is 12
 n_cls       number of identities in train_root
 """
 
-age_cutoffs = (12, 18, 25, 35, 45, 55, 65)  # upper bounds of the age groups, inclusive; the last group is everybody older
+# upper bounds of the age groups, inclusive; the last group is everybody older
+age_cutoffs = (12, 18, 25, 35, 45, 55, 65)
 
 demo = {  # faces drawn by synthetic.py on first use
     'train_root': 'data/demo/train',
@@ -17,7 +22,8 @@ demo = {  # faces drawn by synthetic.py on first use
     'n_cls': 400,
 }
 
-# Templates with the real file names of well-known sets, sorted into a folder per person and aligned to 112 × 96. Put in your paths.
+# Templates with the real file names of well-known sets, sorted into a folder per person and aligned
+# to 112 × 96 or 112 × 112. Put in your paths.
 
 fgnet = {  # 001A02.JPG, 001A43a.JPG
     'train_root': 'data/fgnet/train',

@@ -26,7 +26,7 @@ import utils
 from dataset import Faces, check_entry
 from preparation import ages, conversion, doctor, pictures
 from preparation.labels import NAMES
-from storage.shards import write_shards
+from storage.sharding import write_shards
 
 
 def arguments(argv):

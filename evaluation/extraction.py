@@ -140,6 +140,6 @@ class _Decoded:
         """The face (112, 96, 3), or what is wrong with it."""
         source = self.sources[index]
         try:
-            return decode(source if isinstance(source, bytes) else Path(source).read_bytes(), self.crop)
+            return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
         except (DataError, OSError, ValueError) as error:
             return f'{self.names[index]}: {getattr(error, "strerror", None) or error}'

@@ -87,7 +87,7 @@ def draw_errors(listed, pairs, scores, path, crop, each=8):
 
 
 def _face(source, crop):
-    return decode(source if isinstance(source, bytes) else Path(source).read_bytes(), crop)
+    return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
 
 
 def draw_cmc(models, path):

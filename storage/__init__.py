@@ -1,1 +1,1 @@
-"""The rooms behind dataset.py: where images lie (a folder, tar shards), one image and its age, decoded pixels in one file."""
+"""The rooms behind dataset.py: where images lie, how one is opened, decoded pixels in one file."""

@@ -56,7 +56,7 @@ def replace(path, change):
 
 
 FINDINGS = {
-    'a size': (lambda root: replace(root / 'train/train0/000_4.jpg', lambda image: image.resize((112, 112))), '1 of 9 images: 112 high × 112 wide: train0/000_4.jpg'),
+    'a size': (lambda root: replace(root / 'train/train0/000_4.jpg', lambda image: image.resize((100, 112))), '1 of 9 images: 112 high × 100 wide: train0/000_4.jpg'),
     'damage': (lambda root: (root / 'train/train0/000_4.jpg').write_bytes(b'x'), '1 of 9 images: not readable as an image'),
     'a name': (lambda root: (root / 'train/train0/000_4.jpg').rename(root / 'train/train0/000_x.jpg'), "no age in its name: train0/000_x.jpg: rename them, or mend 'pat'"),
     'an empty folder': (lambda root: (root / 'train/nobody').mkdir(), '1 folders without an image: nobody'),
@@ -93,7 +93,7 @@ def test_files_are_listed_one_by_one(examine, tmp_path):
     shutil.copy(tmp_path / 'train/train1/000_30.jpg', tmp_path / 'val/val0/003_30.jpg')
     _, rows = examine()
     assert [(row['file'], row['what'], row['other']) for row in rows] == [
-        (f'{tmp_path}/train/train0/000_4.jpg', 'not readable as an image (UnidentifiedImageError)', ''),
+        (f'{tmp_path}/train/train0/000_4.jpg', 'not readable as an image (not an image of a kind that is read here, whatever its name says)', ''),
         (f'{tmp_path}/train/train1/000_30.jpg', 'same pixels', f'{tmp_path}/val/val0/003_30.jpg')]
 
 

@@ -44,7 +44,7 @@ def read(data, name, most=None):
     """
     image = open_photograph(io.BytesIO(data), name, most)
     if image.size in ALIGNED:
-        return Portrait(name, decode(data, crop=True))
+        return Portrait(name, decode(data))
     try:
         faces = detector().find(image)
     except UserError:

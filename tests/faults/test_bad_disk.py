@@ -1,4 +1,5 @@
-"""Disks that fill, folders that can't be written, faces that vanish or rot, workers that are killed: one line, and a state that resumes."""
+"""Disks that fill, folders that can't be written, faces that vanish or rot, killed workers: one
+line, and a state that resumes."""
 import itertools
 import os
 import re
@@ -22,7 +23,10 @@ LINE = ('2', '--resume', '--save-every', '2')
 def own(entry, tmp_path):
     """A meta.py dict of faces that a test may spoil."""
     shutil.copytree(Path(entry['train_root']).parent, tmp_path / 'set', copy_function=shutil.copy)
-    return entry | {'train_root': str(tmp_path / 'set/train'), 'val_root': str(tmp_path / 'set/val')}
+    return entry | {
+        'train_root': str(tmp_path / 'set/train'),
+        'val_root': str(tmp_path / 'set/val'),
+    }
 
 
 @pytest.fixture
@@ -30,7 +34,8 @@ def tiny(tmp_path):
     """A disk of one megabyte."""
     folder = tmp_path / 'tiny'
     folder.mkdir()
-    if not shutil.which('mount') or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder], capture_output=True).returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder]
+    if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('only root may mount a small disk')
     yield folder
     subprocess.run(['umount', '--lazy', folder], check=True)
@@ -56,7 +61,7 @@ def limit(size):
 
 @pytest.mark.parametrize('room', [2_000, 10_000, 30_000, 60_000])
 def test_files_that_may_not_grow(entry, tmp_path, room):
-    """From hardly a byte, over room for the log but for no weights, to room for weights but not for the state."""
+    """From hardly a byte, over room for the log but for no weights, to room for weights alone."""
     assert finish(entry, tmp_path / 'whole', *LINE, settings=PHASES)[0] == 0
     status, output = finish(entry, tmp_path / 'run', *LINE, settings=PHASES, prepare=limit(room))
     assert status == 1 or room == 60_000
@@ -86,7 +91,7 @@ def test_folders_that_cannot_be_written(entry, tmp_path):
 
 
 def struck(change, batches=3):
-    """Lets the faces be changed by change(faces, indices) when the batch after `batches` is read."""
+    """Lets change(faces, indices) change the faces when the batch after `batches` is read."""
     def prepare():
         original, count = Faces.__getitems__, [0]
 
@@ -108,7 +113,10 @@ def test_a_data_set_that_vanishes_in_mid_epoch(own, tmp_path, workers):
     def vanish(faces, _):
         if os.path.exists(faces.root):
             os.rename(faces.root, f'{faces.root}.gone')
-    status, output = finish(own, tmp_path / 'run', *line, **options, prepare=struck(vanish, 1 if workers else 3))
+
+    status, output = finish(
+        own, tmp_path / 'run', *line, **options, prepare=struck(vanish, 1 if workers else 3)
+    )
     assert status == 1 and 'No such file or directory' in errors(output)
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] > 0
     status, output = finish(own, tmp_path / 'run', *line, **options)
@@ -144,14 +152,24 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
         if rotten.stat().st_size > 100:
             os.truncate(rotten, 100)
     options = dict(settings=(*PHASES, 'cache=False', f'skip_corrupt={allowed}'))
-    status, output = finish(own, tmp_path / 'run', '3', '--workers', workers, **options, prepare=struck(rot, 0))
+    status, output = finish(
+        own, tmp_path / 'run', '3', '--workers', workers, **options, prepare=struck(rot, 0)
+    )
     if allowed:  # met in every epoch, and counted once
-        assert status == 0 and sum(f'warning: left out, 1 so far: {rotten}' in line for line in output) == 3
+        assert (
+            status == 0
+            and sum(f'warning: left out, 1 so far: {rotten}' in line for line in output) == 3
+        )
     else:
-        assert status == 1 and f'{rotten}: not readable as an image' in errors(output) and errors(output).endswith('skip_corrupt=1 pass with --set')
-        assert finish(own, tmp_path / 'run', '3', '--resume', '--workers', workers, **options)[0] == 1
+        assert (
+            status == 1
+            and f'{rotten}: not readable as an image' in errors(output)
+            and errors(output).endswith('skip_corrupt=1 pass with --set')
+        )
+        again = '3', '--resume', '--workers', workers
+        assert finish(own, tmp_path / 'run', *again, **options)[0] == 1
         rotten.write_bytes(whole)
-        assert finish(own, tmp_path / 'run', '3', '--resume', '--workers', workers, **options)[0] == 0
+        assert finish(own, tmp_path / 'run', *again, **options)[0] == 0
 
 
 def test_workers_killed_one_after_the_other(entry, tmp_path):
@@ -159,13 +177,16 @@ def test_workers_killed_one_after_the_other(entry, tmp_path):
     options, line = dict(settings=(*PHASES, 'cache=False')), ('3', *LINE[1:], '--workers', 2)
     assert finish(entry, tmp_path / 'whole', *line, **options)[0] == 0
     for number, worker in itertools.product((signal.SIGKILL, signal.SIGTERM), (0, 1)):
-        def kill(faces, _):
+        def kill(faces, _, number=number, worker=worker):
             info = torch.utils.data.get_worker_info()
             if info and info.id == worker:
                 os.kill(os.getpid(), number)
         status, output = finish(entry, tmp_path / 'run', *line, **options, prepare=struck(kill, 1))
         assert status == 1 and errors(output).endswith('--resume continues from the last save')
-        assert re.search(r'DataLoader worker \(.*\) (is killed by signal: \w+|exited unexpectedly)\. It may ', errors(output))
+        assert re.search(
+            r'DataLoader worker \(.*\) (is killed by signal: \w+|exited unexpectedly)\. It may ',
+            errors(output),
+        )
     assert finish(entry, tmp_path / 'run', *line, **options)[0] == 0
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
 
@@ -187,7 +208,9 @@ def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
 
         def spoilt(self, *batch):
             if self.step == 3:
-                next(self.model.backbone.parameters()).register_hook(lambda gradient: gradient * float('nan'))
+                next(self.model.backbone.parameters()).register_hook(
+                    lambda gradient: gradient * float('nan')
+                )
             iterate(self, *batch)
         main.Training.iterate = spoilt
     status, output = finish(entry, tmp_path / 'run', 1, '--save-every', 1, prepare=prepare)

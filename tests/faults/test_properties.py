@@ -17,9 +17,17 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.recipe import paper
 from utils import DataError
 
-few = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 ages = st.one_of(st.integers(0, 120).map(str), st.decimals(0, 120, places=2).map(str))
-names = st.text(st.characters(codec='utf-8'), max_size=30) | st.text('0123456789_.AaMF-e²٣\n', max_size=20)
+names = st.text(st.characters(codec='utf-8'), max_size=30) | st.text(
+    '0123456789_.AaMF-e²٣\n', max_size=20
+)
 
 
 @few
@@ -57,7 +65,8 @@ def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
 
 
 @few
-@given(st.sampled_from([key for key, value in VALUES.items() if not isinstance(value, str)]), st.data())
+@given(st.sampled_from([key for key, value in VALUES.items() if not isinstance(value, str)]),
+       st.data())
 def test_a_value_that_is_written_is_the_value_that_is_read(key, data):
     like = 0 if VALUES[key] is None else VALUES[key]
     kinds = {bool: st.booleans(), int: st.integers(0, 9),
@@ -73,15 +82,33 @@ def test_a_value_that_is_written_is_the_value_that_is_read(key, data):
         assert paper.override([(key, repr(value))]) == expected
 
 
-lines = st.lists(st.one_of(st.text(max_size=20), st.from_regex(r'[01] \w{1,3} \w{1,3}', fullmatch=True), st.from_regex(r'\w{1,3} \d \d', fullmatch=True),
-                           st.from_regex(r'\w{1,3} \d', fullmatch=True)), max_size=9).map('\n'.join)
+lines = st.lists(
+    st.one_of(
+        st.text(max_size=20),
+        st.from_regex(r'[01] \w{1,3} \w{1,3}', fullmatch=True),
+        st.from_regex(r'\w{1,3} \d \d', fullmatch=True),
+        st.from_regex(r'\w{1,3} \d', fullmatch=True),
+    ),
+    max_size=9,
+).map('\n'.join)
 
 
-@pytest.mark.parametrize('name, read', [('pairs.txt', lambda folder: lists.lfw(folder, 1, 1)), ('pairs_CALFW.txt', lambda folder: lists.calfw(folder, 1, 1)),
-                                        ('list', lambda folder: lists.pair_list(folder / 'list')), ('a.bin', lambda folder: read_bin(folder / 'a.bin'))])
+@pytest.mark.parametrize(
+    'name, read',
+    [
+        ('pairs.txt', lambda folder: lists.lfw(folder, 1, 1)),
+        ('pairs_CALFW.txt', lambda folder: lists.calfw(folder, 1, 1)),
+        ('list', lambda folder: lists.pair_list(folder / 'list')),
+        ('a.bin', lambda folder: read_bin(folder / 'a.bin')),
+    ],
+)
 def test_any_list_is_read_or_refused_in_one_line(name, read):
     @few
-    @given(lines.map(str.encode) | st.binary(max_size=60) | lines.map(lambda text: b'1 1\n' + text.encode()))
+    @given(
+        lines.map(str.encode)
+        | st.binary(max_size=60)
+        | lines.map(lambda text: b'1 1\n' + text.encode())
+    )
     def check(content):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, name).write_bytes(content)
@@ -93,7 +120,13 @@ def test_any_list_is_read_or_refused_in_one_line(name, read):
 
 
 @few
-@given(st.lists(st.from_regex(r'[0-9A-Za-z_٣²]{1,25}\.jpg', fullmatch=True) | st.from_regex(r'[0-9]{1,25}_1[MF][0-9]{1,9}\.jpg', fullmatch=True), max_size=5))
+@given(
+    st.lists(
+        st.from_regex(r'[0-9A-Za-z_٣²]{1,25}\.jpg', fullmatch=True)
+        | st.from_regex(r'[0-9]{1,25}_1[MF][0-9]{1,9}\.jpg', fullmatch=True),
+        max_size=5,
+    )
+)
 def test_any_names_are_a_set_or_refused_in_one_line(files):
     with tempfile.TemporaryDirectory() as folder:
         for name in files:
@@ -105,16 +138,33 @@ def test_any_names_are_a_set_or_refused_in_one_line(files):
                 assert str(error).isprintable()
 
 
-plain = st.recursive(st.none() | st.booleans() | st.integers(-2 ** 60, 2 ** 60) | st.floats(allow_nan=False) | st.text(max_size=9),
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 @few
-@given(plain, st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]))
+@given(
+    plain,
+    st.lists(st.integers(0, 4), max_size=3),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]),
+)
 def test_what_is_saved_is_what_is_loaded(values, shape, dtype):
     tensor = (torch.randn(shape) * 9).to(dtype)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint({'values': values, 'tensor': tensor}, Path(folder, 'w.pth'))
         assert [path.name for path in Path(folder).iterdir()] == ['w.pth']
         state = load_checkpoint(Path(folder, 'w.pth'), {'values': object, 'tensor': torch.Tensor})
-    assert state['values'] == values and torch.equal(state['tensor'], tensor) and state['tensor'].dtype == dtype
+    assert (
+        state['values'] == values
+        and torch.equal(state['tensor'], tensor)
+        and state['tensor'].dtype == dtype
+    )

@@ -1,4 +1,4 @@
-"""Decoded pixels and shards that are cut, removed or damaged while they are read, and disks that fill while they are written."""
+"""Decoded pixels and shards that are cut, removed or damaged while in use; disks that fill."""
 import contextlib
 import json
 import multiprocessing
@@ -16,14 +16,24 @@ from test_bad_disk import LINE, errors, limit, own, struck, tiny  # noqa: F401
 from test_strangers import damaged
 
 from dataset import Faces
-from storage.shards import write_shards
+from storage.sharding import write_shards
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of fuzzing
 
 
-@pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: data[:50], lambda data: data[:-1], lambda data: data[:4000],
-                                   lambda data: b'junk' * 9000, lambda data: data.replace(b'|u1', b'|O8'), lambda data: b'PK\3\4' + data])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda data: b'',
+        lambda data: data[:50],
+        lambda data: data[:-1],
+        lambda data: data[:4000],
+        lambda data: b'junk' * 9000,
+        lambda data: data.replace(b'|u1', b'|O8'),
+        lambda data: b'PK\3\4' + data,
+    ],
+)
 def test_decoded_faces_that_somebody_damaged_are_decoded_again(own, spoil):  # noqa: F811
     first = Faces(own['train_root'], own['pat'], own['pos'])
     first.check()
@@ -35,7 +45,10 @@ def test_decoded_faces_that_somebody_damaged_are_decoded_again(own, spoil):  # n
 
 
 def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):  # noqa: F811
-    old, young, other = (tmp_path / 'set' / f'.{name}.{k * 32}.tmp' for name, k in (('train', '0'), ('train', '1'), ('val', '2')))
+    old, young, other = (
+        tmp_path / 'set' / f'.{name}.{k * 32}.tmp'
+        for name, k in (('train', '0'), ('train', '1'), ('val', '2'))
+    )
     for file in (old, young, other):
         file.write_bytes(b'')
         os.utime(file, (0, 0) if file != young else None)
@@ -43,9 +56,14 @@ def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):  # noqa: F
     assert [file.exists() for file in (old, young, other)] == [False, True, True]
 
 
-@pytest.mark.parametrize('workers, change, why', [
-    (0, lambda path: os.truncate(path, 5000), 'cut short while in use'), (2, lambda path: os.truncate(path, 5000), 'cut short while in use'),
-    (2, os.remove, 'No such file or directory')])
+@pytest.mark.parametrize(
+    'workers, change, why',
+    [
+        (0, lambda path: os.truncate(path, 5000), 'cut short while in use'),
+        (2, lambda path: os.truncate(path, 5000), 'cut short while in use'),
+        (2, os.remove, 'No such file or directory'),
+    ],
+)
 def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(own, tmp_path, workers, change, why):  # noqa: F811
     """Where a memory map would end the process without a word."""
     line = (*LINE, '--workers', workers)
@@ -55,9 +73,18 @@ def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(own, tmp_path, worke
         if faces.root.endswith('train') and os.path.exists(faces.pixels.path):
             faces.pixels.file = None  # as in a worker that has read nothing yet
             change(faces.pixels.path)
-    status, output = finish(own, tmp_path / 'run', *line, settings=PHASES, prepare=struck(strike, 1))
-    assert status == 1 and why in errors(output) and '.npy, the file of decoded faces' in errors(output)
-    assert 0 < torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] < 5, 'saved where it stopped'
+
+    status, output = finish(
+        own, tmp_path / 'run', *line, settings=PHASES, prepare=struck(strike, 1)
+    )
+    assert (
+        status == 1
+        and why in errors(output)
+        and '.npy, the file of decoded faces' in errors(output)
+    )
+    assert 0 < torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] < 5, (
+        'saved where it stopped'
+    )
     assert finish(own, tmp_path / 'run', *line, settings=PHASES)[0] == 0
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
 
@@ -84,21 +111,31 @@ def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):  # noqa: F811
         return faces.check(), faces.pixels, len(faces.__getitems__([0, 39])[0])
     before = set((tmp_path / 'set').glob('.*'))
     notices, pixels, n = elsewhere(check, limit(100_000))
-    assert len(notices) == 1 and 'every epoch decodes anew' in notices[0] and pixels is None and n == 2
+    assert (
+        len(notices) == 1 and 'every epoch decodes anew' in notices[0] and pixels is None and n == 2
+    )
     assert set((tmp_path / 'set').glob('.*')) == before
 
 
 def test_a_disk_that_is_full_although_the_system_says_it_is_not(own, tiny, monkeypatch):  # noqa: F811
     shutil.copytree(own['train_root'], tiny / 'train')
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+    monkeypatch.setattr(
+        shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)
+    )
     notices = elsewhere(lambda: Faces(tiny / 'train', own['pat'], own['pos']).check(), lambda: None)
-    assert len(notices) == 1 and 'every epoch decodes anew' in notices[0] and not list(tiny.glob('.*'))
+    assert (
+        len(notices) == 1 and 'every epoch decodes anew' in notices[0] and not list(tiny.glob('.*'))
+    )
 
 
 def test_a_disk_that_fills_while_shards_are_written(own, tmp_path):  # noqa: F811
     def write():
         try:
-            return write_shards(Faces(own['train_root'], own['pat'], own['pos']), tmp_path / 'out' / 'x', per_shard=12)
+            return write_shards(
+                Faces(own['train_root'], own['pat'], own['pos']),
+                tmp_path / 'out' / 'x',
+                per_shard=12,
+            )
         except OSError as error:
             return f'{error.filename}: {error.strerror}'
     assert elsewhere(write, limit(50_000)) == f'{tmp_path}/out/x-00000.tar: File too large'
@@ -120,12 +157,19 @@ def test_killed_in_mid_epoch_it_is_the_run_it_would_have_been(sharded, tmp_path,
     options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', workers)
     assert finish(sharded, tmp_path / 'whole', *line, **options)[0] == 0
     for number, step in ((signal.SIGKILL, 3), (signal.SIGTERM, 2), (signal.SIGINT, 2)):
-        assert finish(sharded, tmp_path / 'run', *line, **options, moment=('between steps', step, number))[0] != 0
+        assert (
+            finish(
+                sharded, tmp_path / 'run', *line, **options, moment=('between steps', step, number)
+            )[0]
+            != 0
+        )
     assert finish(sharded, tmp_path / 'run', *line, **options)[0] == 0
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('workers, change', [(2, lambda path: os.truncate(path, 512)), (0, os.remove)])
+@pytest.mark.parametrize(
+    'workers, change', [(2, lambda path: os.truncate(path, 512)), (0, os.remove)]
+)
 def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers, change):
     options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', workers)
     assert finish(sharded, tmp_path / 'whole', *line, **options)[0] == 0
@@ -141,7 +185,9 @@ def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers
     assert status == 1 and 'train-00001.tar:0000000' in errors(output)
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] > 0
     status, output = finish(sharded, tmp_path / 'run', *line, **options)
-    assert status == 1 and ('1 of 4 shard(s) missing' in errors(output) or 'cut short' in errors(output))
+    assert status == 1 and (
+        '1 of 4 shard(s) missing' in errors(output) or 'cut short' in errors(output)
+    )
     shutil.copy2(tmp_path / 'kept', path)
     assert finish(sharded, tmp_path / 'run', *line, **options)[0] == 0
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
@@ -149,18 +195,30 @@ def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers
 
 def test_fuzzed_shards(sharded, tmp_path):
     """Whatever is in them: faces, or one line."""
-    path, draw, ends = Path(sharded['train_root'].replace('{00000..00003}', '00001')), random.Random(0), []
+    path, draw, ends = (
+        Path(sharded['train_root'].replace('{00000..00003}', '00001')),
+        random.Random(0),
+        [],
+    )
     whole, until = path.read_bytes(), time.monotonic() + SECONDS / 2
     while time.monotonic() < until:
         data = damaged(whole, draw)
         if draw.random() < .3:  # in what is said of a face, since most of a tar is image
             at = whole.index(b'{"identity"', draw.randrange(len(whole) // 2))
-            data = whole[:at] + bytes(damaged(whole[at:at + 64], draw))[:64].ljust(64) + whole[at + 64:]
+            data = (
+                whole[:at]
+                + bytes(damaged(whole[at : at + 64], draw))[:64].ljust(64)
+                + whole[at + 64 :]
+            )
         path.write_bytes(data)
         try:
             faces = Faces(sharded['train_root'], sharded['pat'], sharded['pos'])
             faces.check(cache=False, skip_corrupt=len(faces))
-            assert faces.ages.min() >= 0 and faces.ages.max() <= 120 and faces.labels.max() < len(faces.classes)
+            assert (
+                faces.ages.min() >= 0
+                and faces.ages.max() <= 120
+                and faces.labels.max() < len(faces.classes)
+            )
             assert len(faces.__getitems__([0])[0]) == 1
             ends.append('faces')
         except DataError as error:

@@ -1,0 +1,90 @@
+"""From faces to tar shards: every image copied byte for byte, shuffled, resumable."""
+import glob
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import utils
+from storage.files import sweep
+from storage.progress import progress
+from storage.tar import library
+from utils import DataError
+
+if TYPE_CHECKING:
+    from dataset import Faces
+
+PER_SHARD = 10_000  # faces, 50 to 100 MB of them: what a network file system reads well in one go
+
+
+def write_shards(
+    faces: 'Faces', target: str | Path, per_shard: int = PER_SHARD, seed: int = 0
+) -> str:
+    """Writes `faces` as target-00000.tar, target-00001.tar …; returns their pattern for meta.py.
+
+    Every image is decoded once, then copied byte for byte, `per_shard` in a shard, in an order
+    shuffled by `seed`: a shard is a sample of the whole. What they are is in target.json; a call
+    that was interrupted goes on with the shard it was at. Raises DataError where an image can't be
+    read, or where there are other shards of that name; OSError where there is no room.
+    """
+    library()  # before any work, the line that it is missing
+    target = Path(target)
+    shards = -(-len(faces) // per_shard)
+    width = max(5, len(str(shards - 1)))
+    pattern = f'{target}-{{{0:0{width}}..{shards - 1:0{width}}}}.tar'
+    plan = {
+        'pattern': Path(pattern).name,
+        'faces': len(faces),
+        'people': len(faces.classes),
+        'per_shard': per_shard,
+        'seed': seed,
+        'fingerprint': faces.fingerprint,
+    }
+    about = target.with_name(f'{target.name}.json')
+    there = sorted(target.parent.glob(f'{glob.escape(target.name)}-{"[0-9]" * 5}*.tar'))
+    try:
+        same = json.loads(about.read_text()) == plan
+    except (OSError, ValueError):
+        same = False
+    if not same and (there or about.exists()):
+        raise DataError(
+            f'{(there or [about])[0]}: there are shards of this name already, of other faces or '
+            'another number in each: choose another name'
+        )
+    faces.check(cache=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, f'.{glob.escape(target.name)}-*.tar.*.tmp')
+    utils.write_json(plan, about)
+    order = np.random.default_rng(seed).permutation(len(faces))
+    with progress(None, f'writing {pattern}', len(faces), unit=' faces', leave=True) as bar:
+        for shard in range(shards):
+            path = Path(f'{target}-{shard:0{width}}.tar')
+            indices = order[shard * per_shard:(shard + 1) * per_shard]
+            if path not in there:
+                _write(faces, indices, path, bar)
+            else:
+                bar.update(len(indices))
+    return pattern
+
+
+def _write(faces, indices, path, bar):
+    def write(temporary):
+        with (
+            open(temporary, 'wb') as file,
+            library().TarWriter(file, encoder=False, mtime=0) as tar,
+        ):
+            for index in indices:
+                name = faces.source.name(faces.places[index])
+                person, age = faces.classes[faces.labels[index]], float(str(faces.ages[index]))
+                about = {'identity': person, 'age': age, 'file': name}
+                suffix = os.path.splitext(name)[1][1:].lower()
+                tar.write({
+                    '__key__': f'{index:09d}',
+                    suffix: faces.encoded(index),
+                    'json': json.dumps(about).encode(),
+                })
+                bar.update()
+
+    utils.write_whole(path, write)

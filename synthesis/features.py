@@ -1,0 +1,110 @@
+"""Eyes, brows, nostrils and moles, mouth: each a function that paints on the face's canvas."""
+import numpy as np
+
+from synthesis.face import Face
+from synthesis.pens import both, curve, mirrored, rgb
+from synthesis.person import GREY_HAIR
+
+
+def eyes(face: Face) -> None:
+    """Balls, irises and pupils, seen between the lids; then lashes and creases."""
+    p, x, y, w, h = face.p, face.eye_x, face.eye_y, face.eye_w, face.eye_h
+    balls, ink = face.layer(
+        'RGB', rgb((240 - 8 * face.old, 236 - 14 * face.old, 232 - 22 * face.old))
+    )
+    mask, hole = face.layer()
+    tilt, iris = 0.7 * p.eye_tilt + 0.5 - 1.2 * face.old, 3.5 + 0.6 * face.child
+    inner, outer = (x - w, y + 1), (x + w, y - tilt)
+    hood = (x + 0.6 * w, y - 0.75 * h - 0.4 * tilt + 0.8 * face.old)
+    upper = curve([inner, (x - 0.5 * w, y - 0.8 * h), (x, y - h), hood, outer])
+    lower = curve([outer, (x + 0.4 * w, y + 0.7 * h), (x - 0.4 * w, y + 0.75 * h), inner])
+    for side in (-1, 1):
+        hole.polygon(face.flat(np.vstack([upper, lower]) * (side, 1), 1), fill=255)
+        ink.line(face.flat((upper + (0, 0.6)) * (side, 1), 1), fill=(176, 168, 166), width=4)
+        centre = np.array([side * x, y - 0.3]) + face.gaze * (1, 0.6)
+        for radius, colour in (
+            (iris, p.iris * 0.55),
+            (iris - 0.7, p.iris * 1.15),
+            (1.6 + 0.2 * face.child, (12, 10, 12)),
+        ):
+            face.dot(ink, centre, 1.2, radius, radius, rgb(colour))
+        face.dot(ink, centre + (1 + 0.5 * face.light, -1.3), 1.2, 0.7, 0.7, (255, 255, 255))
+    face.canvas.paste(balls, mask=mask)
+    for side in (-1, 1):
+        for line, colour, width in (
+            (lower, face.skin * (0.72, 0.55, 0.52), 1),
+            (upper, face.dark * 0.5, 2 + (p.lash > 0.8 * p.male)),
+            (upper[3:] - (0, 1.9 + 0.6 * p.crease), face.skin * (0.66, 0.52, 0.49), 1),
+        ):
+            face.ink.line(face.flat(line * (side, 1), 1), fill=rgb(colour), width=width)
+
+
+def brows(face: Face) -> None:
+    """Two strokes that thin out, less dark in children."""
+    p, x = face.p, face.eye_x
+    y = face.eye_y - 9.4 - 0.9 * p.brow_y + 0.6 * p.male
+    y = y - 0.5 * face.child + 0.8 * face.old - 0.5 * face.smile
+    arch, tilt = 1.6 + 0.8 * p.brow_arch, 0.9 * p.brow_tilt
+    spine = curve(
+        [
+            (x - 9.5 - p.brow_gap, y + 0.4 + tilt),
+            (x - 2, y - 0.7 - 0.5 * arch),
+            (x + 6, y - arch - 0.4 * tilt),
+            (x + 12.5, y + 1.6 - tilt + face.old),
+        ]
+    )
+    thick = max(0.7, 1.5 + 0.6 * p.brow_thick + 0.6 * p.male - 0.6 * face.child)
+    half = thick * np.linspace(1, 0.25, len(spine))[:, None] * (0, 1)
+    bare = 0.2 + 0.3 * face.child
+    colour = (
+        0.85 * (p.hair * (1 - 0.7 * face.grey) + GREY_HAIR * 0.7 * face.grey) * (1 - bare)
+        + face.skin * 0.8 * bare
+    )
+    for side in (-1, 1):
+        face.ink.polygon(
+            face.flat(np.vstack([spine - half, (spine + half)[::-1]]) * (side, 1), 1),
+            fill=rgb(colour),
+        )
+
+
+def nostrils_and_moles(face: Face) -> None:
+    """What is a dark dot."""
+    dots = both(0.48 * face.nose_w, face.nose_y + 3.2, 2.2, 1.5, 0.7) + [
+        (x, y, 0.8, r, r) for x, y, r in face.p.moles
+    ]
+    for x, y, depth, rx, ry in dots:
+        face.dot(face.ink, (x, y), depth, rx, ry, rgb(face.dark * 0.75))
+
+
+def mouth(face: Face) -> None:
+    """Lips, the line between them or the teeth, a shine on the lower one."""
+    p, w, y, gap = face.p, face.mouth_w, face.mouth_y, face.opening
+    lift = 1.0 + 2.2 * face.smile + 0.5 * p.corners - 1.2 * face.old
+    up, low = (
+        (base + 0.8 * trait + 0.8 * p.melanin) * (1 - 0.42 * face.old)
+        for base, trait in ((2.9, p.upper_lip), (3.9, p.lower_lip))
+    )
+    lips = face.skin * ((0.88, 0.62, 0.61) - (1 - p.male) * face.adult * np.array((0, 0.06, 0.04)))
+    corner = (w, y - lift)
+    above = mirrored([corner, (0.5 * w, y - 0.3 * lift + 0.2), (0, y + 0.4)])
+    below = above + [(0, 0), (0, 0.8 * gap), (0, gap), (0, 0.8 * gap), (0, 0)]
+    bow = mirrored(
+        [
+            corner,
+            (0.55 * w, y - 0.72 * up - 0.3 * lift),
+            (0.22 * w, y - up - 0.4 * p.bow),
+            (0, y - 0.75 * up + 0.4 * p.bow),
+        ]
+    )
+    bottom = mirrored([corner, (0.6 * w, y + 0.65 * low + gap - 0.3 * lift), (0, y + low + gap)])
+    for one, other, colour in (
+        (bow, above, lips * 0.86),
+        (below, bottom, lips),
+        (above, below, (232, 226, 216)),
+    )[: 2 + (gap > 0)]:
+        face.ink.polygon(
+            face.flat(np.vstack([curve(one), curve(other)[::-1]]), 1.6), fill=rgb(colour)
+        )
+    face.ink.line(face.flat(curve(above), 1.6), fill=rgb(face.dark * 0.7), width=2)
+    shine = [(-0.3 * w, y + 0.5 * low + gap), (0.3 * w, y + 0.5 * low + gap)]
+    face.ink.line(face.flat(shine, 1.6), fill=rgb(lips * 1.12), width=3)

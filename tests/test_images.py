@@ -1,0 +1,251 @@
+"""One image: every way in which people have it, and what is refused."""
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+
+from storage import images
+from storage.images import decode, open_image
+from utils import DataError
+
+
+def encoded(mode='RGB', kind='JPEG', size=(96, 112), **options):
+    buffer = io.BytesIO()
+    noise = Image.effect_noise(size, 80)
+    colours = Image.merge('RGB', [noise, noise.rotate(90), noise.rotate(180)])
+    colours.convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        encoded(),
+        encoded(subsampling=0),
+        encoded(quality=100),
+        encoded('L'),
+        encoded('CMYK'),
+        encoded(progressive=True),
+        encoded(kind='PNG'),
+        encoded('P', 'PNG'),
+        encoded('L', 'BMP'),
+        encoded(kind='WEBP'),
+    ],
+)
+def test_pixels_are_pillows(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+    assert np.abs(decode(data).astype(int) - expected).max() <= 1
+
+
+def test_without_simplejpeg_pillow_reads(monkeypatch):
+    data = encoded()
+    fast = decode(data)
+    monkeypatch.setattr(images, 'simplejpeg', None)
+    assert np.abs(decode(data).astype(int) - fast).max() <= 1
+
+
+def test_a_face_as_wide_as_the_model_sees_it():
+    """Column k of the picture is of shade k: which columns come out is seen in the pixels."""
+    columns = np.broadcast_to(np.arange(112, dtype=np.uint8)[:, None], (112, 112, 3))
+    wide, narrow = as_png(columns), as_png(columns[:, 8:104])
+    for data, width, expected in (
+        (wide, 96, [*range(8, 104)]),
+        (wide, 112, [*range(112)]),
+        (narrow, 96, [*range(8, 104)]),
+        (narrow, 112, [8] * 8 + [*range(8, 104)] + [103] * 8),
+    ):
+        face = decode(data, width)
+        assert face.shape == (112, width, 3) and face.dtype == np.uint8
+        assert (face == np.array(expected)[:, None]).all()
+    with pytest.raises(ValueError, match='96 or 112 wide, not 100'):
+        decode(wide, 100)
+
+
+def as_png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+RAMP = np.arange(112 * 96, dtype=np.uint8).reshape(112, 96)  # every grey there is
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, kind, **options
+    )
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_upright_as_exif_says(kind, orientation):
+    """Whatever lies in the file, the face comes out 112 high, as Pillow turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    size = (112, 96) if orientation > 4 else (96, 112)
+    lossless = {'quality': 95} if kind == 'JPEG' else {'lossless': True} if kind == 'WEBP' else {}
+    lying = Image.open(io.BytesIO(encoded(kind='PNG', size=size)))
+    data = saved(lying, kind, exif=exif, **lossless)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB'))
+    assert expected.shape == (112, 96, 3)
+    assert np.abs(decode(data).astype(int) - expected).max() <= 1
+
+
+def test_damaged_exif_is_no_damaged_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    data = encoded(exif=exif.tobytes())
+    spoilt = data.replace(b'Exif\0\0' + exif.tobytes()[6:14], b'Exif\0\0' + b'\xff' * 8)
+    assert spoilt != data and (decode(spoilt) == decode(data)).all()
+
+
+@pytest.mark.parametrize(
+    'grey, kind',
+    [
+        (RAMP.astype(np.uint16) * 257, 'PNG'),
+        (RAMP.astype(np.uint16) * 257, 'TIFF'),
+        (RAMP.astype(np.int32) * 257, 'TIFF'),
+        (RAMP.astype(np.int32) * (2**23 + 2**15), 'TIFF'),
+        (RAMP.astype(np.int32), 'TIFF'),
+        (RAMP.astype(np.float32) / 255, 'TIFF'),
+        (RAMP.astype(np.float32), 'TIFF'),
+        (RAMP.astype(np.float32) * 257, 'TIFF'),
+    ],
+)
+def test_greys_of_more_than_eight_bits(grey, kind):
+    assert (decode(saved(grey, kind)) == RAMP[..., None]).all()
+
+
+def test_sixteen_bits_of_ppm():
+    data = b'P5 96 112 65535\n' + (RAMP.astype('>u2') * 257).tobytes()
+    assert (decode(data) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize('value', [-1, np.nan, np.inf, 1e12])
+def test_floats_that_are_no_greys(value):
+    grey = RAMP.astype(np.float32)
+    grey[3, 4] = value
+    with pytest.raises(DataError, match='not readable as an image .values'):
+        decode(saved(grey, 'TIFF'))
+
+
+def test_transparency_hides_nothing_and_warns_of_nothing(recwarn):
+    colours = np.asarray(Image.open(io.BytesIO(encoded(kind='PNG'))))
+    clear = np.dstack([colours, np.zeros((112, 96), np.uint8)])
+    assert (decode(saved(clear, 'PNG')) == colours).all()
+    assert (decode(saved(np.dstack([RAMP, RAMP]), 'PNG')) == RAMP[..., None]).all()
+    palette = Image.fromarray(colours).quantize(64)
+    expected = np.asarray(palette.convert('RGB'))
+    assert (decode(saved(palette, 'PNG', transparency=bytes(range(64)))) == expected).all()
+    assert (decode(saved(palette, 'GIF', transparency=3)) == expected).all()
+    assert not recwarn.list
+
+
+def test_of_an_animation_the_first_picture_is_taken():
+    pictures = [Image.fromarray(np.full((112, 96), shade, np.uint8)) for shade in (50, 200)]
+    data = saved(pictures[0], 'GIF', save_all=True, append_images=pictures[1:])
+    assert (decode(data) == 50).all()
+
+
+def test_what_libjpeg_calls_corrupt_is_refused():
+    """Pillow shows the half that is missing in grey, without a word."""
+    data = bytearray(encoded())
+    data[len(data) // 2:-2] = bytes(len(data) // 2 - 2 + len(data) % 2)
+    assert np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).shape == (112, 96, 3)
+    with pytest.raises(DataError, match=r'not readable as an image \(Corrupt JPEG data: .*\)'):
+        decode(bytes(data))
+    cmyk = bytearray(encoded('CMYK'))
+    cmyk[len(cmyk) // 2:-2] = bytes(len(cmyk) // 2 - 2 + len(cmyk) % 2)
+    with pytest.raises(DataError, match='Corrupt JPEG data'):
+        decode(bytes(cmyk))
+
+
+def test_the_reason_is_the_decoders():
+    with pytest.raises(DataError, match=r'as an image \(Premature end of JPEG file\)'):
+        decode(encoded()[:-300])
+    with pytest.raises(DataError, match=r'as an image \(image file is truncated'):
+        decode(encoded(kind='PNG')[:-300])
+
+
+@pytest.mark.parametrize(
+    'data, reason',
+    [
+        (b'', 'an empty file'),
+        (b' <!DOCTYPE html><html>404', 'a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 112\n', 'not an image of a kind'),
+        (bytes(500), 'not an image of a kind'),
+    ],
+)
+def test_what_is_no_image(data, reason):
+    with pytest.raises(DataError, match=rf'not readable as an image \(.*{reason}'):
+        decode(data)
+
+
+def test_heic_and_avif(monkeypatch):
+    pillow_heif = pytest.importorskip('pillow_heif')
+    pillow_heif.register_heif_opener()
+    colours = np.full((112, 96, 3), (200, 90, 40), np.uint8)
+    heic = saved(colours, 'HEIF')
+    assert np.abs(decode(heic).astype(int) - colours).max() < 9
+    monkeypatch.setattr(images, '_kinds', lambda: ['JPEG', 'PNG'])
+    with pytest.raises(DataError, match=r'HEIC needs `pip install pillow-heif`'):
+        decode(heic)
+    with pytest.raises(DataError, match='AVIF needs Pillow'):
+        decode(b'\0\0\0\x20ftypavif' + bytes(50))
+
+
+def test_cut_files_are_refused_although_a_library_lets_pillow_read_them(monkeypatch):
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    with pytest.raises(DataError, match='image file is truncated'):
+        decode(encoded(kind='PNG')[:-300])
+
+
+def test_pillows_warnings_are_errors_in_every_thread_and_the_filters_stay(monkeypatch):
+    pillow, load = {'__name__': 'PIL.PngImagePlugin'}, PngImagePlugin.PngImageFile.load
+    exec('import warnings\ndef warn(): warnings.warn("half of it is missing")', pillow)
+
+    def load_and_warn(self):
+        if self.info.get('dpi'):
+            pillow['warn']()
+        return load(self)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', load_and_warn)
+    colours, before = np.zeros((112, 96, 3), np.uint8), list(warnings.filters)
+    files = [saved(colours, 'PNG'), saved(colours, 'PNG', dpi=(72, 72))] * 40
+
+    def reason(data):
+        try:
+            return int(decode(data).max())
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        reasons = list(pool.map(reason, files))
+    assert reasons == [0, 'not readable as an image (half of it is missing)'] * 40
+    assert warnings.filters == before
+
+
+def test_other_sizes_are_opened_where_the_caller_lets_them():
+    data = encoded(size=(300, 200))
+    assert open_image(data).shape == (200, 300, 3)
+
+    def refuse(height, width):
+        raise DataError(f'{height} by {width}')
+
+    with pytest.raises(DataError, match='^200 by 300$'):
+        open_image(data, refuse)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header():
+    for kind in ('PNG', 'JPEG'):
+        data = saved(Image.new('1' if kind == 'PNG' else 'L', (20000, 10000)), kind)
+        with pytest.raises(DataError, match='179 megapixels'):
+            open_image(data)

@@ -1,0 +1,261 @@
+"""Folders and lists as people have them: what is read, what is left out and said, or refused."""
+import codecs
+import os
+import shutil
+import tarfile
+import unicodedata
+from pathlib import Path
+
+import pytest
+from test_images import encoded
+from torchvision.datasets import ImageFolder
+
+from dataset import Faces
+from storage.files import find, images_below, is_system, lines_of
+from storage.sharding import write_shards
+from utils import DataError
+
+
+def listed(root):
+    return Faces(root, r'_|\.', 1)
+
+
+def face(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded())
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two people of two images."""
+    for name in ('Ada/000_12.jpg', 'Ada/001_40.jpg', 'Bob/000_7.jpg', 'Bob/001_30.jpg'):
+        face(tmp_path / 'set' / name)
+    return tmp_path / 'set'
+
+
+def names(faces):
+    return [os.path.relpath(faces.path(index), faces.source.root) for index in range(len(faces))]
+
+
+SYSTEM = ['@eaDir', '__MACOSX', 'lost+found', '$RECYCLE.BIN', '.AppleDouble', '#recycle']
+SYSTEM += ['System Volume Information', '.ipynb_checkpoints']
+
+
+def test_what_systems_leave_is_nobody(root, tmp_path):
+    clean = names(listed(root))
+    for folder in SYSTEM:
+        face(root / folder / 'Ada' / 'SYNOPHOTO_30.jpg')
+        face(root / 'Ada' / folder / '000_12.jpg')
+    (root / 'lost+found' / 'empty').mkdir()
+    for name in ('Thumbs.db', 'desktop.ini', '.DS_Store', '._000_12.jpg'):
+        (root / 'Ada' / name).write_bytes(b'x')
+        (root / name).write_bytes(b'x')
+    faces = listed(root)
+    assert faces.classes == ['Ada', 'Bob'] and names(faces) == clean
+    assert faces.check() == [], 'and nothing is said of it'
+    assert images_below(root) == [str(root / name) for name in clean]
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        tar.add(root, '.')
+    shards = listed(tmp_path / 'a.tar')
+    assert shards.classes == ['Ada', 'Bob'] and len(shards) == 4
+
+
+def test_names_that_only_look_like_a_systems():
+    assert not any(map(is_system, ('eaDir', 'Thumbs.db.jpg', 'lost', 'MACOSX', '@ada', '#1')))
+
+
+def test_images_of_every_suffix_in_folders_of_any_depth(root):
+    for name in (
+        'a_1.jfif',
+        'a_2.jpe',
+        'A_3.JPEG',
+        'sub/a_4.jpg',
+        'sub/deep/a_5.jpg',
+        'sub-b/a_6.jpg',
+    ):
+        face(root / 'Ada' / name)
+    (root / 'Ada' / 'a_8.gif').write_bytes(encoded(kind='GIF'))
+    faces = listed(root)
+    assert faces.check() == [] and {1, 2, 3, 4, 5, 6, 8} < set(faces.ages.astype(int).tolist())
+    theirs = ImageFolder(root, is_valid_file=lambda path: True)
+    assert [faces.path(index) for index in range(len(faces))] == [
+        path for path, _ in theirs.samples
+    ]
+    assert faces.labels.tolist() == theirs.targets
+
+
+def test_what_is_left_out_is_said(root):
+    (root / 'Ada' / 'notes.txt').write_text('no face')
+    (root / 'Bob' / 'sub').mkdir()
+    (root / 'Bob' / 'sub' / 'face_30.raw').write_bytes(b'x')
+    face(root / 'alone_30.jpg')
+    assert listed(root).check() == [
+        f'{root}: 1 image(s) are in no folder of a person, and left out: alone_30.jpg',
+        f'{root}: 2 file(s) are no images by their names, and left out: Ada/notes.txt, '
+        'Bob/sub/face_30.raw',
+    ]
+
+
+def test_the_contact_sheet_of_prepare_is_no_face(root):
+    face(root / 'sheet.jpg')
+    (root / 'report.csv').write_text('')
+    assert listed(root).check() == []
+
+
+def test_folders_that_are_links_are_followed_but_in_circles(root, tmp_path):
+    face(tmp_path / 'elsewhere' / 'sub' / 'a_3.jpg')
+    os.symlink(tmp_path / 'elsewhere', root / 'Cid')
+    os.symlink(tmp_path / 'elsewhere', root / 'Ada' / 'more')
+    os.symlink(root, root / 'Ada' / 'round')
+    os.symlink('..', tmp_path / 'elsewhere' / 'sub' / 'up')
+    os.symlink('itself', root / 'Bob' / 'itself')
+    faces = listed(root)
+    assert faces.classes == ['Ada', 'Bob', 'Cid']
+    assert [name for name in names(faces) if 'a_3' in name] == [
+        'Ada/more/sub/a_3.jpg',
+        'Cid/sub/a_3.jpg',
+    ]
+    others, loops = faces.check()
+    assert 'left out: Bob/itself' in others
+    assert loops.endswith(
+        '3 link(s) lead to a folder above them, and are not followed: '
+        'Ada/round, Ada/more/sub/up, Cid/sub/up'
+    )
+
+
+def test_roots_from_elsewhere_and_from_home(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(listed('set')) == 4
+    monkeypatch.chdir(root)
+    for name, what in (('set', 'a folder with'), ('set.txt', 'a list'), ('set-{0..1}.tar', '')):
+        with pytest.raises(
+            DataError, match=rf'^{name}.*, seen from {root}: .*{what}'.replace('{0..1}', '.*')
+        ):
+            listed(name)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert len(listed('~/set')) == 4 and len(listed(Path('~/set'))) == 4
+
+
+def test_a_name_as_a_list_writes_it(tmp_path):
+    composed, apart = (unicodedata.normalize(form, 'Zoë/é_3.jpg') for form in ('NFC', 'NFD'))
+    assert composed != apart
+    face(tmp_path / composed)
+    face(tmp_path / 'b' / 'x_3.jpg')
+    assert find(tmp_path, composed) == find(tmp_path, apart) == composed
+    assert find(tmp_path, 'b\\x_3.jpg') == 'b/x_3.jpg'
+    assert find(tmp_path, 'b/y_3.jpg') is None and find(tmp_path, 'x' * 5000) is None
+    assert find(tmp_path, 'b\0') is None
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        'a\tZoë\r\n\r\nb\u2028c\n'.encode(),
+        codecs.BOM_UTF8 + 'a\tZoë\r\rb\u2028c'.encode(),
+        'a\tZoë\r\n \r\nb\u2028c'.encode('utf-16'),
+        codecs.BOM_UTF16_BE + 'a\tZoë\nb\u2028c\n'.encode('utf-16-be'),
+    ],
+)
+def test_lines_of_text(data):
+    assert lines_of(data) == ['a\tZoë', 'b\u2028c']
+
+
+def test_lines_that_are_no_text_keep_their_bytes():
+    assert [os.fsencode(line) for line in lines_of(b'caf\xe9\n\xff\xff')] == [
+        b'caf\xe9',
+        b'\xff\xff',
+    ]
+
+
+# lists of `path label age`
+
+
+def rows(root):
+    faces = listed(root)
+    about = zip(names(faces), faces.labels, faces.ages, strict=True)
+    return [(name, faces.classes[label], f'{age:g}') for name, label, age in about]
+
+
+@pytest.mark.parametrize(
+    'name, sep', [('l.txt', '\t'), ('l.txt', ' '), ('l', '  '), ('l.csv', ',')]
+)
+@pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_a_list_holds_the_faces_of_its_folder(root, name, sep, coding):
+    (root / 'Ada' / '001_40.jpg').rename(root / 'Ada' / '001 b_40.jpg')
+    lines = ['path,label,age'.replace(',', sep)] + [sep.join(row) for row in reversed(rows(root))]
+    (root / name).write_bytes('\r\n'.join(lines).encode(coding))
+    ours, theirs = listed(root / name), listed(root)
+    assert ours.classes == theirs.classes and names(ours) == names(theirs)
+    assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
+    assert ours.ages.dtype == theirs.ages.dtype and ours.labels.dtype == theirs.labels.dtype
+    assert ours.check() == [] and os.path.dirname(ours.pixels.path) == str(root)
+    assert ours.path(1) == str(root / 'Ada' / '001 b_40.jpg')
+
+
+def test_a_list_names_images_anywhere_and_people_as_it_likes(root, tmp_path):
+    list_file = tmp_path / 'lists' / 'a.txt'
+    list_file.parent.mkdir()
+    list_file.write_text(
+        f'../set/Ada/000_12.jpg\tAda King\t12.5\n{root}/Bob/000_7.jpg\t17\t7\n'
+        f'../set\\Ada\\001_40.jpg\tAda King\t40\n../set/Bob/001_30.jpg\t17\t30\n'
+    )
+    faces = listed(list_file)
+    assert faces.classes == ['17', 'Ada King'] and faces.ages.tolist() == [30, 7, 12.5, 40]
+    assert faces.check() == []
+    pattern = write_shards(faces, tmp_path / 'out' / 'x')
+    shards = listed(pattern)
+    assert shards.classes == faces.classes and sorted(shards.ages) == sorted(faces.ages)
+
+
+def test_labels_are_one_whichever_way_accents_are_written(root):
+    composed, apart = (unicodedata.normalize(form, 'Zoë') for form in ('NFC', 'NFD'))
+    (root / 'a.txt').write_text(f'Ada/000_12.jpg {composed} 3\nAda/001_40.jpg {apart} 4\n', 'utf-8')
+    assert listed(root / 'a.txt').classes == [composed]
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', 'the list is empty'),
+        ('path label age\n', 'the list is empty'),
+        ('Ada/000_12.jpg Ada 12\nAda/001_40.jpg Ada\n', '1 line.*line 2: .*no path, label and age'),
+        ('Ada/000_12.jpg Ada old\n', "line 1: .*'old' is no age"),
+        ('Ada/000_12.jpg Ada 121\n', 'line 1: .*121 is no age between 0 and 120'),
+        ('Ada/000_12.jpg\t\t12\n', 'line 1: .*no path, label and age'),
+        (
+            'Ada/none.jpg Ada 12\nBob/000_7.jpg Bob 7\n',
+            r'1 image\(s\) .* missing: Ada/none.jpg: .*list.s folder',
+        ),
+        (
+            'Ada/000_12.jpg Ada 12\nAda/000_12.jpg Bob 12\n',
+            'line 2: Ada/000_12.jpg stands there before',
+        ),
+    ],
+)
+def test_lists_that_are_none(root, text, message):
+    (root / 'a.txt').write_text(text)
+    with pytest.raises(DataError, match=f'a.txt.*{message}') as error:
+        listed(root / 'a.txt')
+    assert str(error.value).isprintable()
+
+
+def test_lines_that_repeat_count_once(root):
+    (root / 'a.txt').write_text(
+        'Ada/000_12.jpg Ada 12\nBob/000_7.jpg Bob 7\nAda/000_12.jpg Ada 12\n'
+    )
+    faces = listed(root / 'a.txt')
+    assert len(faces) == 2
+    assert faces.check() == [f'{root}/a.txt: 1 line(s) repeat others, and count once']
+
+
+def test_decoded_faces_of_a_list_follow_it(root):
+    (root / 'a.txt').write_text('Ada/000_12.jpg Ada 12\nBob/000_7.jpg Bob 7\n')
+    first = listed(root / 'a.txt')
+    first.check()
+    kept = Path(first.pixels.path)
+    del first
+    shutil.copy(root / 'Ada' / '001_40.jpg', root / 'Ada' / '000_12.jpg')
+    again = listed(root / 'a.txt')
+    again.check()
+    assert again.pixels.path != str(kept) and not kept.exists()

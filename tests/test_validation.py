@@ -1,0 +1,110 @@
+"""Sets whose figures would mean nothing are said or refused before training."""
+import os
+import shutil
+
+import pytest
+from test_images import encoded
+
+from dataset import Faces
+from storage.sharding import write_shards
+from storage.validation import check_ages, check_validation, shared_images
+from utils import DataError
+
+
+def listed(root):
+    return Faces(root, r'_|\.', 1)
+
+
+@pytest.fixture
+def train(drawn):
+    return listed(drawn / 'train')
+
+
+def people(root, ages):
+    """A folder of people of these ages, {name: ages}."""
+    for name, years in ages.items():
+        for number, age in enumerate(years):
+            path = root / name / f'{number:03d}_{age}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded())
+    return listed(root)
+
+
+def test_a_good_set_is_nothing_to_talk_of(train, drawn):
+    val = listed(drawn / 'val')
+    assert check_ages(train) == check_ages(val) == check_validation(train, val) == []
+
+
+@pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part'])
+def test_val_root_is_train_root(train, tmp_path, way):
+    root, val = train.root, tmp_path / 'val'
+    if way == 'same':
+        val = os.path.relpath(root)
+    elif way == 'link':
+        os.symlink(root, val)
+    elif way == 'shards':
+        val = write_shards(train, val)
+    elif way == 'copy':
+        shutil.copytree(root, val, copy_function=shutil.copyfile)  # with times of their own
+    else:
+        shutil.copytree(f'{root}/p00003', val / 'p00003')
+    with pytest.raises(DataError, match='val_root is train_root|images are in .*train too'):
+        check_validation(train, listed(val))
+
+
+def test_a_leak_is_counted_and_named(train, tmp_path):
+    """New images of known people are a closed set; those of the training among them are said."""
+    val = people(tmp_path / 'val', {'p00000': [3, 4], 'p00001': [5, 6]})
+    assert check_validation(train, val) == []
+    shutil.copy(train.path(0), tmp_path / 'val' / 'p00000' / 'renamed_9.jpg')
+    val = listed(tmp_path / 'val')
+    assert [os.path.basename(val.path(index)) for index in shared_images(train, val)] == [
+        'renamed_9.jpg'
+    ]
+    notice, = check_validation(train, val)
+    assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
+
+
+@pytest.mark.parametrize(
+    'ages, message',
+    [
+        ({'new': [3, 40, 50]}, 'one person'),
+        ({'a': [3], 'b': [4], 'c': [5]}, 'one image of each person'),
+    ],
+)
+def test_nothing_can_be_measured(train, tmp_path, ages, message):
+    with pytest.raises(DataError, match=f'{message}: .* takes two, so nothing can be measured'):
+        check_validation(train, people(tmp_path / 'val', ages))
+    known = {f'p0000{number}': years for number, years in enumerate(ages.values())}
+    notice, = check_validation(train, people(tmp_path / 'known', known))
+    assert message in notice and 'only closed-set accuracy' in notice
+
+
+def test_ages_that_are_all_equal(tmp_path):
+    notice, = check_ages(people(tmp_path, {'a': [30, 30], 'b': [30]}))
+    assert 'every face is of age 30' in notice and "'pat' and 'pos'" in notice
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_the_number_of_the_picture_is_no_age(tmp_path, first):
+    numbers = {
+        name: range(first, first + count)
+        for name, count in zip('abcde', (4, 3, 2, 4, 1), strict=True)
+    }
+    notice, = check_ages(people(tmp_path / 'numbers', numbers))
+    assert 'the ages of 4 people' in notice and 'number of the picture' in notice
+
+
+@pytest.mark.parametrize(
+    'ages',
+    [
+        {'a': [0, 1, 2], 'b': [3, 4, 5]},
+        {'a': [0, 1], 'b': [0, 2]},
+        {'a': [1, 2], 'b': [1, 1]},
+        {'a': [0], 'b': [1]},
+        {'a': [0, 1, 2]},
+        {'a': [20, 21], 'b': [30, 31]},
+    ],
+)
+def test_ages_that_may_well_be_ages(tmp_path, ages):
+    assert check_ages(people(tmp_path, ages)) == []
