@@ -8,6 +8,7 @@ then edit `dataset` and `save` here. Every other value, with its reason, is in t
 """
 import torch
 
+import backbones
 import dal
 import meta
 import utils
@@ -16,15 +17,18 @@ from training import command, session
 from training.distributed import Batch
 from training.means import Mean, NotFinite
 from training.microbatches import MicroBatches
-from training.schedule import split_weight_decay, warmup_cosine
+from training.schedule import parameter_groups, warmup_cosine
 from training.sharded import identity_head
 
 dataset = meta.demo   # the data set to train on: a dict of meta.py
 save = 'runs/demo'    # where weights, state, log and curves go
+init = None           # a backbone to fine-tune, as --init: a file of its weights, or 'sface'
 
 
 def make_backbone(recipe):
     """Any module (N, 3, 112, 96) -> (N, D) may stand here: this is the one line to change."""
+    if recipe.backbone != 'dal':
+        return backbones.build(recipe.backbone)
     return Backbone(recipe.layers, recipe.widths, recipe.dim)
 
 
@@ -33,7 +37,7 @@ def arguments():
 
 
 def run(args):
-    session.run(Training, args, dataset, save)
+    session.run(Training, args, dataset, save, init)
 
 
 class Training:
@@ -52,13 +56,14 @@ class Training:
         age_dim = self.model.dim if recipe.variate == 'learned' else 1
         self.mapping = dal.CanonicalMapping(self.model.dim, age_dim).to(device)
         self.network = MicroBatches(self.model, self.batch, recipe, device)
-        self.optimizer = torch.optim.SGD(split_weight_decay(self.model, recipe.weight_decay),
-                                         recipe.lr, recipe.momentum, fused=True)
+        self.optimizer = torch.optim.SGD(parameter_groups(self.model, recipe), recipe.lr,
+                                         recipe.momentum, fused=True)
         self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe.adversary_lr,
                                           maximize=True)
         self.step = self.epoch = self.total_steps = 0
         self.lambda_dal, self.detach = 0., False
         self.best = self.decision = None  # the best validation score; what the last one decides by
+        self.pretrained = False  # whether it began with weights that know faces
         self.opening = None  # |ρ| at the first step of the max phase under way
         self.means, self.climbs, self.epoch_means = Mean(), Mean(), Mean()
         self.watch = NotFinite()
@@ -110,7 +115,7 @@ class Training:
     # 2. The network, everything but w, descends the losses.
 
     def min_step(self, images, labels, ages):
-        self.model.train()
+        self.network.train()
         x_age, x_id = self.network.features(images, self.detach)
         solved = self.lambda_dal > 0 and self.recipe.memory > 0
         climb = self.climb(x_age, x_id, ages) if solved else {}
@@ -131,15 +136,16 @@ class Training:
         """Sets everything that changes with the fraction of training done."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group['lr'] = recipe.lr * warmup_cosine(progress, recipe.warmup)
+            group['lr'] = recipe.lr * group['factor'] * warmup_cosine(progress, recipe.warmup)
         self.model.identity.m = recipe.margin * dal.ramp(progress, 0., recipe.margin_warmup)
         self.model.factorization.alpha.fill_(dal.ramp(progress, *recipe.split))
         self.lambda_dal = recipe.lambda_dal * dal.ramp(progress, *recipe.game)
         self.detach = progress < recipe.read_age
+        self.network.freeze(progress < recipe.freeze)
 
     def settings(self):
         """Where the schedule stands, for the log."""
-        return dict(lr=self.optimizer.param_groups[0]['lr'], lambda_dal=self.lambda_dal,
+        return dict(lr=self.optimizer.param_groups[-1]['lr'], lambda_dal=self.lambda_dal,
                     margin=self.model.identity.m,
                     alpha=dal.ramp(self.step / self.total_steps, *self.recipe.split))
 

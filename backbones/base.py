@@ -41,6 +41,7 @@ class PretrainedBackbone(nn.Module):
     takes_pixels = True           # DALModel hands it 0…255 and leaves the normalisation to it
     dim = 512
     size = (HEIGHT, WIDE)
+    width = WIDE                  # of the faces that lose nothing on the way to `size`
     mean = deviation = (127.5,) * 3  # of pixel values, in the order of the network's channels
     bgr = False
 

@@ -24,6 +24,13 @@ def average(model: nn.Module) -> None:
             statistic.copy_(part.view_as(statistic))
 
 
+def freeze(model: nn.Module) -> None:
+    """Batch norms go to eval mode: they use their running statistics and leave them alone."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @contextlib.contextmanager
 def kept(model: nn.Module):
     """Within it running statistics may move; afterwards they are what they were."""

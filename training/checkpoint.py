@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+import backbones
 import utils
 from model import Backbone, DALModel, read_state
 from training.recipe import Recipe
@@ -23,7 +24,8 @@ class WeightsInfo:
     best: float | None      # the best validation score of the run so far
     decision: dict | None   # what its validation says of similarities: evaluation.metrics.decision
     recipe: dict | None
-    backbone: dict | None   # Backbone's arguments; None: a module of the user's own
+    backbone: dict | None   # arguments of Backbone, or with a name of backbones.build; None: the
+                            # user's own module
 
 
 def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
@@ -36,12 +38,8 @@ def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
     """
     state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
                                    'age_cutoffs': list, 'epoch': int})
-    backbone = None
-    if state['backbone'] is None:
-        # the user's own code: no file of weights can hold it
-        backbone = importlib.import_module('main').make_backbone(Recipe.of(state.get('recipe')))
     try:
-        model = DALModel.of(state, path, backbone)
+        model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
         raise UserError(str(error)) from None
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -51,12 +49,31 @@ def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
     return model.to(device, memory_format=torch.channels_last).eval(), info
 
 
+def _backbone_of(state, path):
+    """The untrained backbone of a file of weights; None where DALModel builds it."""
+    config = state['backbone']
+    if config is None:  # the user's own code, which no file of weights can hold
+        return importlib.import_module('main').make_backbone(Recipe.of(state.get('recipe')))
+    if 'name' not in config:
+        return None
+    try:
+        wanted = {f'backbone.{name}': shape for name, shape in backbones.layout(**config).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state['model'].items()
+                 if name.startswith('backbone.')}
+        if wanted != found:  # before anything is built of what a stranger's file merely states
+            raise ValueError('its weights are of another')
+        return backbones.build(**config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'{path}: not of the backbone {config}: {error}') from None
+
+
 def weights_of(training) -> dict:
     """What `load_weights` reads, and what a run can start from; the identity head is this
     rank's."""
     backbone, recipe = training.model.backbone, training.recipe
+    ours = Backbone, backbones.PretrainedBackbone
     return {'model': training.model.state_dict(),
-            'backbone': backbone.config if type(backbone) is Backbone else None,
+            'backbone': backbone.config if isinstance(backbone, ours) else None,
             'heads': {'identity': recipe.head, 'age': recipe.age_head},
             'classes': training.classes, 'age_cutoffs': training.cutoffs, 'epoch': training.epoch,
             'best': training.best, 'decision': training.decision, 'recipe': recipe.as_dict()}

@@ -2,17 +2,20 @@
 before anything is built."""
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import meta
 from dataset import Faces, check_entry
+from storage.validation import check_ages, check_validation
+from training import pretrained
 from training.distributed import world_size
 from training.recipe import Recipe, recipes
 from training.resume import starting_point
 from utils import DataError, UserError
 
 # recipe values with a flag of their own
-FLAGS = {'batch_size': int, 'accumulate': int, 'lr': float, 'workers': int, 'seed': int,
-         'horizon': int, 'save_every': int}
+FLAGS = {'backbone': str, 'batch_size': int, 'accumulate': int, 'lr': float, 'workers': int,
+         'seed': int, 'horizon': int, 'save_every': int}
 
 
 def parse(description: str, argv=None) -> argparse.Namespace:
@@ -32,44 +35,71 @@ def parse(description: str, argv=None) -> argparse.Namespace:
     add('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
     add('--save', metavar='DIR', help='where weights, state, log and curves go, instead of '
         "main.py's `save`; with --dataset NAME it is runs/NAME")
-    add('--recipe', choices=recipes, help='one of training/recipe.py (demo for the drawn faces, '
-        'paper for other data)')
+    add('--recipe', choices=recipes, help='one of training/recipe.py (by default demo for the '
+        'drawn faces, finetune with --init, else paper)')
     add('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
         help="other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'")
+    add('--init', metavar='FILE', help='start from a backbone that knows faces: a published file '
+        'of its weights, sface, or a weights file of this repository (docs/finetuning.md)')
+    add('--validate', nargs='+', default=[], metavar='LIST', help='also validate on lists of '
+        'pairs: InsightFace .bin files, or text files as of `evaluate.py … pairs`')
     for key, kind in FLAGS.items():
         add('--' + key.replace('_', '-'), type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args(argv)
 
 
-def plan(args, dataset, save) -> tuple[str, dict, Recipe, Path, Path | None]:
-    """What the command line comes to, beside main.py's own `dataset` and `save`: the data set's
-    name and entry, the recipe, the save folder, the file to start from or None. Raises
-    UserError."""
+class Plan(NamedTuple):
+    """What a command line comes to: the data set's name and entry, the recipe, the save folder, the
+    file to start from or to resume, or None; the backbone's file to start from, or None."""
+    name: str
+    entry: dict
+    recipe: Recipe
+    folder: Path
+    weights: Path | None
+    init: str | None
+
+
+def plan(args, dataset, save, init) -> Plan:
+    """The command line beside main.py's own `dataset`, `save` and `init`. Raises UserError."""
     entry = getattr(meta, args.dataset, None) if args.dataset else dataset
     name = args.dataset or next((n for n, value in vars(meta).items() if value is entry), 'dataset')
     if entry is None:
         known = [key for key, value in vars(meta).items()
                  if isinstance(value, dict) and not key.startswith('_')]
         raise UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
-    recipe = chosen_recipe(args, entry is meta.demo)
+    args.save = args.save or (f'runs/{name}' if args.dataset else save)
+    folder, weights = starting_point(args)
+    recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
         raise UserError(f'batch_size is {recipe.batch_size}; that is less than two faces for each '
                         f'of {world_size()} process(es) and {recipe.accumulate} micro-batch(es)')
     if args.epochs < 1:
         raise UserError(f'epochs is {args.epochs}; it must be at least 1')
-    args.save = args.save or (f'runs/{name}' if args.dataset else save)
-    return name, entry, recipe, *starting_point(args)
+    return Plan(name, entry, recipe, folder, weights, init)
 
 
-def chosen_recipe(args, is_demo: bool) -> Recipe:
-    """The recipe of the command line. Raises UserError for a value that no recipe can have."""
+def chosen_recipe(args, is_demo: bool, init=None, weights=None) -> tuple[Recipe, str | None]:
+    """The recipe of the command line, and the backbone's file to start from, which a start from
+    `weights` does without. Raises UserError for what can't be."""
+    if args.init and args.weights:
+        raise UserError('give either weights or --init')
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(vars(args)[key])) for key in FLAGS if vars(args)[key] is not None]
-    return recipes[args.recipe or ('demo' if is_demo else 'paper')].override(pairs)
+    stored = pretrained.stored_in(weights) if weights else None
+    other = init is not None or 'backbone' in dict(pairs) or 'name' in (stored or {})
+    name = args.recipe or ('finetune' if other else 'demo' if is_demo else 'paper')
+    recipe = recipes[name].override(pairs)
+    if weights:
+        follow = init is not None or 'name' in (stored or {})
+        return pretrained.like(recipe, stored, weights) if follow else recipe, None
+    if init is not None:
+        return pretrained.read(init, recipe)[0], init
+    pretrained.check_name(recipe)
+    return recipe, None
 
 
-def open_data(name: str, entry: dict, recipe: Recipe) -> tuple[Faces, Faces | None]:
-    """Training and validation faces (or None), everything about them checked. Raises DataError."""
+def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
+    """Training and validation faces (or None), all but their pixels checked. Raises DataError."""
     check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         import synthetic
@@ -82,7 +112,14 @@ def open_data(name: str, entry: dict, recipe: Recipe) -> tuple[Faces, Faces | No
     if people < 2:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')
     val = Faces(entry['val_root'], entry['pat'], entry['pos']) if entry['val_root'] else None
-    for faces in filter(None, (train, val)):
-        for notice in faces.check(recipe.cache, recipe.skip_corrupt):
-            print(notice)
+    for notice in [*check_ages(train), *(check_validation(train, val) if val else ())]:
+        print(f'warning: {notice}')
     return train, val
+
+
+def decode_data(faces: list[Faces], width: int, recipe: Recipe) -> None:
+    """Every image is read once, as the network will see it. Raises DataError."""
+    for part in faces:
+        part.width = width
+        for notice in part.check(recipe.cache, recipe.skip_corrupt):
+            print(notice)

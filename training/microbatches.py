@@ -43,9 +43,12 @@ class MicroBatches:
         model.to(device, memory_format=torch.channels_last)
         self.model, self.batch, self.count, self.device = model, batch, recipe.accumulate, device
         self.bf16 = recipe.bf16 and utils.gains_from_bf16(device)
+        self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
+        self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
         heads = {f'model.{name}': parameter for name, parameter in model.named_parameters()
                  if name.startswith(('identity.', 'age.'))}
-        self.network = replicate(_Features(model), device, list(heads))
+        self.apart = list(heads)
+        self.network = replicate(_Features(model), device, self.apart)
         self._averaging = []  # gradients of the heads under way, and their transfers
         if dist.is_initialized():
             broadcast(model.age)
@@ -59,6 +62,23 @@ class MicroBatches:
     def _average(self, parameter):
         transfer = dist.all_reduce(parameter.grad, async_op=True)
         self._averaging.append((parameter.grad, transfer))
+
+    def freeze(self, frozen: bool) -> None:
+        """Whether the backbone stays as it is: no gradient, and eval mode."""
+        if frozen != self.frozen:
+            self.frozen = frozen
+            for parameter in self.thaws:
+                parameter.requires_grad_(not frozen)
+            # which parameters have gradients is fixed when they are replicated
+            self.network = replicate(_Features(self.model), self.device, self.apart)
+
+    def train(self) -> None:
+        """Train mode, but for what is frozen."""
+        self.model.train()
+        if self.frozen:
+            self.model.backbone.eval()
+        if self.keep_statistics:
+            batchnorm.freeze(self.model.backbone)
 
     def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of

@@ -18,6 +18,7 @@ LARGEST = 2 ** 32  # of whole numbers: what a seed can be
 @dataclass(frozen=True)
 class Recipe:
     # the network
+    backbone: str = 'dal'       # the paper's, of the three values below; or one of backbones/
     layers: tuple[int, ...] = (3, 4, 10, 3)  # residual blocks per stage: the paper's 64 layers
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels per stage: the paper's
     dim: int = 512              # length of x: the paper's
@@ -38,6 +39,9 @@ class Recipe:
     lr: float = 0.02            # peak learning rate; scale it with the batch size
     warmup: float = 0.03        # fraction of training over which lr rises to its peak
     momentum: float = 0.9       # of SGD
+    lr_backbone: float = 1.     # factor on the backbone's learning rate
+    freeze: float = 0.          # fraction of training over which the backbone stays as it began
+    batchnorm: Literal['trained', 'frozen'] = 'trained'  # frozen: the backbone's stay as they are
     weight_decay: float = 5e-4  # on matrices and convolutions, not on norms and biases
     clip: float = 5.            # largest gradient norm: a first batch at s = 64 must not throw it
     horizon: int | None = None  # epochs that schedule and ramps span; None: those of this call
@@ -71,9 +75,10 @@ class Recipe:
                 ('dim min_steps accumulate', lambda v: v >= 1, 'at least 1'),
                 ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
                 ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),
-                ('lr weight_decay lambda_age lambda_dal margin', lambda v: v >= 0, 'at least 0'),
+                ('lr lr_backbone weight_decay lambda_age lambda_dal margin', lambda v: v >= 0,
+                 'at least 0'),
                 ('momentum memory', lambda v: 0 <= v < 1, 'from 0 to below 1'),
-                ('margin_warmup warmup read_age', lambda v: 0 <= v <= 1, 'from 0 to 1'),
+                ('margin_warmup warmup read_age freeze', lambda v: 0 <= v <= 1, 'from 0 to 1'),
                 ('sample_rate', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
                 ('split game', lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1,
                  'where its ramp begins and where it ends, as fractions of the training')):
@@ -100,7 +105,7 @@ class Recipe:
     @property
     def ramps_end(self) -> float:
         """The fraction of the training from which on everything is in play."""
-        return max(self.read_age, self.split[1], self.game[1])
+        return max(self.freeze, self.read_age, self.split[1], self.game[1])
 
     def override(self, pairs: typing.Iterable[tuple[str, str]]) -> 'Recipe':
         """This recipe with (key, text) pairs set, each read as a literal of its field's type.
@@ -162,4 +167,8 @@ ramped = replace(paper, read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_
 small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05)
 # and for the drawn faces: more layers find less there
 demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
-recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo}
+# from a backbone that already knows faces (docs/finetuning.md): it moves a fifth as fast as the
+# rest
+finetune = replace(ramped, lr_backbone=0.2)
+recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo,
+           'finetune': finetune}

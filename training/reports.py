@@ -24,6 +24,10 @@ COLUMNS = (('loss', 'loss'), ('identity', 'loss_id'), ('age', 'loss_age'), ('|ρ
            ('rank-1', 'val_rank1'), ('closed set', 'val_closed_set_accuracy'),
            ('age R²', 'val_age_r2_id'), ('images/s', 'images_per_s'))
 
+FIGURES = (('AUC', 'val_auc'), ('at gaps of 21 to 30 years', 'val_auc_gap_21-30'),
+           ('of 31 and more', 'val_auc_gap_31+'), ('rank-1', 'val_rank1'),
+           ('R² of age in x_id', 'val_age_r2_id'))
+
 
 def introduce(training, name, train, val, epochs, folder, state) -> None:
     """Before the first of `epochs` (done, last): run.json and a line on the screen; and where a run
@@ -95,9 +99,9 @@ class Reports:
                        'nothing is being decorrelated. Try a larger lambda_age, a smaller '
                        'lambda_dal, or the ramps (--recipe ramped)')
 
-    def epoch(self, epoch, rate, validation):
+    def epoch(self, epoch, rate, validation, best):
         """The epoch's row, before its state is saved."""
-        return self.write('epoch', epoch=epoch, images_per_s=rate,
+        return self.write('epoch', epoch=epoch, images_per_s=rate, best=best,
                           **self.training.epoch_means.flush(),
                           **{f'val_{key}': value for key, value in validation.items()})
 
@@ -108,6 +112,18 @@ class Reports:
         figures = '  '.join(f'{title} {row[key]:.3g}' for title, key in COLUMNS
                             if row.get(key) is not None)
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
+
+    def compare(self):
+        """Where validation ran before the first step: what training made of its figures."""
+        rows = read_log(self.log.path) if self.log else []
+        rows = [row for row in rows if row['kind'] == 'epoch']
+        if not rows or rows[0]['epoch'] != 0:
+            return
+        before, best = rows[0], [row for row in rows if row.get('best') or row['epoch'] == 0][-1]
+        figures = '; '.join(
+            f'{title} {before[key]:.3f} → {best[key]:.3f}' for title, key in FIGURES
+            if before.get(key) is not None and best.get(key) is not None)
+        tqdm.write(f'before training → best.pth, of epoch {best["epoch"]}: {figures}')
 
     def close(self):
         self.bar.close()

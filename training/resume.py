@@ -17,6 +17,7 @@ def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
         'mapping': training.mapping.state_dict(), 'optimizer': training.optimizer.state_dict(),
         'adversary': training.adversary.state_dict(), 'step': training.step,
         'steps_per_epoch': steps_per_epoch, 'opening': training.opening,
+        'pretrained': training.pretrained,
         'means': {name: getattr(training, name).state_dict() for name in MEANS}}
     if training.recipe.shard_head:
         sharded_files.keep(training, state, folder)
@@ -80,6 +81,7 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
     fresh = [part for part, same in (('identity', state['classes'] == training.classes),
                                      ('age', state['age_cutoffs'] == training.cutoffs)) if not same]
     _load_network(training, state, fresh, path)
+    training.pretrained = bool(state.get('pretrained', True))
     if fresh:
         there, here = len(state['classes']), len(training.classes)
         what = {'identity': f'the identity head ({there} people there, {here} here)',

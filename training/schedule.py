@@ -1,8 +1,12 @@
-"""The learning rate over a training, and which weights decay."""
+"""The learning rate over a training, and what each weight gets of it."""
 import math
 
+from torch import nn
 
-def warmup_cosine(progress, warmup):
+from training.recipe import Recipe
+
+
+def warmup_cosine(progress: float, warmup: float) -> float:
     """Factor on the learning rate at a fraction of the training: linear from 0 to 1 over `warmup`,
     then half a cosine down to 0."""
     if progress < warmup:
@@ -10,8 +14,16 @@ def warmup_cosine(progress, warmup):
     return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / max(1 - warmup, 1e-9), 1)))
 
 
-def split_weight_decay(module, weight_decay):
-    """Optimizer groups: decay for matrices and convolutions, none for norms and biases."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [{'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay},
-            {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.}]
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Optimizer groups of a DALModel's weights: decay for matrices and convolutions, none for norms
+    and biases; `factor` is the one on the learning rate, the backbone's where that is another."""
+    backbone = {id(p) for p in model.backbone.parameters()} if recipe.lr_backbone != 1 else set()
+    groups = []
+    for part, factor in ((True, recipe.lr_backbone), (False, 1.)):
+        weights = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == part]
+        if weights:
+            groups += [{'params': [p for p in weights if p.ndim > 1], 'factor': factor,
+                        'weight_decay': recipe.weight_decay},
+                       {'params': [p for p in weights if p.ndim <= 1], 'factor': factor,
+                        'weight_decay': 0.}]
+    return groups

@@ -7,7 +7,8 @@ from tqdm import tqdm
 import meta
 import utils
 from dataset import training_loader
-from training.command import open_data, plan
+from training import pretrained
+from training.command import decode_data, open_data, plan
 from training.distributed import (
     broadcast,
     launched,
@@ -26,17 +27,21 @@ from training.validation import check_finite, validate
 from utils import DataError, UserError
 
 
-def run(make_training, args, dataset, save) -> None:
+def run(make_training, args, dataset, save, init) -> None:
     """Trains as the command line says; `make_training` is main.Training. Raises UserError and
     DataError before the first step for what can't be; however it ends, last.pth can be resumed."""
     with process_group(args.ctx) as device, contextlib.ExitStack() as stack:
-        name, entry, recipe, folder, weights = on_rank_zero(plan, args, dataset, save)
+        name, entry, recipe, folder, weights, init = on_rank_zero(plan, args, dataset, save, init)
         on_rank_zero(lambda: stack.enter_context(utils.claim(folder)) and None)
-        train, val = rank_zero_first(open_data, name, entry, recipe)
-        loader = training_loader(train, recipe.batch_size, recipe.seed, recipe.workers,
-                                 device.type == 'cuda', rank(), world_size())
+        train, val = rank_zero_first(open_data, name, entry)
         training = make_training(recipe, train.classes, meta.age_cutoffs, device)
         broadcast(training.mapping)
+        if init:
+            on_every_rank(pretrained.load, training, init, recipe)
+        faces = [train, val] if val else [train]
+        rank_zero_first(decode_data, faces, training.model.width, recipe)
+        loader = training_loader(train, recipe.batch_size, recipe.seed, recipe.workers,
+                                 device.type == 'cuda', rank(), world_size())
         same_run = weights and weights.parent.resolve() == folder.resolve()
         exact = weights and on_every_rank(start, training, weights, same_run, len(loader))
         first = training.epoch
@@ -50,6 +55,8 @@ def run(make_training, args, dataset, save) -> None:
         # as it stood when a resumed run was saved
         training.schedule(max(training.step - 1, 0) / training.total_steps)
         introduce(training, name, train, val, (first, last), folder, weights if exact else None)
+        if init:
+            pretrained.set_centres(training, train)
         interrupt = stack.enter_context(utils.Interrupt(insistent=launched()))
         Session(training, loader, val, last, folder, interrupt).train()
 
@@ -70,22 +77,32 @@ class Session:
         self.reports = Reports(training, self.folder, training.epoch,
                                self.last * self.steps * batch_size, training.step * batch_size)
         with contextlib.closing(self.reports):
+            if self.val and training.pretrained and training.step == 0 and training.best is None:
+                self.close_epoch(None, self.saved_however_it_ends(self.validate))
             while training.epoch < self.last:
-                try:
-                    rate = self.epoch()
-                    report, training.decision = {}, None
-                    if self.val:
-                        report, training.decision = on_rank_zero(validate, training, self.val,
-                                                                 self.interrupt)
-                except DataError:
-                    self.save()
-                    raise
-                except utils.Interrupted as signal:
-                    self.save()
-                    raise raised_by_all(UserError(
-                        f'{signal} after step {training.step}: saved; --resume continues from '
-                        f'{self.folder}/last.pth')) from None
+                rate = self.saved_however_it_ends(self.epoch)
+                report = self.saved_however_it_ends(self.validate) if self.val else {}
+                training.epoch += 1
                 self.close_epoch(rate, report)
+            self.reports.compare()
+
+    def saved_however_it_ends(self, work):
+        """What work() returns; before a signal or bad data end the run, its state is saved."""
+        try:
+            return work()
+        except DataError:
+            self.save()
+            raise
+        except utils.Interrupted as signal:
+            self.save()
+            raise raised_by_all(UserError(
+                f'{signal} after step {self.training.step}: saved; --resume continues from '
+                f'{self.folder}/last.pth')) from None
+
+    def validate(self) -> dict:
+        report, self.training.decision = on_rank_zero(validate, self.training, self.val,
+                                                      self.interrupt)
+        return report
 
     def epoch(self) -> float:
         """The rest of an epoch; its images a second."""
@@ -117,17 +134,17 @@ class Session:
     def close_epoch(self, rate, report):
         """The weights of an epoch that is done, best.pth where it is, the epoch's row, the
         state."""
-        training = self.training
-        training.epoch += 1
+        training, start = self.training, self.training.step == 0
         # no AUC where nobody has two images
         score = report.get('auc') or report.get('closed_set_accuracy')
         self.check()
         ramped = training.step >= training.recipe.ramps_end * training.total_steps
-        better = score is not None and ramped and (training.best is None or score > training.best)
+        better = (score is not None and (ramped or start)
+                  and (training.best is None or score > training.best))
         training.best = score if better else training.best
-        names = [f'epoch_{training.epoch:03d}.pth', *['best.pth'] * better]
-        save_weights(training, self.folder, names)
-        row = self.reports.epoch(training.epoch, rate, report)
+        epoch = [] if start else [f'epoch_{training.epoch:03d}.pth']
+        save_weights(training, self.folder, [*epoch, *['best.pth'] * better])
+        row = self.reports.epoch(training.epoch, rate, report, better)
         self.save()
         self.reports.draw(row, self.last)
 

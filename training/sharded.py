@@ -130,7 +130,8 @@ def clip_gradient(model: DALModel, limit: float) -> Tensor:
     if not isinstance(model.identity, ShardedHead):
         return nn.utils.clip_grad_norm_(model.parameters(), limit)
     slice_ = model.identity.weight
-    rest = nn.utils.get_total_norm([p.grad for p in model.parameters() if p is not slice_])
+    rest = nn.utils.get_total_norm([p.grad for p in model.parameters()
+                                    if p is not slice_ and p.grad is not None])
     norm = (rest.square() + all_reduce(slice_.grad.norm().square())).sqrt()
     nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return norm

@@ -1,0 +1,140 @@
+"""A start from a backbone that already knows faces: which it is, its weights, and the people's
+centres."""
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import backbones
+from dataset import Faces, evaluation_loader
+from evaluation.extraction import extract
+from model import read_state
+from storage.progress import progress
+from training.checkpoint import load_checkpoint
+from training.distributed import all_reduce, rank, world_size
+from training.recipe import Recipe
+from training.sharded import ShardedHead
+from utils import UserError
+
+PART = 4096  # faces embedded before their features are added up
+
+
+def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """The recipe with the backbone that `init` holds, and that backbone's state dict.
+
+    `init` is a published file of one of `backbones`, the name of one that needs no file, or a
+    weights file of this repository, of which the backbone alone is taken. Where the recipe names no
+    other backbone than the paper's, the file says which it is. Raises UserError.
+    """
+    name, path = recipe.backbone, Path(init).expanduser()
+    try:
+        if init in backbones.NO_FILE and not path.exists():
+            if name not in ('dal', init):
+                raise UserError(f'--init {init} is the backbone {init}, not {name}')
+            return replace(recipe, backbone=init), backbones.read_weights(init)
+        own = _own(path)
+        if own:
+            return _of_ours(own, path, recipe)
+        if name == 'dal':
+            name = backbones.identify(backbones.read_state(path))
+            if name is None:
+                raise UserError(f'{path}: the layout of no backbone that is known: --backbone NAME '
+                                f'says which it should be: {", ".join(backbones.NAMES)}, or one of '
+                                'torchvision.models')
+        return replace(recipe, backbone=name), backbones.read_weights(name, path)
+    except FileNotFoundError:
+        raise UserError(f'{init}: no such file') from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _own(path):
+    """What a weights file of this repository holds; None for another file."""
+    try:
+        state = read_state(path)
+    except ValueError:
+        return None
+    ours = isinstance(state, dict) and isinstance(state.get('model'), dict) and 'backbone' in state
+    return state if ours else None
+
+
+def _of_ours(state, path, recipe):
+    if state['backbone'] is None:
+        raise UserError(f'{path}: trained with a backbone of your own: start with it as `weights`')
+    weights = {name.removeprefix('backbone.'): tensor for name, tensor in state['model'].items()
+               if name.startswith('backbone.')}
+    return like(recipe, state['backbone'], path), weights
+
+
+def stored_in(path: Path) -> dict | None:
+    """The arguments of the backbone in a weights file; None for a module of the user's own."""
+    return load_checkpoint(path, {'backbone': (dict, type(None))})['backbone']
+
+
+def like(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
+    """The recipe with the backbone of a weights file, see `stored_in`. Raises UserError where it
+    names another."""
+    if config is None:
+        return recipe
+    name = config.get('name', 'dal')
+    if recipe.backbone not in ('dal', name):
+        raise UserError(f'{path}: its backbone is {name}, not {recipe.backbone}')
+    if name != 'dal':
+        return replace(recipe, backbone=name)
+    return replace(recipe, layers=tuple(config['layers']), widths=tuple(config['widths']),
+                   dim=config['dim'])
+
+
+def check_name(recipe: Recipe) -> None:
+    """Raises UserError where the recipe's backbone is no name that is known."""
+    if recipe.backbone != 'dal':
+        try:
+            backbones.layout(recipe.backbone)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+
+def load(training, init: str, recipe: Recipe) -> None:
+    """Gives the backbone the weights in `init`, see `read`. Raises UserError where they are of
+    another than main.py builds."""
+    _, weights = read(init, recipe)
+    try:
+        training.model.backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        why = ' '.join(str(error).split())
+        raise UserError(f'{init}: not of the backbone that main.py builds ({why:.200})') from None
+    training.pretrained = True
+
+
+@torch.no_grad()
+def set_centres(training, faces: Faces) -> None:
+    """The centre of each person becomes the mean of x_id over the person's faces, each of unit
+    length, and has unit length itself.
+
+    One pass over the set. Each rank embeds the people of its own rows: those of its slice of a
+    sharded head, else an equal share, which is then exchanged.
+    """
+    head, classes = training.model.identity, len(faces.classes)
+    sharded = isinstance(head, ShardedHead)
+    rows = -(-classes // world_size())
+    begin, end = (head.begin, head.end) if sharded else (min((rank() + k) * rows, classes)
+                                                         for k in (0, 1))
+    own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0]
+    sums = torch.zeros(end - begin, training.model.dim)
+    with progress(None, 'centres of the people', len(own), unit=' faces') as bar:
+        for start in range(0, len(own), PART):
+            part = own[start:start + PART]
+            loader = evaluation_loader(torch.utils.data.Subset(faces, part.tolist()))
+            x_id = extract(training.model, loader, training.device, bf16=training.network.bf16,
+                           keep=('x_id',))['x_id']
+            unit = torch.nn.functional.normalize(torch.from_numpy(x_id))
+            sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
+            bar.update(len(part))
+    centres = torch.nn.functional.normalize(sums).to(head.weight)
+    if sharded or not dist.is_initialized():
+        head.weight.copy_(centres)
+    else:
+        whole = torch.zeros_like(head.weight)
+        whole[begin:end] = centres
+        head.weight.copy_(all_reduce(whole))
