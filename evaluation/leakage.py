@@ -6,6 +6,10 @@ person's age from who they are.
 """
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score, recall_score
 
 from dal import first_canonical_correlation
 from evaluation.metrics import leave_one_out_rank1, number
@@ -29,11 +33,11 @@ def age_leakage(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, cuto
     features, ages, fold = _prepare(features, labels, ages, 5, seed)
     if fold is None:
         return {'r2': None, 'mae': None, 'balanced_accuracy': None, 'groups': None}
-    read = _out_of_fold(_ridge, _squared, features, ages, fold)
+    read = _out_of_fold(_ridge, mean_squared_error, features, ages, fold)
     names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
     guess = _out_of_fold(_discriminant, _unbalanced, features, group, fold)
-    return {'r2': _r2(read, ages), 'mae': float(np.abs(read - ages).mean()), 'groups': len(names),
-            'balanced_accuracy': 1 - _unbalanced(guess, group)}
+    return {'r2': float(r2_score(ages, read)), 'mae': float(mean_absolute_error(ages, read)),
+            'groups': len(names), 'balanced_accuracy': 1 - _unbalanced(guess, group)}
 
 
 def age_r2(features: np.ndarray, labels: np.ndarray, ages: np.ndarray,
@@ -43,7 +47,9 @@ def age_r2(features: np.ndarray, labels: np.ndarray, ages: np.ndarray,
     None where there are fewer than five people or one age.
     """
     features, ages, fold = _prepare(features, labels, ages, 3, seed)
-    return None if fold is None else _r2(_out_of_fold(_ridge, _squared, features, ages, fold), ages)
+    if fold is None:
+        return None
+    return float(r2_score(ages, _out_of_fold(_ridge, mean_squared_error, features, ages, fold)))
 
 
 def _prepare(features, labels, ages, folds, seed):
@@ -83,47 +89,51 @@ def _standardizer(features):
 def _ridge(features, ages, strengths):
     """A function features -> ages (N,) for each penalty, none outside the ages it was fitted on: a
     unit that is dead there can't run away."""
-    standardize, centre = _standardizer(features), ages.mean()
-    x = standardize(features)
-    weights = _solve(x.T @ x / len(x), x.T @ (ages - centre) / len(x), strengths)
-    return [lambda new, weight=weight: np.clip(standardize(new) @ weight + centre, ages.min(),
-                                               ages.max()) for weight in weights]
+    standardize = _standardizer(features)
+    x, alpha = standardize(features), np.asarray(strengths) * len(features)
+    # a column of targets for each penalty: one Gram matrix serves them all
+    fitted = Ridge(alpha, solver='cholesky').fit(x, np.tile(ages[:, None], len(alpha)))
+    return [lambda new, weight=weight, offset=offset: np.clip(
+        standardize(new) @ weight + offset, ages.min(), ages.max())
+        for weight, offset in zip(fitted.coef_.reshape(len(alpha), -1),
+                                  np.atleast_1d(fitted.intercept_), strict=True)]
+
+
+class _Covariance(BaseEstimator):
+    """The maximum-likelihood covariance with `strength` added to its diagonal."""
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def fit(self, features):
+        self.covariance_ = (np.cov(features, rowvar=False, bias=True)
+                            + self.strength * np.eye(features.shape[1]))
+        return self
 
 
 def _discriminant(features, group, strengths):
     """A function features -> group (N,) for each penalty, by the groups' means and their pooled
     covariance, every group as likely."""
-    standardize, (names, index) = _standardizer(features), np.unique(group, return_inverse=True)
-    x = standardize(features)
-    means = np.stack([x[index == k].mean(0) for k in range(len(names))])
-    within = x - means[index]
-    probes = []
-    for weight in _solve(within.T @ within / len(x), means.T, strengths):
-        offset = (means.T * weight).sum(0) / 2
-        probes.append(lambda new, weight=weight, offset=offset:
-                      names[(standardize(new) @ weight - offset).argmax(1)])
+    names, counts = np.unique(group, return_counts=True)
+    if not 1 < len(names) < len(group):  # nothing to tell apart, or no two faces of any group
+        return [lambda new: np.full(len(new), names[counts.argmax()])] * len(strengths)
+    standardize, probes = _standardizer(features), []
+    for strength in strengths:
+        fitted = LinearDiscriminantAnalysis(
+            solver='eigen', covariance_estimator=_Covariance(strength))
+        fitted.fit(standardize(features), group)
+
+        def probe(new, fitted=fitted):
+            # the groups' shares weigh the covariance alone, not the decision
+            scores = fitted.predict_log_proba(standardize(new)) - np.log(fitted.priors_)
+            return fitted.classes_[scores.argmax(1)]
+        probes.append(probe)
     return probes
-
-
-def _solve(matrix, target, strengths):
-    """(matrix + strength·I)⁻¹ · target for each strength, by one decomposition of the symmetric
-    matrix."""
-    values, vectors = np.linalg.eigh(matrix)
-    projected = (vectors.T @ target).T
-    return [vectors @ (projected / (np.maximum(values, 0) + strength)).T for strength in strengths]
-
-
-def _squared(read, ages):
-    return np.square(read - ages).mean()
 
 
 def _unbalanced(guess, group):
     """1 − balanced accuracy: the mean over the groups of the share that was guessed wrong."""
-    return float(np.mean([(guess[group == k] != k).mean() for k in np.unique(group)]))
-
-
-def _r2(read, ages):
-    return float(1 - np.square(read - ages).sum() / np.square(ages - ages.mean()).sum())
+    return 1 - float(recall_score(group, guess, labels=np.unique(group), average='macro'))
 
 
 def identity_in(features, labels, ages, seed=0):

@@ -340,6 +340,30 @@ def test_leakage_tells_a_feature_that_carries_age():
     assert leakage.age_leakage(noise * 0, labels, ages, CUTOFFS)['r2'] == pytest.approx(0, abs=.05)
 
 
+def test_ridge_and_discriminant_are_the_closed_forms():
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
+    x += group[:, None]
+    ages = x @ rng.normal(size=6) + rng.normal(size=200)
+    z, strength = (x - x.mean(0)) / x.std(0), .1
+    weight = np.linalg.solve(z.T @ z / 200 + strength * np.eye(6), z.T @ (ages - ages.mean()) / 200)
+    expected = (z @ weight + ages.mean()).clip(ages.min(), ages.max())
+    several = leakage._ridge(x, ages, [strength, 10.])
+    assert several[0](x) == pytest.approx(expected, abs=1e-9)
+    means = np.stack([z[group == k].mean(0) for k in range(3)])
+    within = z - means[group]
+    weight = np.linalg.solve(within.T @ within / 200 + strength * np.eye(6), means.T)
+    nearest = (z @ weight - (means.T * weight).sum(0) / 2).argmax(1)  # every group as likely
+    assert (leakage._discriminant(x, group, [strength])[0](x) == nearest).all()
+
+
+@pytest.mark.parametrize('ages', [[30, 31, 32, 33, 34, 30], [5, 15, 20, 30, 40, 50]])
+def test_groups_of_which_nothing_can_be_fitted(ages):
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    report = leakage.age_leakage(features, np.arange(6), np.array(ages), CUTOFFS)
+    assert report['balanced_accuracy'] in (0., 1.) and np.isfinite(report['r2'])
+
+
 def test_age_is_not_read_from_who_it_is():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(100), 5)
