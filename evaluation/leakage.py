@@ -120,7 +120,7 @@ def _discriminant(features, group, strengths):
     standardize, probes = _standardizer(features), []
     for strength in strengths:
         fitted = LinearDiscriminantAnalysis(
-            solver='eigen', covariance_estimator=_Covariance(strength))
+            solver='lsqr', covariance_estimator=_Covariance(strength))
         fitted.fit(standardize(features), group)
 
         def probe(new, fitted=fitted):
