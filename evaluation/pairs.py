@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from storage.images import some
+from utils import DataError
+
 GAP_BOUNDS = (5, 10, 20, 30)  # years, upper bounds inclusive
 GAP_NAMES = ('0-5', '6-10', '11-20', '21-30', '31+')
 
@@ -25,6 +28,30 @@ class Pairs(NamedTuple):
     def where(self, kept: np.ndarray) -> 'Pairs':
         """The pairs of the mask `kept` (n,)."""
         return Pairs(*(None if value is None else value[kept] for value in self))
+
+
+def check_pairs(pairs: Pairs, names: list, path) -> None:
+    """Raises DataError where a list can't tell one network from another, naming the first pair:
+    an image with itself, two images as one person and as two, pairs of one kind alone."""
+    def refuse(kept, what, remedy):
+        if kept.any():
+            first = int(np.flatnonzero(kept)[0])
+            two = ' and '.join(some([names[side[first]]]) for side in (pairs.left, pairs.right))
+            raise DataError(f'{path}: {what} ({int(kept.sum())} of {len(kept)} pairs; the first is '
+                            f'{two}): {remedy}')
+
+    refuse(pairs.left == pairs.right, 'an image is paired with itself', 'remove such pairs')
+    two = np.sort(np.stack([pairs.left, pairs.right], 1), axis=1)
+    _, place = np.unique(two, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    shares = np.bincount(place, pairs.same) / np.bincount(place)
+    contradicted = (shares > 0) & (shares < 1)
+    refuse(contradicted[place], 'the same two images are one person and two people',
+           'keep what is true')
+    if pairs.same.all() or not pairs.same.any():
+        kind = 'one person' if pairs.same.all() else 'two people'
+        raise DataError(f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
+                        'need pairs of both kinds')
 
 
 def gap_bin(gap: np.ndarray) -> np.ndarray:
