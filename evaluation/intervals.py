@@ -5,16 +5,17 @@ impostor pair as often as the product of its two people's.
 """
 import numpy as np
 
-from evaluation.rates import roc_figures
+from evaluation.rates import far_thresholds, roc_figures
 
 REPLICATES = 500
 
 
 def bootstrap(scores: np.ndarray, same: np.ndarray, folds: np.ndarray, right: np.ndarray | None,
               people: np.ndarray | None = None, replicates: int = REPLICATES,
-              seed: int = 0) -> dict:
-    """{'accuracy', 'auc', 'eer', 'tar@…'}, each (replicates,), of n pairs; `right` (n,) are the
-    folds' decisions, `people` (n, 2) the two of each pair (None: pairs are drawn instead).
+              seed: int = 0) -> tuple[dict, dict]:
+    """{'accuracy', 'auc', 'eer', 'tar@…'} and far_thresholds, each (replicates,), of n pairs;
+    `right` (n,) are the folds' decisions, `people` (n, 2) the two of each pair (None: pairs are
+    drawn instead).
 
     The same pairs and seed draw the same people, so the difference of two models' replicates is a
     paired bootstrap.
@@ -25,7 +26,7 @@ def bootstrap(scores: np.ndarray, same: np.ndarray, folds: np.ndarray, right: np
     first, second = person.reshape(-1, 2).T
     in_fold = (folds[:, None] == np.unique(folds)).astype(float)
     rng = np.random.default_rng(seed)
-    parts, rows = [], max(1, 2 ** 21 // max(len(scores), 1))
+    figures, thresholds, rows = [], [], max(1, 2 ** 21 // max(len(scores), 1))
     for start in range(0, replicates, rows):
         drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)),
                                 size=min(rows, replicates - start)).astype(float)
@@ -35,9 +36,12 @@ def bootstrap(scores: np.ndarray, same: np.ndarray, folds: np.ndarray, right: np
             count = weights @ in_fold
             accuracy = np.divide(weights @ (in_fold * right[:, None]), count, where=count > 0,
                                  out=np.zeros_like(count)).sum(1)
-            accuracy = accuracy / (count > 0).sum(1)
-        parts.append({'accuracy': accuracy, **roc_figures(scores, same, weights)})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            with np.errstate(invalid='ignore'):  # NaN where no pair was drawn
+                accuracy = accuracy / (count > 0).sum(1)
+        figures.append({'accuracy': accuracy, **roc_figures(scores, same, weights)})
+        thresholds.append(far_thresholds(scores, same, weights))
+    return tuple({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                 for parts in (figures, thresholds))
 
 
 def share_interval(hits: np.ndarray, people: np.ndarray, replicates: int = REPLICATES,

@@ -7,7 +7,14 @@ import numpy as np
 
 from evaluation.intervals import REPLICATES, bootstrap, interval, share_interval
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
-from evaluation.rates import GRID, check_finite, cosines, decide, roc_figures
+from evaluation.rates import (
+    GRID,
+    check_finite,
+    cosines,
+    decide,
+    far_thresholds,
+    roc_figures,
+)
 
 
 def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
@@ -19,26 +26,45 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     Each fold is scored at the threshold that is best on all the others, the strictest of equals
     (InsightFace's verification); `thresholds` are the candidates, strictest first, None for every
     score that occurs. 'threshold' is the best on all pairs: for deployment, nothing here is scored
-    with it. With `replicates`, 'intervals' holds the 95 % of each figure over `people` (n, 2) (over
-    pairs where people is None; the folds' thresholds are held). Raises ValueError for scores that
-    aren't finite.
+    with it; 'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With
+    `replicates`, 'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs where
+    people is None; the folds' thresholds are held). Where a kind of pair is missing there are no
+    figures, and 'reason' says so. Raises ValueError for scores that aren't finite.
     """
     scores, same, folds = np.asarray(scores, np.float64), np.asarray(same, bool), np.asarray(folds)
     if not np.isfinite(scores).all():
         first = np.flatnonzero(~np.isfinite(scores))[0]
         raise ValueError(f'pair {first} (counted from 0): the score is not finite')
+    reason = _missing(same, folds)
     right, best = decide(scores, same, folds, thresholds)
+    if not (same.any() and not same.all()):  # accepting all, or nothing, would be right
+        right = best = None
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
     report = {'pairs': len(scores), 'genuine': int(same.sum()), 'impostor': int((~same).sum()),
               'accuracy': number(np.mean(by_fold)) if by_fold else None,
               'accuracy_std': number(np.std(by_fold)) if by_fold else None,
               'fold_accuracy': [number(value) for value in by_fold], 'threshold': best,
-              **{name: number(values[0]) for name, values in roc_figures(scores, same).items()}}
+              **{name: number(values[0]) for name, values in roc_figures(scores, same).items()},
+              'far': {rate: {'threshold': float(values[0]), 'interval': None}
+                      for rate, values in far_thresholds(scores, same).items()}}
+    if reason:
+        report['reason'] = reason
     if replicates and len(scores):
-        drawn = bootstrap(scores, same, folds, right, people, replicates, seed)
+        drawn, thresholds = bootstrap(scores, same, folds, right, people, replicates, seed)
         report['intervals'] = {name: interval(values) if report[name] is not None else None
                                for name, values in drawn.items()}
+        for rate, values in thresholds.items():
+            report['far'][rate]['interval'] = interval(values)
     return report
+
+
+def _missing(same, folds):
+    """Why figures can't be had of these pairs, None where they can."""
+    if not len(same):
+        return 'there are no pairs'
+    if same.all() or not same.any():
+        return f'all pairs are of {"one person" if same.all() else "two people"}'
+    return 'all pairs are in one fold' if len(np.unique(folds)) < 2 else None
 
 
 def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0) -> list[dict]:
@@ -106,9 +132,13 @@ def gap_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, see
     replicates = REPLICATES * intervals
     pairs = gap_pairs(labels, ages, seed)
     scores = cosines(embeddings, pairs.left, pairs.right)
-    return {'verification': verification(scores, pairs.same, pairs.fold, pairs.people, None,
-                                         replicates, seed),
-            'percentiles': percentiles(scores, pairs.same),
+    report = verification(scores, pairs.same, pairs.fold, pairs.people, None, replicates, seed)
+    if not len(scores):
+        counts = np.unique(labels, return_counts=True)[1]
+        report['reason'] = ('every person has one image alone' if counts.max() == 1 else
+                            'there is one person alone' if len(counts) == 1 else
+                            'no pair of two people has the ages of a pair of one')
+    return {'verification': report, 'percentiles': percentiles(scores, pairs.same),
             'by_gap': by_gap(scores, pairs, replicates, seed)}
 
 
@@ -128,12 +158,14 @@ def people_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, 
 
 def decision(report: dict) -> dict | None:
     """What a weights file keeps of a people_report, to decide by: {'threshold', 'accuracy',
-    'genuine', 'impostor'}.
+    'genuine', 'impostor', 'far'}.
 
     The threshold that is best on all pairs, the accuracy that thresholds have on people they
-    weren't fitted on, the percentiles of both kinds of pair. None where nobody has two images.
+    weren't fitted on, the percentiles of both kinds of pair, and the thresholds at a false accept
+    rate, {'0.001': {'threshold', 'interval'}} for each rate that the impostor pairs support (the
+    interval is None without a bootstrap). None where there are no pairs of both kinds.
     """
-    kept = {key: report['verification'][key] for key in ('threshold', 'accuracy')}
+    kept = {key: report['verification'][key] for key in ('threshold', 'accuracy', 'far')}
     return None if kept['threshold'] is None else kept | report['percentiles']
 
 
@@ -151,7 +183,7 @@ def difference(first: np.ndarray, second: np.ndarray, pairs: Pairs,
         right, _ = decide(scores, pairs.same, pairs.fold, thresholds)
         point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
         drawn.append(bootstrap(scores, pairs.same, pairs.fold, right, pairs.people, replicates,
-                               seed) if len(scores) else {})
+                               seed)[0] if len(scores) else {})
     return {name: {'difference': point[1][name] - point[0][name],
                    'interval': interval(drawn[1][name] - drawn[0][name])}
             for name in drawn[0] if point[0][name] is not None and point[1][name] is not None}

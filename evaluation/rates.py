@@ -8,7 +8,8 @@ import numpy as np
 # the field's thresholds: squared distances 2 − 2·cos of 0, 0.01 … 3.99, as cosines, strictest first
 GRID = 1 - np.arange(0, 4, .01) / 2
 FARS = {'tar@1e-1': 1e-1, 'tar@1e-2': 1e-2, 'tar@1e-3': 1e-3}
-# TAR@FAR is reported from this many expected false accepts up: fewer are an anecdote
+THRESHOLD_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+# a FAR is spoken of from this many expected false accepts up: fewer are an anecdote
 FALSE_ACCEPTS = 10
 
 
@@ -92,12 +93,38 @@ def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None
     row = np.arange(len(far))
     balance = far + tar - 1
     after = np.maximum((balance < 0).sum(1), 1)
-    part = balance[row, after - 1] / (balance[row, after - 1] - balance[row, after])
+    with np.errstate(invalid='ignore'):  # NaN where a replicate lacks a kind of pair
+        part = balance[row, after - 1] / (balance[row, after - 1] - balance[row, after])
     figures = {'auc': (np.diff(far) * (tar[:, 1:] + tar[:, :-1])).sum(1) / 2,
                'eer': far[row, after - 1] + part * (far[row, after] - far[row, after - 1])}
     for name, rate in FARS.items():
-        enough = (~same).sum() * rate > FALSE_ACCEPTS - 1e-6
-        figures[name] = (tar[row, (far <= rate + 1e-12).sum(1) - 1] if enough
-                         else np.full(len(far), np.nan))
+        figures[name] = np.full(len(far), np.nan)
+        if _supported(same, rate):
+            figures[name] = tar[row, (far <= rate + 1e-12).sum(1) - 1]
         figures[name][np.isnan(figures['auc'])] = np.nan
     return figures
+
+
+def far_thresholds(scores: np.ndarray, same: np.ndarray,
+                   weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """{'0.1': thresholds (W,), …}: the lowest threshold whose false accept rate is no larger, for
+    each of THRESHOLD_FARS that the impostor pairs support.
+
+    `weights` (W, n) as in `roc`. A threshold is an impostor's score, which it does not accept; NaN
+    in a replicate without impostors.
+    """
+    order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind='stable')]
+    counts = np.ones((1, len(order))) if weights is None else weights[:, order]
+    accepted = np.cumsum(counts, axis=1)
+    found = {}
+    for rate in THRESHOLD_FARS:
+        if _supported(same, rate):
+            allowed = rate * accepted[:, -1:]
+            first = (accepted > allowed + 1e-9).argmax(1)
+            found[str(rate)] = np.where(allowed[:, 0] > 0, scores[order[first]], np.nan)
+    return found
+
+
+def _supported(same, rate):
+    """Whether the impostor pairs are enough to speak of this false accept rate."""
+    return (~same).sum() * rate > FALSE_ACCEPTS - 1e-6

@@ -130,7 +130,8 @@ def test_without_pairs_or_without_one_kind_there_is_no_figure():
         report = metrics.verification(
             np.full(len(same), .5), np.array(same, bool), np.arange(len(same)), replicates=20
         )
-        assert report['auc'] is None and report['eer'] is None
+        assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
+        assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
 
 
@@ -139,6 +140,44 @@ def test_scores_that_are_not_finite_are_named():
     scores[7] = np.nan
     with pytest.raises(ValueError, match='pair 7'):
         metrics.verification(scores, same, folds)
+
+
+@pytest.mark.parametrize('digits', [1, 12])  # few digits: many equal scores
+def test_a_threshold_at_a_far_is_the_lowest_that_keeps_it(digits):
+    scores, same, folds = scored(30000)
+    scores = scores.round(digits)
+    impostors = scores[~same]
+    far = metrics.verification(scores, same, folds)['far']
+    assert list(far) == ['0.1', '0.01', '0.001']  # 15,000 impostors don't carry 1 in 10,000
+    for rate, found in far.items():
+        assert (impostors > found['threshold']).mean() <= float(rate)
+        below = np.unique(impostors)[np.searchsorted(np.unique(impostors), found['threshold']) - 1]
+        assert (impostors > below).mean() > float(rate) and found['interval'] is None
+
+
+def test_a_threshold_at_a_far_by_hand():
+    scores = np.r_[np.arange(100) / 100, np.full(5, .99)]
+    same = np.arange(105) >= 100
+    assert metrics.verification(scores, same, np.arange(105) % 10)['far'] == {
+        '0.1': {'threshold': .89, 'interval': None}}  # .90 to .99 are the ten that pass
+
+
+def test_weighted_thresholds_are_repetition():
+    scores, same, _ = scored(2000)
+    weights = np.random.default_rng(0).integers(0, 3, (4, 2000))
+    found = rates.far_thresholds(scores, same, weights.astype(float))
+    for row, weight in enumerate(weights):
+        impostors = np.repeat(scores[~same], weight[~same])
+        for rate, thresholds in found.items():
+            allowed = int(float(rate) * len(impostors) + 1e-9)
+            assert thresholds[row] == np.sort(impostors)[::-1][allowed]
+
+
+def test_the_interval_of_a_threshold_holds_it():
+    embeddings, labels, ages = people()
+    far = metrics.people_report(embeddings, labels, ages)['verification']['far']['0.1']
+    assert far['interval'][0] <= far['threshold'] <= far['interval'][1]
+    assert 0 < far['interval'][1] - far['interval'][0] < .3
 
 
 # intervals
@@ -292,6 +331,7 @@ def test_percentiles_and_decision():
     embeddings, labels, ages = people(20, 4)
     report = metrics.people_report(embeddings, labels, ages, intervals=False)
     kept = metrics.decision(report)
+    assert kept['far'] == report['verification']['far'] and kept['far']['0.1']['interval'] is None
     assert (
         kept['threshold'] == report['verification']['threshold']
         and len(kept['genuine']) == len(kept['impostor']) == 101
@@ -311,6 +351,19 @@ def test_people_report_is_ready_for_json_whatever_there_is():
         assert (report['images'], report['people']) == (n * each, n)
     assert report['rank1_interval'][0] <= report['rank1'] <= report['rank1_interval'][1]
     assert sum(row['pairs'] for row in report['by_gap']) == report['verification']['pairs']
+
+
+@pytest.mark.parametrize('n, each, why', [(1, 6, 'one person alone'), (6, 1, 'one image alone')])
+def test_why_there_is_no_figure(n, each, why):
+    report = metrics.people_report(*people(n, each))
+    assert why in report['verification']['reason'] and report['by_gap'] == []
+    assert metrics.decision(report) is None
+
+
+@pytest.mark.filterwarnings('error')
+def test_few_people_give_no_warning():
+    for n, each in ((2, 2), (3, 3), (12, 6)):
+        metrics.people_report(*people(n, each))
 
 
 def test_features_that_are_not_finite_name_the_image():
@@ -452,10 +505,26 @@ def test_crop_drops_eight_columns_on_either_side(model):
     buffer = io.BytesIO()
     Image.open(io.BytesIO(wide)).crop((8, 0, 104, 112)).save(buffer, 'PNG')
     cropped, whole = (
-        extract_files(model, [data], 'cpu', ['x'], crop=True)[0]['embedding']
+        extract_files(model, [data], 'cpu', ['x'])[0]['embedding']
         for data in (wide, buffer.getvalue())
     )
     assert (cropped == whole).all()
+
+
+def test_a_backbone_of_112_columns_sees_them_all(model):
+    seen = []
+
+    class Wide(torch.nn.Module):
+        width = 112
+
+        def forward(self, images):
+            seen.append(images)
+            return images.mean(3).flatten(1)
+
+    extract_files(DALModel(Wide(), 3), [encoded(0, (112, 112)), encoded(1)], 'cpu', ['a', 'b'])
+    assert seen[-1].shape == (4, 3, 112, 112)
+    narrow = seen[-1][1]  # its edges repeated
+    assert (narrow[..., :8] == narrow[..., 8:9]).all() and (narrow[..., 7] != narrow[..., 9]).any()
 
 
 def test_images_that_cannot_be_used_are_counted_in_one_line(model, tmp_path):
@@ -464,7 +533,7 @@ def test_images_that_cannot_be_used_are_counted_in_one_line(model, tmp_path):
                       ['0.png', '1.png', 'here'])
     assert '\n' not in str(error.value)
     bad = [encoded(0), b'no image', encoded(1, (96, 96)), encoded(2)]
-    with pytest.raises(DataError, match='2 of 4 .*b: not readable.*c: 96 high × 96 wide') as error:
+    with pytest.raises(DataError, match='2 of 4 .*b: not .*c: 96 high × 96 wide') as error:
         extract_files(model, bad, 'cpu', list('abcd'), batch_size=1)
     assert '\n' not in str(error.value)
 
