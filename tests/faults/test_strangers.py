@@ -191,6 +191,32 @@ def test_pickles_run_nothing(state, tmp_path, capfd, reader):
     assert 'this ran' not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize('content, what', [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n', 'git lfs pull'),
+    (b'\n<!DOCTYPE html><html><title>Sign in</title></html>', 'a web page'),
+    (b'<HTML>', 'a web page')])
+@pytest.mark.parametrize('reader', ['main', 'evaluate'])
+def test_what_is_no_archive_is_said(tmp_path, reader, content, what):
+    (tmp_path / 'w.pth').write_bytes(content)
+    line = said(READERS[reader], tmp_path / 'w.pth')
+    assert what in line and 'w.pth' in line
+
+
+@pytest.mark.parametrize('reader', ['main', 'evaluate'])
+def test_a_cut_download_is_said_to_be(state, tmp_path, reader):
+    whole = saved(state, tmp_path / 'w.pth').read_bytes()
+    (tmp_path / 'w.pth').write_bytes(whole[:10000])
+    assert 'w.pth: cut short at 10,000 bytes' in said(READERS[reader], tmp_path / 'w.pth')
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_names_as_ddp_writes_them(state, tmp_path, whole):
+    weights = {f'module.{name}': tensor for name, tensor in state['model'].items()}
+    line = said(load_weights, saved(state | {'model': weights} if whole else weights,
+                                    tmp_path / 'w.pth'))
+    assert 'w.pth: its names begin with `module.`' in line and 'model.module.state_dict()' in line
+
+
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
