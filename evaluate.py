@@ -6,12 +6,13 @@
 ctx is a GPU's number, -1 the CPU (and where a comparison names none). What is looked for below
 `path`:
 
-    lfw       pairs.txt; <Name>/<Name>_0001.jpg here or in images/
+    lfw       pairs.txt; <Name>/<Name>_0001.jpg here, in images/ or in what the archive unpacks to
     calfw     pairs_CALFW.txt; the images in 'aligned images'/, images/ or here
     cacd-vs   0000_0.jpg, 0000_1.jpg to 3999_1.jpg, here or in images/
     bin       the path is an InsightFace .bin: agedb_30, cfp_fp, calfw, cplfw, lfw
-    pairs     the path is a list of lines `label pathA pathB`, label 1 or 0; paths are from its
-              folder or from images/ beside it
+    pairs     the path is a list of lines `label pathA pathB`, label 1 or 0 (tabs where names have
+              spaces), or of your own in LFW's format; paths are from its folder or from images/
+              beside it
     fgnet     001A02.JPG … in any case, anywhere below; with --distractors DIR also MegaFace's
               protocol
     morph     009055_1M54.JPG … anywhere below; --subjects people, the youngest image gallery, the
@@ -20,12 +21,13 @@ ctx is a GPU's number, -1 the CPU (and where a comparison names none). What is l
               val_root (else train_root) is read
 
 Images are aligned to 112 high × 96 wide; of 112×112 images 8 columns are dropped on either side.
-The report is a table here, and results.json and pictures in DIR, by default
-eval/<benchmark>-<hash of the weights> beside the weights. Features are kept in DIR/cache: a second
-report on the same faces is immediate.
+Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
+results.json and pictures in DIR, by default eval/<benchmark>-<hash of the weights> beside the
+weights. Features are kept in DIR/cache: a second report on the same faces is immediate.
 """
 import argparse
 import json
+import os
 import platform
 import re
 import shlex
@@ -39,7 +41,10 @@ import meta
 import utils
 from dataset import check_entry
 from evaluation import lists, pictures, protocols
+from evaluation.aligning import align_files
 from evaluation.extraction import FEATURES, extract_files
+from evaluation.listfile import write_pairs
+from evaluation.pairs import check_pairs
 from evaluation.tables import differences_table, table
 from training.checkpoint import load_weights
 
@@ -62,6 +67,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     option('--compare', action='store_true',
            help='several weights side by side, each against the first by a paired bootstrap')
     option('--out', metavar='DIR', help='where the report goes')
+    option('--align', action='store_true',
+           help='the images are raw photographs: find the faces and align them')
+    option('--backbone', metavar='NAME',
+           help='the weights are an untouched backbone of this name, as others publish it')
+    option('--write-pairs', action='store_true',
+           help='leave the pairs that are drawn by age gap in DIR, as a list for `pairs`')
     option('--distractors', metavar='DIR',
            help='fgnet: a folder of faces of other people, however deep')
     option('--subjects', type=int, default=10000,
@@ -81,6 +92,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error('expected `ctx weights`, or with --compare two or more weights')
     if args.distractors and args.benchmark != 'fgnet':
         parser.error('--distractors belong to fgnet')
+    if args.align and args.benchmark == 'bin':
+        parser.error('--align is for photographs; the faces in a .bin are aligned')
+    if args.write_pairs and args.benchmark not in protocols.READ_BY_AGE:
+        parser.error(f'--write-pairs is for {", ".join(protocols.READ_BY_AGE)}, where pairs are '
+                     'drawn')
     if args.batch_size < 1 or args.subjects < 1:
         parser.error('--batch-size and --subjects must be at least 1')
     args.ctx = int(numbers[0]) if numbers else -1
@@ -93,11 +109,16 @@ def run(args: argparse.Namespace) -> None:
     listed, drawn, name = read_list(args)
     distractors = lists.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
-    models = [load_weights(path, device) for path in args.weights]
+    known = {'backbone': args.backbone} if args.backbone else {}
+    models = [load_weights(path, device, **known) for path in args.weights]
     hashes = [info.sha256 for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
     out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)
     _claim(out, hashes)
+    faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
+    listed, alignment = _aligned(args, listed, faces)
+    if distractors and args.align:
+        distractors, _ = align_files(distractors, distractors, faces, os.cpu_count())
     reports, evidence = zip(*(measure(args, model, info, listed, distractors, device, out / 'cache')
                               for model, info in models), strict=True)
     versions = {'python': platform.python_version(), 'torch': torch.__version__,
@@ -106,6 +127,9 @@ def run(args: argparse.Namespace) -> None:
               'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]), 'seed': args.seed,
               'device': device.type, 'bf16': args.bf16, 'versions': versions,
               'models': list(reports)}
+    if alignment:
+        for report in reports:
+            report['alignment'] = alignment
     labels = _labels(args.weights)
     reports, evidence = dict(zip(labels, reports, strict=True)), dict(zip(labels, evidence,
                                                                           strict=True))
@@ -117,8 +141,13 @@ def run(args: argparse.Namespace) -> None:
                                  for label in others]
         print(*map(differences_table, result['differences']), sep='\n')
     if drawn:
-        utils.write_whole(out / 'subjects.txt', lambda temporary: temporary.write_text(drawn))
-    draw(out, reports, evidence)
+        utils.write_whole(out / 'subjects.txt',
+                          lambda temporary: temporary.write_bytes(os.fsencode(drawn)))
+    if args.write_pairs:
+        first = evidence[labels[0]]
+        write_pairs(out / f'pairs-seed-{args.seed}.txt', first.pairs, listed.names,
+                    f'label, image, image, fold; drawn by age gap with --seed {args.seed}')
+    pictures.draw_all(out, reports, evidence)
     text = json.dumps(result, indent=1, allow_nan=False) + '\n'
     utils.write_whole(out / 'results.json', lambda temporary: temporary.write_text(text))
     print(f'{out}: results.json and pictures')
@@ -131,7 +160,10 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
         return listed, drawn, f'morph-{args.subjects}'
     if args.benchmark != 'folder':
         stem = f'-{Path(args.path).stem}' if args.benchmark in ('bin', 'pairs') else ''
-        return READERS[args.benchmark](args.path), None, args.benchmark + stem
+        listed = READERS[args.benchmark](args.path)
+        if listed.pairs:
+            check_pairs(listed.pairs, listed.names, args.path)
+        return listed, None, args.benchmark + stem
     entry, path = getattr(meta, args.path, None), args.path
     if isinstance(entry, dict) and not Path(path).is_dir():
         check_entry(args.path, entry, meta.age_cutoffs)
@@ -149,11 +181,22 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
     return lists.folder(path, pat, pos), None, f'folder-{Path(path).resolve().name}'
 
 
+def _aligned(args, listed, folder):
+    """The images with the faces of their photographs in their place, and what was found; the images
+    themselves where they are aligned."""
+    if not args.align:
+        return listed, None
+    if isinstance(listed.sources[0], bytes):
+        raise utils.UserError(f'{args.path}: --align is for photographs, not for faces in shards')
+    sources, found = align_files(listed.sources, listed.names, folder, os.cpu_count())
+    return listed._replace(sources=sources), found
+
+
 def measure(args, model, info, listed, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
     def features(sources, names, keep, title):
-        return extract_files(model, sources, device, names, True, args.batch_size, args.bf16, keep,
-                             title, cache, info.sha256)
+        return extract_files(model, sources, device, names, args.batch_size, args.bf16, keep, title,
+                             cache, info.sha256)
 
     leaks = args.benchmark in ('fgnet', 'folder')
     arrays, digest = features(listed.sources, listed.names, FEATURES if leaks else ('embedding',),
@@ -195,29 +238,6 @@ def _labels(weights):
         if len(set(names)) == len(names):
             return names
     return [f'{k + 1}: {name}' for k, name in enumerate(names)]
-
-
-def draw(out: Path, reports: dict, evidence: dict) -> None:
-    """Every picture that the benchmark has something for; score histograms and errors of each
-    model."""
-    pictures.draw_roc({label: (one.scores, one.pairs.same) for label, one in evidence.items()},
-                      out / 'roc.png')
-    if all(report.get('by_gap') for report in reports.values()):
-        pictures.draw_gaps({label: report['by_gap'] for label, report in reports.items()},
-                           out / 'gaps.png')
-    if all('megaface' in report for report in reports.values()):
-        pictures.draw_cmc({label: report['megaface'] for label, report in reports.items()},
-                          out / 'cmc.png')
-    for k, (label, one) in enumerate(evidence.items()):
-        suffix = f'_{k + 1}' if len(evidence) > 1 else ''
-        if len(one.scores):
-            pictures.draw_histogram(one.scores, one.pairs.same,
-                                    reports[label]['verification']['threshold'],
-                                    out / f'scores{suffix}.png')
-            pictures.draw_errors(one.listed, one.pairs, one.scores, out / f'errors{suffix}.png',
-                                 crop=True)
-        if 'leakage' in reports[label]:
-            pictures.draw_leakage(reports[label]['leakage'], out / f'leakage{suffix}.png')
 
 
 if __name__ == '__main__':

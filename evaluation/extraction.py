@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from evaluation.rates import check_finite
-from storage.images import decode, some
+from storage import progress as bars
+from storage.images import HEIGHT, WIDTH, WIDTHS, decode, some
 from utils import DataError, write_whole
 
 FEATURES = ('embedding', 'x', 'x_age', 'x_id')
@@ -26,20 +26,20 @@ def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
     """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), 'x',
     'x_age' and 'x_id' (N, D).
 
-    A batch is images (N, 3, 112, 96), uint8 RGB, or a tuple that begins with them. The embedding is
-    x_id of face and mirror, concatenated, of unit length: the paper's test feature; the others are
-    of the face as it is. `model` is anything with `.features(images)` -> x, x_age, x_id; it is in
-    eval mode meanwhile. `progress` (a title) shows a bar. Raises ValueError where there are no
-    faces. Whether the features are finite is for who uses them: check_finite, which every metric
-    calls.
+    A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. The
+    embedding is x_id of face and mirror, concatenated, of unit length: the paper's test feature;
+    the others are of the face as it is. `model` is anything with `.features(images)` -> x, x_age,
+    x_id; it is in eval mode meanwhile. `progress` (a title) shows a bar. Raises ValueError where
+    there are no faces. Whether the features are finite is for who uses them: check_finite, which
+    every metric calls.
     """
     training = getattr(model, 'training', False)
     if training:
         model.eval()
     kept = {name: [] for name in keep}
     try:
-        for images in tqdm(batches, progress, disable=None if progress else True, leave=False,
-                           unit=' batches'):
+        for images in bars.progress(batches, progress or '', disable=not progress,
+                                    unit=' batches'):
             images = images if torch.is_tensor(images) else images[0]
             images = images.to(device, non_blocking=True)
             both = torch.cat([images, images.flip(-1)])
@@ -58,26 +58,26 @@ def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def extract_files(model, sources: list, device, names: list | None = None, crop: bool = False,
+def extract_files(model, sources: list, device, names: list | None = None,
                   batch_size: int = 64, bf16: bool = False, keep: tuple = FEATURES,
                   progress: str | None = None, cache=None, weights: str = '') -> tuple[dict, str]:
     """extract() of `sources`, each a path or an encoded image (bytes): features, and the sha256 of
     the list of sources.
 
-    `names` are what messages call them, by default the paths. `crop` admits 112×112 images. With
-    `cache`, a folder, the features are kept there under the hash of the list (paths, sizes and
-    times, or bytes) and of `weights`, the sha256 of the weights file: the same faces and weights
-    are read back at once. Raises DataError, one line, where images are missing, can't be read or
-    are of another size, or where features aren't finite.
+    `names` are what messages call them, by default the paths. Faces are 112×96 or 112×112; the
+    model sees `model.width` columns of them. With `cache`, a folder, the features are kept there
+    under the hash of the list (paths, sizes and times, or bytes) and of `weights`, the sha256 of
+    the weights file: the same faces and weights are read back at once. Raises DataError, one line,
+    where images are missing, can't be read or are of another size, or where features aren't finite.
     """
     names = [os.fspath(source) for source in sources] if names is None else names
-    digest = _digest(sources, names)
-    key = hashlib.sha256(repr((digest, weights, crop, bf16, keep)).encode()).hexdigest()[:32]
+    digest = digest_of(sources, names)
+    key = hashlib.sha256(repr((digest, weights, bf16, keep)).encode()).hexdigest()[:32]
     file = Path(cache, f'{key}.npz') if cache else None
     kept = _kept(file, keep, len(sources)) if file else None
     if kept:
         return kept, digest
-    batches = _Decoded(sources, names, crop, batch_size)
+    batches = _Decoded(sources, names, getattr(model, 'width', WIDTH), batch_size)
     features = extract(model, batches, device, bf16, keep, progress)
     for array in features.values():
         try:
@@ -108,9 +108,9 @@ def _save(path, arrays):
         np.savez(file, **arrays)
 
 
-def _digest(sources, names):
-    """sha256 over paths, sizes and modification times, or over the bytes; DataError where files are
-    missing."""
+def digest_of(sources: list, names: list) -> str:
+    """sha256 over paths, sizes and modification times, or over the bytes. Raises DataError where
+    files are missing."""
     digest, missing = hashlib.sha256(), []
     for source, name in zip(sources, names, strict=True):
         if isinstance(source, bytes):
@@ -129,14 +129,15 @@ def _digest(sources, names):
 
 
 class _Decoded:
-    """Batches (N, 3, 112, 96) uint8 of the sources, two batches decoded ahead.
+    """Batches (N, 3, 112, width) uint8 of the sources, two batches decoded ahead.
 
     At the first image that can't be used no more batches come, but all are decoded, so that the
     DataError counts them all.
     """
 
-    def __init__(self, sources, names, crop, batch_size):
-        self.sources, self.names, self.crop, self.batch_size = sources, names, crop, batch_size
+    def __init__(self, sources, names, width, batch_size):
+        self.sources, self.names = sources, names
+        self.width, self.batch_size = width, batch_size
 
     def __len__(self):
         return -(-len(self.sources) // self.batch_size)
@@ -153,15 +154,15 @@ class _Decoded:
                     if faces and not bad:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
-            size = ('112 × 112 or ' if self.crop else '') + '112 high × 96 wide'
             raise DataError(f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}: "
-                            f'{size} is expected; align them, or remove them')
+                            f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected; '
+                            'align them, or remove them')
 
     def _read(self, index):
-        """The face (112, 96, 3), or what is wrong with it."""
+        """The face (112, width, 3), or what is wrong with it."""
         source = self.sources[index]
         try:
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
-            return decode(data)
+            return decode(data, self.width)
         except (DataError, OSError, ValueError) as error:
             return f'{self.names[index]}: {getattr(error, "strerror", None) or error}'

@@ -2,10 +2,12 @@
 
 No global state of matplotlib is touched.
 """
+import functools
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from evaluation.lists import Listed
 from evaluation.pairs import Pairs
@@ -21,6 +23,48 @@ def save(figure: Figure, path) -> None:
     write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=120))
 
 
+@functools.cache
+def _drawable():
+    """The characters of the font that pictures are written in."""
+    return frozenset(map(chr, get_font(findfont(FontProperties())).get_charmap()))
+
+
+def readable(name: str) -> str:
+    """A name for a picture: what the font lacks, or is no character at all, as its code; and no
+    dollar signs, between which matplotlib reads formulas."""
+    return ''.join(char if char in _drawable() and char.isprintable() else
+                   f'\\u{ord(char):04x}' for char in name).replace('$', r'\$')
+
+
+def _end(name, length=22):
+    """The end of a name, readable, that a face is wide enough for."""
+    name = name[-length:]
+    while len(readable(name)) > length + 4:
+        name = name[1:]
+    return readable(name)
+
+
+def draw_all(out: Path, reports: dict, evidence: dict) -> None:
+    """Every picture that the benchmark has something for, of the models' reports and Evidence,
+    {label: …}; score histograms, errors and leakage of each model."""
+    draw_roc({label: (one.scores, one.pairs.same) for label, one in evidence.items()},
+             out / 'roc.png')
+    if all(report.get('by_gap') for report in reports.values()):
+        draw_gaps({label: report['by_gap'] for label, report in reports.items()},
+                  out / 'gaps.png')
+    if all('megaface' in report for report in reports.values()):
+        draw_cmc({label: report['megaface'] for label, report in reports.items()},
+                 out / 'cmc.png')
+    for k, (label, one) in enumerate(evidence.items()):
+        suffix = f'_{k + 1}' if len(evidence) > 1 else ''
+        if len(one.scores):
+            threshold = reports[label]['verification']['threshold']
+            draw_histogram(one.scores, one.pairs.same, threshold, out / f'scores{suffix}.png')
+            draw_errors(one.listed, one.pairs, one.scores, out / f'errors{suffix}.png')
+        if 'leakage' in reports[label]:
+            draw_leakage(reports[label]['leakage'], out / f'leakage{suffix}.png')
+
+
 def draw_roc(models: dict, path) -> None:
     """TAR over FAR of {name: (scores, same)}, logarithmic, down to what one impostor pair is."""
     figure = Figure(figsize=(6, 4.5), layout='constrained')
@@ -29,7 +73,7 @@ def draw_roc(models: dict, path) -> None:
         if same.any() and not same.all():
             (far,), (tar,) = roc(scores, same)
             lowest = min(lowest, 1 / (~same).sum())
-            axis.step(np.maximum(far, lowest / 2), tar, where='post', label=name)
+            axis.step(np.maximum(far, lowest / 2), tar, where='post', label=readable(name))
     chance = np.geomspace(lowest, 1)
     axis.plot(chance, chance, color='grey', linestyle=':', label='chance')
     axis.set(xscale='log', xlim=(lowest, 1), ylim=(0, 1.01), xlabel='false accept rate',
@@ -54,7 +98,7 @@ def draw_gaps(models: dict, path) -> None:
             low, high = np.array(limits).reshape(-1, 2).T
             axis.errorbar([list(years).index(row['years']) + shift for row in rows], middle,
                           np.clip([middle - low, high - middle], 0, None), fmt='o-', capsize=3,
-                          label=label)
+                          label=readable(label))
         axis.axhline(.1 if name.startswith('tar') else .5, color='grey', linestyle=':',
                      label='chance')
         axis.set(title=title, xlabel='age gap in years (genuine pairs)',
@@ -79,7 +123,7 @@ def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path)
     save(figure, path)
 
 
-def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path, crop: bool,
+def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path,
                 each: int = 8) -> None:
     """The lowest-scoring genuine pairs over the highest-scoring impostor pairs, with ages where
     known, scores and file names."""
@@ -94,18 +138,18 @@ def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path, crop: bo
             axis.axis('off')
         for axis, k in zip(axes, chosen, strict=False):
             two = (pairs.left[k], pairs.right[k])
-            axis.imshow(np.concatenate([_face(listed.sources[i], crop) for i in two], axis=1))
+            axis.imshow(np.concatenate([_face(listed.sources[i]) for i in two], axis=1))
             ages, parts = '', 1
             if listed.ages is not None:
                 ages, parts = ' · '.join(f'{listed.ages[i]:g}' for i in two) + ' years\n', 2
-            names = '\n'.join('/'.join(Path(listed.names[i]).parts[-parts:])[-22:] for i in two)
+            names = '\n'.join(_end('/'.join(Path(listed.names[i]).parts[-parts:])) for i in two)
             axis.set_title(f'{ages}score {scores[k]:.3f}', fontsize=9, color=colour)
             axis.text(.5, -.04, names, fontsize=6.5, ha='center', va='top',
                       transform=axis.transAxes)
     save(figure, path)
 
 
-def _face(source, crop):
+def _face(source):
     return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
 
 
@@ -115,7 +159,7 @@ def draw_cmc(models: dict, path) -> None:
     axis = figure.subplots()
     for name, report in models.items():
         axis.step(range(1, len(report['cmc']) + 1), report['cmc'], where='post',
-                  label=f'{name} ({report["distractors"]:,} distractors)')
+                  label=f'{readable(name)} ({report["distractors"]:,} distractors)')
     axis.set(xscale='log', ylim=(0, 1.01), xlabel='rank', ylabel='share of probes',
              title='CMC: the mate at this rank or better')
     axis.grid(alpha=.3, which='both')

@@ -1,5 +1,5 @@
 """A report for the screen: percent, with 95 % intervals."""
-from evaluation.rates import FARS
+from evaluation.rates import FALSE_ACCEPTS, FARS
 
 COLUMNS = ('AUC', 'EER', *FARS)
 
@@ -15,7 +15,10 @@ def table(name: str, reports: dict) -> str:
                   f'{report["verification"]["pairs"]} pairs',
                   f'{"":14}{"pairs":>7}  {"accuracy ± std":>15}  '
                   + '  '.join(f'{head:>18}' for head in COLUMNS) + '  threshold',
-                  *(_row(title, row) for title, row in rows)]
+                  *(_row(title, row) for title, row in rows), *_notes(rows),
+                  *_thresholds(report['verification']['far'])]
+        if 'alignment' in report:
+            lines.append(alignment_line(report['alignment']))
         if 'rank1' in report:
             lines.append(f'rank-1 {_percent(report["rank1"], report["rank1_interval"])} of '
                          f'{report["rank1_probes"]} probes')
@@ -41,6 +44,33 @@ def _row(title, row):
             + '  '.join(f'{figure:>18}' for figure in figures) + f'  {threshold:>9}')
 
 
+def alignment_line(counts: dict) -> str:
+    """In how many photographs no face was found."""
+    return (f'no face found in {counts["not_found"]:,} of {counts["photographs"]:,} photographs '
+            f'({100 * counts["share"]:.2f} %): their middle was taken')
+
+
+def _notes(rows):
+    """Why there is a dash instead of a figure."""
+    reasons = [f'{title}: {row["reason"]}' for title, row in rows if 'reason' in row]
+    short = [name for name in FARS if any(row[name] is None and 'reason' not in row
+                                          for _, row in rows)]
+    if short:
+        reasons.append(f'{", ".join(short)}: fewer impostor pairs than give {FALSE_ACCEPTS} false '
+                       'accepts at this rate')
+    return [f'–  {reason}' for reason in reasons]
+
+
+def _thresholds(far):
+    """The threshold at each false accept rate that the impostor pairs support."""
+    cells = []
+    for rate, found in far.items():
+        limits = found['interval']
+        cells.append(f'FAR {rate}: {found["threshold"]:.3f}'
+                     + (f' [{limits[0]:.3f} {limits[1]:.3f}]' if limits else ''))
+    return ['thresholds [95 %]  ' + '   '.join(cells)] if cells else []
+
+
 def leakage_table(report: dict) -> str:
     """What protocols.leakage_report found."""
     head = 'on people the probe was not fitted on:'
@@ -52,7 +82,12 @@ def leakage_table(report: dict) -> str:
         lines.append(f'{part:>{len(head)}}  {_fixed(age["r2"]):>6}   {_fixed(age["mae"]):>9}   '
                      f'{groups:>20}   {_fixed(identity["auc"]):>12}   '
                      f'{_fixed(identity["rank1"]):>6}')
+    if report['age']['x']['r2'] is None:
+        lines.append('–  the age is not read: that needs five people, and ages that differ')
     rho = report['correlation']
+    if rho['rho'] is None:
+        lines.append('–  x_id and x_age are not correlated: that needs four people and 80 images')
+        return '\n'.join(lines)
     lines.append('first canonical correlation of x_id and x_age, held out: '
                  f'{_fixed(rho["rho"])}; shuffled pairs {_fixed(rho["shuffled"])}, '
                  f'95 % below {_fixed(rho["shuffled_95"])}')

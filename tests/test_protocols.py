@@ -2,6 +2,7 @@
 pictures and the command line."""
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -137,7 +138,7 @@ def test_pairs_have_a_tenth_of_either_kind_in_each_fold(tmp_path):
     assert len(np.unique(listed.pairs.people)) == 20
     (tmp_path / 'flat.txt').write_text('1 p0/a.jpg p1/b.jpg\n0 p0/a.jpg p0/b.jpg\n')
     assert lists.pair_list(tmp_path / 'flat.txt').pairs.people is None
-    (tmp_path / 'bad.txt').write_text('p0/a.jpg p1/b.jpg 1\n')
+    (tmp_path / 'bad.txt').write_text('p0/a.jpg p1/b.jpg 2\n')
     with pytest.raises(DataError, match='line 1'):
         lists.pair_list(tmp_path / 'bad.txt')
 
@@ -329,13 +330,10 @@ def noise(tmp_path_factory):
     return root
 
 
-def command(*line, cwd=None):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
+def command(*line, **environment):
+    """evaluate.py as a process of its own; what it writes stays bytes."""
+    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)],
+                          capture_output=True, env=os.environ | environment)
 
 
 def drawn(path):
@@ -354,16 +352,82 @@ def test_folder_from_the_command_line(weights, noise, tmp_path):
     ].startswith('python3 evaluate.py -1')
     assert (
         set(report['leakage']['age']) == {'x', 'x_age', 'x_id'}
-        and 'folder-people, best.pth: 96 images' in done.stdout
+        and 'folder-people, best.pth: 96 images' in done.stdout.decode()
     )
     for name in ('roc', 'gaps', 'scores', 'errors', 'leakage'):
         assert drawn(tmp_path / 'out' / f'{name}.png')
     done = command(-1, weights[1], 'folder', noise, '--out', tmp_path / 'out')
     assert (
         done.returncode == 1
-        and 'report on other weights' in done.stderr
-        and done.stderr.count('\n') == 1
+        and b'report on other weights' in done.stderr
+        and done.stderr.count(b'\n') == 1
     )
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1251', 'gbk', 'euc-jp'])
+def test_a_terminal_of_another_encoding(weights, noise, tmp_path, encoding):
+    done = command(-1, weights[0], 'folder', noise, '--out', tmp_path / 'out',
+                   PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stderr == b'', done.stderr
+    assert 'rank-1' in done.stdout.decode(encoding)  # R² and ± as far as it has them
+
+
+def test_names_that_are_no_text(weights, noise, tmp_path):
+    """Folders and weights that aren't UTF-8, or of letters that the font lacks, are drawn."""
+    root, model = (tmp_path / os.fsdecode(name) for name in (b'caf\xe9', b'w\xe9$x^$.pth'))
+    shutil.copytree(noise, root)
+    (root / '00').rename(root / '张伟')
+    shutil.copy(weights[0], model)
+    done = command(-1, model, 'folder', root, '--out', tmp_path / 'out')
+    assert done.returncode == 0 and done.stderr == b'', done.stderr
+    assert drawn(tmp_path / 'out' / 'errors.png') and drawn(tmp_path / 'out' / 'roc.png')
+
+
+def test_what_the_font_lacks_is_written_as_its_code():
+    assert pictures.readable('Zoë_1.jpg') == 'Zoë_1.jpg'
+    assert pictures.readable('张\udce9\n$') == r'\u5f20\udce9\u000a\$'
+
+
+def test_thresholds_at_a_far_are_reported(weights, noise, tmp_path, capsys):
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path)
+    far = json.loads((tmp_path / 'results.json').read_text())['models'][0]['verification']['far']
+    low, high = far['0.1']['interval']
+    assert low <= far['0.1']['threshold'] <= high and '0.0001' not in far
+    line = f'FAR 0.1: {far["0.1"]["threshold"]:.3f} [{low:.3f} {high:.3f}]'
+    assert line in capsys.readouterr().out
+
+
+def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'a', '--write-pairs', '--seed', 5)
+    run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
+    first, second = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+                     ['verification'] for name in 'ab')
+    for figure in ('pairs', 'auc', 'eer', 'tar@1e-1'):
+        assert first[figure] == second[figure], figure
+    assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
+    with pytest.raises(SystemExit):
+        evaluate.arguments(['-1', 'w', 'lfw', 'x', '--write-pairs'])
+
+
+@pytest.mark.parametrize('people, each, why', [(1, 4, 'one person alone'), (4, 1, 'one image')])
+def test_why_a_folder_has_no_figures(weights, tmp_path, capsys, people, each, why):
+    for k in range(people * each):
+        face(tmp_path / 'set' / str(k // each) / f'{k:03d}_{20 + k}.jpg', k)
+    run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
+    out = capsys.readouterr().out
+    assert '–  all: ' in out and why in out and 'the age is not read' in out
+
+
+@pytest.mark.parametrize('lines, why', [('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
+                                        ('0 a.jpg b.jpg\n' * 9, 'all 9 pairs are of two people'),
+                                        ('1 a.jpg b.jpg\n0 b.jpg a.jpg', 'and two people')])
+def test_lists_that_tell_nothing(weights, tmp_path, lines, why):
+    for name in 'ab':
+        face(tmp_path / f'{name}.jpg')
+    (tmp_path / 'list').write_text(lines)
+    with pytest.raises(DataError, match=why):
+        run(-1, weights[0], 'pairs', tmp_path / 'list', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def run(*line):
