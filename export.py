@@ -98,7 +98,7 @@ def embeddings(args):
     files = needed('safetensors.numpy') if args.out.suffix == '.safetensors' else None
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
     model, info = load_weights(args.weights, device)
-    features, _ = extract_files(model, sources, device, crop=True, keep=('embedding',), progress='embedding')
+    features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
     arrays, facts = {'embeddings': features['embedding']}, description(info)
     paths = [os.path.relpath(source, args.folder) for source in sources]
     if files:

@@ -132,7 +132,10 @@ def claim(folder, option='--save', work='training'):
 @contextlib.contextmanager
 def one_line_errors():
     """Ends the program with one line, exit status 1, for UserError, DataError, and what the system
-    refuses; bugs keep their traceback."""
+    refuses; bugs keep their traceback. What a terminal's encoding lacks is shown as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')
     try:
         yield
     except (UserError, DataError) as error:

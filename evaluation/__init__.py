@@ -1,1 +1,1 @@
-"""The rooms behind evaluate.py: protocols, extraction, metrics, leakage, pictures. Training validates with the same functions."""
+"""The rooms behind evaluate.py; training validates with the same functions."""

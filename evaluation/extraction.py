@@ -1,4 +1,7 @@
-"""From faces to features, once: image and mirror in one pass, files decoded by threads meanwhile, the result kept beside the report."""
+"""From faces to features: image and mirror in one pass, files decoded by threads meanwhile.
+
+The result is kept beside the report, so that a second report on the same faces is immediate.
+"""
 import hashlib
 import os
 from collections import deque
@@ -8,35 +11,43 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from evaluation.metrics import check_finite
-from storage.images import decode, some
+from evaluation.rates import check_finite
+from storage import progress as bars
+from storage.images import HEIGHT, WIDTH, WIDTHS, decode, some
 from utils import DataError, write_whole
 
 FEATURES = ('embedding', 'x', 'x_age', 'x_id')
 
 
 @torch.inference_mode()
-def extract(model, batches, device, bf16=False, keep=FEATURES, progress=None):
-    """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), 'x', 'x_age' and 'x_id' (N, D).
+def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
+            progress: str | None = None) -> dict[str, np.ndarray]:
+    """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), 'x',
+    'x_age' and 'x_id' (N, D).
 
-    A batch is images (N, 3, 112, 96), uint8 RGB, or a tuple that begins with them. The embedding is x_id of face and mirror,
-    concatenated, of unit length: the paper's test feature; the others are of the face as it is. `model` is anything with
-    `.features(images)` -> x, x_age, x_id; it is in eval mode meanwhile. `progress` (a title) shows a bar. Raises ValueError where
-    there are no faces. Whether the features are finite is for who uses them: check_finite, which every metric calls.
+    A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. The
+    embedding is x_id of face and mirror, concatenated, of unit length: the paper's test feature;
+    the others are of the face as it is. `model` is anything with `.features(images)` -> x, x_age,
+    x_id; it is in eval mode meanwhile. `progress` (a title) shows a bar. Raises ValueError where
+    there are no faces. Whether the features are finite is for who uses them: check_finite, which
+    every metric calls.
     """
     training = getattr(model, 'training', False)
     if training:
         model.eval()
     kept = {name: [] for name in keep}
     try:
-        for images in tqdm(batches, progress, disable=None if progress else True, leave=False, unit=' batches'):
-            images = (images if torch.is_tensor(images) else images[0]).to(device, non_blocking=True)
-            both = torch.cat([images, images.flip(-1)]).contiguous(memory_format=torch.channels_last)
+        for images in bars.progress(batches, progress or '', disable=not progress,
+                                    unit=' batches'):
+            images = images if torch.is_tensor(images) else images[0]
+            images = images.to(device, non_blocking=True)
+            both = torch.cat([images, images.flip(-1)])
+            both = both.contiguous(memory_format=torch.channels_last)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 x, x_age, x_id = (part.float() for part in model.features(both))
-            parts = {'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)), 'x': x, 'x_age': x_age, 'x_id': x_id}
+            parts = {'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
+                     'x': x, 'x_age': x_age, 'x_id': x_id}
             for name in keep:
                 kept[name].append(parts[name][:len(images)].cpu().numpy())
     finally:
@@ -47,23 +58,27 @@ def extract(model, batches, device, bf16=False, keep=FEATURES, progress=None):
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def extract_files(model, sources, device, names=None, crop=False, batch_size=64, bf16=False, keep=FEATURES, progress=None,
-                  cache=None, weights=''):
-    """extract() of `sources`, each a path or an encoded image (bytes): features, and the sha256 of the list of sources.
+def extract_files(model, sources: list, device, names: list | None = None,
+                  batch_size: int = 64, bf16: bool = False, keep: tuple = FEATURES,
+                  progress: str | None = None, cache=None, weights: str = '') -> tuple[dict, str]:
+    """extract() of `sources`, each a path or an encoded image (bytes): features, and the sha256 of
+    the list of sources.
 
-    `names` are what messages call them, by default the paths. `crop` admits 112×112 images. With `cache`, a folder, the features are
-    kept there under the hash of the list (paths, sizes and times, or bytes) and of `weights`, the sha256 of the weights file: the
-    same faces and weights are read back at once. Raises DataError, one line, where images are missing, can't be read or are of
-    another size, or where features aren't finite.
+    `names` are what messages call them, by default the paths. Faces are 112×96 or 112×112; the
+    model sees `model.width` columns of them. With `cache`, a folder, the features are kept there
+    under the hash of the list (paths, sizes and times, or bytes) and of `weights`, the sha256 of
+    the weights file: the same faces and weights are read back at once. Raises DataError, one line,
+    where images are missing, can't be read or are of another size, or where features aren't finite.
     """
     names = [os.fspath(source) for source in sources] if names is None else names
-    digest = _digest(sources, names)
-    key = hashlib.sha256(repr((digest, weights, crop, bf16, keep)).encode()).hexdigest()[:32]
+    digest = digest_of(sources, names)
+    key = hashlib.sha256(repr((digest, weights, bf16, keep)).encode()).hexdigest()[:32]
     file = Path(cache, f'{key}.npz') if cache else None
     kept = _kept(file, keep, len(sources)) if file else None
     if kept:
         return kept, digest
-    features = extract(model, _Decoded(sources, names, crop, batch_size), device, bf16, keep, progress)
+    batches = _Decoded(sources, names, getattr(model, 'width', WIDTH), batch_size)
+    features = extract(model, batches, device, bf16, keep, progress)
     for array in features.values():
         try:
             check_finite(array, names)
@@ -76,13 +91,16 @@ def extract_files(model, sources, device, names=None, crop=False, batch_size=64,
 
 
 def _kept(file, keep, n):
-    """The features in `file`, or None where they must be computed: it isn't there, or isn't what was written."""
+    """The features in `file`, or None where they must be computed: it isn't there, or isn't what
+    was written."""
     try:
         with np.load(file) as arrays:
             found = {name: arrays[name] for name in keep}
     except Exception:  # zip, header, key and checksum errors: whatever damage leads to
         return None
-    return found if all(array.ndim == 2 and len(array) == n and array.dtype == np.float32 for array in found.values()) else None
+    whole = all(array.ndim == 2 and len(array) == n and array.dtype == np.float32
+                for array in found.values())
+    return found if whole else None
 
 
 def _save(path, arrays):
@@ -90,8 +108,9 @@ def _save(path, arrays):
         np.savez(file, **arrays)
 
 
-def _digest(sources, names):
-    """sha256 over paths, sizes and modification times, or over the bytes; DataError where files are missing."""
+def digest_of(sources: list, names: list) -> str:
+    """sha256 over paths, sizes and modification times, or over the bytes. Raises DataError where
+    files are missing."""
     digest, missing = hashlib.sha256(), []
     for source, name in zip(sources, names, strict=True):
         if isinstance(source, bytes):
@@ -104,19 +123,21 @@ def _digest(sources, names):
         else:
             digest.update(b'%s\0%d\0%d\n' % (os.fsencode(source), stat.st_size, stat.st_mtime_ns))
     if missing:
-        raise DataError(f'{len(missing)} of {len(sources)} images are missing: looked for {some(missing)}: '
-                        'add them, or name the folder that holds them')
+        raise DataError(f'{len(missing)} of {len(sources)} images are missing: looked for '
+                        f'{some(missing)}: add them, or name the folder that holds them')
     return digest.hexdigest()
 
 
 class _Decoded:
-    """Batches (N, 3, 112, 96) uint8 of the sources, two batches decoded ahead.
+    """Batches (N, 3, 112, width) uint8 of the sources, two batches decoded ahead.
 
-    At the first image that can't be used no more batches come, but all are decoded, so that the DataError counts them all.
+    At the first image that can't be used no more batches come, but all are decoded, so that the
+    DataError counts them all.
     """
 
-    def __init__(self, sources, names, crop, batch_size):
-        self.sources, self.names, self.crop, self.batch_size = sources, names, crop, batch_size
+    def __init__(self, sources, names, width, batch_size):
+        self.sources, self.names = sources, names
+        self.width, self.batch_size = width, batch_size
 
     def __len__(self):
         return -(-len(self.sources) // self.batch_size)
@@ -133,13 +154,15 @@ class _Decoded:
                     if faces and not bad:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
-            raise DataError(f'{len(bad)} of {len(self.sources)} images can\'t be used: {some(bad)}: '
-                            f'{"112 × 112 or " if self.crop else ""}112 high × 96 wide is expected; align them, or remove them')
+            raise DataError(f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}: "
+                            f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected; '
+                            'align them, or remove them')
 
     def _read(self, index):
-        """The face (112, 96, 3), or what is wrong with it."""
+        """The face (112, width, 3), or what is wrong with it."""
         source = self.sources[index]
         try:
-            return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+            return decode(data, self.width)
         except (DataError, OSError, ValueError) as error:
             return f'{self.names[index]}: {getattr(error, "strerror", None) or error}'

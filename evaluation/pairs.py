@@ -1,16 +1,22 @@
-"""Pairs of faces to compare: the type every list is read into, and pairs drawn from people of known age."""
+"""Pairs of faces to compare: the type every list is read into, and pairs drawn from people of
+known age."""
 from typing import NamedTuple
 
 import numpy as np
+
+from storage.images import some
+from utils import DataError
 
 GAP_BOUNDS = (5, 10, 20, 30)  # years, upper bounds inclusive
 GAP_NAMES = ('0-5', '6-10', '11-20', '21-30', '31+')
 
 
 class Pairs(NamedTuple):
-    """n pairs of images: indices `left` and `right`, whether they are the `same` person, and the `fold` they are scored in.
+    """n pairs of images: indices `left` and `right`, whether they are the `same` person, and the
+    `fold` they are scored in.
 
-    `people` (n, 2) are the two identities of each pair, None where a list doesn't tell; `gap` (n,) is in years, None likewise.
+    `people` (n, 2) are the two identities of each pair, None where a list doesn't tell; `gap` (n,)
+    is in years, None where ages are unknown.
     """
     left: np.ndarray
     right: np.ndarray
@@ -19,64 +25,107 @@ class Pairs(NamedTuple):
     people: np.ndarray | None = None
     gap: np.ndarray | None = None
 
+    def where(self, kept: np.ndarray) -> 'Pairs':
+        """The pairs of the mask `kept` (n,)."""
+        return Pairs(*(None if value is None else value[kept] for value in self))
 
-def gap_bin(gap):
+
+def check_pairs(pairs: Pairs, names: list, path) -> None:
+    """Raises DataError where a list can't tell one network from another, naming the first pair:
+    an image with itself, two images as one person and as two, pairs of one kind alone."""
+    def refuse(kept, what, remedy):
+        if kept.any():
+            first = int(np.flatnonzero(kept)[0])
+            two = ' and '.join(some([names[side[first]]]) for side in (pairs.left, pairs.right))
+            raise DataError(f'{path}: {what} ({int(kept.sum())} of {len(kept)} pairs; the first is '
+                            f'{two}): {remedy}')
+
+    refuse(pairs.left == pairs.right, 'an image is paired with itself', 'remove such pairs')
+    two = np.sort(np.stack([pairs.left, pairs.right], 1), axis=1)
+    _, place = np.unique(two, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    shares = np.bincount(place, pairs.same) / np.bincount(place)
+    contradicted = (shares > 0) & (shares < 1)
+    refuse(contradicted[place], 'the same two images are one person and two people',
+           'keep what is true')
+    if pairs.same.all() or not pairs.same.any():
+        kind = 'one person' if pairs.same.all() else 'two people'
+        raise DataError(f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
+                        'need pairs of both kinds')
+
+
+def gap_bin(gap: np.ndarray) -> np.ndarray:
     """Age differences in years (n,) -> index into GAP_NAMES, upper bounds inclusive."""
     return np.searchsorted(GAP_BOUNDS, gap)
 
 
-def gap_pairs(labels, ages, seed=0, per_bin=5000, per_person=30, folds=10):
-    """Genuine pairs, at most `per_bin` of each age gap and of `per_person` images of anybody, so that nobody is most pairs; each with an impostor pair of the same gap: Pairs.
+def gap_pairs(labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int = 5000,
+              per_person: int = 30, folds: int = 10) -> Pairs:
+    """Genuine pairs, each with an impostor pair of the same age gap.
 
-    The impostor keeps one face of the genuine pair and takes, for the other, somebody of that age: so neither the gap nor the ages
-    tell the two kinds apart. It comes from the same fold of people where one has the age, so that folds share no people; else from
-    anywhere, and from another age within the same gap bin; a genuine pair that even then finds none is left out. The same seed
-    gives the same pairs. `labels` (N,) int, `ages` (N,) years. Raises ValueError for an age that isn't finite.
+    At most `per_bin` genuine pairs of each age gap, and of `per_person` images of anybody, so that
+    nobody is most pairs. The impostor keeps one face of the genuine pair and takes, for the other,
+    somebody of that age: so neither the gap nor the ages tell the two kinds apart. It comes from
+    the same fold of people where one has the age, so that folds share no people; else from
+    anywhere, and from another age within the same gap bin; a genuine pair that even then finds none
+    is left out. The same seed gives the same pairs. `labels` (N,) int, `ages` (N,) years. Raises
+    ValueError for an age that isn't finite.
     """
     ages = np.asarray(ages, np.float64)
     if not np.isfinite(ages).all():
-        raise ValueError(f'image {np.flatnonzero(~np.isfinite(ages))[0]} (counted from 0): the age is not finite')
+        first = np.flatnonzero(~np.isfinite(ages))[0]
+        raise ValueError(f'image {first} (counted from 0): the age is not finite')
     rng = np.random.default_rng(seed)
     names, person = np.unique(labels, return_inverse=True)
     first, second = _genuine_pairs(person, per_person, 1_000_000, rng)
     gaps = gap_bin(np.abs(ages[first] - ages[second]))
     kept = [np.flatnonzero(gaps == k) for k in range(len(GAP_NAMES))]
-    kept = np.sort(np.concatenate([k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in kept]))
+    kept = [k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in kept]
+    kept = np.sort(np.concatenate(kept))
     swap = rng.random(len(kept)) < .5
     anchor, mate = np.where(swap, (second[kept], first[kept]), (first[kept], second[kept]))
     fold = (rng.permutation(len(names)) % folds)[person]
     other = _impostors(anchor, mate, person, ages, fold, rng)
     anchor, mate, other = (part[other >= 0] for part in (anchor, mate, other))
     left, right = np.tile(anchor, 2), np.concatenate([mate, other])
-    return Pairs(left, right, np.repeat([True, False], len(anchor)), fold[left], np.stack([person[left], person[right]], 1),
-                 np.abs(ages[left] - ages[right]))
+    return Pairs(left, right, np.repeat([True, False], len(anchor)), fold[left],
+                 np.stack([person[left], person[right]], 1), np.abs(ages[left] - ages[right]))
 
 
 def _genuine_pairs(person, per_person, limit, rng):
-    """All pairs of one person's images, or `limit` of them drawn evenly: two index arrays. `person` counts from 0."""
+    """All pairs of one person's images, or `limit` of them drawn evenly: two index arrays.
+
+    `person` counts from 0.
+    """
     order, counts = np.lexsort((rng.random(len(person)), person)), np.bincount(person)
-    order = order[np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) < per_person]
+    position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = order[position < per_person]
     counts = np.minimum(counts, per_person)
     starts, ends = np.cumsum(counts) - counts, np.cumsum(counts * (counts - 1) // 2)
     total = int(ends[-1]) if len(ends) else 0
     pick = np.arange(total) if total <= limit else np.sort(rng.choice(total, limit, replace=False))
     who = np.searchsorted(ends, pick, 'right')
-    pick = ends[who] - 1 - pick  # counted within the person: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) …
+    # counted within the person: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) …
+    pick = ends[who] - 1 - pick
     high = ((1 + np.sqrt(1 + 8 * pick)) / 2).astype(np.int64)
     return order[starts[who] + pick - high * (high - 1) // 2], order[starts[who] + high]
 
 
 def _impostors(anchor, mate, person, ages, fold, rng):
-    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs tells; −1 where there is none."""
+    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs tells; −1 where
+    there is none."""
     found, gaps = np.full(len(anchor), -1), gap_bin(np.abs(ages[anchor] - ages[mate]))
-    for own_fold, years, tries in ((True, .5, 4), (True, 2, 4), (False, .5, 4), (False, 2, 4), (False, 10, 8), (False, 200, 40)):
+    for own_fold, years, tries in ((True, .5, 4), (True, 2, 4), (False, .5, 4), (False, 2, 4),
+                                   (False, 10, 8), (False, 200, 40)):
         place = ages + own_fold * fold * 1000.  # one axis: first the fold, then the age
         order = np.argsort(place)
         for _ in range(tries):
             todo = np.flatnonzero(found < 0)
             low, high = (np.searchsorted(place[order], place[mate[todo]] + shift, side)
                          for shift, side in ((-years, 'left'), (years, 'right')))
-            face = order[low + (rng.random(len(todo)) * (high - low)).astype(np.int64)]  # the mate itself is always between
-            fits = (person[face] != person[anchor[todo]]) & (gap_bin(np.abs(ages[anchor[todo]] - ages[face])) == gaps[todo])
+            # the mate itself is always between
+            face = order[low + (rng.random(len(todo)) * (high - low)).astype(np.int64)]
+            of_gap = gap_bin(np.abs(ages[anchor[todo]] - ages[face])) == gaps[todo]
+            fits = (person[face] != person[anchor[todo]]) & of_gap
             found[todo[fits]] = face[fits]
     return found

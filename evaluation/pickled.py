@@ -1,7 +1,8 @@
-"""InsightFace's `.bin`: a pickle of (encoded images, whether each pair is the same person), read without trusting it.
+"""InsightFace's `.bin`, read without trusting it: a pickle of (encoded images, same person or not).
 
-A pickle is a program. This one may build lists, tuples, bytes and numbers and nothing else: the few names that arrays and bytes are
-pickled under lead to the stand-ins below, which keep a type code and raw bytes; any other name ends the reading before it is called.
+A pickle is a program. This one may build lists, tuples, bytes and numbers and nothing else: the few
+names that arrays and bytes are pickled under lead to the stand-ins below, which keep a type code
+and raw bytes; any other name ends the reading before it is called.
 """
 import io
 import pickle
@@ -43,7 +44,8 @@ class _Array:
 def _values(raw, kind):
     if not isinstance(kind, _Type):
         raise pickle.UnpicklingError('an array without a type')
-    return np.frombuffer(raw.encode('latin1') if isinstance(raw, str) else raw, '<' + kind.code if kind.code != '?' else '?')
+    data = raw.encode('latin1') if isinstance(raw, str) else raw
+    return np.frombuffer(data, '<' + kind.code if kind.code != '?' else '?')
 
 
 def _array_of(raw, kind, shape, *_):
@@ -63,25 +65,30 @@ def _encode(text, encoding):
     return text.encode('latin1')
 
 
-ADMITTED = {('numpy', 'dtype'): _Type, ('numpy', 'ndarray'): 'ndarray', ('_codecs', 'encode'): _encode,
-            **{(f'numpy.{core}.multiarray', name): made for core in ('core', '_core') for name, made in
-               (('_reconstruct', _Array), ('scalar', _scalar))},
-            **{(f'numpy.{core}.numeric', '_frombuffer'): _array_of for core in ('core', '_core')},
-            **{(module, name): made for module in ('builtins', '__builtin__') for name, made in (('bytes', bytes), ('bytearray', bytearray))}}
+ADMITTED = {('numpy', 'dtype'): _Type, ('numpy', 'ndarray'): 'ndarray',
+            ('_codecs', 'encode'): _encode}
+for _core in ('numpy.core', 'numpy._core'):
+    ADMITTED |= {(f'{_core}.multiarray', '_reconstruct'): _Array,
+                 (f'{_core}.multiarray', 'scalar'): _scalar,
+                 (f'{_core}.numeric', '_frombuffer'): _array_of}
+for _module in ('builtins', '__builtin__'):
+    ADMITTED |= {(_module, 'bytes'): bytes, (_module, 'bytearray'): bytearray}
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no list of faces needs; nothing of it was run')
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no list of faces '
+                                         'needs; nothing of it was run')
         return ADMITTED[module, name]
 
 
-def read_bin(path):
-    """The encoded images, a list of 2·n bytes, and whether each of the n pairs is the same person, bool (n,).
+def read_bin(path) -> tuple[list[bytes], np.ndarray]:
+    """The encoded images, a list of 2·n bytes, and whether each of the n pairs is the same person,
+    bool (n,).
 
-    Pair i is images 2i and 2i + 1. Written by Python 2 or 3, images as bytes or 1-D uint8 arrays. Raises DataError, one line, for
-    anything else; nothing in the file is run.
+    Pair i is images 2i and 2i + 1. Written by Python 2 or 3, images as bytes or 1-D uint8 arrays.
+    Raises DataError, one line, for anything else; nothing in the file is run.
     """
     try:
         with open(path, 'rb') as file:
@@ -95,25 +102,30 @@ def read_bin(path):
     except pickle.UnpicklingError as error:
         raise DataError(f'{path}: refused: {some([str(error)])}') from None
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise DataError(f'{path}: not a pickle of (images, issame) that can be read ({type(error).__name__}: {some([str(error)])})') from None
+        raise DataError(f'{path}: not a pickle of (images, issame) that can be read '
+                        f'({type(error).__name__}: {some([str(error)])})') from None
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise DataError(f'{path}: expected a pair (images, issame), found {type(content).__name__}')
     images, same = content
     same = same.values.tolist() if isinstance(same, _Array) else same
     if not isinstance(images, (tuple, list)) or not isinstance(same, (tuple, list)):
-        raise DataError(f'{path}: expected lists of images and of issame, found {type(images).__name__} and {type(same).__name__}')
+        raise DataError(f'{path}: expected lists of images and of issame, found '
+                        f'{type(images).__name__} and {type(same).__name__}')
     if len(images) != 2 * len(same) or not same or len(same) > MOST_PAIRS:
-        raise DataError(f'{path}: {len(images)} images and {len(same)} pairs: expected two images a pair')
+        raise DataError(f'{path}: {len(images)} images and {len(same)} pairs: expected two images '
+                        'a pair')
     if not all(isinstance(flag, int) and flag in (0, 1) for flag in same):
         raise DataError(f'{path}: issame must hold booleans')
-    return [_encoded(image, f'{path}: image {i}') for i, image in enumerate(images)], np.array(same, bool)
+    encoded = [_encoded(image, f'{path}: image {i}') for i, image in enumerate(images)]
+    return encoded, np.array(same, bool)
 
 
 def _encoded(image, what):
     """One image's bytes, of whatever kind the pickle holds."""
     if isinstance(image, _Array):
         if image.values.ndim != 1 or image.values.dtype != np.uint8:
-            raise DataError(f'{what}: an array {image.values.shape} of {image.values.dtype}; expected the encoded file as 1-D uint8')
+            raise DataError(f'{what}: an array {image.values.shape} of {image.values.dtype}; '
+                            'expected the encoded file as 1-D uint8')
         image = image.values.tobytes()
     elif isinstance(image, str):  # Python 2's bytes, read as latin1
         try:

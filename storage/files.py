@@ -95,7 +95,12 @@ def seen_from(path: str) -> str:
 
 
 def lines_of(data: bytes) -> list[str]:
-    """The lines of a text file that aren't blank, whatever their ends.
+    """The lines of a text file that aren't blank, whatever their ends; see `numbered_lines_of`."""
+    return [line for _, line in numbered_lines_of(data)]
+
+
+def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
+    """The lines of a text file that aren't blank, whatever their ends, with their numbers.
 
     UTF-8, with or without a byte order mark, or UTF-16 with one. Other bytes are kept as file
     names keep them (surrogateescape).
@@ -103,8 +108,9 @@ def lines_of(data: bytes) -> list[str]:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
-    lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
-    return [line.decode('utf-8', 'surrogateescape') for line in lines if line.strip()]
+    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
+    return [(number, line.decode('utf-8', 'surrogateescape'))
+            for number, line in lines if line.strip()]
 
 
 def find(folder: str | os.PathLike, name: str) -> str | None:

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
-from evaluation import leakage, metrics
+from evaluation import leakage, metrics, rates
 from evaluation.extraction import extract, extract_files
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
 from model import Backbone, DALModel
@@ -34,14 +34,20 @@ def people(n=60, each=6, spread=.5, dim=24, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(n), each)
     ages = rng.integers(0, 80, n * each).astype(np.float32)
-    return unit(rng.normal(size=(n, dim))[labels] + spread * rng.normal(size=(n * each, dim))), labels, ages
+    return (
+        unit(rng.normal(size=(n, dim))[labels] + spread * rng.normal(size=(n * each, dim))),
+        labels,
+        ages,
+    )
 
 
 # verification
 
 def test_accuracy_is_insightfaces():
     rng = np.random.default_rng(1)
-    embeddings = unit(rng.normal(size=(1200, 16)) + np.repeat(rng.normal(size=(600, 16)), 2, axis=0))
+    embeddings = unit(
+        rng.normal(size=(1200, 16)) + np.repeat(rng.normal(size=(600, 16)), 2, axis=0)
+    )
     same = np.arange(600) // 30 % 2 == 0
     left, right = 2 * np.arange(600), 2 * np.arange(600) + 1
     right[~same] = np.roll(right[~same], 1)
@@ -49,10 +55,16 @@ def test_accuracy_is_insightfaces():
     slow = []
     for fit, test in KFold(10, shuffle=False).split(distance):
         accuracy = [((distance[fit] < t) == same[fit]).mean() for t in np.arange(0, 4, .01)]
-        slow.append(((distance[test] < np.arange(0, 4, .01)[np.argmax(accuracy)]) == same[test]).mean())
-    report = metrics.verification(metrics.cosines(embeddings, left, right), same, np.arange(600) * 10 // 600)
+        slow.append(
+            ((distance[test] < np.arange(0, 4, .01)[np.argmax(accuracy)]) == same[test]).mean()
+        )
+    report = metrics.verification(
+        rates.cosines(embeddings, left, right), same, np.arange(600) * 10 // 600
+    )
     assert report['fold_accuracy'] == pytest.approx(slow, abs=1e-9)
-    assert (report['accuracy'], report['accuracy_std']) == pytest.approx((np.mean(slow), np.std(slow)), abs=1e-9)
+    assert (report['accuracy'], report['accuracy_std']) == pytest.approx(
+        (np.mean(slow), np.std(slow)), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize('digits', [1, 2, 12])  # few digits: many equal scores
@@ -62,10 +74,12 @@ def test_roc_figures_are_scikit_learns(digits):
     report = metrics.verification(scores, same, folds)
     far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
     assert report['auc'] == pytest.approx(roc_auc_score(same, scores), abs=1e-9)
-    for name, rate in metrics.FARS.items():
+    for name, rate in rates.FARS.items():
         assert report[name] == pytest.approx(tar[far <= rate].max(), abs=1e-9)
     grid = np.linspace(0, 1, 200001)
-    assert report['eer'] == pytest.approx(grid[np.argmin(np.abs(grid + np.interp(grid, far, tar) - 1))], abs=1e-4)
+    assert report['eer'] == pytest.approx(
+        grid[np.argmin(np.abs(grid + np.interp(grid, far, tar) - 1))], abs=1e-4
+    )
 
 
 def test_tar_only_where_impostors_carry_it():
@@ -77,16 +91,17 @@ def test_tar_only_where_impostors_carry_it():
 def test_a_fold_is_scored_at_the_others_threshold():
     same = np.array([True, False] * 10)
     scores = np.where(same, .6, .4)
-    scores[:2] = .3, .1                                  # fold 0 would want 0.2; all the others say between 0.4 and 0.6
+    # fold 0 would want .2; all the others say between .4 and .6
+    scores[:2] = .3, .1
     folds = np.repeat(np.arange(10), 2)
-    for thresholds in (metrics.GRID, None):
+    for thresholds in (rates.GRID, None):
         report = metrics.verification(scores, same, folds, thresholds=thresholds)
         assert report['fold_accuracy'] == [.5] + [1.] * 9
 
 
 def test_a_folds_own_scores_move_no_decision():
     scores, same, folds = scored(400)
-    right, _ = metrics.decide(scores, same, folds, None)
+    right, _ = rates.decide(scores, same, folds, None)
     for k in range(10):
         fit = folds != k
         candidates = np.append(np.unique(scores[fit])[::-1], -2)
@@ -95,19 +110,28 @@ def test_a_folds_own_scores_move_no_decision():
         assert (right[~fit] == ((scores[~fit] >= threshold) == same[~fit])).all()
 
 
-@pytest.mark.parametrize('thresholds', [metrics.GRID, None])
+@pytest.mark.parametrize('thresholds', [rates.GRID, None])
 def test_constant_and_random_scores_are_chance(thresholds):
     _, same, folds = scored(4000)
     constant = metrics.verification(np.full(4000, .7), same, folds, thresholds=thresholds)
-    assert (constant['accuracy'], constant['auc'], constant['eer'], constant['tar@1e-1']) == (.5, .5, .5, 0)
-    random = metrics.verification(np.random.default_rng(0).uniform(-1, 1, 4000), same, folds, thresholds=thresholds)
-    assert random['accuracy'] == pytest.approx(.5, abs=.03) and random['auc'] == pytest.approx(.5, abs=.03)
+    assert (constant['accuracy'], constant['auc'], constant['eer'], constant['tar@1e-1']) == (
+        .5, .5, .5, 0,
+    )
+    random = metrics.verification(
+        np.random.default_rng(0).uniform(-1, 1, 4000), same, folds, thresholds=thresholds
+    )
+    assert random['accuracy'] == pytest.approx(.5, abs=.03) and random['auc'] == pytest.approx(
+        .5, abs=.03
+    )
 
 
 def test_without_pairs_or_without_one_kind_there_is_no_figure():
     for same in ([], [True], [True, True], [False, False]):
-        report = metrics.verification(np.full(len(same), .5), np.array(same, bool), np.arange(len(same)), replicates=20)
-        assert report['auc'] is None and report['eer'] is None
+        report = metrics.verification(
+            np.full(len(same), .5), np.array(same, bool), np.arange(len(same)), replicates=20
+        )
+        assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
+        assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
 
 
@@ -118,46 +142,95 @@ def test_scores_that_are_not_finite_are_named():
         metrics.verification(scores, same, folds)
 
 
+@pytest.mark.parametrize('digits', [1, 12])  # few digits: many equal scores
+def test_a_threshold_at_a_far_is_the_lowest_that_keeps_it(digits):
+    scores, same, folds = scored(30000)
+    scores = scores.round(digits)
+    impostors = scores[~same]
+    far = metrics.verification(scores, same, folds)['far']
+    assert list(far) == ['0.1', '0.01', '0.001']  # 15,000 impostors don't carry 1 in 10,000
+    for rate, found in far.items():
+        assert (impostors > found['threshold']).mean() <= float(rate)
+        below = np.unique(impostors)[np.searchsorted(np.unique(impostors), found['threshold']) - 1]
+        assert (impostors > below).mean() > float(rate) and found['interval'] is None
+
+
+def test_a_threshold_at_a_far_by_hand():
+    scores = np.r_[np.arange(100) / 100, np.full(5, .99)]
+    same = np.arange(105) >= 100
+    assert metrics.verification(scores, same, np.arange(105) % 10)['far'] == {
+        '0.1': {'threshold': .89, 'interval': None}}  # .90 to .99 are the ten that pass
+
+
+def test_weighted_thresholds_are_repetition():
+    scores, same, _ = scored(2000)
+    weights = np.random.default_rng(0).integers(0, 3, (4, 2000))
+    found = rates.far_thresholds(scores, same, weights.astype(float))
+    for row, weight in enumerate(weights):
+        impostors = np.repeat(scores[~same], weight[~same])
+        for rate, thresholds in found.items():
+            allowed = int(float(rate) * len(impostors) + 1e-9)
+            assert thresholds[row] == np.sort(impostors)[::-1][allowed]
+
+
+def test_the_interval_of_a_threshold_holds_it():
+    embeddings, labels, ages = people()
+    far = metrics.people_report(embeddings, labels, ages)['verification']['far']['0.1']
+    assert far['interval'][0] <= far['threshold'] <= far['interval'][1]
+    assert 0 < far['interval'][1] - far['interval'][0] < .3
+
+
 # intervals
 
 def test_weighted_roc_is_repetition():
     scores, same, _ = scored(200)
     weights = np.random.default_rng(0).integers(0, 4, (3, 200))
-    figures = metrics.roc_figures(scores.round(1), same, weights.astype(float))
+    figures = rates.roc_figures(scores.round(1), same, weights.astype(float))
     for row, weight in enumerate(weights):
-        assert figures['auc'][row] == pytest.approx(roc_auc_score(np.repeat(same, weight), np.repeat(scores.round(1), weight)), abs=1e-9)
+        assert figures['auc'][row] == pytest.approx(
+            roc_auc_score(np.repeat(same, weight), np.repeat(scores.round(1), weight)), abs=1e-9
+        )
 
 
 def test_a_replicate_without_one_kind_has_no_figure():
     scores, same, _ = scored(400)
-    figures = metrics.roc_figures(scores, same, np.stack([same, ~same]).astype(float))
+    figures = rates.roc_figures(scores, same, np.stack([same, ~same]).astype(float))
     assert all(np.isnan(values).all() for values in figures.values())
 
 
 def test_intervals_over_pairs_are_the_binomial():
     _, same, folds = scored(2000)
-    scores = np.where(np.random.default_rng(0).random(2000) < .9, np.where(same, .8, .2), np.where(same, .2, .8))
+    scores = np.where(np.random.default_rng(0).random(2000) < .9, np.where(same, .8, .2),
+                      np.where(same, .2, .8))
     low, high = metrics.verification(scores, same, folds, replicates=400)['intervals']['accuracy']
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(.09 / 2000), rel=.2)
 
 
 def test_intervals_over_people_see_that_their_pairs_go_together():
     rng = np.random.default_rng(0)
-    same, folds, good = np.tile([True, False], 500), np.repeat(np.arange(10), 100), np.repeat(rng.random(20) < .7, 50)
+    same, folds, good = (np.tile([True, False], 500), np.repeat(np.arange(10), 100),
+                         np.repeat(rng.random(20) < .7, 50))
     scores, owner = np.where(good == same, .8, .2), np.repeat(np.arange(20), 50)
-    pairs, grouped = (metrics.verification(scores, same, folds, who, replicates=300)['intervals']['accuracy']
-                      for who in (None, np.stack([owner, owner], 1)))
+    pairs, grouped = (
+        metrics.verification(scores, same, folds, who, replicates=300)['intervals']['accuracy']
+        for who in (None, np.stack([owner, owner], 1))
+    )
     assert grouped[1] - grouped[0] > 3 * (pairs[1] - pairs[0])
 
 
 def test_difference_is_paired():
     embeddings, labels, ages = people()
     pairs = gap_pairs(labels, ages)
-    scores = metrics.cosines(embeddings, pairs.left, pairs.right)
+    scores = rates.cosines(embeddings, pairs.left, pairs.right)
     same = metrics.difference(scores, scores, pairs, None, 50)
     assert all(value == {'difference': 0, 'interval': [0, 0]} for value in same.values())
-    worse = metrics.difference(scores, np.random.default_rng(0).permutation(scores), pairs, None, 50)
-    assert worse['auc']['interval'][1] < 0 and worse['auc']['interval'][0] < worse['auc']['difference'] < worse['auc']['interval'][1]
+    worse = metrics.difference(
+        scores, np.random.default_rng(0).permutation(scores), pairs, None, 50
+    )
+    assert (
+        worse['auc']['interval'][1] < 0
+        and worse['auc']['interval'][0] < worse['auc']['difference'] < worse['auc']['interval'][1]
+    )
 
 
 # pairs by gap
@@ -170,16 +243,23 @@ def test_gap_bins_have_inclusive_upper_bounds():
 def test_gap_pairs_are_all_genuine_ones_with_matched_impostors():
     _, labels, ages = people()
     pairs = gap_pairs(labels, ages, seed=3)
-    genuine = {frozenset(pair) for pair in zip(pairs.left[pairs.same].tolist(), pairs.right[pairs.same].tolist())}
+    genuine = {
+        frozenset(pair)
+        for pair in zip(*(side[pairs.same].tolist() for side in pairs[:2]), strict=True)
+    }
     expected = {frozenset((i, j)) for i in range(360) for j in range(i) if labels[i] == labels[j]}
     assert genuine <= expected and len(genuine) == pairs.same.sum() >= .99 * len(expected)
     impostor = ~pairs.same
     assert (labels[pairs.left] == labels[pairs.right]).tolist() == pairs.same.tolist()
     assert (pairs.gap == np.abs(ages[pairs.left] - ages[pairs.right])).all()
-    assert (np.bincount(gap_bin(pairs.gap[impostor])) == np.bincount(gap_bin(pairs.gap[pairs.same]))).all()
+    assert (
+        np.bincount(gap_bin(pairs.gap[impostor])) == np.bincount(gap_bin(pairs.gap[pairs.same]))
+    ).all()
     assert np.abs(pairs.gap[impostor] - pairs.gap[pairs.same]).mean() < 1
     again, other = gap_pairs(labels, ages, seed=3), gap_pairs(labels, ages, seed=4)
-    assert (again.right == pairs.right).all() and (other.right[impostor] != pairs.right[impostor]).any()
+    assert (again.right == pairs.right).all() and (
+        other.right[impostor] != pairs.right[impostor]
+    ).any()
 
 
 def test_gap_pairs_share_no_people_between_folds_where_ages_allow():
@@ -200,12 +280,19 @@ def test_nobody_is_most_pairs():
     labels = np.concatenate([np.zeros(200, int), np.repeat(np.arange(1, 51), 4)])
     pairs = gap_pairs(labels, np.random.default_rng(0).integers(20, 40, 400), per_person=6)
     genuine = np.bincount(pairs.people[pairs.same][:, 0])
-    assert genuine[0] == 6 * 5 / 2 and len(np.unique(pairs.left[pairs.people[:, 0] == 0])) <= 6 and (genuine[1:] == 6).all()
+    assert (
+        genuine[0] == 6 * 5 / 2
+        and len(np.unique(pairs.left[pairs.people[:, 0] == 0])) <= 6
+        and (genuine[1:] == 6).all()
+    )
 
 
 def test_age_alone_tells_no_pair():
     rng = np.random.default_rng(0)
-    labels, ages = np.repeat(np.arange(100), 5), np.repeat(rng.uniform(0, 60, 100), 5) + rng.uniform(0, 15, 500)
+    labels, ages = (
+        np.repeat(np.arange(100), 5),
+        np.repeat(rng.uniform(0, 60, 100), 5) + rng.uniform(0, 15, 500),
+    )
     only_age = unit(np.stack([np.cos(ages / 60), np.sin(ages / 60)], 1))
     report = metrics.people_report(only_age, labels, ages, intervals=False)
     assert report['verification']['auc'] == pytest.approx(.5, abs=.03)
@@ -217,7 +304,7 @@ def test_leave_one_out_is_a_slow_loop_and_never_matches_itself(monkeypatch):
     embeddings, labels, _ = people(spread=2.)
     probes, nearest = metrics.leave_one_out(embeddings, labels)
     assert (probes != nearest).all()
-    for probe, found in zip(probes, nearest):
+    for probe, found in zip(probes, nearest, strict=True):
         scores = embeddings @ embeddings[probe]
         scores[probe] = -2
         assert scores[found] == pytest.approx(scores.max(), abs=1e-6)
@@ -226,22 +313,35 @@ def test_leave_one_out_is_a_slow_loop_and_never_matches_itself(monkeypatch):
 
 def test_one_image_is_a_gallery_but_no_probe():
     embeddings = unit(np.array([[1, 0], [1, .2], [1, .1]]))
-    assert metrics.leave_one_out_rank1(embeddings, np.array([0, 0, 1])) == 0  # the single image of 1 is nearest to both
+    # the single image of 1 is nearest to both
+    assert metrics.leave_one_out_rank1(embeddings, np.array([0, 0, 1])) == 0
     assert metrics.leave_one_out_rank1(embeddings, np.array([0, 1, 2])) is None
 
 
 # reports
 
 def test_percentiles_and_decision():
-    scores, same = np.r_[np.linspace(0, 1, 1001), np.linspace(-1, 0, 501)], np.r_[np.ones(1001, bool), np.zeros(501, bool)]
+    scores, same = (
+        np.r_[np.linspace(0, 1, 1001), np.linspace(-1, 0, 501)],
+        np.r_[np.ones(1001, bool), np.zeros(501, bool)],
+    )
     found = metrics.percentiles(scores, same)
     np.testing.assert_allclose(found['genuine'], np.linspace(0, 1, 101))
     np.testing.assert_allclose(found['impostor'], np.linspace(-1, 0, 101))
     embeddings, labels, ages = people(20, 4)
     report = metrics.people_report(embeddings, labels, ages, intervals=False)
     kept = metrics.decision(report)
-    assert kept['threshold'] == report['verification']['threshold'] and len(kept['genuine']) == len(kept['impostor']) == 101
-    assert metrics.decision(metrics.people_report(embeddings[::4], labels[::4], ages[::4], intervals=False)) is None
+    assert kept['far'] == report['verification']['far'] and kept['far']['0.1']['interval'] is None
+    assert (
+        kept['threshold'] == report['verification']['threshold']
+        and len(kept['genuine']) == len(kept['impostor']) == 101
+    )
+    assert (
+        metrics.decision(
+            metrics.people_report(embeddings[::4], labels[::4], ages[::4], intervals=False)
+        )
+        is None
+    )
 
 
 def test_people_report_is_ready_for_json_whatever_there_is():
@@ -253,10 +353,24 @@ def test_people_report_is_ready_for_json_whatever_there_is():
     assert sum(row['pairs'] for row in report['by_gap']) == report['verification']['pairs']
 
 
+@pytest.mark.parametrize('n, each, why', [(1, 6, 'one person alone'), (6, 1, 'one image alone')])
+def test_why_there_is_no_figure(n, each, why):
+    report = metrics.people_report(*people(n, each))
+    assert why in report['verification']['reason'] and report['by_gap'] == []
+    assert metrics.decision(report) is None
+
+
+@pytest.mark.filterwarnings('error')
+def test_few_people_give_no_warning():
+    for n, each in ((2, 2), (3, 3), (12, 6)):
+        metrics.people_report(*people(n, each))
+
+
 def test_features_that_are_not_finite_name_the_image():
     embeddings, labels, ages = people()
     embeddings[5, 2] = np.nan
-    for count in (lambda: metrics.people_report(embeddings, labels, ages), lambda: leakage.age_r2(embeddings, labels, ages),
+    for count in (lambda: metrics.people_report(embeddings, labels, ages),
+                  lambda: leakage.age_r2(embeddings, labels, ages),
                   lambda: metrics.leave_one_out_rank1(embeddings, labels)):
         with pytest.raises(ValueError, match='image 5 '):
             count()
@@ -273,14 +387,43 @@ def test_leakage_tells_a_feature_that_carries_age():
         report = leakage.age_leakage(feature, labels, ages, CUTOFFS)
         assert low <= report['r2'] <= high and low <= leakage.age_r2(feature, labels, ages) <= high
     assert report['mae'] < 3 and report['balanced_accuracy'] > .7
-    assert leakage.age_leakage(noise, labels, ages, CUTOFFS)['balanced_accuracy'] == pytest.approx(1 / 8, abs=.06)
+    assert leakage.age_leakage(noise, labels, ages, CUTOFFS)['balanced_accuracy'] == pytest.approx(
+        1 / 8, abs=.06
+    )
     assert leakage.age_leakage(noise * 0, labels, ages, CUTOFFS)['r2'] == pytest.approx(0, abs=.05)
+
+
+def test_ridge_and_discriminant_are_the_closed_forms():
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
+    x += group[:, None]
+    ages = x @ rng.normal(size=6) + rng.normal(size=200)
+    z, strength = (x - x.mean(0)) / x.std(0), .1
+    weight = np.linalg.solve(z.T @ z / 200 + strength * np.eye(6), z.T @ (ages - ages.mean()) / 200)
+    expected = (z @ weight + ages.mean()).clip(ages.min(), ages.max())
+    several = leakage._ridge(x, ages, [strength, 10.])
+    assert several[0](x) == pytest.approx(expected, abs=1e-9)
+    means = np.stack([z[group == k].mean(0) for k in range(3)])
+    within = z - means[group]
+    weight = np.linalg.solve(within.T @ within / 200 + strength * np.eye(6), means.T)
+    nearest = (z @ weight - (means.T * weight).sum(0) / 2).argmax(1)  # every group as likely
+    assert (leakage._discriminant(x, group, [strength])[0](x) == nearest).all()
+
+
+@pytest.mark.parametrize('ages', [[30, 31, 32, 33, 34, 30], [5, 15, 20, 30, 40, 50]])
+def test_groups_of_which_nothing_can_be_fitted(ages):
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    report = leakage.age_leakage(features, np.arange(6), np.array(ages), CUTOFFS)
+    assert report['balanced_accuracy'] in (0., 1.) and np.isfinite(report['r2'])
 
 
 def test_age_is_not_read_from_who_it_is():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(100), 5)
-    ages, identity = rng.uniform(10, 70, 100)[labels], rng.normal(size=(100, 64))[labels] + .1 * rng.normal(size=(500, 64))
+    ages, identity = (
+        rng.uniform(10, 70, 100)[labels],
+        rng.normal(size=(100, 64))[labels] + .1 * rng.normal(size=(500, 64)),
+    )
     assert leakage.age_r2(identity, labels, ages) < .1   # split by image it would be near 1
 
 
@@ -296,7 +439,8 @@ def test_identity_in_a_feature():
 
 def test_held_out_correlation_sees_what_is_shared_and_no_more():
     rng = np.random.default_rng(0)
-    labels, a, b = np.repeat(np.arange(200), 4), rng.normal(size=(800, 10)), rng.normal(size=(800, 12))
+    labels, a, b = (np.repeat(np.arange(200), 4), rng.normal(size=(800, 10)),
+                    rng.normal(size=(800, 12)))
     report = leakage.held_out_correlation(a, b, labels)
     assert report['rho'] < report['shuffled_95'] + .05 < .25
     b[:, 3] = a @ rng.normal(size=10) / 3 + .3 * rng.normal(size=800)
@@ -320,7 +464,9 @@ def model():
 
 def encoded(seed, size=(96, 112)):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(buffer, 'PNG')
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(
+        buffer, 'PNG'
+    )
     return buffer.getvalue()
 
 
@@ -330,7 +476,7 @@ def test_extract_is_embed_and_leaves_training_mode(model):
     assert model.training
     model.eval()
     assert features['embedding'] == pytest.approx(model.embed(images).numpy(), abs=1e-5)
-    for name, part in zip(('x', 'x_age', 'x_id'), model.features(images)):
+    for name, part in zip(('x', 'x_age', 'x_id'), model.features(images), strict=True):
         assert features[name] == pytest.approx(part.detach().numpy(), abs=1e-4)
 
 
@@ -340,30 +486,54 @@ def test_files_are_cached_by_list_and_weights(model, tmp_path):
         path.write_bytes(encoded(k))
 
     def features(weights='a', of=model):
-        return extract_files(of, paths, 'cpu', batch_size=2, cache=tmp_path / 'cache', weights=weights)[0]['embedding']
+        return extract_files(
+            of, paths, 'cpu', batch_size=2, cache=tmp_path / 'cache', weights=weights
+        )[0]['embedding']
 
     first = features()
     assert (features(of=None) == first).all()            # no model is needed
     with pytest.raises(AttributeError):
         features(weights='b', of=None)
     paths[0].write_bytes(encoded(9))
-    assert (features()[0] != first[0]).any() and features()[1:] == pytest.approx(first[1:], abs=1e-6)
+    assert (features()[0] != first[0]).any() and features()[1:] == pytest.approx(
+        first[1:], abs=1e-6
+    )
 
 
 def test_crop_drops_eight_columns_on_either_side(model):
     wide = encoded(0, (112, 112))
     buffer = io.BytesIO()
     Image.open(io.BytesIO(wide)).crop((8, 0, 104, 112)).save(buffer, 'PNG')
-    cropped, whole = (extract_files(model, [data], 'cpu', ['x'], crop=True)[0]['embedding'] for data in (wide, buffer.getvalue()))
+    cropped, whole = (
+        extract_files(model, [data], 'cpu', ['x'])[0]['embedding']
+        for data in (wide, buffer.getvalue())
+    )
     assert (cropped == whole).all()
+
+
+def test_a_backbone_of_112_columns_sees_them_all(model):
+    seen = []
+
+    class Wide(torch.nn.Module):
+        width = 112
+
+        def forward(self, images):
+            seen.append(images)
+            return images.mean(3).flatten(1)
+
+    extract_files(DALModel(Wide(), 3), [encoded(0, (112, 112)), encoded(1)], 'cpu', ['a', 'b'])
+    assert seen[-1].shape == (4, 3, 112, 112)
+    narrow = seen[-1][1]  # its edges repeated
+    assert (narrow[..., :8] == narrow[..., 8:9]).all() and (narrow[..., 7] != narrow[..., 9]).any()
 
 
 def test_images_that_cannot_be_used_are_counted_in_one_line(model, tmp_path):
     with pytest.raises(DataError, match='2 of 3 images are missing: looked for .*0.png') as error:
-        extract_files(model, [tmp_path / '0.png', tmp_path / '1.png', encoded(0)], 'cpu', ['0.png', '1.png', 'here'])
+        extract_files(model, [tmp_path / '0.png', tmp_path / '1.png', encoded(0)], 'cpu',
+                      ['0.png', '1.png', 'here'])
     assert '\n' not in str(error.value)
     bad = [encoded(0), b'no image', encoded(1, (96, 96)), encoded(2)]
-    with pytest.raises(DataError, match='2 of 4 .*b: not readable.*c: 96 high × 96 wide') as error:
+    with pytest.raises(DataError, match='2 of 4 .*b: not .*c: 96 high × 96 wide') as error:
         extract_files(model, bad, 'cpu', list('abcd'), batch_size=1)
     assert '\n' not in str(error.value)
 
@@ -387,4 +557,7 @@ def test_a_unit_that_was_dead_where_the_probe_was_fitted_can_not_run_away():
     features[::7, 1] = 1e-4 * rng.normal(size=len(features[::7]))
     features[5, 1] = 1e6
     probe, = leakage._ridge(features[10:], ages[10:], [1e-4])
-    assert ages[10:].min() <= probe(features[:10]).min() and probe(features[:10]).max() <= ages[10:].max()
+    assert (
+        ages[10:].min() <= probe(features[:10]).min()
+        and probe(features[:10]).max() <= ages[10:].max()
+    )

@@ -1,6 +1,8 @@
-"""List formats on small files of the published shape, hostile pickles, the protocols' closed forms, pictures and the command line."""
+"""List formats on small files of the published shape, hostile pickles, the protocols' closed forms,
+pictures and the command line."""
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -25,27 +27,33 @@ ROOT = Path(__file__).parent.parent
 
 def face(path, seed=0, size=(96, 112), kind='JPEG'):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(path, kind)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(
+        path, kind
+    )
     return path
 
 
 def encoded(seed, size=(112, 112)):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(buffer, 'JPEG')
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(
+        buffer, 'JPEG'
+    )
     return buffer.getvalue()
 
 
 def names(listed):
     """The list's pairs as (file, file, same, fold)."""
     return [(Path(listed.sources[a]).name, Path(listed.sources[b]).name, bool(same), int(fold))
-            for a, b, same, fold in zip(*listed.pairs[:4])]
+            for a, b, same, fold in zip(*listed.pairs[:4], strict=True)]
 
 
 # lists
 
 def lfw(root):
     root.mkdir(exist_ok=True)
-    (root / 'pairs.txt').write_text('2\t2\n' + 2 * 'A_B\t1\t4\nC\t1\t2\nA_B\t1\tC\t2\nD\t10\tC\t1\n')
+    (root / 'pairs.txt').write_text(
+        '2\t2\n' + 2 * 'A_B\t1\t4\nC\t1\t2\nA_B\t1\tC\t2\nD\t10\tC\t1\n'
+    )
     for name in ('A_B_0001', 'A_B_0004', 'C_0001', 'C_0002', 'D_0010'):
         face(root / 'images' / name[:-5] / f'{name}.jpg', sum(map(ord, name)))
     return root
@@ -53,13 +61,16 @@ def lfw(root):
 
 def test_lfw(tmp_path):
     listed = lists.lfw(lfw(tmp_path / 'lfw'), 2, 2)
-    assert names(listed)[:4] == [('A_B_0001.jpg', 'A_B_0004.jpg', True, 0), ('C_0001.jpg', 'C_0002.jpg', True, 0),
-                                 ('A_B_0001.jpg', 'C_0002.jpg', False, 0), ('D_0010.jpg', 'C_0001.jpg', False, 0)]
+    assert names(listed)[:4] == [('A_B_0001.jpg', 'A_B_0004.jpg', True, 0),
+                                 ('C_0001.jpg', 'C_0002.jpg', True, 0),
+                                 ('A_B_0001.jpg', 'C_0002.jpg', False, 0),
+                                 ('D_0010.jpg', 'C_0001.jpg', False, 0)]
     assert listed.pairs.fold.tolist() == [0] * 4 + [1] * 4 and len(listed.sources) == 5
     assert ((listed.pairs.people[:, 0] == listed.pairs.people[:, 1]) == listed.pairs.same).all()
 
 
-@pytest.mark.parametrize('text, why', [('10\t300\nA\t1\t2\n', 'expected 6000'), ('5\t300\n', 'first line'), ('', 'empty')])
+@pytest.mark.parametrize('text, why', [('10\t300\nA\t1\t2\n', 'expected 6000'),
+                                       ('5\t300\n', 'first line'), ('', 'empty')])
 def test_lfw_refuses_another_count(tmp_path, text, why):
     (tmp_path / 'pairs.txt').write_text(text)
     with pytest.raises(DataError, match=why):
@@ -70,21 +81,34 @@ def test_what_is_missing_and_where_it_was_looked_for(tmp_path):
     with pytest.raises(DataError, match=f'{tmp_path}/pairs.txt: No such file'):
         lists.lfw(tmp_path)
     shutil.rmtree(lfw(tmp_path) / 'images')
-    with pytest.raises(DataError, match=f'looked for {tmp_path}/images/A_B/A_B_0001.jpg, {tmp_path}/A_B/A_B_0001.jpg'):
+    with pytest.raises(
+        DataError,
+        match=f'looked for {tmp_path}/images/A_B/A_B_0001.jpg, {tmp_path}/A_B/A_B_0001.jpg',
+    ):
         lists.lfw(tmp_path, 2, 2)
 
 
 def test_calfw_takes_folds_by_token_and_crlf(tmp_path):
-    genuine = [('A_0001.jpg', 2), ('A_0002.jpg', 2), ('B_0001.jpg', 1), ('B_0003.jpg', 1)]      # not in order of the folds
+    # not in order of the folds
+    genuine = [('A_0001.jpg', 2), ('A_0002.jpg', 2), ('B_0001.jpg', 1), ('B_0003.jpg', 1)]
     impostor = [('A_0001.jpg', 0), ('B_0001.jpg', 0), ('B_0003.jpg', 0), ('A_0002.jpg', 0)]
-    (tmp_path / 'pairs_CALFW.txt').write_bytes(''.join(f'{name} {token}\r\n' for name, token in genuine + impostor).encode())
+    (tmp_path / 'pairs_CALFW.txt').write_bytes(
+        ''.join(f'{name} {token}\r\n' for name, token in genuine + impostor).encode()
+    )
     face(tmp_path / 'aligned images' / 'A_0001.jpg')
     listed = lists.calfw(tmp_path, 2, 1)
-    assert names(listed) == [('A_0001.jpg', 'A_0002.jpg', True, 1), ('B_0001.jpg', 'B_0003.jpg', True, 0),
-                             ('A_0001.jpg', 'B_0001.jpg', False, 0), ('B_0003.jpg', 'A_0002.jpg', False, 1)]
-    assert listed.sources[0] == str(tmp_path / 'aligned images' / 'A_0001.jpg') and len(np.unique(listed.pairs.people)) == 2
-    (tmp_path / 'pairs_CALFW.txt').write_text('A_0001.jpg 1\nA_0002.jpg 1\nB_0001.jpg 1\nB_0003.jpg 1\n'
-                                              + ''.join(f'{name} {token}\n' for name, token in impostor))
+    assert names(listed) == [('A_0001.jpg', 'A_0002.jpg', True, 1),
+                             ('B_0001.jpg', 'B_0003.jpg', True, 0),
+                             ('A_0001.jpg', 'B_0001.jpg', False, 0),
+                             ('B_0003.jpg', 'A_0002.jpg', False, 1)]
+    assert (
+        listed.sources[0] == str(tmp_path / 'aligned images' / 'A_0001.jpg')
+        and len(np.unique(listed.pairs.people)) == 2
+    )
+    (tmp_path / 'pairs_CALFW.txt').write_text(
+        'A_0001.jpg 1\nA_0002.jpg 1\nB_0001.jpg 1\nB_0003.jpg 1\n'
+        + ''.join(f'{name} {token}\n' for name, token in impostor)
+    )
     with pytest.raises(DataError, match=r'\[2, 0\] genuine pairs'):
         lists.calfw(tmp_path, 2, 1)
     with pytest.raises(DataError, match='expected 12000'):
@@ -95,13 +119,18 @@ def test_cacd_vs(tmp_path):
     face(tmp_path / '0000_0.jpg')
     listed = lists.cacd_vs(tmp_path)
     assert len(listed.pairs.left) == 4000 and len(listed.sources) == 8000
-    assert names(listed)[199:201] == [('0199_0.jpg', '0199_1.jpg', True, 0), ('0200_0.jpg', '0200_1.jpg', False, 0)]
+    assert names(listed)[199:201] == [
+        ('0199_0.jpg', '0199_1.jpg', True, 0),
+        ('0200_0.jpg', '0200_1.jpg', False, 0),
+    ]
     assert names(listed)[3999] == ('3999_0.jpg', '3999_1.jpg', False, 9) and listed.pairs.same[400]
 
 
 def test_pairs_have_a_tenth_of_either_kind_in_each_fold(tmp_path):
-    (tmp_path / 'list.txt').write_text(''.join(f'1 p{k}/a.jpg p{k}/b.jpg\n' for k in range(20))
-                                       + ''.join(f'0 p{k}/a.jpg p{k + 1}/b.jpg\n' for k in range(10)))
+    (tmp_path / 'list.txt').write_text(
+        ''.join(f'1 p{k}/a.jpg p{k}/b.jpg\n' for k in range(20))
+        + ''.join(f'0 p{k}/a.jpg p{k + 1}/b.jpg\n' for k in range(10))
+    )
     face(tmp_path / 'p0' / 'a.jpg')
     listed = lists.pair_list(tmp_path / 'list.txt')
     assert np.bincount(listed.pairs.fold[listed.pairs.same]).tolist() == [2] * 10
@@ -109,7 +138,7 @@ def test_pairs_have_a_tenth_of_either_kind_in_each_fold(tmp_path):
     assert len(np.unique(listed.pairs.people)) == 20
     (tmp_path / 'flat.txt').write_text('1 p0/a.jpg p1/b.jpg\n0 p0/a.jpg p0/b.jpg\n')
     assert lists.pair_list(tmp_path / 'flat.txt').pairs.people is None
-    (tmp_path / 'bad.txt').write_text('p0/a.jpg p1/b.jpg 1\n')
+    (tmp_path / 'bad.txt').write_text('p0/a.jpg p1/b.jpg 2\n')
     with pytest.raises(DataError, match='line 1'):
         lists.pair_list(tmp_path / 'bad.txt')
 
@@ -119,14 +148,16 @@ def test_fgnet_names_in_any_case_are_sorted_and_counted(tmp_path):
         face(tmp_path / 'images' / name)
     (tmp_path / 'images' / 'Thumbs.db').touch()
     listed = lists.fgnet(tmp_path, 4, 2)
-    assert [Path(path).name for path in listed.sources] == ['001a02.JPG', '001A43a.jpg', '001A43b.jpg', '002A05.JPG']
+    assert [Path(path).name for path in listed.sources] == ['001a02.JPG', '001A43a.jpg',
+                                                            '001A43b.jpg', '002A05.JPG']
     assert listed.ages.tolist() == [2, 43, 43, 5] and listed.labels.tolist() == [0, 0, 0, 1]
     with pytest.raises(DataError, match='4 images of 2 people .* has 1002 of 82'):
         lists.fgnet(tmp_path)
 
 
 def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
-    for name in ('000001_10M30', '000001_2M30', '000001_1M41', '000001_3M41', '000002_1F20', '000003_0M25', '000003_1M25'):
+    for name in ('000001_10M30', '000001_2M30', '000001_1M41', '000001_3M41', '000002_1F20',
+                 '000003_0M25', '000003_1M25'):
         face(tmp_path / f'{name}.JPG')
     listed, text = protocols.morph_subjects(lists.morph(tmp_path), 2, 0)
     assert text == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
@@ -140,24 +171,42 @@ def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
 def python2(images, same):
     """The bytes Python 2 pickles (list of str, list of bool) to, protocol 2."""
     items = b''.join(b'T' + struct.pack('<I', len(image)) + image for image in images)
-    return b'\x80\x02](' + items + b'e](' + b''.join(b'\x88' if flag else b'\x89' for flag in same) + b'e\x86.'
+    return (
+        b'\x80\x02]('
+        + items
+        + b'e]('
+        + b''.join(b'\x88' if flag else b'\x89' for flag in same)
+        + b'e\x86.'
+    )
 
 
 def written(kind, images, same):
     if kind == 'python 2':
         return python2(images, same)
     items = [np.frombuffer(image, np.uint8) for image in images] if 'array' in kind else images
-    flags = np.array(same) if kind == 'array, array' else [np.bool_(flag) for flag in same] if kind == 'array, scalar' else same
+    flags = (
+        np.array(same)
+        if kind == 'array, array'
+        else [np.bool_(flag) for flag in same]
+        if kind == 'array, scalar'
+        else same
+    )
     return pickle.dumps((items, flags), int(kind[-1]) if kind[-1].isdigit() else 4)
 
 
-@pytest.mark.parametrize('kind', ['python 2', 'bytes 2', 'bytes 4', 'bytes 5', 'array 2', 'array 4', 'array 5', 'array, array', 'array, scalar'])
+@pytest.mark.parametrize('kind', ['python 2', 'bytes 2', 'bytes 4', 'bytes 5', 'array 2', 'array 4',
+                                  'array 5', 'array, array', 'array, scalar'])
 @pytest.mark.parametrize('old', [False, True])  # the names that numpy 1 wrote
 def test_bin_of_every_writer(tmp_path, kind, old):
     images, same = [encoded(k) for k in range(4)], [True, False]
     data = written(kind, images, same)
     if old:
-        data = re.sub(rb'\x8c(.)numpy\._core', lambda match: b'\x8c' + bytes([match[1][0] - 1]) + b'numpy.core', data, flags=re.DOTALL)
+        data = re.sub(
+            rb'\x8c(.)numpy\._core',
+            lambda match: b'\x8c' + bytes([match[1][0] - 1]) + b'numpy.core',
+            data,
+            flags=re.DOTALL,
+        )
         data = data.replace(b'cnumpy._core', b'cnumpy.core')
         if b'\x95' in data[:3]:
             data = data[:2] + data[11:]  # without the frame, whose length has changed
@@ -199,16 +248,20 @@ def test_hostile_pickles_are_refused_and_run_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('content, why', [
-    (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'), (([], []), '0 images'), ([1], 'expected a pair'), ((b'ab', [True]), 'expected lists'),
-    (([b'a', 7], [True]), 'image 1: expected an encoded image'), (([b'a', b'b'], [2]), 'booleans'), (([b'a', '€'], [True]), 'image 1: text'),
-    (([np.zeros((2, 2), np.uint8)] * 2, [True]), 'image 0: an array'), (([np.zeros(2, np.int64)] * 2, [True]), 'image 0: an array')])
+    (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'), (([], []), '0 images'),
+    ([1], 'expected a pair'), ((b'ab', [True]), 'expected lists'),
+    (([b'a', 7], [True]), 'image 1: expected an encoded image'),
+    (([b'a', b'b'], [2]), 'booleans'), (([b'a', '€'], [True]), 'image 1: text'),
+    (([np.zeros((2, 2), np.uint8)] * 2, [True]), 'image 0: an array'),
+    (([np.zeros(2, np.int64)] * 2, [True]), 'image 0: an array')])
 def test_bin_of_another_content_is_refused(tmp_path, content, why):
     (tmp_path / 'a.bin').write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=why):
         read_bin(tmp_path / 'a.bin')
 
 
-@pytest.mark.parametrize('data', [b'', b'no pickle', pickle.dumps(([b'a' * 99] * 2, [True]))[:-40], b'\x80\x04\x8e' + b'\xff' * 8])
+@pytest.mark.parametrize('data', [b'', b'no pickle', pickle.dumps(([b'a' * 99] * 2, [True]))[:-40],
+                                  b'\x80\x04\x8e' + b'\xff' * 8])
 def test_damaged_bin_is_one_line(tmp_path, data):
     (tmp_path / 'a.bin').write_bytes(data)
     with pytest.raises(DataError) as error:
@@ -219,8 +272,12 @@ def test_damaged_bin_is_one_line(tmp_path, data):
 # protocols
 
 def test_distractor_ranks_are_counted_by_hand():
-    angles = np.radians([0, 10, 40, 90, 92])                     # subject 0 at 0, 10, 40 degrees; subject 1 at 90, 92
-    point = lambda degrees: np.stack([np.cos(degrees), np.sin(degrees)], 1).astype(np.float32)
+    # subject 0 at 0, 10, 40 degrees; subject 1 at 90, 92
+    angles = np.radians([0, 10, 40, 90, 92])
+
+    def point(angles):
+        return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
     distractors = point(np.radians([5., -25., 91.]))
     ranks, probe = protocols.distractor_ranks(point(angles), np.array([0, 0, 0, 1, 1]), distractors)
     # probe 0: mate 10° off, one distractor (5) nearer; mate 40° off: 5 and −25 nearer; …
@@ -228,7 +285,10 @@ def test_distractor_ranks_are_counted_by_hand():
     report = protocols.distractor_report(point(angles), np.array([0, 0, 0, 1, 1]), distractors)
     assert report['distractors'] == 3 and report['cmc'][:4] == [1 / 8, 7 / 8, 1, 1]
     equal = np.ones((4, 2), np.float32) / 2 ** .5
-    assert protocols.distractor_ranks(equal, np.array([0, 0, 1, 1]), equal[:3])[0].tolist() == [4] * 4  # equal scores go before
+    # equal scores go before
+    assert (
+        protocols.distractor_ranks(equal, np.array([0, 0, 1, 1]), equal[:3])[0].tolist() == [4] * 4
+    )
 
 
 def test_random_features_find_their_mate_as_often_as_chance():
@@ -248,7 +308,11 @@ def weights(tmp_path_factory):
         torch.manual_seed(seed)
         model = DALModel(Backbone((0, 0, 0, 1), (4, 8, 8, 16), 16), 3)
         paths.append(tmp_path_factory.mktemp('run') / 'best.pth')
-        torch.save({'model': model.state_dict(), 'backbone': model.backbone.config, 'epoch': 0, 'classes': ['a', 'b', 'c']}, paths[-1])
+        torch.save(
+            {'model': model.state_dict(), 'backbone': model.backbone.config, 'epoch': 0,
+             'age_cutoffs': [12, 18, 25, 35, 45, 55, 65], 'classes': ['a', 'b', 'c']},
+            paths[-1],
+        )
     return paths
 
 
@@ -259,12 +323,17 @@ def noise(tmp_path_factory):
     rng = np.random.default_rng(0)
     for person in range(12):
         for image in range(8):
-            face(root / f'{person:02d}' / f'{image:03d}_{rng.integers(1, 80)}.jpg', 8 * person + image)
+            face(
+                root / f'{person:02d}' / f'{image:03d}_{rng.integers(1, 80)}.jpg',
+                8 * person + image,
+            )
     return root
 
 
-def command(*line, cwd=None):
-    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)], capture_output=True, text=True, cwd=cwd)
+def command(*line, **environment):
+    """evaluate.py as a process of its own; what it writes stays bytes."""
+    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)],
+                          capture_output=True, env=os.environ | environment)
 
 
 def drawn(path):
@@ -278,12 +347,87 @@ def test_folder_from_the_command_line(weights, noise, tmp_path):
     result = json.loads((tmp_path / 'out' / 'results.json').read_text())
     report = result['models'][0]
     assert report['images'] == 96 and report['people'] == 12 and len(report['weights_sha256']) == 64
-    assert report['verification']['auc'] == pytest.approx(.5, abs=.15) and result['command'].startswith('python3 evaluate.py -1')
-    assert set(report['leakage']['age']) == {'x', 'x_age', 'x_id'} and 'folder-people, best.pth: 96 images' in done.stdout
+    assert report['verification']['auc'] == pytest.approx(.5, abs=.15) and result[
+        'command'
+    ].startswith('python3 evaluate.py -1')
+    assert (
+        set(report['leakage']['age']) == {'x', 'x_age', 'x_id'}
+        and 'folder-people, best.pth: 96 images' in done.stdout.decode()
+    )
     for name in ('roc', 'gaps', 'scores', 'errors', 'leakage'):
         assert drawn(tmp_path / 'out' / f'{name}.png')
     done = command(-1, weights[1], 'folder', noise, '--out', tmp_path / 'out')
-    assert done.returncode == 1 and 'report on other weights' in done.stderr and done.stderr.count('\n') == 1
+    assert (
+        done.returncode == 1
+        and b'report on other weights' in done.stderr
+        and done.stderr.count(b'\n') == 1
+    )
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1251', 'gbk', 'euc-jp'])
+def test_a_terminal_of_another_encoding(weights, noise, tmp_path, encoding):
+    done = command(-1, weights[0], 'folder', noise, '--out', tmp_path / 'out',
+                   PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stderr == b'', done.stderr
+    assert 'rank-1' in done.stdout.decode(encoding)  # R² and ± as far as it has them
+
+
+def test_names_that_are_no_text(weights, noise, tmp_path):
+    """Folders and weights that aren't UTF-8, or of letters that the font lacks, are drawn."""
+    root, model = (tmp_path / os.fsdecode(name) for name in (b'caf\xe9', b'w\xe9$x^$.pth'))
+    shutil.copytree(noise, root)
+    (root / '00').rename(root / '张伟')
+    shutil.copy(weights[0], model)
+    done = command(-1, model, 'folder', root, '--out', tmp_path / 'out')
+    assert done.returncode == 0 and done.stderr == b'', done.stderr
+    assert drawn(tmp_path / 'out' / 'errors.png') and drawn(tmp_path / 'out' / 'roc.png')
+
+
+def test_what_the_font_lacks_is_written_as_its_code():
+    assert pictures.readable('Zoë_1.jpg') == 'Zoë_1.jpg'
+    assert pictures.readable('张\udce9\n$') == r'\u5f20\udce9\u000a\$'
+
+
+def test_thresholds_at_a_far_are_reported(weights, noise, tmp_path, capsys):
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path)
+    far = json.loads((tmp_path / 'results.json').read_text())['models'][0]['verification']['far']
+    low, high = far['0.1']['interval']
+    assert low <= far['0.1']['threshold'] <= high and '0.0001' not in far
+    line = f'FAR 0.1: {far["0.1"]["threshold"]:.3f} [{low:.3f} {high:.3f}]'
+    assert line in capsys.readouterr().out
+
+
+def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'a', '--write-pairs', '--seed', 5)
+    run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
+    first, second = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+                     ['verification'] for name in 'ab')
+    for figure in ('pairs', 'auc', 'eer', 'tar@1e-1'):
+        assert first[figure] == second[figure], figure
+    assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
+    with pytest.raises(SystemExit):
+        evaluate.arguments(['-1', 'w', 'lfw', 'x', '--write-pairs'])
+
+
+@pytest.mark.parametrize('people, each, why', [(1, 4, 'one person alone'), (4, 1, 'one image')])
+def test_why_a_folder_has_no_figures(weights, tmp_path, capsys, people, each, why):
+    for k in range(people * each):
+        face(tmp_path / 'set' / str(k // each) / f'{k:03d}_{20 + k}.jpg', k)
+    run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
+    out = capsys.readouterr().out
+    assert '–  all: ' in out and why in out and 'the age is not read' in out
+
+
+@pytest.mark.parametrize('lines, why', [('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
+                                        ('0 a.jpg b.jpg\n' * 9, 'all 9 pairs are of two people'),
+                                        ('1 a.jpg b.jpg\n0 b.jpg a.jpg', 'and two people')])
+def test_lists_that_tell_nothing(weights, tmp_path, lines, why):
+    for name in 'ab':
+        face(tmp_path / f'{name}.jpg')
+    (tmp_path / 'list').write_text(lines)
+    with pytest.raises(DataError, match=why):
+        run(-1, weights[0], 'pairs', tmp_path / 'list', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def run(*line):
@@ -292,8 +436,14 @@ def run(*line):
 
 @pytest.mark.parametrize('val', [True, False])
 def test_folder_may_be_an_entry_of_meta(weights, noise, tmp_path, monkeypatch, capsys, val):
-    roots = {'train_root': 'nowhere', 'val_root': str(noise)} if val else {'train_root': str(noise), 'val_root': None}
-    monkeypatch.setattr(evaluate.meta, 'here', {**roots, 'pat': r'[_.]', 'pos': -2, 'n_cls': 12}, raising=False)
+    roots = (
+        {'train_root': 'nowhere', 'val_root': str(noise)}
+        if val
+        else {'train_root': str(noise), 'val_root': None}
+    )
+    monkeypatch.setattr(
+        evaluate.meta, 'here', {**roots, 'pat': r'[_.]', 'pos': -2, 'n_cls': 12}, raising=False
+    )
     run(-1, weights[0], 'folder', 'here', '--out', tmp_path)
     assert f'reading its {"val" if val else "train"}_root' in capsys.readouterr().out
     assert json.loads((tmp_path / 'results.json').read_text())['models'][0]['images'] == 96
@@ -303,18 +453,28 @@ def test_compare_draws_the_same_people_for_both(weights, noise, tmp_path, capsys
     run('--compare', *weights, 'folder', noise, '--out', tmp_path)
     result = json.loads((tmp_path / 'results.json').read_text())
     first, second = result['models']
-    assert result['differences'][0]['verification']['auc']['difference'] == pytest.approx(second['verification']['auc'] - first['verification']['auc'])
-    assert result['differences'][0]['rank1']['difference'] == pytest.approx(second['rank1'] - first['rank1'])
+    assert result['differences'][0]['verification']['auc']['difference'] == pytest.approx(
+        second['verification']['auc'] - first['verification']['auc']
+    )
+    assert result['differences'][0]['rank1']['difference'] == pytest.approx(
+        second['rank1'] - first['rank1']
+    )
     assert {'errors_1.png', 'errors_2.png', 'roc.png'} <= {path.name for path in tmp_path.iterdir()}
     assert 'paired bootstrap' in capsys.readouterr().out
 
 
 def test_bin_from_the_command_line(weights, tmp_path):
-    (tmp_path / 'toy.bin').write_bytes(pickle.dumps(([encoded(k) for k in range(40)], [True, False] * 10)))
+    (tmp_path / 'toy.bin').write_bytes(
+        pickle.dumps(([encoded(k) for k in range(40)], [True, False] * 10))
+    )
     run(-1, weights[0], 'bin', tmp_path / 'toy.bin')
     out, = (weights[0].parent / 'eval').glob('bin-toy-*')
     report = json.loads((out / 'results.json').read_text())['models'][0]
-    assert report['people'] is None and report['interval_over'] == 'pairs' and len(report['verification']['fold_accuracy']) == 10
+    assert (
+        report['people'] is None
+        and report['interval_over'] == 'pairs'
+        and len(report['verification']['fold_accuracy']) == 10
+    )
     assert drawn(out / 'errors.png')
 
 
@@ -325,9 +485,13 @@ def test_fgnet_with_distractors(weights, tmp_path, monkeypatch):
     for k in range(7):
         face(tmp_path / 'others' / str(k % 2) / f'{k}.jpg', k)
     monkeypatch.setitem(evaluate.READERS, 'fgnet', lambda path: lists.fgnet(path, 15, 5))
-    run(-1, weights[0], 'fgnet', tmp_path / 'fgnet', '--distractors', tmp_path / 'others', '--out', tmp_path / 'out')
+    run(-1, weights[0], 'fgnet', tmp_path / 'fgnet', '--distractors', tmp_path / 'others', '--out',
+        tmp_path / 'out')
     result = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    assert result['benchmark'] == 'fgnet-7-distractors' and result['models'][0]['megaface']['distractors'] == 7
+    assert (
+        result['benchmark'] == 'fgnet-7-distractors'
+        and result['models'][0]['megaface']['distractors'] == 7
+    )
     assert result['models'][0]['megaface']['cmc'][7] == 1 and drawn(tmp_path / 'out' / 'cmc.png')
 
 
@@ -338,12 +502,17 @@ def test_morph_keeps_its_list(weights, tmp_path):
     run(-1, weights[0], 'morph', tmp_path / 'morph', '--subjects', 4, '--out', tmp_path / 'out')
     report = json.loads((tmp_path / 'out' / 'results.json').read_text())['models'][0]
     assert report['rank1_probes'] == 4 and report['images'] == 8
-    assert len((tmp_path / 'out' / 'subjects.txt').read_text().splitlines()) == 4 and len(report['list_sha256']) == 64
+    assert (
+        len((tmp_path / 'out' / 'subjects.txt').read_text().splitlines()) == 4
+        and len(report['list_sha256']) == 64
+    )
 
 
 @pytest.mark.parametrize('line, why', [
-    (['0', '1', 'a.pth', 'lfw', 'x'], 'expected `ctx weights`'), (['a.pth', 'b.pth', 'lfw', 'x'], 'expected `ctx weights`'),
-    (['--compare', 'a.pth', 'lfw', 'x'], 'two or more'), (['-1', 'a.pth', 'nonsense', 'x'], 'invalid choice'),
+    (['0', '1', 'a.pth', 'lfw', 'x'], 'expected `ctx weights`'),
+    (['a.pth', 'b.pth', 'lfw', 'x'], 'expected `ctx weights`'),
+    (['--compare', 'a.pth', 'lfw', 'x'], 'two or more'),
+    (['-1', 'a.pth', 'nonsense', 'x'], 'invalid choice'),
     (['-1', 'a.pth', 'lfw', 'x', '--distractors', 'y'], 'belong to fgnet')])
 def test_command_lines_that_mean_nothing(line, why, capsys):
     with pytest.raises(SystemExit):
@@ -352,9 +521,15 @@ def test_command_lines_that_mean_nothing(line, why, capsys):
 
 
 def test_compare_takes_a_ctx_on_either_side():
-    for line in (['--compare', 'a', 'b', 'c', '2', 'lfw', 'x'], ['2', '--compare', 'a', 'b', 'c', 'lfw', 'x'], ['--compare', 'a', 'b', 'c', 'lfw', 'x']):
+    for line in (['--compare', 'a', 'b', 'c', '2', 'lfw', 'x'],
+                 ['2', '--compare', 'a', 'b', 'c', 'lfw', 'x'],
+                 ['--compare', 'a', 'b', 'c', 'lfw', 'x']):
         args = evaluate.arguments(line)
-        assert args.weights == ['a', 'b', 'c'] and args.ctx == (2 if '2' in line else -1) and (args.benchmark, args.path) == ('lfw', 'x')
+        assert (
+            args.weights == ['a', 'b', 'c']
+            and args.ctx == (2 if '2' in line else -1)
+            and (args.benchmark, args.path) == ('lfw', 'x')
+        )
 
 
 @pytest.mark.parametrize('benchmark', evaluate.READERS)
@@ -375,7 +550,11 @@ def test_one_image_only(weights, tmp_path):
     face(tmp_path / 'one' / 'a' / '000_30.jpg')
     run(-1, weights[0], 'folder', tmp_path / 'one', '--out', tmp_path / 'out')
     report = json.loads((tmp_path / 'out' / 'results.json').read_text())['models'][0]
-    assert report['rank1'] is None and report['verification']['auc'] is None and report['leakage']['age']['x_id']['r2'] is None
+    assert (
+        report['rank1'] is None
+        and report['verification']['auc'] is None
+        and report['leakage']['age']['x_id']['r2'] is None
+    )
 
 
 def test_histogram_and_roc_differ_between_scores(tmp_path):
@@ -383,5 +562,8 @@ def test_histogram_and_roc_differ_between_scores(tmp_path):
     for name, shift in (('good', 1), ('bad', 0)):
         scores = np.clip(rng.normal(0, .2, 200) + shift * same, -1, 1)
         pictures.draw_roc({name: (scores, same)}, tmp_path / f'{name}.png')
-    a, b = (np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).astype(int) for name in ('good', 'bad'))
+    a, b = (
+        np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).astype(int)
+        for name in ('good', 'bad')
+    )
     assert a.shape == b.shape and (a != b).mean() > .002

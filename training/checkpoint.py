@@ -1,6 +1,8 @@
 """Files of weights and states: written whole, read safely; what a weights file holds."""
 import hashlib
 import importlib
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +105,13 @@ def load_checkpoint(path, needed) -> dict:
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(_what_it_is(path) or str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
+    weights = state.get('model', state) if isinstance(state, dict) else {}
+    if isinstance(weights, dict) and weights and all(str(key).startswith('module.')
+                                                     for key in weights):
+        raise UserError(f'{path}: its names begin with `module.`, as DistributedDataParallel '
+                        'writes them: save model.module.state_dict() instead')
     if missing:
         raise UserError(f'{path}: no weights file of this repository '
                         f'(it lacks {", ".join(missing)})')
@@ -113,6 +120,19 @@ def load_checkpoint(path, needed) -> dict:
             raise UserError(f'{path}: no weights file of this repository '
                             f'({key} is of type {type(state[key]).__name__})')
     return state
+
+
+def _what_it_is(path):
+    """What a file that is no archive of torch.save is instead, with the remedy; None if unknown."""
+    with open(path, 'rb') as file:
+        begin = file.read(512)
+    if begin.startswith(b'version https://git-lfs'):
+        return f'{path}: a git-LFS pointer, not the file itself: run `git lfs pull`'
+    if begin.lstrip().lower().startswith((b'<!doctype html', b'<html', b'<?xml')):
+        return f'{path}: a web page, not weights: download the file itself'
+    if begin.startswith(b'PK\3\4') and not zipfile.is_zipfile(path):
+        return f'{path}: cut short at {os.path.getsize(path):,} bytes: download or copy it again'
+    return None
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:

@@ -1,0 +1,78 @@
+"""Benchmarks from raw photographs: each face is found, aligned and kept as a file of its own."""
+import hashlib
+import io
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from evaluation.extraction import digest_of
+from preparation.alignment import align, middle, open_photograph
+from preparation.detection import Detector, choose
+from preparation.processes import each
+from storage.images import some
+from storage.progress import progress
+from utils import DataError, write_whole
+
+SIDE = 112  # of the faces that are kept; what a network of 96 columns sees is their middle
+NOT_FOUND = '-middle'  # ends the names of those that are the middle of their photograph
+
+
+def align_files(sources: list[str], names: list[str], folder: Path,
+                workers: int) -> tuple[list[str], dict]:
+    """The paths of the aligned faces (PNG, 112 × 112) of photographs, in their order; and
+    {'photographs', 'not_found', 'share'}.
+
+    Of several faces the one nearest to the middle counts, which is who LFW's photographs are named
+    after; where none is found, the middle of the photograph is taken, as the field does. Faces are
+    kept in `folder` under path, size and time of the photograph: a second call looks for the new
+    ones alone. Raises DataError where photographs are missing or can't be read.
+    """
+    digest_of(sources, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = set(os.listdir(folder))
+    stems = [_stem(source) for source in sources]
+    todo = [(source, str(folder / stem)) for source, stem in zip(sources, stems, strict=True)
+            if not kept & {f'{stem}.png', f'{stem}{NOT_FOUND}.png'}]
+    if todo:
+        reasons = each(_keep_face, todo, Detector(), Detector, workers)
+        reasons = progress(reasons, 'faces', len(todo), unit=' photographs')
+        bad = [reason for reason in reasons if reason]
+        if bad:
+            raise DataError(f"{len(bad)} of {len(sources)} photographs can't be read: {some(bad)}")
+        kept = set(os.listdir(folder))
+    missed = [f'{stem}{NOT_FOUND}.png' in kept for stem in stems]
+    paths = [str(folder / f'{stem}{NOT_FOUND if middle_ else ""}.png')
+             for stem, middle_ in zip(stems, missed, strict=True)]
+    count = sum(missed)
+    return paths, {'photographs': len(sources), 'not_found': count, 'share': count / len(sources)}
+
+
+def _stem(source):
+    """The name that a photograph's face is kept under."""
+    stat = os.stat(source)
+    key = b'%s\0%d\0%d' % (os.fsencode(os.path.abspath(source)), stat.st_size, stat.st_mtime_ns)
+    return hashlib.sha256(key).hexdigest()[:32]
+
+
+def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
+    """Writes the face of one photograph; what is wrong with the photograph, None if nothing is."""
+    source, target = job
+    try:
+        image = open_photograph(source)
+    except DataError as error:
+        return str(error)
+    faces = detector.find(image)
+    if faces:
+        face = align(image, choose(faces, image.size, 'central').points, SIDE)
+    else:
+        face, target = middle(image, SIDE), target + NOT_FOUND
+    data = _png(face)
+    write_whole(f'{target}.png', lambda temporary: temporary.write_bytes(data))
+    return None
+
+
+def _png(face: Image.Image) -> bytes:
+    data = io.BytesIO()
+    face.save(data, 'PNG')
+    return data.getvalue()

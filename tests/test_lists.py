@@ -1,0 +1,178 @@
+"""Lists as people have them: each kind is read to the right pairs, or refused in one clear line."""
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation import lists
+from evaluation.listfile import write_pairs
+from evaluation.pairs import Pairs, check_pairs, gap_pairs
+from utils import DataError
+
+NAMES = [f'p{k}/{image}.jpg' for k in range(10) for image in 'ab']
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A folder of ten people, two images each."""
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (96, 112)).save(tmp_path / name)
+    return tmp_path
+
+
+def rows(true='1', false='0', cut=' ', order=(0, 1, 2)):
+    """Ten pairs of one person, ten of two, as lines."""
+    found = []
+    for k in range(10):
+        found.append((true, f'p{k}/a.jpg', f'p{k}/b.jpg'))
+        found.append((false, f'p{k}/a.jpg', f'p{(k + 1) % 10}/b.jpg'))
+    return '\n'.join(cut.join(row[i] for i in order) for row in found) + '\n'
+
+
+def right(listed, root):
+    """Whether they are the pairs of `rows`."""
+    two = [[os.path.relpath(listed.sources[i], root) for i in pair]
+           for pair in zip(*listed.pairs[:2], strict=True)]
+    expected = [line.split()[1:] for line in rows().splitlines()]
+    return two == expected and listed.pairs.same.tolist() == [True, False] * 10
+
+
+KINDS = {
+    'plain': rows().encode(), 'crlf': rows().replace('\n', '\r\n').encode(),
+    'old mac': rows().replace('\n', '\r').encode(), 'blank lines': rows().replace('\n', '\n\n ')
+    .encode(), 'utf-8 mark': rows().encode('utf-8-sig'), 'utf-16': rows().encode('utf-16'),
+    'utf-16 be': b'\xfe\xff' + rows().encode('utf-16-be'), 'tabs': rows(cut='\t').encode(),
+    'commas': rows(cut=',').encode(), 'commas and spaces': rows(cut=', ').encode(),
+    'semicolons': rows(cut=';').encode(), 'two spaces': rows(cut='  ').encode(),
+    'floats': rows('1.0', '0.0').encode(), 'words': rows('True', 'False').encode(),
+    'minus': rows('1', '-1').encode(), 'reversed': rows(order=(1, 2, 0)).encode(),
+    'reversed commas': rows(cut=',', order=(1, 2, 0)).encode(),
+    'header': ('label path1 path2\n' + rows()).encode(),
+    'csv header': ('same,image_a,image_b\n' + rows(cut=',')).encode(),
+    'comment': ('# mine, 2 kinds\n' + rows()).encode(),
+    'backslashes': rows().replace('/', '\\').encode(),
+    'quotes': ''.join('{} "{}" "{}"\n'.format(*line.split()) for line in rows().splitlines())
+    .encode()}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_list_of_every_kind(faces, kind):
+    (faces / 'list').write_bytes(KINDS[kind])
+    assert right(lists.pair_list(faces / 'list'), faces)
+
+
+def test_names_with_spaces_between_tabs_quotes_or_commas(faces):
+    (faces / 'p0').rename(faces / 'Anna Maria')
+    for text in (rows(cut='\t'), rows(cut=','), KINDS['quotes'].decode()):
+        (faces / 'list').write_text(text.replace('p0/', 'Anna Maria/'))
+        listed = lists.pair_list(faces / 'list')
+        assert all(map(os.path.exists, listed.sources)) and len(listed.pairs.same) == 20
+    (faces / 'list').write_text(rows().replace('p0/', 'Anna Maria/'))
+    with pytest.raises(DataError, match='line 1: .*names with spaces need tabs'):
+        lists.pair_list(faces / 'list')
+
+
+@pytest.mark.parametrize('listed, there', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_names_in_the_other_unicode_form(faces, listed, there):
+    folder, image = 'Zoë', 'é.jpg'
+    (faces / 'p0').rename(faces / unicodedata.normalize(there, folder))
+    old = faces / unicodedata.normalize(there, folder)
+    (old / 'a.jpg').rename(old / unicodedata.normalize(there, image))
+    text = rows().replace('p0/a.jpg', f'{folder}/{image}').replace('p0/', f'{folder}/')
+    (faces / 'list').write_text(unicodedata.normalize(listed, text), encoding='utf-8')
+    assert all(map(os.path.exists, lists.pair_list(faces / 'list').sources))
+
+
+def test_home_is_expanded(faces, monkeypatch):
+    monkeypatch.setenv('HOME', str(faces))
+    (faces / 'elsewhere').mkdir()
+    (faces / 'elsewhere' / 'list').write_text(rows().replace('p', '~/p').replace('j~/p', 'jp'))
+    assert right(lists.pair_list('~/elsewhere/list'), faces)
+
+
+def test_one_missing_image_is_not_the_folder(faces):
+    (faces / 'list').write_text('1 gone/a.jpg gone/b.jpg\n' + rows())
+    listed = lists.pair_list(faces / 'list')
+    assert sum(map(os.path.exists, listed.sources)) == 20 and len(listed.sources) == 22
+
+
+def test_a_fourth_column_is_the_fold(faces):
+    lines = [f'{line} {7 - number % 3}' for number, line in enumerate(rows().splitlines())]
+    (faces / 'list').write_text('\n'.join(lines))
+    assert lists.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]
+
+
+@pytest.mark.parametrize('head, per_fold, folds', [('2\t3', 3, 2), ('10 1', 1, 10), ('7', 7, 1)])
+def test_a_list_of_ones_own_in_the_format_of_lfw(faces, head, per_fold, folds):
+    for name in NAMES:
+        person, image = name.split('/')
+        (faces / name).rename(faces / person / f'{person}_{"ab".index(image[0]) + 1:04d}.jpg')
+    block = [f'p{k}\t1\t2' for k in range(per_fold)]
+    block += [f'p{k}\t1\tp{k + 1}\t2' for k in range(per_fold)]
+    (faces / 'mine.txt').write_text('\n'.join([head, *block * folds]))
+    listed = lists.pair_list(faces / 'mine.txt')
+    assert listed.pairs.same.tolist() == ([True] * per_fold + [False] * per_fold) * folds
+    if folds > 1:
+        assert listed.pairs.fold.tolist() == np.repeat(np.arange(folds), 2 * per_fold).tolist()
+    assert all(map(os.path.exists, listed.sources))
+    (faces / 'pairs.txt').write_text('5\t300\n' + '\n'.join(block))
+    with pytest.raises(DataError, match='read by the benchmark `pairs`'):
+        lists.lfw(faces)
+
+
+@pytest.mark.parametrize('folder', ['lfw', 'lfw_funneled', 'lfw-deepfunneled/lfw-deepfunneled'])
+def test_lfw_as_its_archive_unpacks(tmp_path, folder):
+    (tmp_path / 'pairs.txt').write_text('1\t1\nA\t1\t2\nA\t1\tB\t1\n')
+    (tmp_path / folder / 'A').mkdir(parents=True)
+    Image.new('RGB', (250, 250)).save(tmp_path / folder / 'A' / 'A_0001.jpg')
+    for path in (tmp_path, tmp_path / folder.partition('/')[0]):  # the list is in it, or beside it
+        assert os.path.exists(lists.lfw(path, 1, 1).sources[0])
+
+
+@pytest.mark.parametrize('data, why', [
+    (b'', 'empty'), (b'# nothing\n', 'no pair in it'), (b'PK\3\4\0\0', 'no text file'),
+    (rows().encode('utf-16-le'), 'no text file'),
+    (b'1 a.jpg\n', 'line 1'), (b'1 p0/a.jpg p0/b.jpg\n3 p0/a.jpg p0/b.jpg\n', 'line 2'),
+    (b'label a b\nlabel a b\n', 'no pair'), (b'2\n1 a\n', 'expected 4')])
+def test_what_is_no_list_is_one_line(faces, data, why):
+    (faces / 'list').write_bytes(data)
+    with pytest.raises(DataError, match=why) as error:
+        lists.pair_list(faces / 'list')
+    assert str(error.value).startswith(str(faces)) and '\n' not in str(error.value)
+
+
+def pairs(*two, same):
+    left, right = np.array(two).T
+    return Pairs(left, right, np.array(same), np.arange(len(two)))
+
+
+@pytest.mark.parametrize('bad, why', [
+    (pairs((0, 1), (2, 2), same=[True, False]), r'itself \(1 of 2 pairs; the first is c and c'),
+    (pairs((0, 1), (0, 2), (1, 0), same=[True, False, False]), r'two people \(2 of 3 .* a and b'),
+    (pairs((0, 1), (0, 2), same=[True, True]), 'all 2 pairs are of one person'),
+    (pairs((0, 1), (0, 2), same=[False, False]), 'all 2 pairs are of two people')])
+def test_pairs_that_tell_nothing_are_refused(bad, why):
+    with pytest.raises(DataError, match='list: .*' + why):
+        check_pairs(bad, ['a', 'b', 'c'], 'list')
+
+
+def test_pairs_that_stand_twice_are_no_contradiction():
+    check_pairs(pairs((0, 1), (1, 0), (0, 2), same=[True, True, False]), ['a', 'b', 'c'], 'list')
+
+
+def test_written_pairs_are_read_back(tmp_path):
+    names = [str(tmp_path / 'a b' / f'{k},é.jpg') for k in range(40)]
+    (tmp_path / 'a b').mkdir()
+    for name in names:
+        open(name, 'w').close()
+    drawn = gap_pairs(np.repeat(np.arange(10), 4), np.arange(40.), seed=3)
+    write_pairs(tmp_path / 'list', drawn, names, 'seed 3')
+    listed = lists.pair_list(tmp_path / 'list')
+    for side, found in zip(drawn[:2], listed.pairs[:2], strict=True):
+        assert [names[i] for i in side] == [listed.sources[i] for i in found]
+    assert (listed.pairs.same == drawn.same).all() and (listed.pairs.fold == drawn.fold).all()
+    with pytest.raises(DataError, match='no tab'):
+        write_pairs(tmp_path / 'list', drawn, ['a\tb'] * 40, '')
