@@ -109,8 +109,7 @@ def run(args: argparse.Namespace) -> None:
     listed, drawn, name = read_list(args)
     distractors = lists.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
-    known = {'backbone': args.backbone} if args.backbone else {}
-    models = [load_weights(path, device, **known) for path in args.weights]
+    models = [load_weights(path, device, args.backbone) for path in args.weights]
     hashes = [info.sha256 for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
     out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)

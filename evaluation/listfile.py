@@ -33,6 +33,17 @@ def read_lines(file: Path) -> tuple[list[tuple[int, str]], str]:
     return lines, hashlib.sha256(data).hexdigest()
 
 
+def is_pair_list(path) -> bool:
+    """Whether `path` is a list of pairs: an InsightFace .bin, or a text file with a pair in its
+    first or second line."""
+    file = Path(path).expanduser()
+    if file.suffix == '.bin' or not file.is_file():
+        return file.suffix == '.bin'
+    with open(file, 'rb') as begin:
+        lines = numbered_lines_of(begin.read(4096))
+    return any(pair_of(line) is not None for _, line in lines[:2])
+
+
 def columns(line: str) -> list[list[str]]:
     """The ways to cut a line: at its tabs, its spaces (outside quotes), its commas, semicolons."""
     ways = [[field.strip().strip('"') for field in line.split('\t')]] if '\t' in line else []

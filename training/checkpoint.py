@@ -10,7 +10,7 @@ import torch
 
 import backbones
 import utils
-from model import Backbone, DALModel, read_state
+from model import AGE_CUTOFFS, Backbone, DALModel, read_state
 from training.recipe import Recipe
 from utils import UserError
 
@@ -20,7 +20,8 @@ class WeightsInfo:
     """What a weights file says beside the weights; None where it says nothing."""
     path: str
     sha256: str
-    classes: list           # names of the identities, in the order of the head's rows
+    classes: list           # names of the identities, in the head's order; of an untouched
+                            # backbone none
     age_cutoffs: list       # inclusive upper bounds of the age groups, in years
     epoch: int
     best: float | None      # the best validation score of the run so far
@@ -30,14 +31,18 @@ class WeightsInfo:
                             # user's own module
 
 
-def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
+def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALModel, WeightsInfo]:
     """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode
     on `device`, and what the file says of it.
 
     The backbone is rebuilt from the file; a module of the user's own by main.py's `make_backbone`.
+    With `backbone`, a name of backbones.build, the file is that network as others publish it: x_id
+    is its feature as it is, and the age head knows nothing.
     Raises UserError where the file is missing, damaged, not one of this repository, or does not
     fit.
     """
+    if backbone:
+        return _untouched(path, device, backbone)
     state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
                                    'age_cutoffs': list, 'epoch': int})
     try:
@@ -48,6 +53,24 @@ def load_weights(path, device='cpu') -> tuple[DALModel, WeightsInfo]:
     info = WeightsInfo(str(path), sha256, state['classes'], state['age_cutoffs'], state['epoch'],
                        state.get('best'), state.get('decision'), state.get('recipe'),
                        state['backbone'])
+    return model.to(device, memory_format=torch.channels_last).eval(), info
+
+
+def _untouched(path, device, name):
+    file = None if path in backbones.NO_FILE and not Path(path).exists() else path
+    try:
+        network = backbones.load(name, file)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model = DALModel(network, 1)
+    model.factorization.alpha.zero_()
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    info = WeightsInfo(str(path), digest.hexdigest(), [], list(AGE_CUTOFFS), 0, None, None, None,
+                       network.config)
     return model.to(device, memory_format=torch.channels_last).eval(), info
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import meta
 from dataset import Faces, check_entry
+from evaluation.listfile import is_pair_list
 from storage.validation import check_ages, check_validation
 from training import pretrained
 from training.distributed import world_size
@@ -99,7 +100,8 @@ def chosen_recipe(args, is_demo: bool, init=None, weights=None) -> tuple[Recipe,
 
 
 def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
-    """Training and validation faces (or None), all but their pixels checked. Raises DataError."""
+    """Training and validation faces (or None, also where val_root is a list of pairs), all but
+    their pixels checked. Raises DataError."""
     check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         import synthetic
@@ -111,7 +113,9 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
                         f"{people} identities: set 'n_cls': {people}")
     if people < 2:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')
-    val = Faces(entry['val_root'], entry['pat'], entry['pos']) if entry['val_root'] else None
+    val = None
+    if entry['val_root'] and not is_pair_list(entry['val_root']):
+        val = Faces(entry['val_root'], entry['pat'], entry['pos'])
     for notice in [*check_ages(train), *(check_validation(train, val) if val else ())]:
         print(f'warning: {notice}')
     return train, val

@@ -109,7 +109,10 @@ class Reports:
         """The row on the screen, and the curves so far, after it."""
         if self.log:
             plot_curves(read_log(self.log.path), PANELS, self.folder / 'curves.png')
-        figures = '  '.join(f'{title} {row[key]:.3g}' for title, key in COLUMNS
+        others = [(key[4:-9], key) for key in row  # the lists of pairs
+                  if key.startswith('val_') and key.endswith('_accuracy') and
+                  key not in {name for _, name in COLUMNS}]
+        figures = '  '.join(f'{title} {row[key]:.3g}' for title, key in (*COLUMNS, *others)
                             if row.get(key) is not None)
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
 

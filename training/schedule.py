@@ -16,9 +16,11 @@ def warmup_cosine(progress: float, warmup: float) -> float:
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Optimizer groups of a DALModel's weights: decay for matrices and convolutions, none for norms
-    and biases; `factor` is the one on the learning rate, the backbone's where that is another."""
-    backbone = {id(p) for p in model.backbone.parameters()} if recipe.lr_backbone != 1 else set()
-    groups = []
+    and biases; `factor` is the one on the learning rate. The backbone's are apart where it learns
+    at another rate, or later."""
+    # fused SGD wants groups of which all have momentum, or none: not so of a group that thaws
+    apart = recipe.lr_backbone != 1 or recipe.freeze > 0
+    backbone, groups = {id(p) for p in model.backbone.parameters()} if apart else set(), []
     for part, factor in ((True, recipe.lr_backbone), (False, 1.)):
         weights = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == part]
         if weights:

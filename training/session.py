@@ -23,7 +23,7 @@ from training.distributed import (
 )
 from training.reports import Reports, introduce
 from training.resume import refuse_to_overwrite, save_state, save_weights, start
-from training.validation import check_finite, validate
+from training.validation import check_finite, read_lists, validate
 from utils import DataError, UserError
 
 
@@ -34,6 +34,9 @@ def run(make_training, args, dataset, save, init) -> None:
         name, entry, recipe, folder, weights, init = on_rank_zero(plan, args, dataset, save, init)
         on_rank_zero(lambda: stack.enter_context(utils.claim(folder)) and None)
         train, val = rank_zero_first(open_data, name, entry)
+        pair_lists = {}  # of rank 0, which validates
+        wanted = [*args.validate, *([] if val or not entry['val_root'] else [entry['val_root']])]
+        on_rank_zero(lambda: pair_lists.update(read_lists(wanted)))
         training = make_training(recipe, train.classes, meta.age_cutoffs, device)
         broadcast(training.mapping)
         if init:
@@ -58,15 +61,16 @@ def run(make_training, args, dataset, save, init) -> None:
         if init:
             pretrained.set_centres(training, train)
         interrupt = stack.enter_context(utils.Interrupt(insistent=launched()))
-        Session(training, loader, val, last, folder, interrupt).train()
+        validation = (val, pair_lists) if val or wanted else None
+        Session(training, loader, validation, last, folder, interrupt).train()
 
 
 class Session:
-    """The epochs of a training up to the `last`, into `folder`; `val` are validation's faces, or
-    None."""
+    """The epochs of a training up to the `last`, into `folder`. `validation` are the faces or None,
+    and the lists of pairs, of validation.validate; None where there is neither."""
 
-    def __init__(self, training, loader, val, last, folder, interrupt):
-        self.training, self.loader, self.val = training, loader, val
+    def __init__(self, training, loader, validation, last, folder, interrupt):
+        self.training, self.loader, self.validation = training, loader, validation
         self.last, self.folder, self.interrupt, self.skipped = last, folder, interrupt, set()
         self.steps = len(loader)  # of an epoch
 
@@ -77,11 +81,12 @@ class Session:
         self.reports = Reports(training, self.folder, training.epoch,
                                self.last * self.steps * batch_size, training.step * batch_size)
         with contextlib.closing(self.reports):
-            if self.val and training.pretrained and training.step == 0 and training.best is None:
+            new = training.step == 0 and training.best is None
+            if self.validation and training.pretrained and new:
                 self.close_epoch(None, self.saved_however_it_ends(self.validate))
             while training.epoch < self.last:
                 rate = self.saved_however_it_ends(self.epoch)
-                report = self.saved_however_it_ends(self.validate) if self.val else {}
+                report = self.saved_however_it_ends(self.validate) if self.validation else {}
                 training.epoch += 1
                 self.close_epoch(rate, report)
             self.reports.compare()
@@ -100,7 +105,7 @@ class Session:
                 f'{self.folder}/last.pth')) from None
 
     def validate(self) -> dict:
-        report, self.training.decision = on_rank_zero(validate, self.training, self.val,
+        report, self.training.decision = on_rank_zero(validate, self.training, *self.validation,
                                                       self.interrupt)
         return report
 

@@ -1,11 +1,18 @@
 """What is measured of the network between epochs, and whether its losses are finite."""
+from pathlib import Path
+
 import torch
 
 import utils
 from dataset import evaluation_loader
-from evaluation.extraction import extract
+from evaluation import lists
+from evaluation.extraction import extract, extract_files
 from evaluation.leakage import age_r2
-from evaluation.metrics import decision, people_report
+from evaluation.lists import Listed
+from evaluation.metrics import decision, people_report, percentiles, verification
+from evaluation.pairs import check_pairs
+from evaluation.rates import check_finite as check_finite_features
+from evaluation.rates import cosines
 from training.distributed import on_rank_zero, raised_by_all
 from utils import DataError, UserError
 
@@ -27,10 +34,42 @@ def check_finite(training, loader, folder) -> None:
         'last.pth is from before: --resume with a lower --lr or clip'))
 
 
-def validate(training, val, interrupt) -> tuple[dict, dict | None]:
-    """One flat dict of what is known of `val`: verification, rank-1, the age left in x_id,
-    closed-set accuracy where people are shared; and what the weights file keeps of it,
-    metrics.decision. Raises the interrupt's Interrupted where a signal came meanwhile."""
+def read_lists(paths: list) -> dict[str, Listed]:
+    """Lists of pairs to validate on, by the names of their files: InsightFace's .bin, or text as
+    evaluation.lists.pair_list has it. Raises DataError for what can't be read or tells nothing."""
+    found = {}
+    for path in paths:
+        listed = lists.bin_file(path) if str(path).endswith('.bin') else lists.pair_list(path)
+        check_pairs(listed.pairs, listed.names, path)
+        name = Path(path).stem
+        if name in found:
+            raise DataError(f'{path}: a second list called {name}: rename one of them')
+        found[name] = listed
+    return found
+
+
+def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
+    """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
+    and what the weights file keeps to decide by, metrics.decision: of the people, else of the first
+    list. Raises the interrupt's Interrupted where a signal came meanwhile."""
+    report, kept = validate_people(training, val, interrupt) if val else ({}, None)
+    for name, listed in pair_lists.items():
+        interrupt.check()
+        features, _ = extract_files(training.model, listed.sources, training.device, listed.names,
+                                    bf16=training.network.bf16, keep=('embedding',))
+        scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
+        found = {'verification': verification(scores, *listed.pairs[2:4]),
+                 'percentiles': percentiles(scores, listed.pairs.same)}
+        report |= {f'{name}_{key}': found['verification'][key] for key in ('accuracy', 'auc')}
+        kept = kept or decision(found)
+    if 'auc' not in report and pair_lists:
+        report['auc'] = sum(report[f'{name}_auc'] for name in pair_lists) / len(pair_lists)
+    return report, kept
+
+
+def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
+    """Verification, rank-1, the age left in x_id, and closed-set accuracy where people are shared;
+    see `validate`."""
     def batches():
         for batch in evaluation_loader(val):
             interrupt.check()
@@ -38,6 +77,7 @@ def validate(training, val, interrupt) -> tuple[dict, dict | None]:
     try:
         features = extract(training.model.eval(), batches(), training.device,
                            bf16=training.network.bf16)
+        check_finite_features(features['embedding'])
     except (DataError, utils.Interrupted):
         raise
     except ValueError as error:

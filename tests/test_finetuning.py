@@ -1,0 +1,221 @@
+"""A start from a backbone that knows faces: what it begins with, what stays, what is said of it."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from processes import join, launch
+
+import backbones
+import main
+import meta
+import utils
+from dataset import Faces
+from training import distributed, pretrained
+from training.checkpoint import load_weights
+from training.log import read_log
+from training.recipe import finetune, paper
+from training.schedule import parameter_groups
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(8) % 4, torch.arange(8) * 9.
+
+
+def training(**values):
+    result = main.Training(tiny(warmup=0., **values), list('abcd'), meta.age_cutoffs,
+                           torch.device('cpu'))
+    result.total_steps = 4
+    return result
+
+
+def backbone_of(run):
+    return {name: value.clone() for name, value in run.model.backbone.state_dict().items()}
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
+    run = training(freeze=.5)
+    states = [backbone_of(run)]
+    for _ in range(4):
+        run.iterate(*batch())
+        states.append(backbone_of(run))
+    assert not moved(states[0], states[2]) and moved(states[2], states[3]) == set(states[0])
+    assert all(p.requires_grad for p in run.model.backbone.parameters())
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_its_weights_move():
+    run = training(batchnorm='frozen')
+    before = backbone_of(run)
+    run.iterate(*batch())
+    kept = {name for name in before if 'running' in name or 'num_batches' in name}
+    assert kept and moved(before, backbone_of(run)) == set(before) - kept
+
+
+def test_the_backbone_learns_at_its_own_rate():
+    slow, plain = (training(lr_backbone=factor, lr=.01, momentum=0., weight_decay=0., clip=1e9)
+                   for factor in (.25, 1.))
+    before, steps = backbone_of(slow), []
+    for run in (slow, plain):
+        run.iterate(*batch())
+        after = backbone_of(run)
+        steps.append({name: after[name] - before[name] for name in before if 'weight' in name})
+    for name in steps[0]:
+        torch.testing.assert_close(steps[0][name], steps[1][name] / 4, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(slow.model.identity.weight, plain.model.identity.weight)
+    groups = parameter_groups(slow.model, finetune)
+    assert [(group['factor'], group['weight_decay']) for group in groups] == [
+        (.2, 5e-4), (.2, 0.), (1., 5e-4), (1., 0.)]
+    assert sum(len(group['params']) for group in groups) == len([*slow.model.parameters()])
+    assert len(parameter_groups(slow.model, paper)) == 2
+
+
+def centres(folder, root, sharded):
+    """set_centres on every rank; what each then has goes to folder/<rank>."""
+    with distributed.process_group(-1) as device:
+        faces = Faces(root, r'_|\.', 1)
+        recipe = tiny(shard_head=sharded, bf16=False)
+        run = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
+        pretrained.set_centres(run, faces)
+        torch.save((run.model.identity.weight.detach(), run.model.state_dict()),
+                   f'{folder}/{distributed.rank()}')
+
+
+@pytest.mark.parametrize('count, sharded', [(0, False), (2, False), (2, True), (3, True)])
+def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, sharded):
+    statuses = join(launch(count, centres, tmp_path, drawn / 'train', sharded,
+                           out=tmp_path / 'out'))
+    assert statuses == [0] * max(count, 1), (tmp_path / 'out.0').read_text()
+    found = [torch.load(tmp_path / str(k), weights_only=True) for k in range(max(count, 1))]
+    faces, run = Faces(drawn / 'train', r'_|\.', 1), training(bf16=False)
+    state = {name: value for name, value in found[0][1].items() if 'identity' not in name}
+    run.model.load_state_dict(state, strict=False)
+    images = torch.from_numpy(np.stack([faces.read(k) for k in range(len(faces))]))
+    with torch.no_grad():
+        x_id = run.model.eval().features(images.permute(0, 3, 1, 2))[2]
+    unit = torch.nn.functional.normalize(x_id)
+    means = torch.stack([unit[torch.from_numpy(faces.labels == k)].mean(0) for k in range(8)])
+    expected = torch.nn.functional.normalize(means)
+    weights = torch.cat([weight for weight, _ in found]) if sharded else found[-1][0]
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+
+
+def lines_of(folder):
+    return [{k: v for k, v in row.items() if k != 'images_per_s'}
+            for row in read_log(folder / 'log.jsonl')]
+
+
+FINETUNE = ('--recipe', 'finetune')
+
+
+@pytest.fixture
+def first(train, entry, drawn, tmp_path):
+    """A backbone of ours, trained on other drawn people."""
+    other = entry | {'train_root': str(drawn / 'val'), 'val_root': None, 'n_cls': 6}
+    return train(-1, 2, save=tmp_path / 'first', data=other) / 'epoch_002.pth'
+
+
+def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
+    """Epoch 0 is the backbone as it came; the end says what training made of it; what it leaves is
+    whole."""
+    folder = train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine')
+    said = capsys.readouterr().out
+    assert 'epoch 0/2' in said and 'epoch 2/2' in said and 'before training → best.pth' in said
+    rows = [row for row in lines_of(folder) if row['kind'] == 'epoch']
+    assert [row['epoch'] for row in rows] == [0, 1, 2] and rows[0]['step'] == 0 and rows[0]['best']
+    before, info = load_weights(folder / 'best.pth')
+    assert 'AUC' in said and info.epoch in (0, 2)
+    untouched = load_weights(first)[0].backbone.state_dict()
+    start = torch.load(folder / 'epoch_001.pth', weights_only=True)['model']
+    assert start['identity.weight'].norm(dim=1).sub(1).abs().max() < .2  # began as unit centres
+    assert moved(untouched, {k: start[f'backbone.{k}'] for k in untouched})
+
+
+def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(train, first, tmp_path,
+                                                                     capsys):
+    folder = train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', settings=(
+        'lr=1.', 'lr_backbone=1.', 'clip=100.', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.',
+        'lambda_dal=0.', 'scale=4.'))
+    best = load_weights(folder / 'best.pth')
+    assert best[1].epoch == 0 and 'best.pth, of epoch 0' in capsys.readouterr().out
+    untouched = load_weights(first)[0].backbone.state_dict()
+    assert not moved(untouched, best[0].backbone.state_dict())
+
+
+def test_a_run_resumed_within_the_freeze_is_the_run(train, first, tmp_path):
+    settings = ('freeze=.7', 'batchnorm=frozen')
+    line = (-1, '--init', first, *FINETUNE, '--horizon', 3)
+    whole = train(line[0], 3, *line[1:], save=tmp_path / 'whole', settings=settings)
+    for epochs in (1, 2, 3):
+        parts = train(line[0], epochs, *line[1:], '--resume', save=tmp_path / 'parts',
+                      settings=settings)
+    a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
+    assert not moved(a['model'], b['model']) and not moved(a['mapping'], b['mapping'])
+    assert lines_of(whole) == lines_of(parts)
+
+
+def published(tmp_path, name='mobilefacenet'):
+    torch.manual_seed(0)
+    torch.save(backbones.build(name).state_dict(), tmp_path / f'{name}.pth')
+    return tmp_path / f'{name}.pth'
+
+
+def test_a_published_file_says_which_backbone_it_is(train, tmp_path, capsys):
+    """And the run goes on, and its weights are used, without that file."""
+    file = published(tmp_path)
+    folder = train(-1, 1, '--init', file, *FINETUNE)
+    model, info = load_weights(folder / 'epoch_001.pth')
+    assert info.backbone == {'name': 'mobilefacenet'} and model.width == 112 and model.dim == 128
+    assert json.loads((folder / 'run.json').read_text())['recipe']['backbone'] == 'mobilefacenet'
+    file.unlink()
+    train(-1, 2, '--init', file, *FINETUNE, '--resume')
+    again = train(-1, 1, folder / 'epoch_002.pth', save=tmp_path / 'again')
+    assert load_weights(again / 'epoch_001.pth')[1].backbone == {'name': 'mobilefacenet'}
+
+
+def test_an_untouched_backbone_is_measured_with_the_same_tools(tmp_path):
+    file = published(tmp_path)
+    model, info = load_weights(file, backbone='mobilefacenet')
+    faces = batch()[0]
+    _, _, x_id = model.features(faces)
+    torch.testing.assert_close(x_id, backbones.load('mobilefacenet', file)(faces))
+    assert info.backbone == {'name': 'mobilefacenet'} and info.classes == []
+
+
+@pytest.mark.parametrize('change, line, message', [
+    (lambda file: file.unlink(), (), 'no such file'),
+    (lambda file: file.write_text('<html>gone</html>'), (), 'web page'),
+    (lambda file: torch.save({'a': torch.zeros(3)}, file), (), 'the layout of no backbone'),
+    (lambda file: None, ('--backbone', 'iresnet18'), 'not the layout of iresnet18.*mobilefacenet'),
+    (lambda file: None, ('--backbone', 'iresnet19'), "no backbone 'iresnet19'"),
+    (lambda file: None, (), None)])
+def test_what_can_not_be_a_start_is_one_line(train, tmp_path, change, line, message):
+    file = published(tmp_path)
+    change(file)
+    with pytest.raises(utils.UserError, match=message or 'give either weights or --init') as error:
+        train(-1, 1, *(() if message else [file]), '--init', file, *line)
+    assert '\n' not in str(error.value)
+
+
+def test_validation_on_lists_of_pairs(train, entry, drawn, tmp_path, capsys):
+    """Beside the people of val_root, or as the val_root; each by the name of its file."""
+    faces = Faces(drawn / 'val', r'_|\.', 1)
+    rows = [(int(faces.labels[a] == faces.labels[b]), faces.source.name(faces.places[a]),
+             faces.source.name(faces.places[b])) for a in range(30) for b in range(a)]
+    shutil.copytree(drawn / 'val', tmp_path / 'pairs')
+    (tmp_path / 'pairs/drawn.txt').write_text('\n'.join(' '.join(map(str, row)) for row in rows))
+    pairs = tmp_path / 'pairs/drawn.txt'
+    beside = train(-1, 1, '--validate', pairs, save=tmp_path / 'a')
+    alone = train(-1, 1, save=tmp_path / 'b', data=entry | {'val_root': str(pairs)})
+    for folder in (beside, alone):
+        row = lines_of(folder)[-1]
+        assert 0 <= row['val_drawn_accuracy'] <= 1 and (folder / 'best.pth').exists()
+        assert ('val_rank1' in row) == (folder == beside)
+    assert row['val_auc'] == row['val_drawn_auc'] and ' drawn 0.' in capsys.readouterr().out
