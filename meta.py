@@ -1,9 +1,12 @@
 """The data sets: one dict each, plain values. Add yours here, and choose it as `dataset` in main.py
 or with --dataset NAME.
 
-train_root  folder of identity folders: train_root/<identity>/<image with the age in its name>, each
-            112 high × 96 or 112 wide; or WebDataset shards, '/data/x/train-{00000..00099}.tar',
-            whose samples are key.jpg and key.json, {"identity": "Ada", "age": 35}
+train_root  one of three; images are 112 high × 96 or 112 wide
+            - folder of identity folders: train_root/<identity>/<image with the age in its name>
+            - WebDataset shards, '/data/x/train-{00000..00099}.tar', whose samples are key.jpg and
+              key.json, {"identity": "Ada", "age": 35}
+            - text file of `path label age` lines, apart by tabs or spaces, in a .csv by commas;
+              paths are relative to its folder
 val_root    the same for validation, or None. Of other people: verification; of the people of
             train_root: closed-set accuracy too
 pat, pos    re.split(pat, file name)[pos] is the age in years: '_|\\.' splits 000_12.jpg into

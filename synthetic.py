@@ -16,8 +16,8 @@ from multiprocessing import get_context
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from storage.progress import progress as progress_of
 from synthesis.face import Face
 from synthesis.features import brows, eyes, mouth, nostrils_and_moles
 from synthesis.hair import glasses, hairdo
@@ -89,7 +89,8 @@ def make(
                 drawn = pool.map(write_person, *columns, chunksize=4)
             else:
                 drawn = map(write_person, *columns)
-            for _ in tqdm(drawn, total=len(jobs), disable=not progress, unit='person'):
+            done = progress_of(drawn, 'drawing', len(jobs), unit=' people', disable=not progress)
+            for _ in done:
                 pass
         os.rename(building, root)
     finally:

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 from test_images import encoded
 from torchvision.datasets import ImageFolder
 
@@ -171,8 +172,8 @@ def test_lines_that_are_no_text_keep_their_bytes():
 # lists of `path label age`
 
 
-def rows(root):
-    faces = listed(root)
+def rows(faces):
+    """(path below the root, identity, age) of each face."""
     about = zip(names(faces), faces.labels, faces.ages, strict=True)
     return [(name, faces.classes[label], f'{age:g}') for name, label, age in about]
 
@@ -183,7 +184,7 @@ def rows(root):
 @pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
 def test_a_list_holds_the_faces_of_its_folder(root, name, sep, coding):
     (root / 'Ada' / '001_40.jpg').rename(root / 'Ada' / '001 b_40.jpg')
-    lines = ['path,label,age'.replace(',', sep)] + [sep.join(row) for row in reversed(rows(root))]
+    lines = [sep.join(row) for row in [('path', 'label', 'age'), *reversed(rows(listed(root)))]]
     (root / name).write_bytes('\r\n'.join(lines).encode(coding))
     ours, theirs = listed(root / name), listed(root)
     assert ours.classes == theirs.classes and names(ours) == names(theirs)
@@ -259,3 +260,16 @@ def test_decoded_faces_of_a_list_follow_it(root):
     again = listed(root / 'a.txt')
     again.check()
     assert again.pixels.path != str(kept) and not kept.exists()
+
+
+def test_a_training_on_a_list_is_the_training_on_its_folder(train, entry, tmp_path):
+    root = entry['train_root']
+    lines = [f'{root}/{name}\t{person}\t{age}\n' for name, person, age in rows(listed(root))]
+    (tmp_path / 'a.txt').write_text(''.join(lines))
+    a_list = entry | {'train_root': str(tmp_path / 'a.txt')}
+    runs = [
+        train(-1, 1, save=tmp_path / name, data=data, settings=('cache=False',))
+        for name, data in (('folder', entry), ('list', a_list))
+    ]
+    ours, theirs = (torch.load(run / 'epoch_001.pth', weights_only=True)['model'] for run in runs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -90,14 +90,19 @@ def test_folders_that_cannot_be_written(entry, tmp_path):
         assert status == 1 and errors(output).endswith('--save names a folder that can be written')
 
 
-def struck(change, batches=3):
-    """Lets change(faces, indices) change the faces when the batch after `batches` is read."""
+def struck(change, batches=3, every_worker=False):
+    """Lets change(faces, indices) change the faces when the batch after `batches` is read.
+
+    By the first worker alone, unless by every one: a second may be ahead of it, and would strike
+    before the first batch is read.
+    """
     def prepare():
         original, count = Faces.__getitems__, [0]
 
         def read(self, indices):
             count[0] += 1
-            if count[0] > batches:
+            worker = torch.utils.data.get_worker_info()
+            if count[0] > batches and (every_worker or not worker or worker.id == 0):
                 change(self, indices)
             return original(self, indices)
         Faces.__getitems__ = read
@@ -152,8 +157,9 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
         if rotten.stat().st_size > 100:
             os.truncate(rotten, 100)
     options = dict(settings=(*PHASES, 'cache=False', f'skip_corrupt={allowed}'))
+    prepare = struck(rot, 0, every_worker=True)
     status, output = finish(
-        own, tmp_path / 'run', '3', '--workers', workers, **options, prepare=struck(rot, 0)
+        own, tmp_path / 'run', '3', '--workers', workers, **options, prepare=prepare
     )
     if allowed:  # met in every epoch, and counted once
         assert (
@@ -181,7 +187,8 @@ def test_workers_killed_one_after_the_other(entry, tmp_path):
             info = torch.utils.data.get_worker_info()
             if info and info.id == worker:
                 os.kill(os.getpid(), number)
-        status, output = finish(entry, tmp_path / 'run', *line, **options, prepare=struck(kill, 1))
+        prepare = struck(kill, 1, every_worker=True)
+        status, output = finish(entry, tmp_path / 'run', *line, **options, prepare=prepare)
         assert status == 1 and errors(output).endswith('--resume continues from the last save')
         assert re.search(
             r'DataLoader worker \(.*\) (is killed by signal: \w+|exited unexpectedly)\. It may ',

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import utils
+from dataset import Faces
 from evaluation import lists
 from evaluation.pickled import read_bin
 from storage.images import parse_age
@@ -117,6 +118,30 @@ def test_any_list_is_read_or_refused_in_one_line(name, read):
             except DataError as error:
                 assert str(error).isprintable()
     check()
+
+
+faces = st.lists(
+    st.from_regex(r'(a|b)_3.jpg[ \t,]+\w{1,3}[ \t,]+[0-9]{1,3}', fullmatch=True), max_size=4
+).map('\n'.join)
+
+
+@few
+@given(
+    st.sampled_from(['a.txt', 'a.csv']),
+    st.binary(max_size=60)
+    | (lines | faces).map(str.encode)
+    | faces.map(lambda text: text.encode('utf-16')),
+)
+def test_any_list_of_faces_is_read_or_refused_in_one_line(name, content):
+    with tempfile.TemporaryDirectory() as folder:
+        for image in ('a_3.jpg', 'b_3.jpg'):
+            Path(folder, image).touch()
+        Path(folder, name).write_bytes(content)
+        try:
+            found = Faces(Path(folder, name), '_', 1)
+            assert 1 <= len(found) <= 2 and len(found.classes) <= 2 and found.ages.max() <= 120
+        except DataError as error:
+            assert str(error).isprintable() and len(str(error)) < 1000
 
 
 @few

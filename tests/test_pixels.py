@@ -1,0 +1,156 @@
+"""The file of decoded faces: kept while it is used, on disks and systems that differ, read ahead;
+and how far reading is.
+"""
+import errno
+import io
+import itertools
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_images import encoded
+
+from dataset import Batches, Faces, training_loader
+from storage import files, pixels, progress
+from storage.images import decode
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(6):
+        path = tmp_path / 'set' / f'p{number % 2}' / f'{number}_{20 + number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded())
+    return tmp_path / 'set'
+
+
+def checked(folder):
+    faces = Faces(folder, r'_|\.', 1)
+    assert faces.check() == [] and faces.pixels
+    return faces
+
+
+def everything(faces):
+    return faces.__getitems__(list(range(len(faces))))[0]
+
+
+def test_a_file_that_a_run_uses_is_kept(folder):
+    """A second run on the changed set begins while the first is at work."""
+    first = checked(folder)
+    before, kept = everything(first), Path(first.pixels.path)
+    (folder / 'p0' / 'more_50.jpg').write_bytes(encoded())
+    second = checked(folder)
+    assert second.pixels.path != str(kept) and kept.exists()
+    worker = pickle.loads(pickle.dumps(first))  # which opens it for itself
+    assert (everything(first) == before).all() and (everything(worker) == before).all()
+    del first, worker
+    (folder / 'p0' / 'more_50.jpg').unlink()
+    (folder / 'p0' / 'other_50.jpg').write_bytes(encoded())
+    checked(folder)
+    assert not kept.exists(), 'nobody uses it any more'
+
+
+def test_a_file_that_is_removed_stays_readable_to_who_has_it(folder):
+    faces = checked(folder)
+    before = everything(faces)
+    os.remove(faces.pixels.path)
+    assert (everything(faces) == before).all()
+
+
+def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(pixels, 'open', refuse, raising=False)
+    monkeypatch.setattr(Path, 'unlink', refuse)  # of a file that never was, too
+    old = folder.parent / f'.set.{"0" * 32}.tmp'
+    old.write_bytes(b'')
+    os.utime(old, (0, 0))  # there is something to sweep
+    faces = Faces(folder, r'_|\.', 1)
+    notice, = faces.check()
+    assert 'Read-only file system for ' in notice and 'every epoch decodes anew' in notice
+    assert len(everything(faces)) == 6
+
+
+def test_where_the_system_has_no_reading_at_a_position(folder, monkeypatch):
+    """As on Windows: the same faces, written by several threads and read again."""
+    for name in ('pread', 'preadv', 'pwrite', 'posix_fadvise'):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(pixels, 'fcntl', None)
+    faces = Faces(folder, r'_|\.', 1)
+    faces.check(workers=4)
+    assert np.load(faces.pixels.path).shape == (6, 112, 96, 3)
+    for index, image in enumerate(everything(faces).permute(0, 2, 3, 1).numpy()):
+        assert (image == decode(faces.encoded(index))).all()
+    with open(faces.path(0), 'rb') as file:
+        assert files.read_at(file.fileno(), 9, 3) == faces.encoded(0)[3:12]
+
+
+def test_the_next_batch_is_announced_before_the_last_is_used():
+    events = []
+    ordinary = Batches(20, 6, 1)
+    announcing = Batches(20, 6, 1, ahead=lambda batch: events.append(('ahead', batch)))
+    for batch in announcing:
+        events.append(('used', batch))
+    a, b, c = ordinary
+    assert events == [
+        ('ahead', a), ('ahead', b), ('used', a), ('ahead', c), ('used', b), ('used', c),
+    ]  # fmt: skip
+    announcing.first = 3
+    assert list(announcing) == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fadvise'), reason='the system takes no advice')
+def test_what_is_announced_are_the_places_of_the_batch(folder, monkeypatch):
+    faces, asked = checked(folder), []
+    monkeypatch.setattr(os, 'posix_fadvise', lambda *values: asked.append(values))
+    loader = training_loader(faces, 2, 0, 0, False)
+    wanted = list(itertools.chain(*Batches(6, 2, 0)))
+    assert len(list(loader)) == 3
+    start, size = faces.pixels.start, 112 * 96 * 3
+    places = [(start + index * size, size, os.POSIX_FADV_WILLNEED) for index in wanted]
+    assert [values[1:] for values in asked] == places
+
+
+# how far it is
+
+
+def output_of(monkeypatch, terminal, seconds, work):
+    """What work() writes to stderr where a line is due every `seconds`."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, 'isatty', lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, 'stderr', stderr)
+    monkeypatch.setattr(progress, 'SECONDS', seconds)
+    work()
+    return stderr.getvalue()
+
+
+def test_without_a_terminal_there_are_lines_with_rate_and_time_left(folder, monkeypatch):
+    def work():
+        with progress.progress(None, 'reading x', 300, unit=' faces') as bar:
+            for _ in range(3):
+                time.sleep(.02)
+                bar.update(100)
+
+    lines = output_of(monkeypatch, False, .01, work).split('\n')
+    assert len(lines) == 4 and lines[-1] == '' and '\r' not in ''.join(lines)
+    for number, line in enumerate(lines[:-1], 1):
+        assert line.startswith(f'reading x: {100 * number} of 300 faces, ')
+        assert line.endswith(' left') and ' faces/s, ' in line
+    assert output_of(monkeypatch, False, 60, work) == '', 'none in the first minute'
+
+
+def test_on_a_terminal_there_is_a_bar_that_vanishes(folder, monkeypatch):
+    text = output_of(monkeypatch, True, 60, lambda: list(progress.progress(range(3), 'reading x')))
+    assert text.startswith('\rreading x:   0%') and text.endswith('\r')
+
+
+def test_reading_a_set_says_how_far_it_is(folder, monkeypatch):
+    monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(.01))
+    faces = Faces(folder, r'_|\.', 1)
+    text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False, workers=1))
+    assert f'reading {folder}: 6 of 6 faces, ' in text
