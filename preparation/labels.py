@@ -1,28 +1,31 @@
 """Who and how old: file names, dates of birth and capture."""
+import contextlib
 import os
 import re
 
 from PIL import ExifTags, Image
 
-from storage.images import parse_age
+from storage.images import kinds, parse_age
 
+# what aligners and copies append to a name: _0, _1, -aligned, _crop, (1)
+TAIL = r'(?:[-_ ]+(?:\d{1,2}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
 # file names of well-known sets: the person, where one is named, and the age or the two dates
 NAMES = {
     # 000_12.jpg
     'plain': r'[^_.]*_(?P<age>\d+)\..*',
     # 001A43a.JPG
-    'fgnet': r'(?P<person>\d{3})A(?P<age>\d{1,2})[a-z]?\..*',
+    'fgnet': rf'(?P<person>\d{{3}})A(?P<age>\d{{1,2}})[a-z]?{TAIL}\..*',
     # 009055_1M54.JPG
-    'morph': r'(?P<person>\d+)_\d+[MF](?P<age>\d+)\..*',
+    'morph': rf'(?P<person>\d+)_\d+[MF](?P<age>\d+){TAIL}\..*',
     # 53_Robert_Duvall_0001.jpg
-    'cacd2000': r'(?P<age>\d+)_(?P<person>.+)_\d+\..*',
+    'cacd2000': rf'(?P<age>\d+)_(?P<person>.+?)_(?:\d{{4}}{TAIL}|\d+)\..*',
     # 0_MariaCallas_35_f.jpg
-    'agedb': r'\d+_(?P<person>.+)_(?P<age>\d+)_[mf]\..*',
+    'agedb': rf'\d+_(?P<person>.+)_(?P<age>\d+)_[mf]{TAIL}\..*',
     # 39_1_20170116174525125.jpg.chip.jpg
-    'utkface': r'(?P<age>\d+)_[\d_]+\..*',
+    'utkface': rf'(?P<age>\d+)_[\d_]+{TAIL}\..*',
     # nm0000002_rm1_1924-9-16_1974.jpg
     'imdb-wiki': (r'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>\d{4}-\d{1,2}-\d{1,2})'
-                  r'_(?P<taken>\d{4})\..*'),
+                  rf'_(?P<taken>\d{{4}}){TAIL}\..*'),
 }
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
@@ -57,8 +60,12 @@ def whole_years(age: float, what: str) -> int:
     return int(age)
 
 
-def taken_on(image: Image.Image) -> str | None:
-    """When a photograph was taken, as its EXIF says (DateTimeOriginal), or None."""
+def taken_on(image: Image.Image | str) -> str | None:
+    """When a photograph, or the one in the file, was taken, as its EXIF says, or None."""
+    if isinstance(image, str):
+        with contextlib.suppress(Exception), Image.open(image, formats=kinds()) as opened:
+            return taken_on(opened)
+        return None  # what is damaged says nothing
     text = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
     return text if isinstance(text, str) and DATE.fullmatch(text) else None
 
@@ -69,7 +76,7 @@ class Named:
     def __init__(self, kind: str, pat: str | None = None, pos: int | None = None):
         self.kind, self.pat, self.pos = kind, pat, pos
 
-    def age(self, relative: str, person: str | None, image: Image.Image | None) -> int:
+    def age(self, relative: str, person: str | None, image: Image.Image | str | None) -> int:
         """Age in whole years of a photograph, by its path below the source. Raises ValueError."""
         name = os.path.basename(relative)
         if self.pat is not None:
