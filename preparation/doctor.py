@@ -2,6 +2,7 @@
 import keyword
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def examine(name: str, entry: dict, cutoffs: Sequence[float], out: Path, weights
                         list(map(len, part.people.values()))) for part in parts.values()}
     draw_histograms(ages, cutoffs, out / 'ages.png')
     listed = [('file', 'what', 'other', 'cosine')]
-    listed += [(part.path(face), face.wrong, '', '')
+    listed += [(part.path(face), face.reason, '', '')
                for part in parts.values() for face in part.faces if face.wrong]
     listed += [(a, 'same pixels', b, '') for a, b in same]
     listed += [(a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close]
@@ -43,14 +44,14 @@ def examine(name: str, entry: dict, cutoffs: Sequence[float], out: Path, weights
     write_csv(out / 'findings.csv', listed)
     facts = [line for part in parts.values() for line in describe(part, cutoffs)]
     todo = findings(entry, parts, same, close, akin, cutoffs)
-    people = len(parts['train_root'].people) + len(parts['train_root'].empty)
+    people = len(parts['train_root'].people)  # empty folders are to be filled or removed
     return '\n'.join([
         *facts,
         f'{out / "ages.png"}: the ages and the images a person; '
         f'{out / "findings.csv"}: {len(listed) - 1} findings, file by file',
         '', 'To do:' if todo else 'Nothing to do.',
         *(f'  {number}. {line}' for number, line in enumerate(todo, 1)),
-        '', 'For meta.py:', '', _entry(name, entry, people)])
+        '', 'For meta.py:', '', entry_called(name, entry, people)])
 
 
 def describe(part: Part, cutoffs: Sequence[float]) -> list[str]:
@@ -87,15 +88,25 @@ def entry(train_root: str | os.PathLike, val_root: str | None, pat: str, pos: in
     """The text of an entry of meta.py, named after its folder."""
     train_root = os.path.abspath(train_root)
     values = {'train_root': train_root, 'val_root': val_root, 'pat': pat, 'pos': pos}
-    return _entry(identifier(os.path.basename(train_root)), values, n_cls)
+    return entry_called(identifier(os.path.basename(train_root)), values, n_cls)
 
 
-def _entry(name, values, n_cls):
+def entry_called(name: str, values: dict, n_cls: int) -> str:
+    """The text of an entry of meta.py with another n_cls."""
     pat = values['pat']
     raw = "'" not in pat and not pat.endswith('\\') and pat.isprintable()
-    train, val = (value if value is None else os.fspath(value)
+    train, val = (_literal(value if value is None else os.fspath(value))
                   for value in (values['train_root'], values['val_root']))
     pat = f"r'{pat}'" if raw else repr(pat)
-    return '\n'.join([f'{name} = {{', f"    'train_root': {train!r},", f"    'val_root': {val!r},",
+    return '\n'.join([f'{name} = {{', f"    'train_root': {train},", f"    'val_root': {val},",
                       f"    'pat': {pat},", f"    'pos': {values['pos']},",
                       f"    'n_cls': {n_cls},", '}'])
+
+
+def _literal(value):
+    """As Python writes it, in characters that the terminal has."""
+    try:
+        repr(value).encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError:
+        return ascii(value)
+    return repr(value)

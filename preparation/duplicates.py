@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from evaluation.extraction import extract_files
 from preparation.survey import Part
+from storage.progress import progress
 from training.checkpoint import load_weights
+from utils import UserError
 
 SAME_IMAGE = .99  # cosine of embeddings above which two files show one photograph
 
@@ -33,6 +34,9 @@ def by_embedding(parts: Mapping[str, Part], weights: str | os.PathLike) -> tuple
     of one person twice: the means of two folders are closer than half of all faces are to the mean
     of the rest of their own folder.
     """
+    if not all(part.folder for part in parts.values()):
+        raise UserError('--weights compares image files: '
+                        'of shards and lists only pixels are compared')
     model, _ = load_weights(weights)
     paths, folders = zip(*((part.path(face), os.path.join(part.root, face.person))
                            for part in parts.values() for face in part.good), strict=True)
@@ -55,7 +59,8 @@ def by_embedding(parts: Mapping[str, Part], weights: str | os.PathLike) -> tuple
 def _above(vectors, threshold, block=1024):
     """(i, j, cosine), i < j, of unit vectors (n, d) closer than the threshold, closest first."""
     found = []
-    for start in tqdm(range(0, len(vectors), block), 'comparing', leave=False, disable=None):
+    starts = range(0, len(vectors), block)
+    for start in progress(starts, 'comparing', len(starts), unit=f' times {block} faces'):
         cosines = (vectors[start:start + block] @ vectors[start:].T).triu(1)
         found += [(start + int(i), start + int(j), float(cosines[i, j]))
                   for i, j in (cosines > threshold).nonzero()]

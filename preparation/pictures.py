@@ -5,8 +5,9 @@ from os import PathLike
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from evaluation.pictures import readable
 from storage.images import HEIGHT, WIDTH, some
 from utils import write_whole
 
@@ -15,7 +16,8 @@ def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: i
                   columns: int = 8) -> None:
     """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
 
-    Where there are more than `rows` people or `columns` faces, they are picked evenly.
+    Where there are more than `rows` people or `columns` faces, they are picked evenly. A file is a
+    path or an open binary file; an age may be None.
     """
     names = [sorted(people)[k] for k in _evenly(len(people), rows)]
     margin, line = 8, 16
@@ -24,17 +26,18 @@ def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: i
     sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        faces = sorted(people[name], key=lambda face: (face[1], face[0]))
+        faces = sorted(people[name], key=lambda face: -1 if face[1] is None else face[1])
         top = margin + row * (HEIGHT + 2 * line)
         title = f'{some([name])[:80]}  ({len(faces)})'.encode('ascii', 'replace').decode()
         draw.text((margin, top), title, 'black', font)
         for column, k in enumerate(_evenly(len(faces), columns)):
             file, age = faces[k]
             left = margin + column * (WIDTH + 4)
-            with Image.open(file) as face:
-                sheet.paste(face, (left, top + line))
-            draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1,
-                      stroke_fill='black')
+            with Image.open(file) as face:  # of 112 columns, the middle 96
+                sheet.paste(ImageOps.fit(face.convert('RGB'), (WIDTH, HEIGHT)), (left, top + line))
+            if age is not None:
+                draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1,
+                          stroke_fill='black')
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90))
 
 
@@ -57,7 +60,8 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
         for cutoff in cutoffs:
             left.axvline(cutoff + .5, color='grey', linestyle=':', linewidth=1)
         left.set(xlabel='age in years; dotted: the bounds of age_cutoffs', ylabel='images',
-                 title=f'{name}: {len(ages):,} images', xlim=(-1, 101))
+                 xlim=(-1, 101))
+        left.set_title(f'{readable(name)}: {len(ages):,} images')
         most = max(counts, default=1)
         bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(.5, most + 1)
         right.hist(counts, bins, color='#55a868')
