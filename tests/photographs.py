@@ -60,6 +60,8 @@ def bad_files(folder):
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'program.jpg').write_bytes(
         b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')  # Ghostscript would run it
+    (folder / 'pointer.jpg').write_text('version https://git-lfs.github.com/spec/v1\n')
+    (folder / 'page.jpg').write_text('<!DOCTYPE html><html></html>')
     Image.new('1', (15000, 15000)).save(folder / 'bomb.png')
     os.mkfifo(folder / 'pipe.jpg')
     os.symlink('/nowhere', folder / 'gone.jpg')
@@ -70,7 +72,9 @@ def bad_files(folder):
         'zip.jpg': 'not an image',
         'cut.jpg': 'not readable',
         'empty.png': 'not an image',
-        'program.jpg': 'not an image'
+        'program.jpg': 'not an image',
+        'pointer.jpg': 'git lfs pull',
+        'page.jpg': 'a web page'
     }
 
 
