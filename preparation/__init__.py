@@ -1,1 +1,1 @@
-"""The rooms behind prepare.py: alignment, detection, landmark files, ages, the job itself, and the doctor of finished sets."""
+"""The rooms behind prepare.py: photographs to aligned faces with ages, and the doctor of sets."""

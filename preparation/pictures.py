@@ -1,48 +1,70 @@
 """Pictures of a set of faces: the contact sheet, the ages."""
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from evaluation.pictures import readable
 from storage.images import HEIGHT, WIDTH, some
 from utils import write_whole
 
 
-def contact_sheet(people, path, rows=12, columns=8):
-    """Faces as a JPEG: a row a person, the age on each, of {person: [(file, age), …]}; people and faces are picked evenly."""
+def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: int = 12,
+                  columns: int = 8) -> None:
+    """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
+
+    Where there are more than `rows` people or `columns` faces, they are picked evenly. A file is a
+    path or an open binary file; an age may be None.
+    """
     names = [sorted(people)[k] for k in _evenly(len(people), rows)]
     margin, line = 8, 16
     font = ImageFont.load_default(13)
-    sheet = Image.new('RGB', (2 * margin + columns * (WIDTH + 4), 2 * margin + len(names) * (HEIGHT + 2 * line)), 'white')
+    size = 2 * margin + columns * (WIDTH + 4), 2 * margin + len(names) * (HEIGHT + 2 * line)
+    sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        faces = sorted(people[name], key=lambda face: (face[1], face[0]))
+        faces = sorted(people[name], key=lambda face: -1 if face[1] is None else face[1])
         top = margin + row * (HEIGHT + 2 * line)
-        draw.text((margin, top), f'{some([name])[:80]}  ({len(faces)})'.encode('ascii', 'replace').decode(), 'black', font)
+        title = f'{some([name])[:80]}  ({len(faces)})'.encode('ascii', 'replace').decode()
+        draw.text((margin, top), title, 'black', font)
         for column, k in enumerate(_evenly(len(faces), columns)):
             file, age = faces[k]
             left = margin + column * (WIDTH + 4)
-            with Image.open(file) as face:
-                sheet.paste(face, (left, top + line))
-            draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1, stroke_fill='black')
+            with Image.open(file) as face:  # of 112 columns, the middle 96
+                sheet.paste(ImageOps.fit(face.convert('RGB'), (WIDTH, HEIGHT)), (left, top + line))
+            if age is not None:
+                draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1,
+                          stroke_fill='black')
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90))
 
 
 def _evenly(count, most):
-    return range(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int).tolist()
+    if count <= most:
+        return range(count)
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
 
 
-def draw_histograms(sets, cutoffs, path):
-    """Of {name: (ages (n,), images a person (p,))}: how many images at each age, with the bounds of the age groups, and a person."""
+def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: PathLike) -> None:
+    """Writes a PNG of {name: (ages (n,), images a person (p,))}: two histograms a set.
+
+    How many images there are at each age, with the bounds of the age groups; how many a person has.
+    """
     figure = Figure(figsize=(11, 3.2 * len(sets)), layout='constrained')
-    for (name, (ages, counts)), (left, right) in zip(sets.items(), figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))):
+    axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))
+    for (name, (ages, counts)), (left, right) in zip(sets.items(), axes, strict=True):
         ages = np.asarray(ages)
         left.hist(ages, np.arange(-.5, max(100, ages.max(initial=0)) + 1), color='#4c72b0')
         for cutoff in cutoffs:
             left.axvline(cutoff + .5, color='grey', linestyle=':', linewidth=1)
-        left.set(xlabel='age in years; dotted: the bounds of age_cutoffs', ylabel='images', title=f'{name}: {len(ages):,} images', xlim=(-1, 101))
+        left.set(xlabel='age in years; dotted: the bounds of age_cutoffs', ylabel='images',
+                 xlim=(-1, 101))
+        left.set_title(f'{readable(name)}: {len(ages):,} images')
         most = max(counts, default=1)
-        right.hist(counts, np.geomspace(1, most + 1, 25) if most > 30 else np.arange(.5, most + 1), color='#55a868')
+        bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(.5, most + 1)
+        right.hist(counts, bins, color='#55a868')
         right.set(xlabel='images of a person', ylabel='people', title=f'{len(counts):,} people')
         if most > 30:
             right.set_xscale('log')

@@ -125,7 +125,7 @@ def _open(data, check):
 
 def _open_with_pillow(data, check):
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it for everybody
-    with _STRICT, Image.open(io.BytesIO(data), formats=_kinds()) as image:
+    with _STRICT, Image.open(io.BytesIO(data), formats=kinds()) as image:
         width, height = image.size
         # a TIFF tells its upright size, and is turned when it is loaded
         lies = _orientation_of(image) > 4 and image.format != 'TIFF'
@@ -185,7 +185,7 @@ _STRICT = _Strict()
 
 
 @functools.cache
-def _kinds():
+def kinds() -> list[str]:
     """Those of KINDS that can be read here; HEIF where pillow-heif is installed."""
     if importlib.util.find_spec('pillow_heif'):
         import pillow_heif

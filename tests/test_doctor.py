@@ -1,5 +1,6 @@
 """The doctor: each of its findings provoked on a small set, and none where all is well."""
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -10,8 +11,10 @@ from PIL import Image
 import meta
 import prepare
 import synthetic
+from dataset import Faces
 from model import Backbone, DALModel
-from preparation import doctor
+from preparation import doctor, duplicates
+from storage.sharding import write_shards
 from utils import UserError
 
 
@@ -21,18 +24,27 @@ def healthy(tmp_path):
     ages = [[4, 15, 22], [30, 40, 50], [60, 70, 80]]
     for root, people in (('train', 3), ('val', 2)):
         for k in range(people):
-            synthetic.write_person(tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'), ages[k])
-    return {'train_root': str(tmp_path / 'train'), 'val_root': str(tmp_path / 'val'), 'pat': r'_|\.', 'pos': 1, 'n_cls': 3}
+            synthetic.write_person(tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'),
+                                   ages[k])
+    return {
+        'train_root': str(tmp_path / 'train'),
+        'val_root': str(tmp_path / 'val'),
+        'pat': r'_|\.',
+        'pos': 1,
+        'n_cls': 3
+    }
 
 
 @pytest.fixture
 def examine(healthy, tmp_path, monkeypatch, capsys):
-    """Runs --check on `healthy`, changed as the keywords say; returns what it prints and the rows of findings.csv."""
+    """Runs --check on `healthy` with these changes; what it prints, the rows of findings.csv."""
     def run(*line, **changes):
         monkeypatch.setattr(meta, 'here', healthy | changes, raising=False)
         prepare.main(['--check', 'here', '--out', str(tmp_path / 'out'), *map(str, line)])
-        with open(tmp_path / 'out' / 'findings.csv', newline='', encoding='utf-8', errors='surrogateescape') as file:
+        with open(tmp_path / 'out' / 'findings.csv', newline='', encoding='utf-8',
+                  errors='surrogateescape') as file:
             return capsys.readouterr().out, list(csv.DictReader(file))
+
     return run
 
 
@@ -55,23 +67,88 @@ def replace(path, change):
     changed.save(path, quality=95)
 
 
+def swap_red_and_blue(image):
+    return Image.fromarray(np.asarray(image)[..., ::-1].copy())
+
+
+def first(root):
+    return root / 'train/train0/000_4.jpg'
+
+
+def rename_all(root, name):
+    """Gives the k-th image of each person in train the name that name(k) returns."""
+    for person in sorted((root / 'train').iterdir()):
+        for k, path in enumerate(sorted(person.iterdir())):
+            path.rename(path.with_name(name(k)))
+
+
+# what is done to the set at `root`, and what the doctor says of it
 FINDINGS = {
-    'a size': (lambda root: replace(root / 'train/train0/000_4.jpg', lambda image: image.resize((100, 112))), '1 of 9 images: 112 high × 100 wide: train0/000_4.jpg'),
-    'damage': (lambda root: (root / 'train/train0/000_4.jpg').write_bytes(b'x'), '1 of 9 images: not readable as an image'),
-    'a name': (lambda root: (root / 'train/train0/000_4.jpg').rename(root / 'train/train0/000_x.jpg'), "no age in its name: train0/000_x.jpg: rename them, or mend 'pat'"),
-    'an empty folder': (lambda root: (root / 'train/nobody').mkdir(), '1 folders without an image: nobody'),
-    'n_cls': (lambda root: shutil.copytree(root / 'val/val0', root / 'train/val7'), "'n_cls' is 3, the folders in train_root are 4"),
-    'a copy': (lambda root: shutil.copy(root / 'train/train0/000_4.jpg', root / 'train/train0/003_4.jpg'), '1 images are twice in the folder of their person'),
-    'two names': (lambda root: shutil.copy(root / 'train/train0/000_4.jpg', root / 'train/train1/003_4.jpg'), '1 images are in the folders of two people'),
-    'a leak': (lambda root: shutil.copy(root / 'train/train0/000_4.jpg', root / 'val/val0/003_4.jpg'), '1 images are in train_root and in val_root'),
-    'an overlap': (lambda root: (root / 'val/val0').rename(root / 'val/train1'), '1 of the 2 people of val_root are in train_root too: train1'),
-    'one image': (lambda root: [path.unlink() for path in (root / 'train/train0').glob('00[12]*')], '1 of 3 people have one image, train0'),
-    'an age group': (lambda root: (root / 'train/train0/000_4.jpg').unlink(), 'no image of the age group to 12'),
-    'grey': (lambda root: replace(root / 'train/train0/000_4.jpg', lambda image: image.convert('L')), '1 of 9 images are grey: train0/000_4.jpg'),
-    'one BGR': (lambda root: replace(root / 'train/train0/000_4.jpg', lambda image: Image.fromarray(np.asarray(image)[..., ::-1].copy())),
-                '1 of 9 images are bluer than skin, train0/000_4.jpg'),
-    'all BGR': (lambda root: [replace(path, lambda image: Image.fromarray(np.asarray(image)[..., ::-1].copy())) for path in (root / 'train').rglob('*.jpg')],
-                'red and blue are probably exchanged'),
+    'a size': (
+        lambda root: replace(first(root), lambda image: image.resize((100, 112))),
+        '1 of 9 images: 112 high × 100 wide: train0/000_4.jpg: align them'),
+    'damage': (
+        lambda root: first(root).write_bytes(b'x'),
+        '1 of 9 images: not readable as an image (not an image of a kind that is read here, '
+        'whatever its name says): train0/000_4.jpg: copy or download them again'),
+    'a name': (
+        lambda root: first(root).rename(first(root).with_name('000_x.jpg')),
+        "no age in its name: train0/000_x.jpg: rename them, or mend 'pat'"),
+    'an empty folder': (
+        lambda root: (root / 'train/nobody').mkdir(),
+        '1 folders without an image: nobody'),
+    'n_cls': (
+        lambda root: shutil.copytree(root / 'val/val0', root / 'train/val7'),
+        "'n_cls' is 3, the folders in train_root are 4"),
+    'a copy': (
+        lambda root: shutil.copy(first(root), root / 'train/train0/003_4.jpg'),
+        '1 images are twice in the folder of their person'),
+    'two names': (
+        lambda root: shutil.copy(first(root), root / 'train/train1/003_4.jpg'),
+        '1 images are in the folders of two people'),
+    'a leak': (
+        lambda root: shutil.copy(first(root), root / 'val/val0/003_4.jpg'),
+        '1 images are in train_root and in val_root'),
+    'an overlap': (
+        lambda root: (root / 'val/val0').rename(root / 'val/train1'),
+        '1 of the 2 people of val_root are in train_root too: train1'),
+    'one image': (
+        lambda root: [path.unlink() for path in (root / 'train/train0').glob('00[12]*')],
+        '1 of 3 people have one image, train0'),
+    'an age group': (
+        lambda root: first(root).unlink(),
+        'no image of the age group to 12'),
+    'grey': (
+        lambda root: replace(first(root), lambda image: image.convert('L')),
+        '1 of 9 images are grey: train0/000_4.jpg'),
+    'one BGR': (
+        lambda root: replace(first(root), swap_red_and_blue),
+        '1 of 9 images are bluer than skin, train0/000_4.jpg'),
+    'all BGR': (
+        lambda root: [replace(path, swap_red_and_blue) for path in (root / 'train').rglob('*.jpg')],
+        'red and blue are probably exchanged'),
+    'val a copy of train': (
+        lambda root: (shutil.rmtree(root / 'val'), shutil.copytree(root / 'train', root / 'val')),
+        'val: a copy of images of'),
+    'val a link to train': (
+        lambda root: (shutil.rmtree(root / 'val'), (root / 'val').symlink_to(root / 'train')),
+        'val: val_root is train_root'),
+    'one person in val': (
+        lambda root: shutil.rmtree(root / 'val/val0'),
+        'val: one person: telling people apart takes two'),
+    'one image each in val': (
+        lambda root: [path.unlink() for path in (root / 'val').glob('*/00[12]*')],
+        'val: one image of each person'),
+    'one age': (
+        lambda root: rename_all(root, '{:03d}_30.jpg'.format),
+        'train: every face is of age 30'),
+    'numbers for ages': (
+        lambda root: rename_all(root, lambda k: f'x_{k}.jpg'),
+        'is the number of the picture taken for the age?'),
+    'nobody at two ages': (
+        lambda root: [path.rename(path.with_name(f'{path.name[:3]}_2{path.parent.name[-1]}.jpg'))
+                      for path in sorted((root / 'train').glob('*/*'))],
+        'none of the 3 people with several images is seen at two ages'),
 }
 
 
@@ -83,9 +160,64 @@ def test_findings(examine, tmp_path, case):
     assert told in printed[printed.index('To do:'):]
 
 
+def test_the_same_root_twice(examine, healthy):
+    printed, _ = examine(val_root=healthy['train_root'])
+    assert 'val_root is train_root' in printed and 'images are in train_root and' not in printed
+
+
+def test_an_unreadable_image_is_no_matter_of_pat(examine, tmp_path):
+    first(tmp_path).write_bytes(first(tmp_path).read_bytes()[:900])
+    printed, _ = examine()
+    assert 'not readable' in printed and "mend 'pat'" not in printed
+
+
+def test_the_entry_counts_what_training_counts(examine, tmp_path):
+    """Folders of the system and files beside the folders are nobody; an empty one is to be mended.
+    """
+    for name in ('@eaDir', '__MACOSX', 'lost+found', '.AppleDouble', '$RECYCLE.BIN'):
+        shutil.copytree(tmp_path / 'train/train0', tmp_path / 'train' / name)
+    shutil.copy(first(tmp_path), tmp_path / 'train/train0/._000_4.jpg')
+    (tmp_path / 'train/nobody').mkdir()
+    printed, rows = examine()
+    assert "'n_cls': 3," in printed and '3 people, 9 images' in printed and rows == []
+    assert "'n_cls' is" not in printed
+    shutil.rmtree(tmp_path / 'train/nobody')
+    assert len(Faces(tmp_path / 'train', r'_|\.', 1).classes) == 3
+
+
+def test_deeper_folders_and_other_suffixes_count(examine, tmp_path):
+    (tmp_path / 'train/train0/deeper').mkdir()
+    first(tmp_path).rename(tmp_path / 'train/train0/deeper/000_4.jfif')
+    (tmp_path / 'train/train0/notes.txt').write_text('x')
+    printed, _ = examine()
+    assert '3 people, 9 images' in printed and 'Nothing to do.' in printed
+    assert '1 files or folders that training does not read: train0/notes.txt' in printed
+
+
+def test_shards(examine, healthy, tmp_path):
+    pattern = write_shards(Faces(healthy['train_root'], r'_|\.', 1), tmp_path / 'shards')
+    printed, rows = examine(train_root=pattern)
+    assert '3 people, 9 images' in printed and 'Nothing to do.' in printed and rows == []
+    with pytest.raises(UserError, match='--weights compares image files'):
+        examine('--weights', 'any.pth', train_root=pattern)
+
+
+def test_a_folder_that_is_not_utf8(healthy, tmp_path):
+    """Its name is drawn above the picture, and told."""
+    odd = tmp_path / os.fsdecode(b'$a_b^$ \xff')
+    (tmp_path / 'train').rename(odd)
+    entry = healthy | {'train_root': str(odd)}
+    report = doctor.examine('here', entry, meta.age_cutoffs, tmp_path / 'out')
+    assert 'Nothing to do.' in report and (tmp_path / 'out/ages.png').exists()
+    pasted = {}
+    exec(report[report.index('here = {'):], pasted)
+    assert pasted['here'] == entry
+
+
 def test_no_validation_set_and_the_entry_to_paste(examine):
     printed, _ = examine(val_root=None, n_cls=7)
-    assert 'val_root is None' in printed and "'n_cls': 3," in printed and "'val_root': None," in printed
+    for line in ('val_root is None', "'n_cls': 3,", "'val_root': None,"):
+        assert line in printed
 
 
 def test_files_are_listed_one_by_one(examine, tmp_path):
@@ -93,13 +225,14 @@ def test_files_are_listed_one_by_one(examine, tmp_path):
     shutil.copy(tmp_path / 'train/train1/000_30.jpg', tmp_path / 'val/val0/003_30.jpg')
     _, rows = examine()
     assert [(row['file'], row['what'], row['other']) for row in rows] == [
-        (f'{tmp_path}/train/train0/000_4.jpg', 'not readable as an image (not an image of a kind that is read here, whatever its name says)', ''),
-        (f'{tmp_path}/train/train1/000_30.jpg', 'same pixels', f'{tmp_path}/val/val0/003_30.jpg')]
+        (f'{tmp_path}/train/train0/000_4.jpg', 'not readable as an image (not an image of a kind '
+         'that is read here, whatever its name says)', ''),
+        (f'{tmp_path}/train/train1/000_30.jpg', 'same pixels', f'{tmp_path}/val/val0/003_30.jpg')
+    ]
 
 
 class Colours(Backbone):
     """A backbone whose feature is the face itself, shrunk: what looks alike is alike."""
-
     def __init__(self):
         torch.nn.Module.__init__(self)
 
@@ -108,7 +241,7 @@ class Colours(Backbone):
 
 
 def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
-    """A photograph saved anew, and a person under two names; the network is one whose feature is the picture."""
+    """A photograph saved anew, a person under two names; the feature is the picture."""
     replace(tmp_path / 'train/train0/000_4.jpg', lambda image: image)
     with Image.open(tmp_path / 'train/train0/000_4.jpg') as image:
         image.save(tmp_path / 'train/train0/003_4.jpg', quality=60)
@@ -118,11 +251,16 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     model = DALModel(Colours(), 3)
     torch.nn.init.zeros_(model.factorization.age[2].weight)
     torch.nn.init.zeros_(model.factorization.age[2].bias)
-    monkeypatch.setattr(doctor, 'load_weights', lambda path: (model.eval(), None))
+    monkeypatch.setattr(duplicates, 'load_weights', lambda path: (model.eval(), None))
     printed, rows = examine('--weights', 'any.pth')
-    assert {(row['file'], row['other']) for row in rows if row['what'] == 'same photograph'} >= {
-        (f'{tmp_path}/train/train0/000_4.jpg', f'{tmp_path}/train/train0/003_4.jpg')}
-    assert (f'{tmp_path}/train/train1', f'{tmp_path}/val/stranger') in {(row['file'], row['other']) for row in rows if row['what'] == 'same person'}
+    assert {(row['file'], row['other'])
+            for row in rows
+            if row['what'] == 'same photograph'} >= {(f'{tmp_path}/train/train0/000_4.jpg',
+                                                      f'{tmp_path}/train/train0/003_4.jpg')}
+    assert (f'{tmp_path}/train/train1',
+            f'{tmp_path}/val/stranger') in {(row['file'], row['other'])
+                                            for row in rows
+                                            if row['what'] == 'same person'}
     assert 'look like one photograph' in printed and 'may be of one person' in printed
 
 
@@ -133,9 +271,17 @@ def test_what_is_asked_for_must_be_there(examine, tmp_path):
         examine('--weights', tmp_path / 'none.pth')
 
 
-@pytest.mark.parametrize('name, identifier', [('faces', 'faces'), ('my set', 'my_set'), ('2024', '_2024'), ('class', '_class'), ('Zoë', 'Zo_')])
+@pytest.mark.parametrize('name, identifier', [('faces', 'faces'), ('my set', 'my_set'),
+                                              ('2024', '_2024'), ('class', '_class'),
+                                              ('Zoë', 'Zo_')])
 def test_identifiers(name, identifier):
     assert doctor.identifier(name) == identifier
     scope = {}
     exec(doctor.entry(f'/data/{name}', None, "a'b", 1, 3), scope)
-    assert scope[identifier] == {'train_root': f'/data/{name}', 'val_root': None, 'pat': "a'b", 'pos': 1, 'n_cls': 3}
+    assert scope[identifier] == {
+        'train_root': f'/data/{name}',
+        'val_root': None,
+        'pat': "a'b",
+        'pos': 1,
+        'n_cls': 3
+    }

@@ -195,7 +195,7 @@ def test_heic_and_avif(monkeypatch):
     colours = np.full((112, 96, 3), (200, 90, 40), np.uint8)
     heic = saved(colours, 'HEIF')
     assert np.abs(decode(heic).astype(int) - colours).max() < 9
-    monkeypatch.setattr(images, '_kinds', lambda: ['JPEG', 'PNG'])
+    monkeypatch.setattr(images, 'kinds', lambda: ['JPEG', 'PNG'])
     with pytest.raises(DataError, match=r'HEIC needs `pip install pillow-heif`'):
         decode(heic)
     with pytest.raises(DataError, match='AVIF needs Pillow'):

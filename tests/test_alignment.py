@@ -1,0 +1,170 @@
+"""The warp to the template, what is opened, which face is taken."""
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from photographs import bad_files, needs_detector, photograph
+from PIL import Image
+
+import synthetic
+from preparation.alignment import TEMPLATE, align, open_photograph, similarity
+from preparation.detection import Face, choose
+from utils import DataError
+
+
+def turned(angle, scale, shift):
+    a = scale * np.exp(1j * np.radians(angle))
+    return np.array([[a.real, -a.imag, shift[0]], [a.imag, a.real, shift[1]]])
+
+
+@pytest.mark.parametrize('angle, scale, shift', [(0, 1, (0, 0)), (25, 3.1, (210, 40)),
+                                                 (-170, .4, (200, 150)), (90, 12, (900, 30))])
+def test_similarity_finds_the_transform_that_was_applied(angle, scale, shift):
+    matrix = turned(angle, scale, shift)
+    points = TEMPLATE @ matrix[:, :2].T + matrix[:, 2]
+    back = similarity(points)
+    assert np.abs(points @ back[:, :2].T + back[:, 2] - TEMPLATE).max() < 1e-9
+
+
+def test_similarity_is_the_least_squares_one():
+    rng = np.random.default_rng(0)
+    points = TEMPLATE * 2 + rng.normal(0, 3, (5, 2))
+
+    def error(parameters):
+        a, b, x, y = parameters
+        return ((points @ np.array([[a, b], [-b, a]]) + [x, y] - TEMPLATE) ** 2).sum()
+
+    matrix = similarity(points)
+    best = np.array([matrix[0, 0], matrix[1, 0], *matrix[:, 2]])
+    for step in np.eye(4):
+        for size in (1e-3, -1e-3):
+            assert error(best + size * step) > error(best)
+
+
+@pytest.mark.parametrize('points', [np.ones((5, 2)), np.full((5, 2), np.nan), TEMPLATE[:3]])
+def test_similarity_refuses_what_is_no_face(points):
+    with pytest.raises(ValueError):
+        similarity(points)
+
+
+@pytest.mark.parametrize('angle, scale', [(0, 1.0), (20, 2.7), (-35, 6.0), (10, 14.0)])
+def test_points_land_on_the_template(angle, scale):
+    """A spot at each point of a photograph has its centre of mass where the template has it."""
+    side = int(160 * scale)
+    matrix = turned(angle, scale, (0, 0))
+    matrix[:, 2] = side / 2 - matrix[:, :2] @ [48, 56]
+    points = TEMPLATE @ matrix[:, :2].T + matrix[:, 2]
+    for k, (x, y) in enumerate(points):
+        across, down = (np.exp(-((np.arange(side) - middle) / (3 * scale)) ** 2)
+                        for middle in (x, y))
+        aligned = align(
+            Image.fromarray((255 * np.outer(down, across)).astype(np.uint8)).convert('RGB'), points)
+        assert aligned.size == (96, 112)
+        weight = np.asarray(aligned, float).sum(2)
+        centre = np.array(
+            [(weight.sum(axis) * np.arange(weight.shape[1 - axis])).sum() / weight.sum()
+             for axis in (0, 1)])
+        assert np.abs(centre - TEMPLATE[k]).max() < .1
+
+
+def test_there_and_back():
+    face = Image.fromarray(synthetic.draw(3, 40, 0))
+    large = face.resize((96 * 4, 112 * 4), Image.Resampling.BICUBIC).rotate(
+        15, Image.Resampling.BICUBIC, expand=True)
+    turn = np.array([[np.cos(np.radians(15)), np.sin(np.radians(15))],
+                     [-np.sin(np.radians(15)), np.cos(np.radians(15))]])
+    points = ((TEMPLATE + .5) * 4 - [192, 224]) @ turn.T + np.array(large.size) / 2 - .5
+    back = np.asarray(align(large, points), float)
+    assert np.abs(back - np.asarray(face, float))[8:-8, 8:-8].mean() < 3
+
+
+def test_a_large_face_is_averaged_not_sampled():
+    """Lines a pixel wide, in a face forty times the crop, are grey there and not a pattern."""
+    stripes = np.zeros((4480, 3840, 3), np.uint8)
+    stripes[:, ::2] = 255
+    aligned = np.asarray(align(Image.fromarray(stripes), (TEMPLATE + .5) * 40 - .5), float)
+    assert np.abs(aligned[8:-8, 8:-8] - 127.5).max() < 4
+
+
+@pytest.mark.parametrize('orientation, turn', [(3, Image.Transpose.ROTATE_180),
+                                               (6, Image.Transpose.ROTATE_90),
+                                               (8, Image.Transpose.ROTATE_270)])
+def test_exif_orientation(tmp_path, orientation, turn):
+    photograph(tmp_path / 'upright.png')
+    upright = Image.open(tmp_path / 'upright.png')
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright.transpose(turn).save(tmp_path / 'turned.jpg', exif=exif, quality=95)
+    found = open_photograph(tmp_path / 'turned.jpg')
+    assert found.size == upright.size and np.abs(
+        np.asarray(found, float) - np.asarray(upright, float)).mean() < 3
+
+
+@pytest.mark.parametrize('kind, mode', [('PNG', 'RGBA'), ('PNG', 'P'), ('PNG', 'L'),
+                                        ('TIFF', 'CMYK'), ('WEBP', 'RGB'), ('PNG', 'I;16')])
+def test_kinds_and_modes(tmp_path, kind, mode):
+    grey = Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (32, 1)))
+    image = Image.fromarray(
+        np.asarray(grey).astype(np.uint16)
+        * 257) if mode == 'I;16' else grey.convert('P' if mode == 'P' else 'RGB').convert(mode)
+    image.save(tmp_path / 'a', kind)
+    found = open_photograph(tmp_path / 'a')
+    assert found.mode == 'RGB' and np.abs(
+        np.asarray(found, float) - np.asarray(grey, float)[..., None]).max() < 8
+
+
+@pytest.mark.skipif(not find_spec('pillow_heif'), reason='pillow-heif is not installed')
+def test_heic(tmp_path):
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+    Image.new('RGB', (64, 48), (200, 40, 40)).save(tmp_path / 'a.heic')
+    found = open_photograph(tmp_path / 'a.heic')
+    assert found.size == (64, 48) and np.abs(np.asarray(found, float).mean((0, 1))
+                                             - [200, 40, 40]).max() < 8
+
+
+def test_what_is_no_photograph_is_told_in_a_line(tmp_path):
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(DataError, match=rf'{name}: .*{reason}') as error:
+            open_photograph(tmp_path / name)
+        assert '\n' not in str(error.value)
+
+
+def test_sixty_megapixels(tmp_path, recwarn):
+    """A photograph of 60 megapixels is read, and its face aligned as that of a small one."""
+    times = 40
+    face = Image.fromarray(synthetic.draw(1, 50, 0))
+    large = Image.new('RGB', (9000, 6700), (96, 104, 112))
+    large.paste(face.resize((96 * times, 112 * times), Image.Resampling.BILINEAR), (2000, 1000))
+    large.save(tmp_path / 'large.jpg', quality=80)
+    image = open_photograph(tmp_path / 'large.jpg')
+    assert image.size == (9000, 6700) and not [w for w in recwarn if 'Bomb' in str(w.category)]
+    aligned = align(image, (TEMPLATE + .5) * times - .5 + [2000, 1000])
+    assert np.abs(np.asarray(aligned, float) - np.asarray(face, float))[4:-4, 4:-4].mean() < 4
+
+
+def test_choose():
+    faces = [Face((0, 0, 50, 60), TEMPLATE, 1.), Face((90, 90, 110, 112), TEMPLATE, .99)]
+    assert choose(faces,
+                  (200, 200), 'largest') is faces[0] and choose(faces,
+                                                                (200, 200), 'central') is faces[1]
+
+
+@needs_detector
+def test_detector_finds_drawn_faces(tmp_path):
+    from preparation.detection import Detector
+    detector = Detector()
+    truth = photograph(tmp_path / 'one.png', seed=3)
+    face, = detector.find(open_photograph(tmp_path / 'one.png'))
+    matrix = similarity(truth)
+    assert np.abs((face.points - truth) @ matrix[:, :2].T).max() < 9 and face.score > .95
+    two = Image.open(tmp_path / 'one.png').resize((800, 600))
+    two.paste(Image.open(tmp_path / 'one.png'), (0, 0))
+    large, small = detector.find(two)
+    assert large.area > 2 * small.area
+    # what a photograph of four times the size shows is found where it is
+    again, = detector.find(
+        Image.open(tmp_path / 'one.png').resize((1600, 1200), Image.Resampling.BICUBIC))
+    assert np.abs((again.points + .5) / 4 - .5 - face.points).max() < 3
+    for size in ((300, 200), (3, 3), (900, 5)):
+        assert detector.find(Image.new('RGB', size, (120, 130, 140))) == []

@@ -1,0 +1,161 @@
+"""The same command again: TARGET follows SOURCE, its names and tables, and nothing else."""
+import os
+import shutil
+
+import pytest
+from photographs import command, photograph, points_csv, table
+from PIL import Image
+
+from utils import UserError
+
+AGES = {'a': 20, 'b': 30, 'c': 40}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """One person of three photographs, their points and their ages."""
+    rows = {f'{name}.png': photograph(tmp_path / f'source/A/{name}.png', seed=k)
+            for k, name in enumerate(AGES)}
+    points_csv(tmp_path / 'points.csv', rows)
+    write_ages(tmp_path)
+    job(tmp_path)
+    return tmp_path
+
+
+def write_ages(folder, **changes):
+    rows = ''.join(f'A/{name}.png,{age}\n' for name, age in (AGES | changes).items()
+                   if age is not None)
+    (folder / 'ages.csv').write_text('path,age\n' + rows)
+
+
+def job(folder, *more):
+    command(folder / 'source', folder / 'target', '--landmarks', folder / 'points.csv',
+            '--ages', folder / 'ages.csv', *more)
+
+
+def faces(folder):
+    return sorted(path.name for path in (folder / 'target/A').iterdir())
+
+
+def test_a_corrected_age(source, capsys):
+    face = (source / 'target/A/001_30.jpg').read_bytes()
+    write_ages(source, b=63)
+    job(source)
+    assert '1 renamed: another age is known now' in capsys.readouterr().out
+    assert faces(source) == ['000_20.jpg', '001_63.jpg', '002_40.jpg']
+    assert (source / 'target/A/001_63.jpg').read_bytes() == face
+    assert table(source / 'target')['A/b.png']['age'] == '63'
+    job(source)
+    assert 'renamed' not in capsys.readouterr().out
+
+
+def test_a_withdrawn_photograph(source, capsys):
+    (source / 'source/A/b.png').unlink()
+    job(source)
+    printed = capsys.readouterr().out
+    assert '2 faces of 1 people' in printed and '1 removed: no longer in SOURCE' in printed
+    assert faces(source) == ['000_20.jpg', '002_40.jpg']
+    assert set(table(source / 'target')) == {'A/a.png', 'A/c.png'}
+
+
+def test_the_last_of_a_person(source):
+    photograph(source / 'source/B/d.png', seed=3)
+    shutil.rmtree(source / 'source/A')
+    with open(source / 'points.csv', 'a') as file:
+        file.write((source / 'points.csv').read_text().splitlines()[1].replace('a.png', 'd.png'))
+    (source / 'ages.csv').write_text('path,age\nB/d.png,50\n')
+    job(source)
+    assert not (source / 'target/A').exists() and (source / 'target/B/000_50.jpg').exists()
+
+
+def test_an_age_that_is_known_no_longer(source, capsys):
+    write_ages(source, b=None)
+    job(source)
+    printed = capsys.readouterr().out
+    assert '1 removed: no age is known any longer' in printed
+    assert '1 skipped: no age: no row for it' in printed
+    assert faces(source) == ['000_20.jpg', '002_40.jpg']
+
+
+def test_another_photograph_of_the_same_name(source, capsys):
+    before = (source / 'target/A/001_30.jpg').read_bytes()
+    photograph(source / 'source/A/b.png', seed=7)
+    job(source)
+    assert '1 to be made anew' in capsys.readouterr().out
+    assert faces(source) == ['000_20.jpg', '001_30.jpg', '002_40.jpg']
+    assert (source / 'target/A/001_30.jpg').read_bytes() != before
+
+
+def test_corrected_points(source, capsys):
+    before = (source / 'target/A/000_20.jpg').read_bytes()
+    text = (source / 'points.csv').read_text().splitlines()
+    first = text[1].split(',')
+    text[1] = ','.join([first[0], f'{float(first[1]) + 9:.3f}', *first[2:]])
+    (source / 'points.csv').write_text('\n'.join(text))
+    job(source)
+    assert '1 to be made anew' in capsys.readouterr().out
+    assert (source / 'target/A/000_20.jpg').read_bytes() != before
+
+
+def test_what_somebody_else_changed_stays(source, capsys):
+    """A face that was written over is its owner's, and what never was ours is told."""
+    (source / 'target/A/001_30.jpg').write_bytes(b'mine')
+    Image.new('RGB', (96, 112)).save(source / 'target/A/900_50.jpg')
+    (source / 'source/A/b.png').unlink()
+    job(source)
+    printed = capsys.readouterr().out
+    assert 'changed since they were written: left where they are' in printed
+    assert '2 image(s) in' in printed and 'A/001_30.jpg, A/900_50.jpg' in printed
+    assert (source / 'target/A/001_30.jpg').read_bytes() == b'mine'
+    assert (source / 'target/A/900_50.jpg').exists()
+
+
+def test_a_name_that_is_taken(source):
+    """The age is corrected, but a file of the user's has the new name: it stays."""
+    (source / 'target/A/001_63.jpg').write_bytes(b'mine')
+    write_ages(source, b=63)
+    job(source)
+    assert (source / 'target/A/001_63.jpg').read_bytes() == b'mine'
+    assert not (source / 'target/A/001_30.jpg').exists()
+    assert 'is none of this run' in table(source / 'target')['A/b.png']['reason']
+
+
+def test_a_target_of_a_release_before(source, capsys):
+    """Its report had two columns less, its prepare.json two options."""
+    report = source / 'target/report.csv'
+    rows = [line.rsplit(',', 2)[0] for line in report.read_text().splitlines()]
+    report.write_text('\n'.join(rows) + '\n')
+    file = source / 'target/prepare.json'
+    lines = file.read_text().splitlines()
+    file.write_text('\n'.join(line for line in lines if 'size' not in line).replace(
+        '"keep_names": false,', ''))
+    times = {path: path.stat().st_mtime_ns for path in (source / 'target/A').iterdir()}
+    write_ages(source, c=41)
+    job(source)
+    assert faces(source) == ['000_20.jpg', '001_30.jpg', '002_41.jpg']
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.exists())
+    assert table(source / 'target')['A/a.png']['stamp']
+    with pytest.raises(UserError, match='begun with another size, 96, now it is 112'):
+        job(source, '--size', '112')
+
+
+def test_ages_that_mean_nothing_are_told(source, capsys):
+    write_ages(source, a=30, c=30)
+    job(source)
+    assert 'Beware: ' in (printed := capsys.readouterr().out)
+    assert 'every face is of age 30' in printed
+
+
+def test_a_person_an_image_is_told(tmp_path, capsys):
+    rows = {f'{k}.png': photograph(tmp_path / f'source/P{k}/{k}.png', seed=k) for k in range(3)}
+    points_csv(tmp_path / 'points.csv', rows)
+    (tmp_path / 'ages.csv').write_text('0.png,20\n1.png,30\n2.png,40\n')
+    job(tmp_path)
+    assert 'each of the 3 people has one image, as P0' in capsys.readouterr().out
+
+
+def test_killed_between_a_rename_and_the_report(source):
+    os.rename(source / 'target/A/001_30.jpg', source / 'target/A/001_63.jpg')
+    write_ages(source, b=63)
+    job(source)
+    assert faces(source) == ['000_20.jpg', '001_63.jpg', '002_40.jpg']
