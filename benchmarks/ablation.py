@@ -45,7 +45,7 @@ PAPER = ('variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0
 OURS = ('variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) '
         'lambda_age=.3 lambda_dal=5')
 ARMS = {
-    'identity only': 'lambda_age=0 lambda_dal=0 split=(2,3)',  # α never opens: x_id is x
+    'identity only': 'lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0: x_id is x
     '+ age': f'{PAPER} lambda_dal=0',
     'paper': PAPER,
     'paper, λ2 1': f'{PAPER} lambda_dal=1',
@@ -80,7 +80,7 @@ def run(dataset, arm, seed, epochs, folder):
     args = main.arguments()
     main.run(args)
     train = faces(meta.ablation['train_root'], entry)
-    recipe = chosen_recipe(args, main.recipes, False)
+    recipe = chosen_recipe(args, is_demo=False)
     training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
     state = folder / 'last.pth'
     start(training, state, True, 1)
@@ -107,14 +107,16 @@ def climb(training, train):
     'climb' is the ratio of the first two. It is None where there is nothing to climb: where the
     closed form is not well above what it reaches on shuffled pairs.
     """
-    recipe, played = training.recipe, training.recipe['lambda_dal'] > 0
+    recipe, played = training.recipe, training.recipe.lambda_dal > 0
     if played:  # the network made the last step: now it is w's turn
-        batches = training_loader(train, recipe['batch_size'], recipe['seed'], 0, False)
-        for images, _, ages, _ in itertools.islice(batches, max(1, recipe['max_steps'])):
+        batches = training_loader(train, recipe.batch_size, recipe.seed, 0, False)
+        for images, _, ages, _ in itertools.islice(batches, max(1, recipe.max_steps)):
             with torch.enable_grad():
-                training.climb(*training.look(images, ages))
-    features = [training.look(images, ages) for images, _, ages, _ in evaluation_loader(train)]
-    x_id, variate, x_age = map(torch.cat, zip(*features, strict=True))
+                training.max_step(images, ages)
+    features = [(*training.network.features(images), ages)
+                for images, _, ages, _ in evaluation_loader(train)]
+    x_age, x_id, ages = map(torch.cat, zip(*features, strict=True))
+    variate = training.variate(x_age, ages)
     order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
     closed, floor = (float(dal.first_canonical_correlation(x_id, other)[0])
                      for other in (variate, variate[order]))

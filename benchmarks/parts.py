@@ -12,6 +12,7 @@ import argparse
 import functools
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa: E402
 
-import main  # noqa: E402
 import synthetic  # noqa: E402
 import utils  # noqa: E402
+from training.recipe import recipes  # noqa: E402
 
 BATCH_SIZES = {'64-layer': 16, 'small': 64}
 VARIANTS = {
@@ -43,7 +44,7 @@ def variant(faces, name, recipe, ctx):
         utils.pick_device(ctx)
     if name != 'decoding':
         faces.check()
-    ours = Ours(faces, recipe | ({'bf16': False} if name == 'float32' else {}), device)
+    ours = Ours(faces, replace(recipe, bf16=recipe.bf16 and name != 'float32'), device)
     training, batches = ours.training, ours.batches
     if name == 'contiguous':
         training.model.to(memory_format=torch.contiguous_format)
@@ -70,7 +71,7 @@ def run(args):
         root = Path(folder, 'drawn', 'train')
         synthetic.make(root.parent, people=64, val_people=1, images=8, progress=False)
         for network, batch_size in BATCH_SIZES.items():
-            recipe = main.recipes[NETWORKS[network]] | {'batch_size': batch_size}
+            recipe = replace(recipes[NETWORKS[network]], batch_size=batch_size)
             steps = 4 if network == '64-layer' else 16
             trainers = {name: Apart(variant, str(root), name, recipe, args.ctx)
                         for name in ('', *VARIANTS)}

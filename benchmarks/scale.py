@@ -33,8 +33,8 @@ import utils
 from benchmarks.speed import machine, peak_resident
 from dataset import Faces, training_loader
 from model import CosFace
-from training import ranks
-from training.head import ShardedCosFace, judge
+from training.distributed import Batch, all_reduce, process_group
+from training.sharded import sharded
 
 PER_PERSON = 20    # faces of a person
 LINKS = 30_000     # to one file: file systems have a limit
@@ -125,21 +125,19 @@ def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, po
                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
                    'TORCHELASTIC_RUN_ID': 'benchmark'}
     torch.set_num_threads(max(1, os.cpu_count() // processes))
-    with ranks.joined(-1):
-        ranks.total(torch.zeros(1))
-        before, seconds = peak_resident(), []
-        module = ShardedCosFace(dim, identities)
-        module.sample_rate = sample_rate
+    with process_group(-1):
+        all_reduce(torch.zeros(1))
+        before, seconds, batch = peak_resident(), [], Batch()
+        module = sharded(CosFace)(dim, identities, batch=batch, sample_rate=sample_rate)
         optimizer = sgd(module)
         torch.manual_seed(rank)
         labels = torch.randint(0, identities, (batch_size,)).tensor_split(processes)[rank]
         features = torch.randn(len(labels), dim, requires_grad=True)
-        module.sizes = [len(part) for part in torch.arange(batch_size).tensor_split(processes)]
+        batch.sizes = [len(part) for part in torch.arange(batch_size).tensor_split(processes)]
         for _ in range(rounds + 1):
             begin = time.perf_counter()
             optimizer.zero_grad()
-            loss, _ = judge(module, module(features, labels), labels)
-            (loss / batch_size).backward()
+            batch.mean(module.loss(features, labels)[0]).backward()
             optimizer.step()
             seconds.append(time.perf_counter() - begin)
     return {'identities': identities, 'processes': processes, 'sample_rate': sample_rate,

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -43,9 +44,9 @@ import synthetic
 import utils
 from dataset import Faces, evaluation_loader, training_loader
 from evaluation.extraction import extract
-from model import normalize
-from storage.images import HEIGHT, WIDTH
+from model import HEIGHT, WIDTH, DALModel, normalize
 from training.log import run_summary
+from training.recipe import recipes
 
 NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # name: the recipe that trains it
 
@@ -66,17 +67,17 @@ class Ours:
 
     def __init__(self, faces, recipe, device):
         self.training = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
-        self.period = recipe['min_steps'] + recipe['max_steps']
+        self.period = recipe.min_steps + recipe.max_steps
         self.training.total_steps = 1000 * self.period
         self.batches = endless(training_loader(
-            faces, recipe['batch_size'], 0, recipe['workers'], device.type == 'cuda'))
+            faces, recipe.batch_size, 0, recipe.workers, device.type == 'cuda'))
         self.waited = 0.
 
     def step(self, phase):
         begin = time.perf_counter()
         images, labels, ages, _ = next(self.batches)
         self.waited += time.perf_counter() - begin
-        offset = self.training.recipe['min_steps'] if phase == 'max' else 0
+        offset = self.training.recipe.min_steps if phase == 'max' else 0
         self.training.step = 700 * self.period + offset
         self.training.iterate(images, labels, ages)
 
@@ -89,16 +90,16 @@ class Conventional:
         # not utils.pick_device, which changes how a CPU's memory is handled
         device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')
         self.faces, self.device = faces, device
-        model = main.DALModel(main.make_backbone(recipe), len(faces.classes))
+        model = DALModel(main.make_backbone(recipe), len(faces.classes))
         self.model = model.to(device).train()
         self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe['lr'] / 10, recipe['momentum'],
-            weight_decay=recipe['weight_decay'])
+            self.model.parameters(), recipe.lr / 10, recipe.momentum,
+            weight_decay=recipe.weight_decay)
         self.transform = transforms.Compose([
             transforms.RandomHorizontalFlip(), transforms.ToTensor(),
             transforms.Normalize([.5] * 3, [.5] * 3)])
-        self.batches = endless(DataLoader(self, recipe['batch_size'], shuffle=True, drop_last=True))
+        self.batches = endless(DataLoader(self, recipe.batch_size, shuffle=True, drop_last=True))
         self.waited = 0.
 
     def __len__(self):
@@ -113,10 +114,9 @@ class Conventional:
         images, labels, ages = next(self.batches)
         self.waited += time.perf_counter() - begin
         images, labels, ages = (part.to(self.device) for part in (images, labels, ages))
-        groups = dal.age_groups(ages, meta.age_cutoffs)
         x_age, x_id = self.model.factorization(self.model.backbone(images))
         loss = F.cross_entropy(self.model.identity(x_id, labels), labels)
-        loss = loss + .1 * F.cross_entropy(self.model.age(x_age), groups)
+        loss = loss + .1 * self.model.age.loss(self.model.age(x_age), ages).mean()
         loss = loss + .1 * dal.canonical_correlation(*self.mapping(x_id, x_age)).abs()
         self.optimizer.zero_grad()
         loss.backward()
@@ -171,15 +171,17 @@ def product(size, dtype, device):
 def convolutions(training, batch_size, device):
     """The backbone's convolutions alone, forward and backward: a training step in which everything
     else takes no time."""
-    shapes, dtype = collections.Counter(), torch.bfloat16 if training.bf16 else torch.float32
+    shapes = collections.Counter()
+    dtype = torch.bfloat16 if training.network.bf16 else torch.float32
 
     def note(module, inputs):
         shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])])
 
     hooks = [module.register_forward_pre_hook(note) for module in training.model.modules()
              if isinstance(module, torch.nn.Conv2d)]
-    training.look(torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device),
-                  torch.zeros(1, device=device))
+    with torch.no_grad():
+        training.network.features(
+            torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
     for hook in hooks:
         hook.remove()
     works = []
@@ -220,25 +222,25 @@ def contestants(faces, batch_sizes, device, args):
     """{name: (work, images or operations in one call)}, and the trainers by name."""
     works, trainers = {}, {}
     for network, recipe in NETWORKS.items():
-        recipe = main.recipes[recipe] | {'batch_size': batch_sizes[network]}
+        recipe = replace(recipes[recipe], batch_size=batch_sizes[network])
         steps = 2 if network == '64-layer' and device.type == 'cpu' else 8
-        images = steps * recipe['batch_size']
+        images = steps * recipe.batch_size
         ours = Ours(faces, recipe, device)
         theirs = Apart(Conventional, faces.root, recipe, args.ctx)
         for name, trainer in (('train', ours), ('conventional', theirs)):
             trainers[f'{network} {name}'] = trainer
             works[f'{network} {name}'] = (
                 repeat(functools.partial(trainer.step, 'min'), steps), images)
-        if recipe['max_steps']:
+        if recipe.max_steps:
             works[f'{network} max step'] = (
                 repeat(functools.partial(ours.step, 'max'), steps), images)
-        alone = convolutions(ours.training, recipe['batch_size'], device)
+        alone = convolutions(ours.training, recipe.batch_size, device)
         works[f'{network} convolutions'] = repeat(alone, steps), images
         # each face is embedded with its mirror: half the faces make passes of the same size
-        half, n = evaluation_loader(faces, recipe['batch_size'] // 2), 2 * steps
+        half, n = evaluation_loader(faces, recipe.batch_size // 2), 2 * steps
         works[f'{network} embed'] = (
             functools.partial(embed, ours.training, half, n, device),
-            n * (recipe['batch_size'] // 2))
+            n * (recipe.batch_size // 2))
     shapes = ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix('torch.')
@@ -252,7 +254,7 @@ def contestants(faces, batch_sizes, device, args):
 
 def embed(training, loader, batches, device):
     batches = itertools.islice(loader, batches)
-    extract(training.model, batches, device, training.bf16, ('embedding',))
+    extract(training.model, batches, device, training.network.bf16, ('embedding',))
 
 
 def one_core(faces, uncached):
@@ -306,7 +308,7 @@ def peak_memory(network, kind, batch_size, root, ctx):
     """Peak memory in MiB before and during three steps: of the GPU, or of this process, which must
     be a fresh one."""
     faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
-    recipe = main.recipes[NETWORKS[network]] | {'batch_size': batch_size}
+    recipe = replace(recipes[NETWORKS[network]], batch_size=batch_size)
     faces.check()
     if kind == 'train':
         trainer = Ours(faces, recipe, utils.pick_device(ctx))
@@ -339,7 +341,7 @@ def run(args):
     device = utils.pick_device(args.ctx)
     gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
     batch_sizes = {
-        '64-layer': args.batch_size or (256 if gpu else main.recipes['paper']['batch_size']),
+        '64-layer': args.batch_size or (256 if gpu else recipes['paper'].batch_size),
         'small': args.small_batch_size or (1024 if gpu else 64)}
     with tempfile.TemporaryDirectory() as folder:
         root, images = os.path.join(folder, 'drawn', 'train'), 8
