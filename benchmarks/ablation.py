@@ -80,7 +80,7 @@ def run(dataset, arm, seed, epochs, folder):
     args = main.arguments()
     main.run(args)
     train = faces(meta.ablation['train_root'], entry)
-    recipe = chosen_recipe(args, is_demo=False)
+    recipe, _ = chosen_recipe(args, is_demo=False)
     training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
     state = folder / 'last.pth'
     start(training, state, True, 1)

@@ -71,6 +71,7 @@ def parse(tool, words, monkeypatch):
     module = importlib.import_module(Path(tool).stem)
     if tool == 'main.py':
         args = main.arguments()
+        args.recipe = args.recipe or ('finetune' if args.init else None)  # the file isn't there
         chosen_recipe(args, args.dataset in (None, 'demo'))
     elif tool == 'synthetic.py':  # whose parser is in its main: stopped once it has parsed
         parse_args = argparse.ArgumentParser.parse_args
