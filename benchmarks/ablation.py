@@ -1,11 +1,13 @@
-"""Does it decorrelate? Variants of the method at one budget, over seeds, measured on people never seen: the README's ablation.
+"""Does it decorrelate? Variants of the method at one budget, over seeds, measured on people whom
+the network has never seen: the ablation of docs/ablation.md.
 
-    python3 benchmarks/ablation.py [--dataset demo] [--seeds 5] [--epochs 24] [--jobs 2] [--arms NAME …]
+    python3 benchmarks/ablation.py [--dataset demo] [--seeds 5] [--epochs 24] [--arms NAME …]
 
-`--dataset` is an entry of meta.py with a val_root of other people. Within a seed all arms share initial weights, order, flips and
-budget. benchmarks/ablation-<dataset>.json is written anew after every run; what is in it, or in --runs, is not done again. In the end
-come docs/ablation-<dataset>.png and the table on the screen. Rows of variants that lost and left the code are kept: each run names
-the commit at which it can be done again.
+`--dataset` is an entry of meta.py with a val_root of other people. Within a seed all arms share
+initial weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after
+every run; what is in it already, or in the folder --runs, is not done again. At the end
+docs/ablation-<dataset>.png is drawn and the table printed. Rows of variants that lost and left the
+code are kept: each of their runs names the commit at which it can be repeated.
 """
 import argparse
 import itertools
@@ -37,11 +39,13 @@ from training.command import chosen_recipe  # noqa: E402
 from training.log import read_log  # noqa: E402
 from training.resume import start  # noqa: E402
 
-NETWORK = {'demo': ['--recipe', 'demo']}  # at which the drawn table takes two hours on two cores; else small
-PAPER = 'variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
-OURS = 'variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.3 lambda_dal=5'
+RECIPES = {'demo': 'demo'}  # two hours on two cores for the drawn table; other data: small
+PAPER = ('variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) '
+         'lambda_age=.1 lambda_dal=.1')
+OURS = ('variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) '
+        'lambda_age=.3 lambda_dal=5')
 ARMS = {
-    'identity only': 'lambda_age=0 lambda_dal=0 split=(2,3)',  # α never opens: x_id is x
+    'identity only': 'lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0: x_id is x
     '+ age': f'{PAPER} lambda_dal=0',
     'paper': PAPER,
     'paper, λ2 1': f'{PAPER} lambda_dal=1',
@@ -56,29 +60,36 @@ ARMS = {
     'ours, λ1 3': f'{OURS} lambda_age=3',
 }
 FIGURES = (  # key, title, scale, digits
-    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3), ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id: R²', 1, 2),
-    ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'groups, %', 100, 0), ('r2_age', 'age in x_age: R²', 1, 2), ('var_x_age', 'var(x_age)', 1, 2),
-    ('held_out', 'held-out ρ₁', 1, 2), ('shuffled', 'shuffled', 1, 2), ('climb', 'climb ratio', 1, 2),
+    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),
+    ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id: R²', 1, 2),
+    ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'groups, %', 100, 0),
+    ('r2_age', 'age in x_age: R²', 1, 2), ('var_x_age', 'var(x_age)', 1, 2),
+    ('held_out', 'held-out ρ₁', 1, 2), ('shuffled', 'shuffled', 1, 2),
+    ('climb', 'climb ratio', 1, 2),
 )
 
 
 def run(dataset, arm, seed, epochs, folder):
-    """Trains one arm with one seed, or goes on where that stopped, and measures it."""
+    """Trains one arm with one seed, or resumes where that stopped, and measures it."""
     torch.set_num_threads(1)
     entry = getattr(meta, dataset)
     meta.ablation = entry | {'val_root': None}  # measured here, once
-    sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation', '--save', str(folder), *NETWORK.get(dataset, ['--recipe', 'small']),
+    sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
+                '--save', str(folder), '--recipe', RECIPES.get(dataset, 'small'),
                 '--seed', str(seed), '--set', *ARMS[arm].split()]
     args = main.arguments()
     main.run(args)
     train = faces(meta.ablation['train_root'], entry)
-    training = main.Training(chosen_recipe(args, main.recipes, False), train.classes, meta.age_cutoffs, torch.device('cpu'))
+    recipe, _ = chosen_recipe(args, is_demo=False)
+    training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
     state = folder / 'last.pth'
     start(training, state, True, 1)
     training.model.eval()
     log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
-    return {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm], **climb(training, train), **measure(training, faces(entry['val_root'], entry)),
-            'images_per_s': float(np.median([row['images_per_s'] for row in log])), 'loss_id': log[-1]['loss_id'],
+    return {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm],
+            **climb(training, train), **measure(training, faces(entry['val_root'], entry)),
+            'images_per_s': float(np.median([row['images_per_s'] for row in log])),
+            'loss_id': log[-1]['loss_id'],
             'run': json.loads((folder / 'run.json').read_text())}
 
 
@@ -90,90 +101,116 @@ def faces(root, entry):
 
 @torch.no_grad()
 def climb(training, train):
-    """The adversary's |ρ| on all training faces, after its turn, beside what the closed form reaches there, and what that reaches on
-    shuffled faces.
+    """The adversary's |ρ| on all training faces after one more turn, and what the closed form
+    reaches there and on shuffled pairs.
 
-    'climb', the ratio, is None where there is nothing left to climb: where the closed form is not well above that floor.
+    'climb' is the ratio of the first two. It is None where there is nothing to climb: where the
+    closed form is not well above what it reaches on shuffled pairs.
     """
-    recipe, played = training.recipe, training.recipe['lambda_dal'] > 0
-    if played:  # the network's last step moved; now it is w's turn
-        for images, _, ages, _ in itertools.islice(training_loader(train, recipe['batch_size'], recipe['seed'], 0, False), max(1, recipe['max_steps'])):
+    recipe, played = training.recipe, training.recipe.lambda_dal > 0
+    if played:  # the network made the last step: now it is w's turn
+        batches = training_loader(train, recipe.batch_size, recipe.seed, 0, False)
+        for images, _, ages, _ in itertools.islice(batches, max(1, recipe.max_steps)):
             with torch.enable_grad():
-                training.climb(*training.look(images, ages))
-    x_id, variate, x_age = map(torch.cat, zip(*(training.look(images, ages) for images, _, ages, _ in evaluation_loader(train))))
+                training.max_step(images, ages)
+    features = [(*training.network.features(images), ages)
+                for images, _, ages, _ in evaluation_loader(train)]
+    x_age, x_id, ages = map(torch.cat, zip(*features, strict=True))
+    variate = training.variate(x_age, ages)
     order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
-    closed, floor = (float(dal.first_canonical_correlation(x_id, other)[0]) for other in (variate, variate[order]))
-    adversary = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs()) if played else None
-    return {'closed': closed, 'floor': floor, 'adversary': adversary, 'climb': adversary / closed if played and closed > 1.5 * floor else None,
+    closed, floor = (float(dal.first_canonical_correlation(x_id, other)[0])
+                     for other in (variate, variate[order]))
+    adversary = None
+    if played:
+        adversary = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs())
+    return {'closed': closed, 'floor': floor, 'adversary': adversary,
+            'climb': adversary / closed if played and closed > 1.5 * floor else None,
             'dead': float((x_age == 0).all(0).float().mean())}
 
 
 def measure(training, val):
-    """What is known of people never seen."""
+    """Recognition and leakage on people who were not trained on."""
     features = extract(training.model, evaluation_loader(val), training.device)
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     pairs = gap_pairs(val.labels, val.ages, 0)
     far = pairs.gap > 20
     scores = cosines(features['embedding'], pairs.left[far], pairs.right[far])
-    result = {'auc': people['verification']['auc'], 'accuracy': people['verification']['accuracy'], 'rank1': people['rank1'],
+    result = {'auc': people['verification']['auc'], 'accuracy': people['verification']['accuracy'],
+              'rank1': people['rank1'],
               'auc_over_20': float(roc_figures(scores, pairs.same[far])['auc'][0]),
-              'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']}, 'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']}}
+              'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']},
+              'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']}}
     for part in ('id', 'age'):
         leak = age_leakage(features[f'x_{part}'], val.labels, val.ages, meta.age_cutoffs)
-        result |= {f'r2_{part}': leak['r2'], f'mae_{part}': leak['mae'], f'balanced_{part}': leak['balanced_accuracy'], 'groups': leak['groups']}
+        result |= {f'r2_{part}': leak['r2'], f'mae_{part}': leak['mae'],
+                   f'balanced_{part}': leak['balanced_accuracy'], 'groups': leak['groups']}
     held_out = held_out_correlation(features['x_id'], features['x_age'], val.labels)
-    return result | {'held_out': held_out['rho'], 'shuffled': held_out['shuffled'], 'var_x_age': float(features['x_age'].var(0).mean())}
+    return result | {'held_out': held_out['rho'], 'shuffled': held_out['shuffled'],
+                     'var_x_age': float(features['x_age'].var(0).mean())}
 
 
 def interval(values):
-    """Mean and half of the 95 % interval by Student's t, over the seeds; None where there are none, no interval where there is one."""
+    """Mean and half of its 95 % interval (Student's t) over the seeds; None where there is none."""
     values = [value for value in values if value is not None]
-    if not values:
-        return None, None
-    return float(np.mean(values)), float(stats.t.ppf(.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else None
+    if len(values) < 2:
+        return float(values[0]) if values else None, None
+    return float(np.mean(values)), float(stats.t.ppf(.975, len(values) - 1) * stats.sem(values))
 
 
 def ordered(results):
-    """In the order of ARMS, the arms that left the code after those that are in it."""
+    """In the order of ARMS; arms that left the code come last."""
     place = {arm: number for number, arm in enumerate(ARMS)}
-    return sorted(results, key=lambda row: (place.get(row['arm'], len(place)), row['arm'], row['seed']))
+    return sorted(results, key=lambda row: (
+        place.get(row['arm'], len(place)), row['arm'], row['seed']))
 
 
 def summary(results):
-    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same of the differences, seed by seed}}}."""
+    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same}}}.
+
+    The last is of the differences from that arm, seed by seed.
+    """
     arms, base = {}, {row['seed']: row for row in results if row['arm'] == 'identity only'}
     for arm in dict.fromkeys(row['arm'] for row in results):
         rows = [row for row in results if row['arm'] == arm]
-        arms[arm] = {'n': len(rows)} | {key: interval([row[key] for row in rows]) for key in (*(key for key, *_ in FIGURES), 'images_per_s')}
+        arms[arm] = {'n': len(rows)}
+        for key in (*(key for key, *_ in FIGURES), 'images_per_s'):
+            arms[arm][key] = interval([row[key] for row in rows])
         paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
-        arms[arm]['minus identity only'] = {key: interval([row[key] - other[key] for row, other in paired if None not in (row[key], other[key])])
-                                            for key, *_ in FIGURES}
+        arms[arm]['minus identity only'] = {
+            key: interval([row[key] - other[key] for row, other in paired
+                           if None not in (row[key], other[key])]) for key, *_ in FIGURES}
     return arms
 
 
 def markdown(arms):
-    """The README's table: a row an arm, a column a figure, mean ± half of the 95 % interval over the seeds."""
-    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |', '|---' * (len(FIGURES) + 2) + '|']
+    """The table of docs/ablation.md, a row per arm: mean ± half of the 95 % interval."""
+    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |',
+             '|---' * (len(FIGURES) + 2) + '|']
     for arm, row in arms.items():
         cells = []
         for key, _, scale, digits in FIGURES:
             mean, half = row[key]
-            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + ('' if half is None else f' ± {scale * half:.{digits}f}'))
+            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + (
+                '' if half is None else f' ± {scale * half:.{digits}f}'))
         lines.append(f'| {arm} | {row["n"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
 def picture(results, dataset):
-    """Age left in x_id and verification at large gaps: a row an arm, a dot a seed, a bar their mean; a line where identity alone is."""
+    """Age left in x_id, and verification at large gaps: a row per arm, a dot per seed, a bar at the
+    mean; the line is at the mean of the first arm."""
     arms = list(dict.fromkeys(row['arm'] for row in results))
     figure = Figure((11, 1.2 + .3 * len(arms)), layout='constrained')
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (key, title) in zip(axes, (('r2_id', 'age read from x_id of people never seen, R²'), ('auc_over_20', 'AUC at gaps over 20 years'))):
+    axes, panels = figure.subplots(1, 2, sharey=True), (
+        ('r2_id', 'age read from x_id of people never seen, R²'),
+        ('auc_over_20', 'AUC at gaps over 20 years'))
+    for axis, (key, title) in zip(axes, panels, strict=True):
         for y, arm in enumerate(arms):
             values = [row[key] for row in results if row['arm'] == arm]
             axis.plot(values, [y] * len(values), 'o', alpha=.5, color=f'C{y % 10}')
             axis.plot(np.mean(values), y, '|', markersize=18, color=f'C{y % 10}')
-        axis.axvline(np.mean([row[key] for row in results if row['arm'] == arms[0]]), color='grey', linewidth=.8)
+        first = np.mean([row[key] for row in results if row['arm'] == arms[0]])
+        axis.axvline(first, color='grey', linewidth=.8)
         axis.set_xlabel(title)
         axis.grid(alpha=.3)
     axes[0].set_yticks(range(len(arms)), arms)
@@ -181,8 +218,9 @@ def picture(results, dataset):
     figure.savefig(ROOT / 'docs' / f'ablation-{dataset}.png', dpi=100)
 
 
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dataset', default='demo')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--first-seed', type=int, default=0)
@@ -191,22 +229,37 @@ if __name__ == '__main__':
     parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
     parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
     parser.add_argument('--table', type=Path, help='instead of benchmarks/ablation-<dataset>.json')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def run_all(args):
+    """Every arm with every seed that is missing; then the picture and the table."""
     if not hasattr(meta, args.dataset):
-        parser.error(f'meta.py has no {args.dataset}')
+        raise utils.UserError(f'--dataset {args.dataset}: meta.py has no such data set')
     if args.dataset == 'demo' and not (ROOT / 'data' / 'demo').exists():
         synthetic.make(ROOT / 'data' / 'demo')
     table = args.table or ROOT / 'benchmarks' / f'ablation-{args.dataset}.json'
     results = json.loads(table.read_text())['runs'] if table.exists() else []
-    wanted = [(arm, seed) for seed in range(args.first_seed, args.first_seed + args.seeds) for arm in args.arms]
-    there = {(row['arm'], row['seed']) for row in results if row['epochs'] == args.epochs and row['settings'] == ARMS.get(row['arm'])}
-    results = [row for row in results if (row['arm'], row['seed']) in there or (row['arm'], row['seed']) not in wanted]
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
-        jobs = [pool.submit(run, args.dataset, arm, seed, args.epochs, args.runs / f'{args.dataset}-{arm}-{seed}'.replace(' ', '-'))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    wanted = [(arm, seed) for seed in seeds for arm in args.arms]
+    there = {(row['arm'], row['seed']) for row in results
+             if row['epochs'] == args.epochs and row['settings'] == ARMS.get(row['arm'])}
+    results = [row for row in results if (row['arm'], row['seed']) in there
+               or (row['arm'], row['seed']) not in wanted]
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
+        jobs = [pool.submit(run, args.dataset, arm, seed, args.epochs,
+                            args.runs / f'{args.dataset}-{arm}-{seed}'.replace(' ', '-'))
                 for arm, seed in wanted if (arm, seed) not in there]
         for job in as_completed(jobs):
             results = ordered([*results, job.result()])
-            utils.write_json({'command': f'python3 benchmarks/ablation.py --dataset {args.dataset} --epochs {args.epochs}',
-                              'summary': summary(results), 'runs': results}, table)
+            utils.write_json({
+                'command': 'python3 benchmarks/ablation.py '
+                           f'--dataset {args.dataset} --epochs {args.epochs}',
+                'summary': summary(results), 'runs': results}, table)
     picture(results, args.dataset)
     print(markdown(summary(results)))
+
+
+if __name__ == '__main__':
+    with utils.one_line_errors():
+        run_all(arguments())

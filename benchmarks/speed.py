@@ -1,14 +1,16 @@
-"""How fast training, embedding and the data path are, and what the machine could do at best: one table, measured side by side.
+"""How fast training, embedding and the data path are, and what the machine could do at best.
 
     python3 benchmarks/speed.py              # the CPU
     python3 benchmarks/speed.py --ctx 0      # the first GPU
 
-Everything takes turns, round after round, so that whatever else the machine does hits all alike; a figure is the median over the
-rounds, a ratio the median of the rounds' ratios, each with its smallest and largest value. Training is the real loop, main.Training
-over the real loader on drawn faces; beside it the loop that most face repositories have, written out here, on the same network.
+Everything takes turns, round after round, so that whatever else the machine does affects all alike.
+A figure is the median over the rounds, a ratio the median of the rounds' ratios, each with its
+smallest and largest value. Training is the real loop, main.Training with the real loader on drawn
+faces; beside it the loop that most face repositories have, written out here, on the same network.
 """
 import argparse
 import collections
+import functools
 import itertools
 import math
 import os
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -41,15 +44,15 @@ import synthetic
 import utils
 from dataset import Faces, evaluation_loader, training_loader
 from evaluation.extraction import extract
-from model import normalize
-from storage.images import HEIGHT, WIDTH
+from model import HEIGHT, WIDTH, DALModel, normalize
 from training.log import run_summary
+from training.recipe import recipes
 
-NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # and the recipes that they are trained with
+NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # name: the recipe that trains it
 
 
 def endless(loader):
-    """The batches of one epoch after another, as main.fit asks for them."""
+    """The batches of one epoch after another, as training asks for them."""
     for epoch in itertools.count():
         if hasattr(loader.batch_sampler, 'epoch'):
             loader.batch_sampler.epoch = epoch
@@ -57,50 +60,63 @@ def endless(loader):
 
 
 class Ours:
-    """main.Training over the cached faces, in the middle of a run: every ramp is open, and `phase` says whose turn it is."""
+    """main.Training over the cached faces, in the middle of a run: every ramp is open.
+
+    `phase` is 'min' or 'max'.
+    """
 
     def __init__(self, faces, recipe, device):
         self.training = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
-        self.period = recipe['min_steps'] + recipe['max_steps']
+        self.period = recipe.min_steps + recipe.max_steps
         self.training.total_steps = 1000 * self.period
-        self.batches = endless(training_loader(faces, recipe['batch_size'], 0, recipe['workers'], device.type == 'cuda'))
+        self.batches = endless(training_loader(
+            faces, recipe.batch_size, 0, recipe.workers, device.type == 'cuda'))
         self.waited = 0.
 
     def step(self, phase):
         begin = time.perf_counter()
         images, labels, ages, _ = next(self.batches)
         self.waited += time.perf_counter() - begin
-        self.training.step = 700 * self.period + (self.training.recipe['min_steps'] if phase == 'max' else 0)
+        offset = self.training.recipe.min_steps if phase == 'max' else 0
+        self.training.step = 700 * self.period + offset
         self.training.iterate(images, labels, ages)
 
 
 class Conventional:
-    """The same network and losses as the field's trainers run them: fp32, contiguous, PIL in the training process, a number a step."""
+    """The same network and losses as the field's trainers run them: fp32, contiguous, PIL in the
+    training process, one `.item()` per step."""
 
     def __init__(self, faces, recipe, ctx):
-        device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')  # by utils.pick_device a CPU's memory would be as for ours
+        # not utils.pick_device, which changes how a CPU's memory is handled
+        device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')
         self.faces, self.device = faces, device
-        self.model = main.DALModel(main.make_backbone(recipe), len(faces.classes)).to(device).train()
+        model = DALModel(main.make_backbone(recipe), len(faces.classes))
+        self.model = model.to(device).train()
         self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), recipe['lr'] / 10, recipe['momentum'], weight_decay=recipe['weight_decay'])
-        self.transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([.5] * 3, [.5] * 3)])
-        self.batches = endless(DataLoader(self, recipe['batch_size'], shuffle=True, drop_last=True))
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), recipe.lr / 10, recipe.momentum,
+            weight_decay=recipe.weight_decay)
+        self.transform = transforms.Compose([
+            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize([.5] * 3, [.5] * 3)])
+        self.batches = endless(DataLoader(self, recipe.batch_size, shuffle=True, drop_last=True))
         self.waited = 0.
 
     def __len__(self):
         return len(self.faces)
 
     def __getitem__(self, index):
-        return self.transform(Image.open(self.faces.path(index)).convert('RGB')), self.faces.labels[index], self.faces.ages[index]
+        image = Image.open(self.faces.path(index)).convert('RGB')
+        return self.transform(image), self.faces.labels[index], self.faces.ages[index]
 
     def step(self, phase):
         begin = time.perf_counter()
         images, labels, ages = next(self.batches)
         self.waited += time.perf_counter() - begin
-        images, labels, ages = images.to(self.device), labels.to(self.device), ages.to(self.device)
+        images, labels, ages = (part.to(self.device) for part in (images, labels, ages))
         x_age, x_id = self.model.factorization(self.model.backbone(images))
         loss = F.cross_entropy(self.model.identity(x_id, labels), labels)
-        loss = loss + .1 * F.cross_entropy(self.model.age(x_age), dal.age_groups(ages, meta.age_cutoffs))
+        loss = loss + .1 * self.model.age.loss(self.model.age(x_age), ages).mean()
         loss = loss + .1 * dal.canonical_correlation(*self.mapping(x_id, x_age)).abs()
         self.optimizer.zero_grad()
         loss.backward()
@@ -109,7 +125,8 @@ class Conventional:
 
 
 class Apart:
-    """The trainer that make(faces, …) returns, in a process of its own, for which nothing is set that this one sets for ours."""
+    """The trainer that make(faces, *args) returns, in a process of its own: no setting of this
+    process reaches it."""
 
     def __init__(self, make, root, *args):
         self.waited = 0.
@@ -125,7 +142,7 @@ class Apart:
         trainer.waited = 0.
         for _ in range(times):
             trainer.step(phase)
-        if torch.cuda.is_initialized():  # a GPU has queued them only
+        if torch.cuda.is_initialized():  # so far a GPU has only queued them
             torch.cuda.synchronize()
         return trainer.waited
 
@@ -133,12 +150,17 @@ class Apart:
         self.waited += self.pool.submit(self._step, phase, times).result()
 
 
+def random(*shape, dtype, device):
+    return torch.randn(*shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+
+
 def convolution(channels, height, width, dtype, device):
-    """A 3×3 convolution of about 25 GFLOP (400 on a GPU) and how many operations it takes."""
-    batch = max(1, round((4e11 if device.type == 'cuda' else 2.5e10) / (18 * channels ** 2 * height * width)))
-    image = torch.randn(batch, channels, height, width, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    return lambda: F.conv2d(image, weight, padding=1), 18 * batch * channels ** 2 * height * width
+    """A 3×3 convolution of about 25 GFLOP (400 on a GPU), and how many operations it takes."""
+    wanted, each = 4e11 if device.type == 'cuda' else 2.5e10, 18 * channels ** 2 * height * width
+    batch = max(1, round(wanted / each))
+    image = random(batch, channels, height, width, dtype=dtype, device=device)
+    weight = random(channels, channels, 3, 3, dtype=dtype, device=device)
+    return lambda: F.conv2d(image, weight, padding=1), batch * each
 
 
 def product(size, dtype, device):
@@ -147,21 +169,34 @@ def product(size, dtype, device):
 
 
 def convolutions(training, batch_size, device):
-    """The backbone's convolutions alone, forward and backward: a training step in which all else took nothing."""
-    shapes, dtype = collections.Counter(), torch.bfloat16 if training.bf16 else torch.float32
-    hooks = [module.register_forward_pre_hook(lambda module, inputs: shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])]))
-             for module in training.model.modules() if isinstance(module, torch.nn.Conv2d)]
-    training.look(torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device), torch.zeros(1, device=device))
+    """The backbone's convolutions alone, forward and backward: a training step in which everything
+    else takes no time."""
+    shapes = collections.Counter()
+    dtype = torch.bfloat16 if training.network.bf16 else torch.float32
+
+    def note(module, inputs):
+        shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])])
+
+    hooks = [module.register_forward_pre_hook(note) for module in training.model.modules()
+             if isinstance(module, torch.nn.Conv2d)]
+    with torch.no_grad():
+        training.network.features(
+            torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
     for hook in hooks:
         hook.remove()
     works = []
     for (outputs, stride, inputs, *size), times in shapes.items():
-        image, weight = (torch.randn(*shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_(wanted)
-                         for shape, wanted in (((batch_size, inputs, *size), inputs > 3), ((outputs, inputs, 3, 3), True)))
-        result = F.conv2d(image, weight, stride=stride, padding=1).detach()
-        works += times * [lambda image=image, weight=weight, stride=stride, gradient=torch.randn_like(result): torch.autograd.grad(
-            F.conv2d(image, weight, stride=stride, padding=1), [part for part in (image, weight) if part.requires_grad], gradient)]
+        image = random(batch_size, inputs, *size, dtype=dtype, device=device)
+        weight = random(outputs, inputs, 3, 3, dtype=dtype, device=device).requires_grad_()
+        image.requires_grad_(inputs > 3)  # nobody asks for the gradient of pixels
+        gradient = torch.randn_like(F.conv2d(image, weight, stride=stride, padding=1).detach())
+        works += times * [functools.partial(_there_and_back, image, weight, stride, gradient)]
     return lambda: [work() for work in works]
+
+
+def _there_and_back(image, weight, stride, gradient):
+    torch.autograd.grad(F.conv2d(image, weight, stride=stride, padding=1),
+                        [part for part in (image, weight) if part.requires_grad], gradient)
 
 
 def clock(work, device):
@@ -187,39 +222,60 @@ def contestants(faces, batch_sizes, device, args):
     """{name: (work, images or operations in one call)}, and the trainers by name."""
     works, trainers = {}, {}
     for network, recipe in NETWORKS.items():
-        recipe = main.recipes[recipe] | {'batch_size': batch_sizes[network]}
+        recipe = replace(recipes[recipe], batch_size=batch_sizes[network])
         steps = 2 if network == '64-layer' and device.type == 'cpu' else 8
-        for name, trainer in ((f'{network} train', Ours(faces, recipe, device)), (f'{network} conventional', Apart(Conventional, faces.root, recipe, args.ctx))):
-            works[name] = repeat(lambda trainer=trainer: trainer.step('min'), steps), steps * recipe['batch_size']
-            trainers[name] = trainer
-        ours = trainers[f'{network} train']
-        if recipe['max_steps']:
-            works[f'{network} max step'] = repeat(lambda ours=ours: ours.step('max'), steps), steps * recipe['batch_size']
-        works[f'{network} convolutions'] = repeat(convolutions(ours.training, recipe['batch_size'], device), steps), steps * recipe['batch_size']
-        half = evaluation_loader(faces, recipe['batch_size'] // 2)  # each face is embedded with its mirror: passes of the same size
-        works[f'{network} embed'] = (lambda ours=ours, half=half, n=2 * steps: extract(
-            ours.training.model, itertools.islice(half, n), device, ours.training.bf16, ('embedding',))), 2 * steps * (recipe['batch_size'] // 2)
+        images = steps * recipe.batch_size
+        ours = Ours(faces, recipe, device)
+        theirs = Apart(Conventional, faces.root, recipe, args.ctx)
+        for name, trainer in (('train', ours), ('conventional', theirs)):
+            trainers[f'{network} {name}'] = trainer
+            works[f'{network} {name}'] = (
+                repeat(functools.partial(trainer.step, 'min'), steps), images)
+        if recipe.max_steps:
+            works[f'{network} max step'] = (
+                repeat(functools.partial(ours.step, 'max'), steps), images)
+        alone = convolutions(ours.training, recipe.batch_size, device)
+        works[f'{network} convolutions'] = repeat(alone, steps), images
+        # each face is embedded with its mirror: half the faces make passes of the same size
+        half, n = evaluation_loader(faces, recipe.batch_size // 2), 2 * steps
+        works[f'{network} embed'] = (
+            functools.partial(embed, ours.training, half, n, device),
+            n * (recipe.batch_size // 2))
+    shapes = ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))
     for dtype in (torch.bfloat16, torch.float32):
-        for shape in ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))[::2 if args.quick else 1]:
-            works[f'convolution {"×".join(map(str, shape))} {str(dtype)[6:]}'] = convolution(*shape, dtype, device)
+        kind = str(dtype).removeprefix('torch.')
+        for shape in shapes[::2 if args.quick else 1]:
+            name = f'convolution {"×".join(map(str, shape))} {kind}'
+            works[name] = convolution(*shape, dtype, device)
         for size in (8192, 4096) if device.type == 'cuda' else (3072, 1024):
-            works[f'product {size} {str(dtype)[6:]}'] = product(size, dtype, device)
+            works[f'product {size} {kind}'] = product(size, dtype, device)
     return works, trainers
+
+
+def embed(training, loader, batches, device):
+    batches = itertools.islice(loader, batches)
+    extract(training.model, batches, device, training.network.bf16, ('embedding',))
 
 
 def one_core(faces, uncached):
     """{name: (work, images)} of the data path, without a network."""
     indices = list(range(min(256, len(faces))))
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([.5] * 3, [.5] * 3)])
-    return {'PIL + ToTensor + Normalize': (lambda: torch.stack([transform(Image.open(faces.path(i)).convert('RGB')) for i in indices]), len(indices)),
-            'decoded': (lambda: uncached.__getitems__(indices), len(indices)),
-            'decoded and normalised': (lambda: normalize(uncached.__getitems__(indices)[0]), len(indices)),
-            'cached': (lambda: faces.__getitems__(indices), len(indices)),
-            'cached and normalised': (lambda: normalize(faces.__getitems__(indices)[0]), len(indices))}
+    transform = transforms.Compose([transforms.ToTensor(),
+                                    transforms.Normalize([.5] * 3, [.5] * 3)])
+
+    def by_pil():
+        torch.stack([transform(Image.open(faces.path(i)).convert('RGB')) for i in indices])
+
+    works = {'PIL + ToTensor + Normalize': by_pil,
+             'decoded': lambda: uncached.__getitems__(indices),
+             'decoded and normalised': lambda: normalize(uncached.__getitems__(indices)[0]),
+             'cached': lambda: faces.__getitems__(indices),
+             'cached and normalised': lambda: normalize(faces.__getitems__(indices)[0])}
+    return {name: (work, len(indices)) for name, work in works.items()}
 
 
 def measure(works, device, rounds):
-    """{name: seconds per round}, all in turn after one round that does not count."""
+    """{name: seconds of each round}, all in turn, after one round that does not count."""
     taken = {name: [] for name in works}
     for _ in tqdm(range(rounds + 1), 'rounds', disable=None):
         for name, (work, _) in works.items():
@@ -238,17 +294,26 @@ def ratio(above, below):
 
 
 def peak_resident():
-    """The most bytes that this process has held. Linux carries getrusage's figure over from the parent, its own status file doesn't."""
+    """The most bytes that this process has held.
+
+    On Linux, getrusage's figure may be the parent's; /proc/self/status has the process's own.
+    """
     if os.path.exists('/proc/self/status'):
-        return 1024 * int(re.search(r'VmHWM:\s*([0-9]+)', Path('/proc/self/status').read_text())[1])
+        status = Path('/proc/self/status').read_text()
+        return 1024 * int(re.search(r'VmHWM:\s*([0-9]+)', status)[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def peak_memory(network, kind, batch_size, root, ctx):
-    """The most memory in MiB that three steps take: of the GPU, or of this process, which must be a fresh one; and before them."""
-    faces, recipe = Faces(root, meta.demo['pat'], meta.demo['pos']), main.recipes[NETWORKS[network]] | {'batch_size': batch_size}
+    """Peak memory in MiB before and during three steps: of the GPU, or of this process, which must
+    be a fresh one."""
+    faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
+    recipe = replace(recipes[NETWORKS[network]], batch_size=batch_size)
     faces.check()
-    trainer = Ours(faces, recipe, utils.pick_device(ctx)) if kind == 'train' else Conventional(faces, recipe, ctx)
+    if kind == 'train':
+        trainer = Ours(faces, recipe, utils.pick_device(ctx))
+    else:
+        trainer = Conventional(faces, recipe, ctx)
     most = (lambda: torch.cuda.max_memory_allocated(ctx)) if ctx >= 0 else peak_resident
     before = most()
     for _ in range(3):
@@ -258,33 +323,44 @@ def peak_memory(network, kind, batch_size, root, ctx):
 
 def machine(device):
     """What the figures depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
-    if device.type == 'cpu' and os.path.exists('/proc/cpuinfo'):
-        name = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text() + '\nmodel name: ' + name)[1]
-    kind = name if device.type == 'cuda' else f'{os.cpu_count()} cores {name}'
-    return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'), 'cores': os.cpu_count(), **run_summary(device),
-            'cpu_bf16': utils.gains_from_bf16(torch.device('cpu')), 'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE')}
+    if device.type == 'cuda':
+        kind = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+        if os.path.exists('/proc/cpuinfo'):
+            found = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text())
+            name = found[1] if found else name
+        kind = f'{os.cpu_count()} cores {name}'
+    return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'),
+            'cores': os.cpu_count(), **run_summary(device),
+            'cpu_bf16': utils.gains_from_bf16(torch.device('cpu')),
+            'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE')}
 
 
 def run(args):
     device = utils.pick_device(args.ctx)
-    batch_sizes = {'64-layer': args.batch_size or (256 if device.type == 'cuda' else main.paper['batch_size']),
-                   'small': args.small_batch_size or (1024 if device.type == 'cuda' else 64)}
-    rounds = 2 if args.quick else args.rounds
+    gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
+    batch_sizes = {
+        '64-layer': args.batch_size or (256 if gpu else recipes['paper'].batch_size),
+        'small': args.small_batch_size or (1024 if gpu else 64)}
     with tempfile.TemporaryDirectory() as folder:
-        root = os.path.join(folder, 'drawn', 'train')
-        images = 8
-        synthetic.make(Path(root).parent, people=max(64, 2 * max(batch_sizes.values()) // images), val_people=1, images=images, progress=False)
+        root, images = os.path.join(folder, 'drawn', 'train'), 8
+        people = max(64, 2 * max(batch_sizes.values()) // images)
+        synthetic.make(Path(root).parent, people=people, val_people=1, images=images,
+                       progress=False)
         faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
         faces.check()
         works, trainers = contestants(faces, batch_sizes, device, args)
         waited = {name: [] for name in trainers}
         for name, trainer in trainers.items():
-            works[name] = (lambda trainer=trainer, work=works[name][0], waits=waited[name]: waits.append(_waited(trainer, work))), works[name][1]
+            work, count = works[name]
+            works[name] = functools.partial(_timed, trainer, work, waited[name]), count
         seconds = measure(works, device, rounds)
         rates = {name: [works[name][1] / s for s in seconds[name]] for name in works}
-        waiting = {name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)] for name in trainers}
-        operations = {name: count(trainers[f'{name} train'].training, device) for name in NETWORKS}
+        waiting = {name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)]
+                   for name in trainers}
+        operations = {name: operations_of(trainers[f'{name} train'].training, device)
+                      for name in NETWORKS}
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -296,38 +372,48 @@ def run(args):
         memory = {}
         del works, trainers
         for network, kind in itertools.product(NETWORKS, ('train', 'conventional')):
-            with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:  # a process's peak never falls again
-                memory[f'{network} {kind}'] = pool.submit(peak_memory, network, kind, batch_sizes[network], root, args.ctx).result()
-    conventional = path_rates['PIL + ToTensor + Normalize']
-    report = {**machine(device), 'command': ' '.join(['python3', 'benchmarks/speed.py', *sys.argv[1:]]), 'rounds': rounds, 'batch_sizes': batch_sizes,
-              'faces': len(faces), 'operations_per_pass': operations, **summary(rates, operations),
-              'data_path_per_core': {name: {'images_per_s': middle(values), 'against_pil': ratio(values, conventional)}
-                                     for name, values in path_rates.items()},
-              'waiting_for_data': {name: middle(shares) for name, shares in waiting.items()}, 'memory_mib': memory,
-              'seconds': {name: [round(s, 5) for s in values] for name, values in (seconds | path_seconds).items()}}
+            # a process of its own, since a peak never falls again
+            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+                memory[f'{network} {kind}'] = pool.submit(
+                    peak_memory, network, kind, batch_sizes[network], root, args.ctx).result()
+    by_pil = path_rates['PIL + ToTensor + Normalize']
+    report = {
+        **machine(device), 'command': ' '.join(['python3', 'benchmarks/speed.py', *sys.argv[1:]]),
+        'rounds': rounds, 'batch_sizes': batch_sizes, 'faces': len(faces),
+        'operations_per_pass': operations, **summary(rates, operations),
+        'data_path_per_core': {
+            name: {'images_per_s': middle(values), 'against_pil': ratio(values, by_pil)}
+            for name, values in path_rates.items()},
+        'waiting_for_data': {name: middle(shares) for name, shares in waiting.items()},
+        'memory_mib': memory,
+        'seconds': {name: [round(s, 5) for s in values]
+                    for name, values in (seconds | path_seconds).items()}}
     out = Path(args.out or Path(__file__).parent / 'results' / f'speed-{report["kind"]}.json')
     out.parent.mkdir(parents=True, exist_ok=True)
     utils.write_json(report, out)
     picture(report, out.with_suffix('.png'))
-    print(table(report), markdown(report), f'{out} and {out.with_suffix(".png").name}', sep='\n\n')
+    drawn = out.with_suffix('.png').name
+    print(table(report), markdown(report), f'{out} and {drawn}', sep='\n\n')
 
 
-def _waited(trainer, work):
-    """Seconds of work() in which the trainer waited for its loader."""
+def _timed(trainer, work, waited):
+    """Does the work and notes the seconds in which the trainer waited for its loader."""
     trainer.waited = 0.
     work()
-    return trainer.waited
+    waited.append(trainer.waited)
 
 
-def count(training, device):
-    """Operations (two for a multiplication and an addition) of one face's pass through the backbone and both heads."""
+def operations_of(training, device):
+    """Operations (two for a multiplication and an addition) of one face's pass through the backbone
+    and both heads."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        training.model(torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
+        face = torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
+        training.model(face)
     return counter.get_total_flops()
 
 
 def summary(rates, operations):
-    """images_per_s, ceiling_gflops, and what is made of both: the ratios that the targets are about."""
+    """images_per_s, ceiling_gflops, and the ratios that are made of both."""
     ceilings = {}
     for kind, dtype in itertools.product(('convolution', 'product'), ('bfloat16', 'float32')):
         names = [name for name in rates if name.startswith(kind) and name.endswith(dtype)]
@@ -336,88 +422,123 @@ def summary(rates, operations):
     images = {name: values for name, values in rates.items() if name.split()[0] in NETWORKS}
     ratios = {}
     for network, passes in operations.items():
-        ours = images[f'{network} train']
-        ratios[f'{network}: training, of the conventional loop'] = ratio(ours, images[f'{network} conventional'])
-        ratios[f'{network}: training, of its convolutions alone'] = ratio(ours, images[f'{network} convolutions'])
+        ours, alone = images[f'{network} train'], images[f'{network} convolutions']
+        ratios[f'{network}: training, of the conventional loop'] = ratio(
+            ours, images[f'{network} conventional'])
+        ratios[f'{network}: training, of its convolutions alone'] = ratio(ours, alone)
         embed = [2 * rate for rate in images[f'{network} embed']]  # the face and its mirror
         for kind, ceiling in ceilings.items():
-            work = [3 * passes * rate for rate in ours]  # a backward pass is two more
-            ratios[f'{network}: training, of the {kind} ceiling'] = ratio(work, ceiling['rates'])
-            ratios[f'{network}: its convolutions alone, of the {kind} ceiling'] = ratio(
-                [3 * passes * rate for rate in images[f'{network} convolutions']], ceiling['rates'])
-            ratios[f'{network}: embedding, of the {kind} ceiling'] = ratio([passes * rate for rate in embed], ceiling['rates'])
+            # a backward pass counts as two passes
+            for what, work in (('training', [3 * passes * rate for rate in ours]),
+                               ('its convolutions alone', [3 * passes * rate for rate in alone]),
+                               ('embedding', [passes * rate for rate in embed])):
+                ratios[f'{network}: {what}, of the {kind} ceiling'] = ratio(work, ceiling['rates'])
         if f'{network} max step' in images:
-            ratios[f'{network}: max step, of embedding, in passes'] = ratio(images[f'{network} max step'], embed)
+            ratios[f'{network}: max step, of embedding, in passes'] = ratio(
+                images[f'{network} max step'], embed)
     return {'images_per_s': {name: middle(values) for name, values in images.items()},
-            'ceiling_gflops': {kind: {'which': ceiling['which'], **middle([rate / 1e9 for rate in ceiling['rates']])}
-                               for kind, ceiling in ceilings.items()}, 'ratios': ratios}
+            'ceiling_gflops': {
+                kind: {'which': ceiling['which'],
+                       **middle([rate / 1e9 for rate in ceiling['rates']])}
+                for kind, ceiling in ceilings.items()},
+            'ratios': ratios}
 
 
 def table(report):
-    lines = [f'{report["machine"]}, {report["threads"]} threads, torch {report["torch"]}; batches of '
-             + ', '.join(f'{size} ({name})' for name, size in report['batch_sizes'].items())
-             + f'; median of {report["rounds"]} rounds [smallest, largest]']
+    """What is printed: every figure, in blocks."""
+    sizes = ', '.join(f'{size} ({name})' for name, size in report['batch_sizes'].items())
+    lines = [f'{report["machine"]}, {report["threads"]} threads, torch {report["torch"]}; '
+             f'batches of {sizes}; median of {report["rounds"]} rounds [smallest, largest]']
 
-    def block(title, rows):
-        lines.extend(['', title, *(f'  {name:60} {value["median"]:>10.4g} [{value["min"]:.4g}, {value["max"]:.4g}]{extra}' for name, value, extra in rows)])
+    def block(title, values, note=lambda name: ''):
+        lines.extend(['', title])
+        for name, value in values.items():
+            spread = f'{value["median"]:>10.4g} [{value["min"]:.4g}, {value["max"]:.4g}]'
+            lines.append(f'  {name:60} {spread}{note(name)}')
 
-    block('images/s', [(name, value, f'  waits for data {report["waiting_for_data"][name]["median"]:.1%}' if name in report['waiting_for_data'] else '')
-                       for name, value in report['images_per_s'].items()])
-    block('ceiling, GFLOP/s', [(f'best {kind}', value, f'  {value["which"]}') for kind, value in report['ceiling_gflops'].items()])
-    block('ratios', [(name, value, '') for name, value in report['ratios'].items()])
-    block('data path, images/s on one core', [(name, value['images_per_s'], f'  {value["against_pil"]["median"]:.1f}×')
-                                              for name, value in report['data_path_per_core'].items()])
-    lines += ['', 'peak memory, MiB', *(f'  {name:60} {value["peak"]:>10.0f}' for name, value in report['memory_mib'].items())]
+    waiting, ceilings = report['waiting_for_data'], report['ceiling_gflops']
+    paths = report['data_path_per_core']
+    block('images/s', report['images_per_s'], lambda name: (
+        f'  waits for data {waiting[name]["median"]:.1%}' if name in waiting else ''))
+    block('ceiling, GFLOP/s', {f'best {kind}': value for kind, value in ceilings.items()},
+          lambda name: f'  {ceilings[name.removeprefix("best ")]["which"]}')
+    block('ratios', report['ratios'])
+    block('data path, images/s on one core',
+          {name: value['images_per_s'] for name, value in paths.items()},
+          lambda name: f'  {paths[name]["against_pil"]["median"]:.1f}×')
+    lines += ['', 'peak memory, MiB']
+    lines += [f'  {name:60} {value["peak"]:>10.0f}' for name, value in report['memory_mib'].items()]
     return '\n'.join(lines)
 
 
 def markdown(report):
-    """The README's table: median [smallest, largest] over the rounds; of waiting and of memory, one number."""
-    networks, rates, ratios = list(report['batch_sizes']), report['images_per_s'], report['ratios']
+    """The table of docs/performance.md: median [smallest, largest] over the rounds; for waiting and
+    memory one number."""
+    networks, rates, ratios = (list(report['batch_sizes']), report['images_per_s'],
+                               report['ratios'])
 
     def cell(value, digits):
-        return f'{value["median"]:.{digits}f} [{value["min"]:.{digits}f}, {value["max"]:.{digits}f}]'
+        return (f'{value["median"]:.{digits}f} '
+                f'[{value["min"]:.{digits}f}, {value["max"]:.{digits}f}]')
 
     def row(title, cells):
         return f'| {title} | {" | ".join(cells)} |'
 
-    def rate(title, what):  # three digits
-        return row(title, [cell(rates[f'{network} {what}'], max(0, 2 - int(math.log10(rates[f'{network} {what}']['median'])))) for network in networks])
+    def rate(title, what):
+        values = [rates[f'{network} {what}'] for network in networks]
+        return row(title, [cell(value, max(0, 2 - int(math.log10(value['median']))))
+                           for value in values])  # three digits
 
     def share(title, what):
-        return row(title, [cell(ratios[f'{network}: {what}'], 2) if f'{network}: {what}' in ratios else '' for network in networks])
+        values = [ratios.get(f'{network}: {what}') for network in networks]
+        return row(title, [cell(value, 2) if value else '' for value in values])
+
+    def waiting(network):
+        return f'{100 * report["waiting_for_data"][f"{network} train"]["median"]:.1f} %'
+
+    def memory(network):
+        peaks = [report['memory_mib'][f'{network} {kind}']['peak'] * 2**20 / 1e9
+                 for kind in ('train', 'conventional')]
+        return '{:.1f} of {:.1f} GB'.format(*peaks)
+
+    ceiling = 'of the convolution bfloat16 ceiling'
     return '\n'.join([
         row('', networks), '|---' * (1 + len(networks)) + '|',
         rate('training, images/s', 'train'),
         share('of the conventional loop', 'training, of the conventional loop'),
-        share('of the best bf16 convolution, in operations', 'training, of the convolution bfloat16 ceiling'),
+        share('of the best bf16 convolution, in operations', f'training, {ceiling}'),
         share('of its own convolutions, all else left out', 'training, of its convolutions alone'),
-        share('those, of the best bf16 convolution', 'its convolutions alone, of the convolution bfloat16 ceiling'),
+        share('those, of the best bf16 convolution', f'its convolutions alone, {ceiling}'),
         rate('embedding (face and mirror), images/s', 'embed'),
-        share('of the best bf16 convolution', 'embedding, of the convolution bfloat16 ceiling'),
-        share('a step of the adversary, of embedding, in passes', 'max step, of embedding, in passes'),
-        row('waiting for data', [f'{100 * report["waiting_for_data"][f"{network} train"]["median"]:.1f} %' for network in networks]),
-        row("peak memory, of the conventional loop's", [' of '.join(f'{report["memory_mib"][f"{network} {kind}"]["peak"] * 2**20 / 1e9:.1f}'
-                                                                    for kind in ('train', 'conventional')) + ' GB' for network in networks])])
+        share('of the best bf16 convolution', f'embedding, {ceiling}'),
+        share('a step of the adversary, of embedding, in passes',
+              'max step, of embedding, in passes'),
+        row('waiting for data', map(waiting, networks)),
+        row("peak memory, of the conventional loop's", map(memory, networks))])
 
 
 def picture(report, path):
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     left, centre, right = figure.subplots(1, 3)
-    networks = list(report['batch_sizes'])
-    for shift, kind, label in ((-.2, 'train', 'this repository'), (.2, 'conventional', 'the conventional loop')):
-        rates = [report['images_per_s'][f'{network} {kind}'] for network in networks]
-        errors = [[value['median'] - value['min'] for value in rates], [value['max'] - value['median'] for value in rates]]
-        left.bar([index + shift for index in range(len(networks))], [value['median'] for value in rates], .4, yerr=errors, label=label)
-    left.set(title='training', ylabel='images/s', yscale='log', xticks=range(len(networks)), xticklabels=networks)
+    networks, images = list(report['batch_sizes']), report['images_per_s']
+    for shift, kind, label in ((-.2, 'train', 'this repository'),
+                               (.2, 'conventional', 'the conventional loop')):
+        rates = [images[f'{network} {kind}'] for network in networks]
+        errors = [[value['median'] - value['min'] for value in rates],
+                  [value['max'] - value['median'] for value in rates]]
+        left.bar([index + shift for index in range(len(networks))],
+                 [value['median'] for value in rates], .4, yerr=errors, label=label)
+    left.set(title='training', ylabel='images/s', yscale='log', xticks=range(len(networks)),
+             xticklabels=networks)
     left.set_ylim(top=4 * left.get_ylim()[1])
     left.legend(fontsize='small', loc='upper left')
-    kinds = list(report['ceiling_gflops'])
+    ceilings, passes = report['ceiling_gflops'], report['operations_per_pass']
     trained = [f'{network} {what}' for network in networks for what in ('train', 'convolutions')]
-    centre.barh(kinds + trained, [report['ceiling_gflops'][kind]['median'] for kind in kinds]
-                + [3e-9 * report['operations_per_pass'][name.split()[0]] * report['images_per_s'][name]['median'] for name in trained],
-                color=['C7'] * len(kinds) + ['C0', 'C9'] * len(networks))
-    centre.set(title='training and the machine\'s ceilings', xlabel='GFLOP/s')
+    gflops = [3e-9 * passes[name.split()[0]] * images[name]['median'] for name in trained]
+    centre.barh([*ceilings, *trained],
+                [value['median'] for value in ceilings.values()] + gflops,
+                color=['C7'] * len(ceilings) + ['C0', 'C9'] * len(networks))
+    centre.set(title="training and the machine's ceilings", xlabel='GFLOP/s')
     paths = report['data_path_per_core']
     right.barh(list(paths), [value['images_per_s']['median'] for value in paths.values()])
     right.set(title='data path, one core', xlabel='images/s', xscale='log')
@@ -428,13 +549,17 @@ def picture(report, path):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ctx', type=int, default=-1, help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
-    parser.add_argument('--quick', action='store_true', help='two rounds, to see that it runs')
-    parser.add_argument('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
-    parser.add_argument('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
-    parser.add_argument('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
-    parser.add_argument('--out', help='the JSON file, and beside it the picture (benchmarks/results/speed-<machine>.json)')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--ctx', type=int, default=-1,
+        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
+    add('--quick', action='store_true', help='two rounds, to see that it runs')
+    add('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
+    add('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
+    add('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
+    add('--out', help='the JSON file, and beside it the picture '
+        '(benchmarks/results/speed-<machine>.json)')
     return parser.parse_args()
 
 

@@ -1,0 +1,279 @@
+"""What README and docs/ say is so: commands, settings, links, names and code."""
+import argparse
+import ast
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from torch.distributed.run import get_args_parser
+
+import dataset
+import evaluate
+import main
+import meta
+import model
+from training.checkpoint import load_weights
+from training.command import chosen_recipe
+from training.log import read_log
+
+PAGES = {page.name: page.read_text() for page in (
+    ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md',
+    *sorted((ROOT / 'docs').glob('*.md')))}
+TOOLS = ('main.py', 'evaluate.py', 'prepare.py', 'verify.py', 'export.py', 'synthetic.py',
+         *sorted(f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('*.py')))
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+
+
+@pytest.fixture(params=PAGES)
+def page(request):
+    return request.param
+
+
+# commands
+
+
+def code_blocks(text, language=r'\w*'):
+    return re.findall(rf'^ *```{language}\n(.*?)^ *```$', text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text):
+    """Words of every command of ours in code blocks, indented lines and `inline code`."""
+    blocks = code_blocks(text) + re.findall(r'^    .*', text, re.MULTILINE)
+    lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+    inline = re.findall(r'`((?:python3|torchrun) [^`]*)`', text)
+    lines += [' '.join(code.split()) for code in inline]
+    for command in (part for line in lines for part in line.split('&&')):
+        if re.search(r'\bpython3 \S+\.py\b|\btorchrun ', command):
+            yield [word.strip('[]') for word in shlex.split(command, comments=True) if word != '…']
+
+
+class Parsed(Exception):
+    """Raised where a tool has parsed its command line, in place of what it does next."""
+
+
+def parse(tool, words, monkeypatch):
+    """The tool's own parser on the words; of main.py the recipe too. Nothing is run."""
+    placeholders = {'ctx': '0', 'epochs': '1'}
+    words = [placeholders.get(word, word) for word in words]
+    monkeypatch.setattr(sys, 'argv', [tool, *words])
+    module = importlib.import_module(Path(tool).stem)
+    if tool == 'main.py':
+        args = main.arguments()
+        args.recipe = args.recipe or ('finetune' if args.init else None)  # the file isn't there
+        chosen_recipe(args, args.dataset in (None, 'demo'))
+    elif tool == 'synthetic.py':  # whose parser is in its main: stopped once it has parsed
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def stop(parser):
+            raise Parsed(parse_args(parser))
+        with monkeypatch.context() as patch, pytest.raises(Parsed):
+            patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+            module.main()
+    elif tool.startswith('benchmarks/'):
+        module.arguments()
+    else:
+        module.arguments(words)
+
+
+def test_commands_are_accepted(page, monkeypatch):
+    monkeypatch.setitem(evaluate.READERS, 'folded', None)  # the reader that docs/extending.md adds
+    for words in commands(PAGES[page]):
+        place = next(index for index, word in enumerate(words) if word.endswith('.py'))
+        if 'torchrun' in words:
+            get_args_parser().parse_args(words[words.index('torchrun') + 1:])
+        try:
+            parse(words[place], words[place + 1:], monkeypatch)
+        except SystemExit as error:
+            assert error.code == 0 and '-h' in words, f'{page}: {shlex.join(words)}'
+        except ValueError as error:
+            pytest.fail(f'{page}: {shlex.join(words)}: {error}')
+
+
+def test_settings_are_accepted(page, monkeypatch):
+    """`--set key=value …` alone is what the default recipe takes."""
+    for settings in set(re.findall(r'`(--set [^`]+)`', PAGES[page])):
+        try:
+            parse('main.py', ['0', '1', '--dataset', 'yours', *shlex.split(settings)], monkeypatch)
+        except (SystemExit, ValueError) as error:
+            pytest.fail(f'{page}: {settings}: {error}')
+
+
+def test_commands_are_found():
+    """The tests above see what is there: every tool is documented."""
+    documented = {word for text in PAGES.values() for words in commands(text) for word in words}
+    assert documented.issuperset(TOOLS)
+    assert [words[:2] for words in commands('`python3 main.py -1 24` and `python3 x`')] == [
+        ['python3', 'main.py']]
+
+
+@pytest.fixture(scope='module')
+def flags():
+    """Every option of every tool, and of torchrun."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.syspath_prepend(ROOT / 'benchmarks')
+        for tool, *kind in [*([tool] for tool in TOOLS), ['export.py', 'embeddings']]:
+            with pytest.raises(SystemExit):
+                parse(tool, [*kind, '-h'], patch)
+    text = out.getvalue() + get_args_parser().format_help()
+    return set(re.findall(r'--[a-z][a-z0-9-]*', text))
+
+
+def test_flags_exist(page, flags):
+    text = re.sub('^#SBATCH.*', '', PAGES[page], flags=re.MULTILINE)
+    assert flags.issuperset(re.findall(r'(?<![\w!-])--[a-z][a-z0-9-]*', text))
+
+
+# links, pictures, names
+
+
+def slugs(text):
+    """Anchors of a page's headings, as GitHub makes them."""
+    return [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+            for title in re.findall(r'^#+ (.*)', text, re.MULTILINE)]
+
+
+def test_links_and_pictures_exist(page):
+    folder = ROOT if (ROOT / page).exists() else ROOT / 'docs'
+    for link in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', PAGES[page]):
+        path, _, anchor = ''.join(link).partition('#')
+        if not path.startswith('https:'):
+            target = folder / path if path else folder / page
+            assert target.exists(), f'{page}: {path}'
+            assert not anchor or anchor in slugs(target.read_text()), f'{page}: {path}#{anchor}'
+
+
+def test_every_page_and_picture_is_linked():
+    links = ' '.join(PAGES.values())
+    for file in (ROOT / 'docs').iterdir():
+        assert file.name in links, file.name
+
+
+def test_paths_exist(page):
+    """Files and folders of ours in `inline code`, and the requirements that pip is given."""
+    code = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', PAGES[page], flags=re.DOTALL))
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {'data', 'runs'}
+    paths = [path for path in code if re.fullmatch(r'\w+\.py|[\w.-]+/[\w./-]*', path)
+             and ('/' not in path or path.split('/')[0] in folders)]
+    for path in paths + re.findall(r'pip install -r (\S+\.txt)', PAGES[page]):
+        assert (ROOT / path).exists(), f'{page}: {path}'
+
+
+def test_names_exist(page):
+    """`module.name` of ours in inline code, as far as it goes: `main.Training.max_step`."""
+    rooms = {path.stem for path in ROOT.glob('*.py')}
+    rooms |= {path.parent.name for path in ROOT.glob('*/__init__.py')}
+    for name in set(re.findall(r'`(\w+(?:\.\w+)+)`', PAGES[page])):
+        if name.split('.')[0] in rooms and not name.endswith(('.py', '.pth')):
+            found, *rest = [importlib.import_module(name.split('.')[0]), *name.split('.')[1:]]
+            for part in rest:
+                if not hasattr(found, part):
+                    assert hasattr(found, '__path__'), f'{page}: {name}'
+                    importlib.import_module(f'{found.__name__}.{part}')
+                found = getattr(found, part)
+
+
+# code
+
+
+def test_python_is_python(page):
+    for block in code_blocks(PAGES[page], 'python'):
+        with contextlib.suppress(SyntaxError):  # a key and its value of a dict
+            ast.parse(f'{{{block}}}')
+            continue
+        ast.parse(re.sub(r'^   ', '', block, flags=re.MULTILINE) if block[0] == ' ' else block)
+
+
+def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
+    save = train(-1, 1, save=tmp_path / 'runs' / 'demo')
+    assert (save / 'best.pth').exists()
+    script, = re.findall(r'```python\n(import torch\n.*?)```', PAGES['README.md'], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+
+
+def extension(defines):
+    """What the block of docs/extending.md that defines this name leaves."""
+    block, = (block for block in code_blocks(PAGES['extending.md'], 'python') if re.search(
+        rf'^({defines} =|(?:class|def) {defines}\b)', block, re.MULTILINE))
+    names = {}
+    exec(block, names)
+    return names
+
+
+def test_another_data_set():
+    dataset.check_entry('my_faces', extension('my_faces')['my_faces'], meta.age_cutoffs)
+
+
+def test_another_age_loss(monkeypatch, train):
+    head = extension('RegressedAge')['RegressedAge']
+    logits, ages = torch.tensor([[3.], [2.]]), torch.tensor([31., 12.])
+    torch.testing.assert_close(head(4).loss(logits, ages), torch.tensor([.005, .32]))
+    assert head(4).years(logits).tolist() == [30, 20]
+    assert head(4).correct(logits, ages).tolist() == [True, False]
+    monkeypatch.setitem(model.AGE_HEADS, 'groups', head)
+    loaded, _ = load_weights(train(-1, 1) / 'epoch_001.pth')
+    assert type(loaded.age) is head and loaded.age[4].out_features == 1
+
+
+def test_another_identity_margin(monkeypatch, train, tmp_path):
+    head = extension('ScaledMargin')['ScaledMargin']
+    cosine = torch.tensor([-1., 0., 1.])
+    harder = head(4, 2, m=.2).margin(cosine, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(harder, torch.tensor([-1., -.1, .8]))
+    monkeypatch.setitem(model.HEADS, 'cosface', head)
+    losses = []
+    for sharded in (False, True):
+        save = train(-1, 1, save=tmp_path / str(sharded),
+                     settings=['bf16=False', f'shard_head={sharded}'])
+        loaded, _ = load_weights(save / 'epoch_001.pth')
+        assert type(loaded.identity) is head
+        losses.append(read_log(save / 'log.jsonl')[-1]['loss_id'])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_another_backbone(monkeypatch, train):
+    names = extension('Plain')
+    monkeypatch.setattr(main, 'make_backbone', names['make_backbone'])
+    weights = train(-1, 1) / 'epoch_001.pth'
+    faces = torch.zeros(2, 3, 112, 96, dtype=torch.uint8)
+    loaded = model.DALModel.load(weights, names['Plain']())
+    assert loaded.embed(faces).shape == (2, 256)
+    torch.testing.assert_close(load_weights(weights)[0].embed(faces), loaded.embed(faces))
+
+
+def test_another_benchmark(monkeypatch, drawn, weights, tmp_path):
+    monkeypatch.setitem(evaluate.READERS, 'folded', extension('folded')['folded'])
+    people = [sorted(folder.glob('*.jpg')) for folder in sorted((drawn / 'val').iterdir())]
+    rows = [(fold, int(other == person), people[person][0], people[other][1])
+            for fold in (0, 1) for person in (2 * fold, 2 * fold + 1) for other in (person, 5)]
+    (tmp_path / 'list.txt').write_text(''.join(' '.join(map(str, row)) + '\n' for row in rows))
+    evaluate.run(evaluate.arguments(['-1', str(weights), 'folded', str(tmp_path / 'list.txt'),
+                                     '--out', str(tmp_path / 'out')]))
+    report, = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
+    assert report['verification']['genuine'] == report['verification']['impostor'] == 4
+
+
+# layout
+
+
+def test_the_first_page_is_short():
+    lines = PAGES['README.md'].splitlines()
+    assert len(lines) <= 160
+    assert [line[:14] for line in lines if len(line) > 100] == ['    python3 -m']  # to be pasted
+
+
+def test_lines_end_by_column_100(page):
+    assert page == 'README.md' or not [
+        line for line in PAGES[page].splitlines() if len(line) > 100 and not line.startswith('|')]
