@@ -44,6 +44,14 @@ morph = {  # 009055_1M54.JPG
     'n_cls': 13617,
 }
 
+lag = {  # Large Age-Gap: photographs of people young and grown, as prepare.py names them
+    'train_root': 'data/lag/train',
+    'val_root': 'data/lag/val',
+    'pat': r'_|\.',
+    'pos': 1,
+    'n_cls': 400,
+}
+
 cacd2000 = {  # 53_Robert_Duvall_0001.jpg
     'train_root': 'data/cacd2000/train',
     'val_root': None,

@@ -2,9 +2,10 @@
 the network has never seen: the ablation of docs/ablation.md.
 
     python3 benchmarks/ablation.py [--dataset demo] [--seeds 5] [--epochs 24] [--arms NAME …]
+    python3 benchmarks/ablation.py --dataset lag --init FILE --epochs 8 [--arms NAME …]
 
-`--dataset` is an entry of meta.py with a val_root of other people. Within a seed all arms share
-initial weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after
+`--dataset` is an entry of meta.py with a val_root of other people. With `--init` every arm starts
+from that backbone, and one arm is the backbone as it came. Within a seed all arms share initial weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after
 every run; what is in it already, or in the folder --runs, is not done again. At the end
 docs/ablation-<dataset>.png is drawn and the table printed. Rows of variants that lost and left the
 code are kept: each of their runs names the commit at which it can be repeated.
@@ -35,6 +36,7 @@ from evaluation.extraction import extract  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
 from evaluation.metrics import cosines, people_report, roc_figures  # noqa: E402
 from evaluation.pairs import gap_pairs  # noqa: E402
+from training.checkpoint import load_weights  # noqa: E402
 from training.command import chosen_recipe  # noqa: E402
 from training.log import read_log  # noqa: E402
 from training.resume import start  # noqa: E402
@@ -45,6 +47,7 @@ PAPER = ('variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0
 OURS = ('variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) '
         'lambda_age=.3 lambda_dal=5')
 ARMS = {
+    'untouched': '',  # with --init alone: no training, x_id is x
     'identity only': 'lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0: x_id is x
     '+ age': f'{PAPER} lambda_dal=0',
     'paper': PAPER,
@@ -69,32 +72,40 @@ FIGURES = (  # key, title, scale, digits
 )
 
 
-def run(dataset, arm, seed, epochs, folder):
+def run(dataset, arm, seed, epochs, folder, init=None):
     """Trains one arm with one seed, or resumes where that stopped, and measures it."""
     torch.set_num_threads(1)
     entry = getattr(meta, dataset)
     meta.ablation = entry | {'val_root': None}  # measured here, once
     sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
-                '--save', str(folder), '--recipe', RECIPES.get(dataset, 'small'),
-                '--seed', str(seed), '--set', *ARMS[arm].split()]
+                '--save', str(folder), '--seed', str(seed),
+                *(['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]),
+                *(['--set', *ARMS[arm].split()] if ARMS[arm] else [])]
     args = main.arguments()
+    recipe, _ = chosen_recipe(args, False, init)
+    common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm]}
+    if arm == 'untouched':
+        model, info = load_weights(init, backbone=recipe.backbone)
+        none = dict.fromkeys(('closed', 'floor', 'adversary', 'climb', 'images_per_s', 'loss_id'))
+        return {**common, **none, **measure(model, faces(entry['val_root'], entry, model.width)),
+                'weights_sha256': info.sha256}
     main.run(args)
-    train = faces(meta.ablation['train_root'], entry)
-    recipe, _ = chosen_recipe(args, is_demo=False)
-    training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
+    people = Faces(meta.ablation['train_root'], entry['pat'], entry['pos']).classes
+    training = main.Training(recipe, people, meta.age_cutoffs, torch.device('cpu'))
+    train, val = (faces(entry[root], entry, training.model.width)
+                  for root in ('train_root', 'val_root'))
     state = folder / 'last.pth'
     start(training, state, True, 1)
     training.model.eval()
     log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
-    return {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm],
-            **climb(training, train), **measure(training, faces(entry['val_root'], entry)),
+    return {**common, **climb(training, train), **measure(training.model, val),
             'images_per_s': float(np.median([row['images_per_s'] for row in log])),
             'loss_id': log[-1]['loss_id'],
             'run': json.loads((folder / 'run.json').read_text())}
 
 
-def faces(root, entry):
-    found = Faces(root, entry['pat'], entry['pos'])
+def faces(root, entry, width):
+    found = Faces(root, entry['pat'], entry['pos'], width)
     found.check()
     return found
 
@@ -128,9 +139,9 @@ def climb(training, train):
             'dead': float((x_age == 0).all(0).float().mean())}
 
 
-def measure(training, val):
+def measure(model, val):
     """Recognition and leakage on people who were not trained on."""
-    features = extract(training.model, evaluation_loader(val), training.device)
+    features = extract(model, evaluation_loader(val), torch.device('cpu'))
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     pairs = gap_pairs(val.labels, val.ages, 0)
     far = pairs.gap > 20
@@ -227,6 +238,7 @@ def arguments():
     parser.add_argument('--epochs', type=int, default=24)
     parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
     parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
+    parser.add_argument('--init', metavar='FILE', help='start from this backbone, as of main.py')
     parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
     parser.add_argument('--table', type=Path, help='instead of benchmarks/ablation-<dataset>.json')
     return parser.parse_args()
@@ -241,20 +253,23 @@ def run_all(args):
     table = args.table or ROOT / 'benchmarks' / f'ablation-{args.dataset}.json'
     results = json.loads(table.read_text())['runs'] if table.exists() else []
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    wanted = [(arm, seed) for seed in seeds for arm in args.arms]
+    wanted = [(arm, seed) for seed in seeds for arm in args.arms
+              if arm != 'untouched' or args.init and seed == args.first_seed]
     there = {(row['arm'], row['seed']) for row in results
              if row['epochs'] == args.epochs and row['settings'] == ARMS.get(row['arm'])}
     results = [row for row in results if (row['arm'], row['seed']) in there
                or (row['arm'], row['seed']) not in wanted]
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
         jobs = [pool.submit(run, args.dataset, arm, seed, args.epochs,
-                            args.runs / f'{args.dataset}-{arm}-{seed}'.replace(' ', '-'))
+                            args.runs / f'{args.dataset}-{arm}-{seed}'.replace(' ', '-'),
+                            args.init)
                 for arm, seed in wanted if (arm, seed) not in there]
         for job in as_completed(jobs):
             results = ordered([*results, job.result()])
             utils.write_json({
                 'command': 'python3 benchmarks/ablation.py '
-                           f'--dataset {args.dataset} --epochs {args.epochs}',
+                           f'--dataset {args.dataset} --epochs {args.epochs}'
+                           + f' --init {Path(args.init).name}' * bool(args.init),
                 'summary': summary(results), 'runs': results}, table)
     picture(results, args.dataset)
     print(markdown(summary(results)))
