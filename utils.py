@@ -1,4 +1,4 @@
-"""What training needs and faces don't: device, seeds, signals, files written whole, the schedule, means."""
+"""What knows no faces: errors in one line, the device, seeds, files written whole."""
 import contextlib
 import ctypes
 import json
@@ -6,19 +6,13 @@ import math
 import os
 import platform
 import random
-import signal
-import socket
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing guards a folder against a second run
-    fcntl = None
 
 
 class UserError(ValueError):
@@ -26,107 +20,49 @@ class UserError(ValueError):
 
 
 class DataError(ValueError):
-    """The user's data or its description is not what it must be; the message is one line for them."""
+    """The user's data or its description can't be used; the message is one line for them."""
 
 
-def pick_device(ctx):
+def pick_device(ctx: int) -> torch.device:
     """The CPU for ctx < 0, else the ctx-th GPU. Raises UserError where there is no such GPU."""
     if ctx < 0:
         _keep_freed_memory()
         return torch.device('cpu')
     if ctx >= torch.cuda.device_count():
-        raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that PyTorch can use; -1 is the CPU')
+        raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that '
+                        'PyTorch can use; -1 is the CPU')
     torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
 
 
 def _keep_freed_memory():
-    """Lets the C library keep what one step's tensors leave for those of the next. By its defaults it returns most of it to the system,
-    which clears each page anew, for 5 to 8 % of the time of training (benchmarks/parts.py). Blocks of 32 MiB and more go and come as before."""
+    """Lets the C library keep what one step's tensors leave for those of the next. By default it
+    returns most of it to the system, which clears each page anew, for 5 to 8 % of the time of
+    training (benchmarks/parts.py). Blocks of 32 MiB and more go and come as before."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: from how much on free memory at the heap's end is returned
-        libc.mallopt(-3, 2 ** 25)      # M_MMAP_THRESHOLD: from which size on a block is no part of the heap; 32 MiB is the most there is
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept
+        libc.mallopt(-3, 2 ** 25)      # M_MMAP_THRESHOLD: the largest there is
 
 
-def gains_from_bf16(device):
-    """Whether the hardware multiplies bfloat16 itself; where it only emulates it, training would be slower."""
+def gains_from_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulated, it is slower than float32."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}  # releases before it: float32
-    return bool(features.get('avx512_bf16') or features.get('amx_bf16') or features.get('bf16'))
+    # releases of PyTorch that can't tell: float32
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
+    return any(features.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def seed_of(*numbers):
+def seed_of(*numbers: int) -> int:
     """One seed of several whole numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-class Interrupted(UserError):
-    """A signal asked for an end."""
-
-
-class Interrupt:
-    """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted on between two steps.
-
-    A second one ends the process as usual, unless `insistent`: a launcher repeats what reached its whole group, and kills in the end.
-    """
-
-    received = None
-
-    def __init__(self, insistent=False):
-        self.insistent = insistent
-
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number, frame):
-        self.received = signal.Signals(number).name
-        if not self.insistent:
-            signal.signal(number, self.before[number])
-
-    def check(self):
-        """Raises Interrupted where a signal has come."""
-        if self.received:
-            raise Interrupted(self.received)
-
-    def __exit__(self, *error):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def claim(folder, option='--save', work='training'):
-    """Makes the folder, the user's `option`, and holds it for this process. Raises UserError where it can't be written or another holds it."""
-    path = Path(folder, '.lock')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+b', buffering=0)
-    except OSError as error:
-        raise UserError(f'{folder}: {error.strerror}: {option} names a folder that can be written') from None
-    with file:
-        if fcntl:
-            try:
-                # goes with the process, however that ends; flock would stay with the decode workers, which outlive a kill by seconds
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise UserError(f'{folder}: {file.read().decode()} is {work} into it: {option} DIR starts elsewhere') from None
-        try:
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
-            for stale in path.parent.glob('.*.????????.tmp'):  # write_whole's, of a process that was killed in it
-                stale.unlink()
-        except OSError as error:
-            raise UserError(f'{folder}: {error.strerror}: {option} names a folder that can be written') from None
-        yield
 
 
 @contextlib.contextmanager
@@ -140,20 +76,25 @@ def one_line_errors():
         yield
     except (UserError, DataError) as error:
         # an error out of a worker process arrives with that process's traceback before it
-        sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")}')
+        kind = f'{type(error).__module__}.{type(error).__name__}: '
+        sys.exit(f'error: {str(error).strip().splitlines()[-1].removeprefix(kind)}')
     except OSError as error:
-        sys.exit(f'error: {f"{error.filename}: " if error.filename else ""}{error.strerror or error}')
+        file = f'{error.filename}: ' if error.filename else ''
+        sys.exit(f'error: {file}{error.strerror or error}')
     except torch.OutOfMemoryError as error:
-        sys.exit(f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from the last save')
+        sys.exit(f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from '
+                 'the last save')
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        sys.exit(f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of memory: fewer --workers or a smaller --batch-size; '
-                 '--resume continues from the last save')
+        sys.exit(f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of '
+                 'memory: fewer --workers or a smaller --batch-size; --resume continues from the '
+                 'last save')
 
 
-def write_whole(path, write):
-    """`write(temporary)` fills a file beside `path`, which then takes its name: a reader finds the old file or the new one."""
+def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """`write(temporary)` fills a file beside `path`, which then takes its name: a reader finds the
+    old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
@@ -162,17 +103,18 @@ def write_whole(path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # what the user knows, and a full disk names no file at all
+        error.filename, error.filename2 = str(path), None  # what the user knows
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(values, path):
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(finite(values), indent=1) + '\n'))
+def write_json(values: object, path: str | os.PathLike) -> None:
+    text = json.dumps(finite(values), indent=1) + '\n'
+    write_whole(path, lambda temporary: temporary.write_text(text))
 
 
-def finite(value):
+def finite(value: object) -> object:
     """`value`, with null for the numbers in it that JSON has no way to write."""
     if isinstance(value, dict):
         return {str(key): finite(entry) for key, entry in value.items()}

@@ -5,8 +5,9 @@ the network has never seen: the ablation of docs/ablation.md.
     python3 benchmarks/ablation.py --dataset lag --init FILE --epochs 8 [--arms NAME …]
 
 `--dataset` is an entry of meta.py with a val_root of other people. With `--init` every arm starts
-from that backbone, and one arm is the backbone as it came. Within a seed all arms share initial weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after
-every run; what is in it already, or in the folder --runs, is not done again. At the end
+from that backbone, and one arm is the backbone as it came. Within a seed all arms share initial
+weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after every
+run; what is in it already, or in the folder --runs, is not done again. At the end
 docs/ablation-<dataset>.png is drawn and the table printed. Rows of variants that lost and left the
 code are kept: each of their runs names the commit at which it can be repeated.
 """

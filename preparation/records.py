@@ -22,9 +22,10 @@ from preparation.recordio import RecordFile, Records, identity_of
 from preparation.report import write_csv
 from preparation.tables import Table
 from storage.images import decode, some
+from storage.jobs import Interrupt
 from storage.progress import progress
 from storage.sharding import write_shards
-from utils import DataError, Interrupt, UserError
+from utils import DataError, UserError
 
 BATCH = 64  # images that are estimated together
 NO_AGE = 'no age: no row for it in a table'

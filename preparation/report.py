@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
-from utils import Interrupt, UserError, write_whole
+from storage import jobs
+from storage.jobs import Interrupt
+from utils import UserError, write_whole
 
 # of a TARGET that was begun before these options were there
 BEFORE = {'size': 96, 'keep_names': False}
@@ -64,7 +66,7 @@ def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
             and set(os.listdir(target)) - {'.lock'}:
         raise UserError(f'{target} is there already and is not of prepare.py: '
                         'TARGET is a new folder, or one to go on with')
-    with utils.claim(target, 'TARGET', 'writing'):
+    with jobs.claim(target, 'TARGET', 'writing'):
         for stale in target.rglob('.*.????????.tmp'):  # write_whole's, of a process that was killed
             stale.unlink()
         utils.write_json(settings, file)

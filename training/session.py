@@ -5,8 +5,8 @@ import time
 from tqdm import tqdm
 
 import meta
-import utils
 from dataset import training_loader
+from storage.jobs import Interrupt, Interrupted, claim
 from training import pretrained
 from training.command import decode_data, open_data, plan
 from training.distributed import (
@@ -32,7 +32,7 @@ def run(make_training, args, dataset, save, init) -> None:
     DataError before the first step for what can't be; however it ends, last.pth can be resumed."""
     with process_group(args.ctx) as device, contextlib.ExitStack() as stack:
         name, entry, recipe, folder, weights, init = on_rank_zero(plan, args, dataset, save, init)
-        on_rank_zero(lambda: stack.enter_context(utils.claim(folder)) and None)
+        on_rank_zero(lambda: stack.enter_context(claim(folder)) and None)
         train, val = rank_zero_first(open_data, name, entry)
         pair_lists = {}  # of rank 0, which validates
         wanted = [*args.validate, *([] if val or not entry['val_root'] else [entry['val_root']])]
@@ -60,7 +60,7 @@ def run(make_training, args, dataset, save, init) -> None:
         introduce(training, name, train, val, (first, last), folder, weights if exact else None)
         if init:
             pretrained.set_centres(training, train)
-        interrupt = stack.enter_context(utils.Interrupt(insistent=launched()))
+        interrupt = stack.enter_context(Interrupt(insistent=launched()))
         validation = (val, pair_lists) if val or wanted else None
         Session(training, loader, validation, last, folder, interrupt).train()
 
@@ -98,7 +98,7 @@ class Session:
         except DataError:
             self.save()
             raise
-        except utils.Interrupted as signal:
+        except Interrupted as signal:
             self.save()
             raise raised_by_all(UserError(
                 f'{signal} after step {self.training.step}: saved; --resume continues from '
@@ -117,7 +117,7 @@ class Session:
         for images, labels, ages, sizes, unreadable, signal in lockstep(
                 self.loader, self.interrupt, recipe.accumulate):
             if signal:
-                raise raised_by_all(utils.Interrupted(signal))
+                raise raised_by_all(Interrupted(signal))
             if unreadable:
                 self.leave_out(unreadable)
             training.iterate(images, labels, ages, sizes)

@@ -13,6 +13,7 @@ from evaluation.metrics import decision, people_report, percentiles, verificatio
 from evaluation.pairs import check_pairs
 from evaluation.rates import check_finite as check_finite_features
 from evaluation.rates import cosines
+from storage.jobs import Interrupted
 from training.distributed import on_rank_zero, raised_by_all
 from utils import DataError, UserError
 
@@ -78,7 +79,7 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
         features = extract(training.model.eval(), batches(), training.device,
                            bf16=training.network.bf16)
         check_finite_features(features['embedding'])
-    except (DataError, utils.Interrupted):
+    except (DataError, Interrupted):
         raise
     except ValueError as error:
         raise UserError(f'step {training.step}: {val.root}: {error}: last.pth is from before: '
