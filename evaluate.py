@@ -20,8 +20,8 @@ ctx is a GPU's number, -1 the CPU (and where a comparison names none). What is l
     folder    <identity>/<image with the age in its name>; or the name of an entry of meta.py, whose
               val_root (else train_root) is read
 
-Images are aligned to 112 high × 96 wide; of 112×112 images 8 columns are dropped on either side.
-Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
+Faces are aligned, 112 high and 96 or 112 wide; a network of 96 columns sees the middle of a wider
+one. Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
 results.json and pictures in DIR, by default eval/<benchmark>-<hash of the weights> beside the
 weights. Features are kept in DIR/cache: a second report on the same faces is immediate.
 """
