@@ -20,8 +20,8 @@ ctx is a GPU's number, -1 the CPU (and where a comparison names none). What is l
     folder    <identity>/<image with the age in its name>; or the name of an entry of meta.py, whose
               val_root (else train_root) is read
 
-Images are aligned to 112 high × 96 wide; of 112×112 images 8 columns are dropped on either side.
-Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
+Faces are aligned, 112 high and 96 or 112 wide; a network of 96 columns sees the middle of a wider
+one. Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
 results.json and pictures in DIR, by default eval/<benchmark>-<hash of the weights> beside the
 weights. Features are kept in DIR/cache: a second report on the same faces is immediate.
 """
@@ -41,7 +41,6 @@ import meta
 import utils
 from dataset import check_entry
 from evaluation import lists, pictures, protocols
-from evaluation.aligning import align_files
 from evaluation.extraction import FEATURES, extract_files
 from evaluation.listfile import write_pairs
 from evaluation.pairs import check_pairs
@@ -115,9 +114,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)
     _claim(out, hashes)
     faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
-    listed, alignment = _aligned(args, listed, faces)
-    if distractors and args.align:
-        distractors, _ = align_files(distractors, distractors, faces, os.cpu_count())
+    alignment = None
+    if args.align:
+        listed, distractors, alignment = _aligned(args, listed, distractors, faces)
     reports, evidence = zip(*(measure(args, model, info, listed, distractors, device, out / 'cache')
                               for model, info in models), strict=True)
     versions = {'python': platform.python_version(), 'torch': torch.__version__,
@@ -158,11 +157,11 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
         listed, drawn = protocols.morph_subjects(lists.morph(args.path), args.subjects, args.seed)
         return listed, drawn, f'morph-{args.subjects}'
     if args.benchmark != 'folder':
-        stem = f'-{Path(args.path).stem}' if args.benchmark in ('bin', 'pairs') else ''
-        listed = READERS[args.benchmark](args.path)
-        if listed.pairs:
+        listed, name = READERS[args.benchmark](args.path), args.benchmark
+        if name in ('bin', 'pairs'):  # the published lists are as they are
             check_pairs(listed.pairs, listed.names, args.path)
-        return listed, None, args.benchmark + stem
+            name += f'-{Path(args.path).stem}'
+        return listed, None, name
     entry, path = getattr(meta, args.path, None), args.path
     if isinstance(entry, dict) and not Path(path).is_dir():
         check_entry(args.path, entry, meta.age_cutoffs)
@@ -180,15 +179,15 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
     return lists.folder(path, pat, pos), None, f'folder-{Path(path).resolve().name}'
 
 
-def _aligned(args, listed, folder):
-    """The images with the faces of their photographs in their place, and what was found; the images
-    themselves where they are aligned."""
-    if not args.align:
-        return listed, None
+def _aligned(args, listed, distractors, folder):
+    """Both with the faces of their photographs in their place, and in how many none was found."""
+    from evaluation.aligning import align_files  # what finds faces is an extra requirement
     if isinstance(listed.sources[0], bytes):
         raise utils.UserError(f'{args.path}: --align is for photographs, not for faces in shards')
     sources, found = align_files(listed.sources, listed.names, folder, os.cpu_count())
-    return listed._replace(sources=sources), found
+    if distractors:
+        distractors, _ = align_files(distractors, distractors, folder, os.cpu_count())
+    return listed._replace(sources=sources), distractors, found
 
 
 def measure(args, model, info, listed, distractors, device, cache):

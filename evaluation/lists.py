@@ -16,6 +16,7 @@ from evaluation.listfile import is_header, locate, pair_of, read_lines, root_of
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
 from storage import files
+from storage.images import some
 from utils import DataError
 
 # 001A43a.JPG: subject 1 at 43, the second picture
@@ -218,8 +219,10 @@ def _named(path, pattern, shape, fields, images=None, people=None):
     subjects, ages = zip(*(fields(match) for match, _ in found), strict=True)
     names, labels = np.unique(np.array(subjects, int), return_inverse=True)
     if images is not None and (len(found), len(names)) != (images, people):
+        absent = [str(number) for number in range(1, people + 1) if number not in names]
         raise DataError(f'{path}: {len(found)} images of {len(names)} people named {shape}; '
-                        f'the published set has {images} of {people}')
+                        f'the published set has {images} of {people}'
+                        + (f'; no image of subject {some(absent)}' if absent else ''))
     paths = [file for _, file in found]
     return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32))
 
