@@ -134,6 +134,10 @@ def make(args: argparse.Namespace) -> None:
         raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder'
                               if Path(source).exists() else
                               f'{source}: no such folder{seen_from(source)}')
+    packs = sorted(Path(source).glob('*.rec'))
+    if packs:
+        raise utils.UserError(f'{source} holds {packs[0].name}, not photographs: '
+                              f'python3 prepare.py {packs[0]} {target}')
     settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat,
                 'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks, 'face': args.face,
                 'size': args.size, 'keep_names': args.keep_names}

@@ -1,4 +1,5 @@
 """Ages that nobody wrote down, estimated from the face."""
+import contextlib
 import functools
 import importlib.resources
 import json
@@ -136,8 +137,9 @@ def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 
     Raises UserError or DataError where that can't be.
     """
     tool = estimator(dex)  # what is missing is said here, and not by each process
-    years = each(_estimate, paths, tool, functools.partial(estimator, dex), workers)
-    return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
+    make = functools.partial(estimator, dex)
+    with contextlib.closing(each(_estimate, paths, tool, make, workers)) as years:
+        return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
 
 
 def table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[float]) -> str:

@@ -1,4 +1,5 @@
 """The job: SOURCE listed, TARGET brought up to date, the rest converted by several processes."""
+import contextlib
 import functools
 from collections import Counter
 
@@ -25,8 +26,8 @@ def run(converter: Converter, settings: dict, people: str, workers: int,
     done = {} if converter.keep_names else report.done()
     todo = [photograph for photograph in numbered(found, done)
             if photograph.relative not in report.rows]
-    outcomes = each(Converter.convert, todo, converter,
-                    functools.partial(Converter, **settings), workers)
-    report.add_all(progress(outcomes, settings['source'], len(todo), unit=' photographs'))
+    make = functools.partial(Converter, **settings)
+    with contextlib.closing(each(Converter.convert, todo, converter, make, workers)) as outcomes:
+        report.add_all(progress(outcomes, settings['source'], len(todo), unit=' photographs'))
     report.rewrite()
     return changes

@@ -2,6 +2,7 @@
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,16 +19,21 @@ def each(work: Callable, items: Sequence, tool: object, make: Callable[[], objec
 
     Of several processes, each uses a tool of its own, make(); `work` and `make` must be picklable.
     SIGINT and SIGTERM are for this process to act on: the others ignore them, and end with it.
-    Raises UserError where one of them ends by itself.
+    Close it to stop before the end. Raises UserError where a process ends by itself.
     """
     workers = min(workers, len(items))
     if workers <= 1:
         yield from (work(tool, item) for item in items)
         return
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (make,))
+    size = max(1, min(16, len(items) // (4 * workers)))
+    pool, waiting = ProcessPoolExecutor(workers, get_context('spawn'), _start, (make,)), deque()
     try:
-        chunk = max(1, min(16, len(items) // (4 * workers)))
-        yield from pool.map(_Work(work), items, chunksize=chunk)
+        for start in range(0, len(items), size):
+            waiting.append(pool.submit(_work, work, items[start:start + size]))
+            if len(waiting) == 4 * workers:  # enough to do for all, little to wait for at a stop
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError('a process ended by itself, perhaps out of memory: fewer --workers; '
                         'the same command goes on from here') from None
@@ -35,12 +41,8 @@ def each(work: Callable, items: Sequence, tool: object, make: Callable[[], objec
         pool.shutdown(cancel_futures=True)
 
 
-class _Work:
-    def __init__(self, work):
-        self.work = work
-
-    def __call__(self, item):
-        return self.work(tool_here, item)
+def _work(work, items):
+    return [work(tool_here, item) for item in items]
 
 
 def _start(make):

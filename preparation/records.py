@@ -175,11 +175,15 @@ class State:
         batches = [(records.keys[part], records.offsets[part], records.labels[part], wanted[part])
                    for part in (todo[start:start + BATCH] for start in range(0, len(todo), BATCH))]
         make = functools.partial(Look, records.file.path, estimates, dex)
-        looked = (one for part in each(Look.look, batches, make(), make, workers) for one in part)
         self._write()
+        with contextlib.closing(each(Look.look, batches, make(), make, workers)) as looked:
+            self._add(progress(todo.tolist(), records.file.path, len(todo), unit=' images'),
+                      itertools.chain.from_iterable(looked))
+        self._write()
+
+    def _add(self, places, looked):
         with Interrupt() as interrupt, open(self.path, 'a', newline='', encoding='utf-8') as file:
             writer = csv.writer(file)
-            places = progress(todo.tolist(), records.file.path, len(todo), unit=' images')
             for place, (age, wrong) in zip(places, looked, strict=True):
                 self.estimated[place], self.looked[place] = age, True
                 if wrong:
@@ -188,7 +192,6 @@ class State:
                 if interrupt.received:
                     raise UserError(f'{interrupt.received}: stopped; the same command goes on from '
                                     'here')
-        self._write()
 
     def ages(self) -> np.ndarray:
         """Ages in years (n,), nan where an image is left out."""

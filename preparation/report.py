@@ -46,13 +46,16 @@ def digest(data: bytes) -> str:
 def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
     """Holds TARGET for this process and writes `settings` down there.
 
-    Raises UserError where it is in use, or holds what was not made with these settings.
+    Raises UserError where it is in use, or holds what was not made with these settings. Sources of
+    ages may be added to those before.
     """
     target = Path(target)
     file = target / 'prepare.json'
     if file.exists():
         try:
             before = BEFORE | json.loads(file.read_text())
+            if set(before['ages']) <= set(settings['ages']):
+                before['ages'] = settings['ages']
             changed = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{file} is damaged: remove it to go on with the options of this '

@@ -74,19 +74,20 @@ class Table:
         for relative, person in photographs:
             example = example or (person if self.key == 'person' else relative)
             row = self._row(relative, person)
+            if row is not None and self.key == 'person':
+                return
             if row is not None:
                 paths.setdefault(row, []).append(relative)
         if not paths:
             raise DataError(f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
                             f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
                             f'write each {self.key} as it is there')
-        if self.key == 'path':
-            several = {row: fits for row, fits in paths.items() if len(fits) > 1}
-            if several:
-                row, fits = next(iter(several.items()))
-                raise DataError(f'{self.kind}: {len(several)} bare name(s) fit several '
-                                f'photographs: {some([row])} fits {some(fits)}: '
-                                f'write paths below {self.source}, as {fits[0]!r}')
+        several = {row: fits for row, fits in paths.items() if len(fits) > 1}
+        if several:
+            row, fits = next(iter(several.items()))
+            raise DataError(f'{self.kind}: {len(several)} bare name(s) fit several photographs: '
+                            f'{some([row])} fits {some(fits)}: '
+                            f'write paths below {self.source}, as {fits[0]!r}')
 
     def age(self, relative: str, person: str | None, image: Image.Image | str) -> int:
         """Age in whole years of a photograph, by its path or its person. Raises ValueError.

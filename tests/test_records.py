@@ -311,7 +311,9 @@ def test_an_image_of_another_identity_is_refused(tmp_path, bright):
 def test_another_file_or_other_ages_need_another_target(source, tmp_path, bright):
     command(source, tmp_path / 'out')
     with pytest.raises(UserError, match='begun with another ages'):
-        command(source, tmp_path / 'out', '--ages', 'estimate', tmp_path / 'x.csv')
+        command(source, tmp_path / 'out', '--ages', tmp_path / 'x.csv')
+    with pytest.raises(UserError, match='holds train.rec, not photographs'):
+        command(source.parent, tmp_path.parent / 'faces')
     with_identities(source, people=[2, 2]).write(2)
     with pytest.raises(UserError, match='begun with another size and time'):
         command(source, tmp_path / 'out')

@@ -159,3 +159,13 @@ def test_killed_between_a_rename_and_the_report(source):
     write_ages(source, b=63)
     job(source)
     assert faces(source) == ['000_20.jpg', '001_63.jpg', '002_40.jpg']
+
+
+def test_a_table_of_corrections_is_added(source):
+    """What was asked before is still asked; a source that is left out needs another TARGET."""
+    (source / 'fix.csv').write_text('path,age\nA/b.png,63\n')
+    command(source / 'source', source / 'target', '--landmarks', source / 'points.csv',
+            '--ages', source / 'fix.csv', source / 'ages.csv')
+    assert faces(source) == ['000_20.jpg', '001_63.jpg', '002_40.jpg']
+    with pytest.raises(UserError, match='begun with another ages'):
+        job(source)
