@@ -163,12 +163,3 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     Log(tmp_path, 20).close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
     assert list(tmp_path.glob('events*'))
-
-
-def test_interrupt_waits_for_the_step():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with utils.Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupt.received == 'SIGTERM'
-        assert signal.getsignal(signal.SIGTERM) == before[0], 'a second one must end the process'
-    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
