@@ -1,13 +1,19 @@
+"""What several test files share: the tiny recipe, the drawn data set, a run of a program."""
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 TINY = ['layers=(0,0,0,1)', 'widths=(4,8,8,16)', 'dim=16', 'batch_size=8']
+# the paper's alternation from the first step on: of five steps the last two are the adversary's
+PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)',
+          'game=(0.,0.)', 'read_age=0.')
 
 
 def tiny(**values):
@@ -16,9 +22,44 @@ def tiny(**values):
     return replace(small.override(pair.split('=') for pair in TINY), **values)
 
 
+def python(folder, *line, text=True, **options):
+    """`python3 line…` in `folder`, awaited: its exit status and what it wrote."""
+    return subprocess.run([sys.executable, *map(str, line)], cwd=folder, capture_output=True,
+                          text=text, **options)
+
+
+def command_line(save, *line, settings=()):
+    """sys.argv of `main.py line…` on the dict meta.here, with a tiny network."""
+    return ['main.py', *map(str, line), '--dataset', 'here', '--save', str(save),
+            '--recipe', 'small', '--set', *TINY, *settings]
+
+
+def state_dict_of(file):
+    """The weights in a weights file or a state."""
+    return torch.load(file, weights_only=True)['model']
+
+
+def same(a, b):
+    """Whether two states are equal to the last bit, at every depth."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def log_rows(save):
+    """The rows of the log of a run, without its speed."""
+    from training.log import read_log
+    return [{key: value for key, value in row.items() if key != 'images_per_s'}
+            for row in read_log(save / 'log.jsonl')]
+
+
 @pytest.fixture(scope='session')
 def drawn(tmp_path_factory):
-    """A small data set of drawn faces: 8 people of 5 images to train on, 6 others of 6 to validate."""
+    """A data set of drawn faces: 8 people of 5 images to train on, 6 others of 6 to validate."""
     import synthetic
     root = tmp_path_factory.mktemp('faces') / 'drawn'
     synthetic.make(root, people=8, val_people=6, images=5, val_images=6, progress=False)
@@ -27,9 +68,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def weights(drawn, tmp_path_factory):
-    """A weights file of a tiny network that saw `drawn` for no step at all, its validation included."""
-    import torch
-
+    """A weights file of a tiny network after no step at all, with its validation on `drawn`."""
     import main
     import meta
     from dataset import Faces, evaluation_loader
@@ -47,23 +86,52 @@ def weights(drawn, tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def entry(drawn):
     """The meta.py dict of `drawn`."""
     return {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.',
             'pos': 1, 'n_cls': 8}
 
 
+@pytest.fixture(scope='session')
+def others(entry):
+    """The meta.py dict of other people to train on: the six that validate in `drawn`."""
+    return entry | {'train_root': entry['val_root'], 'val_root': None, 'n_cls': 6}
+
+
 @pytest.fixture
 def train(entry, tmp_path, monkeypatch):
-    """Runs main.py in this process on `entry`: train('-1', '2', '--save', …) with a tiny network; returns the save folder."""
+    """Runs main.py in this process, by default on `entry` into tmp_path/run.
+
+    train(-1, 2, '--resume') trains a tiny network as that command line does; it returns the
+    folder that it saved to.
+    """
     import main
     import meta
 
     def run(*line, save=tmp_path / 'run', settings=(), data=None):
         monkeypatch.setattr(meta, 'here', entry if data is None else data, raising=False)
-        monkeypatch.setattr(sys, 'argv', ['main.py', *map(str, line), '--dataset', 'here', '--save', str(save), '--recipe', 'small',
-                                          '--set', *TINY, *settings])
+        monkeypatch.setattr(sys, 'argv', command_line(save, *line, settings=settings))
         main.run(main.arguments())
         return Path(save)
     return run
+
+
+@pytest.fixture(scope='session')
+def one_rank(tmp_path_factory):
+    """What one process computes on whole batches, by whether it computes in float64."""
+    from processes import KINDS, run_steps
+    folder = tmp_path_factory.mktemp('one')
+    return {double: run_steps(folder / str(double), 0, KINDS, double=double)
+            for double in (False, True)}
+
+
+@pytest.fixture(scope='session')
+def undisturbed(entry, tmp_path_factory):
+    """The folder of two ranks that train for three epochs, and that nothing disturbs."""
+    from processes import job
+    folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+    statuses, said = job(2, entry, folder, 3)
+    assert statuses == [0, 0], said
+    assert 'on 2 × cpu' in said[0] and said[0].count('epoch ') == 3 and not said[1]
+    return folder

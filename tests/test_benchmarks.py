@@ -1,4 +1,4 @@
-"""The benchmarks run to their end on a tiny network; what they measure is not looked at."""
+"""The benchmarks run to their end on a tiny network; what they measure is not checked."""
 import pytest
 import torch
 from conftest import ROOT, TINY, tiny
@@ -12,7 +12,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)  # an arm takes one
+    torch.set_num_threads(threads)  # an arm sets it to one
 
 
 @pytest.mark.parametrize('arm', ['identity only', 'ours'])
@@ -31,7 +31,8 @@ def test_trainers_and_their_convolutions(drawn):
     import speed
     faces = Faces(drawn / 'train', meta.demo['pat'], meta.demo['pos'])
     recipe = tiny()
-    changed = [parts.variant(faces, name, recipe, -1) for name in ('', *parts.VARIANTS) if name != 'compiled']  # which takes a compiler
+    changed = [parts.variant(faces, name, recipe, -1) for name in ('', *parts.VARIANTS)
+               if name != 'compiled']  # which takes a compiler
     for trainer in (speed.Conventional(faces, recipe, -1), *changed):
         trainer.step('min')
     speed.convolutions(changed[0].training, 8, torch.device('cpu'))()

@@ -16,7 +16,8 @@ def variates(n=200, seed=0):
 def test_correlation_is_numpys():
     for seed in range(20):
         a, b = variates(30, seed)
-        assert dal.canonical_correlation(a, b).item() == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+        expected = np.corrcoef(a, b)[0, 1]
+        assert dal.canonical_correlation(a, b).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, 7., 1e12, 1e30])
@@ -58,7 +59,8 @@ def test_correlation_is_float32_under_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         rho = dal.canonical_correlation(a.bfloat16(), b.bfloat16())
     assert rho.dtype == torch.float32
-    assert rho.item() == pytest.approx(np.corrcoef(a.bfloat16().float(), b.bfloat16().float())[0, 1], abs=1e-6)
+    expected = np.corrcoef(a.bfloat16().float(), b.bfloat16().float())[0, 1]
+    assert rho.item() == pytest.approx(expected, abs=1e-6)
 
 
 def correlated_features(n=4096, dim=24, seed=0):
@@ -75,7 +77,8 @@ def correlated_features(n=4096, dim=24, seed=0):
 
 @pytest.mark.parametrize('seed', range(3))
 def test_ascent_reaches_the_first_canonical_correlation(seed):
-    """On badly conditioned features of many more faces than dimensions, with the recipe's own rate and the loop's own function."""
+    """On badly conditioned features of many more faces than dimensions, with the recipe's rate and
+    the function that training calls."""
     x, y = correlated_features(seed=seed)
     best = dal.first_canonical_correlation(x, y)[0].item()
     assert best > 0.5
@@ -95,9 +98,10 @@ def test_first_canonical_correlation_of_known_mixtures():
     y = torch.randn(len(x), 5, generator=torch.Generator().manual_seed(9))
     noise = dal.first_canonical_correlation(x, y)[0]
     assert noise < 0.15
-    rho, w_x, w_y = dal.first_canonical_correlation(x, torch.cat([y, x[:, :1] * 1e-6], 1))
+    mixed = torch.cat([y, x[:, :1] * 1e-6], 1)
+    rho, w_x, w_y = dal.first_canonical_correlation(x, mixed)
     assert rho > 0.999
-    assert dal.canonical_correlation(x.double() @ w_x, torch.cat([y, x[:, :1] * 1e-6], 1).double() @ w_y).abs() > 0.999
+    assert dal.canonical_correlation(x.double() @ w_x, mixed.double() @ w_y).abs() > 0.999
     assert dal.first_canonical_correlation(x, torch.zeros(len(x), 3))[0] == 0
 
 
@@ -107,29 +111,35 @@ def test_ascend_leaves_no_gradient_in_features():
     before = [w.clone() for w in mapping.parameters()]
     dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), .01, maximize=True), x, y)
     assert x.grad is None and y.grad is None
-    assert all((w != old).any() for w, old in zip(mapping.parameters(), before))
+    assert all((w != old).any() for w, old in zip(mapping.parameters(), before, strict=True))
 
 
 def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
-    """Against numpy on all faces at once, and against what one batch of fewer faces than features would say."""
+    """Against numpy on all faces at once. Each batch has fewer faces than features, so that no
+    batch alone could tell."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(6400, 24)) @ rng.normal(size=(24, 24)) + 5
     age = 40 + 9 * (x[:, :1] - x[:, 1:2]) + 40 * rng.normal(size=(6400, 1))
     mapping = dal.CanonicalMapping(24, 1)
     for batch in range(400):
         part = slice(16 * batch, 16 * (batch + 1))
-        dal.solve(mapping, torch.from_numpy(x[part]).float(), torch.from_numpy(age[part]).float(), memory=.99)
+        dal.solve(mapping, torch.from_numpy(x[part]).float(), torch.from_numpy(age[part]).float(),
+                  memory=.99)
     covariance = np.cov(x.T)
-    ridge = np.linalg.solve(covariance + dal.RIDGE * np.diag(np.diag(covariance)), np.cov(x.T, age.T)[:24, 24])
+    ridge = np.linalg.solve(covariance + dal.RIDGE * np.diag(np.diag(covariance)),
+                            np.cov(x.T, age.T)[:24, 24])
     assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > .97
-    assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5) and not any(p.requires_grad for p in mapping.parameters())
+    assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5)
+    assert not any(p.requires_grad for p in mapping.parameters())
 
 
 def test_solve_ignores_dead_features_and_a_variate_without_variance():
-    mapping, x = dal.CanonicalMapping(4, 1), torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    mapping = dal.CanonicalMapping(4, 1)
     x[:, 2] = 0
     dal.solve(mapping, x, 30 + 5 * x[:, :1], memory=.5)
-    assert mapping.w_id[2] == 0 and dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > .95
+    assert mapping.w_id[2] == 0
+    assert dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > .95
     before, after = dal.solve(dal.CanonicalMapping(4, 1), x, torch.full((32, 1), 30.), memory=.5)
     assert before == after == 0
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import log_rows, tiny
 from processes import join, launch
 
 import backbones
@@ -15,7 +15,6 @@ import utils
 from dataset import Faces
 from training import distributed, pretrained
 from training.checkpoint import load_weights
-from training.log import read_log
 from training.recipe import finetune, paper
 from training.schedule import parameter_groups
 
@@ -107,19 +106,13 @@ def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, s
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
 
 
-def lines_of(folder):
-    return [{k: v for k, v in row.items() if k != 'images_per_s'}
-            for row in read_log(folder / 'log.jsonl')]
-
-
 FINETUNE = ('--recipe', 'finetune')
 
 
 @pytest.fixture
-def first(train, entry, drawn, tmp_path):
+def first(train, others, tmp_path):
     """A backbone of ours, trained on other drawn people."""
-    other = entry | {'train_root': str(drawn / 'val'), 'val_root': None, 'n_cls': 6}
-    return train(-1, 2, save=tmp_path / 'first', data=other) / 'epoch_002.pth'
+    return train(-1, 2, save=tmp_path / 'first', data=others) / 'epoch_002.pth'
 
 
 def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
@@ -128,7 +121,7 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
     folder = train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine')
     said = capsys.readouterr().out
     assert 'epoch 0/2' in said and 'epoch 2/2' in said and 'before training → best.pth' in said
-    rows = [row for row in lines_of(folder) if row['kind'] == 'epoch']
+    rows = [row for row in log_rows(folder) if row['kind'] == 'epoch']
     assert [row['epoch'] for row in rows] == [0, 1, 2] and rows[0]['step'] == 0 and rows[0]['best']
     before, info = load_weights(folder / 'best.pth')
     assert 'AUC' in said and info.epoch in (0, 2)
@@ -158,7 +151,7 @@ def test_a_run_resumed_within_the_freeze_is_the_run(train, first, tmp_path):
                       settings=settings)
     a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
     assert not moved(a['model'], b['model']) and not moved(a['mapping'], b['mapping'])
-    assert lines_of(whole) == lines_of(parts)
+    assert log_rows(whole) == log_rows(parts)
 
 
 def published(tmp_path, name='mobilefacenet'):
@@ -215,7 +208,7 @@ def test_validation_on_lists_of_pairs(train, entry, drawn, tmp_path, capsys):
     beside = train(-1, 1, '--validate', pairs, save=tmp_path / 'a')
     alone = train(-1, 1, save=tmp_path / 'b', data=entry | {'val_root': str(pairs)})
     for folder in (beside, alone):
-        row = lines_of(folder)[-1]
+        row = log_rows(folder)[-1]
         assert 0 <= row['val_drawn_accuracy'] <= 1 and (folder / 'best.pth').exists()
         assert ('val_rank1' in row) == (folder == beside)
     assert row['val_auc'] == row['val_drawn_auc'] and ' drawn 0.' in capsys.readouterr().out

@@ -1,11 +1,10 @@
-"""The networks: shapes of the paper, CosFace against another implementation, loading in other people's scripts."""
+"""The networks: the paper's shapes, margins against another implementation, loading in other
+people's scripts."""
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python
 from torch import nn
 
 from model import (
@@ -24,14 +23,16 @@ TINY = {'layers': [0, 0, 0, 1], 'widths': [4, 8, 8, 16], 'dim': 16}
 
 
 def faces(n=4, seed=0):
-    return torch.randint(0, 256, (n, 3, 112, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 112, 96), dtype=torch.uint8, generator=generator)
 
 
 def test_default_backbone_is_the_papers_64_layers():
     backbone = Backbone()
     convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 64 and all(conv.kernel_size == (3, 3) for conv in convolutions)
-    assert [conv.out_channels for conv in convolutions if conv.stride == (2, 2)] == [64, 128, 256, 512]
+    strided = [conv.out_channels for conv in convolutions if conv.stride == (2, 2)]
+    assert strided == [64, 128, 256, 512]
     assert backbone.eval()(normalize(faces(1))).shape == (1, 512)
 
 
@@ -67,7 +68,8 @@ def test_cosface_is_pytorch_metric_learnings():
 def test_margin_only_with_labels():
     head, features, labels = CosFace(16, 5), torch.randn(3, 16), torch.tensor([4, 0, 2])
     difference = head(features) - head(features, labels)
-    torch.testing.assert_close(difference, 64 * .35 * nn.functional.one_hot(labels, 5), rtol=1e-4, atol=1e-4)
+    expected = 64 * .35 * nn.functional.one_hot(labels, 5)
+    torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_parameter_gets_a_gradient():
@@ -75,7 +77,8 @@ def test_every_parameter_gets_a_gradient():
     model = DALModel(Backbone(**TINY), 5)
     x_age, x_id, logits, age_logits = model(faces(8), torch.arange(8) % 5)
     (logits.square().mean() + age_logits.square().mean() + x_age.mean()).backward()
-    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not [name for name, parameter in model.named_parameters()
+                if parameter.grad is None or not parameter.grad.any()]
 
 
 def test_embedding_is_x_id_of_face_and_mirror():
@@ -89,11 +92,13 @@ def test_embedding_is_x_id_of_face_and_mirror():
 
 
 class Flat(nn.Module):
-    """A backbone of somebody else's: 24 features, and a layer that can't do a batch of one in train mode."""
+    """A backbone of somebody else's: 24 features, and a layer that can't do a batch of one in train
+    mode."""
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24))
+        self.layers = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 6, 24),
+                                    nn.BatchNorm1d(24))
 
     def forward(self, images):
         return self.layers(images)
@@ -105,7 +110,8 @@ def test_any_backbone_can_stand_in(tmp_path):
     torch.save({'model': model.state_dict(), 'backbone': None}, tmp_path / 'w.pth')
     with pytest.raises(ValueError, match='pass it as backbone='):
         DALModel.load(tmp_path / 'w.pth')
-    torch.testing.assert_close(DALModel.load(tmp_path / 'w.pth', Flat()).embed(faces()), model.eval().embed(faces()))
+    loaded = DALModel.load(tmp_path / 'w.pth', Flat())
+    torch.testing.assert_close(loaded.embed(faces()), model.eval().embed(faces()))
 
 
 def test_load_refuses_other_files(tmp_path):
@@ -116,12 +122,18 @@ def test_load_refuses_other_files(tmp_path):
 
 def test_backbone_from_another_script_needs_torch_alone(tmp_path):
     model = DALModel(Backbone(**TINY), 5)
-    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config}, tmp_path / 'w.pth')
+    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config},
+               tmp_path / 'w.pth')
     (tmp_path / 'model.py').write_text((ROOT / 'model.py').read_text())
-    script = ('import sys, torch\nfrom model import Backbone, normalize\nbackbone = Backbone.load("w.pth")\n'
-              'print(tuple(backbone(normalize(torch.zeros(2, 3, 112, 96))).shape), backbone.training)\n'
-              'print([name for name in ("torchvision", "PIL", "matplotlib", "main", "dal") if name in sys.modules])')
-    output = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    script = (
+        'import sys, torch\n'
+        'from model import Backbone, normalize\n'
+        'backbone = Backbone.load("w.pth")\n'
+        'embeddings = backbone(normalize(torch.zeros(2, 3, 112, 96)))\n'
+        'print(tuple(embeddings.shape), backbone.training)\n'
+        'others = "torchvision", "PIL", "matplotlib", "main", "dal"\n'
+        'print([name for name in others if name in sys.modules])\n')
+    output = python(tmp_path, '-c', script, check=True).stdout
     assert output.splitlines() == ['(2, 16) False', '[]']
 
 
@@ -187,8 +199,8 @@ def test_arcface_is_pytorch_metric_learnings():
 
 @pytest.mark.parametrize('head', [CosFace, ArcFace])
 def test_accuracy_is_counted_on_cosines(head):
-    """Adding s·m to the margin's logit is right for CosFace alone: of ArcFace at m = .5 it made .690
-    where .632 is true."""
+    """Adding s·m to the margin's logit is right for CosFace alone: for ArcFace at m = .5 it counted
+    .690 where .632 is true."""
     torch.manual_seed(0)
     head, centres = head(8, 40, 64., .5), torch.randn(40, 8)
     head.weight.data, labels = centres, torch.arange(4000) % 40
@@ -206,7 +218,8 @@ def test_accuracy_is_counted_on_cosines(head):
 @pytest.mark.parametrize('images, message', [
     (torch.zeros(2, 112, 96, 3), 'channels last'), (torch.zeros(2, 3, 96, 112), 'aligned'),
     (torch.zeros(3, 112, 96), 'aligned'), (torch.rand(2, 3, 112, 96), '0 to 255'),
-    (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'), (torch.full((2, 3, 112, 96), 256.), '0 to 255')])
+    (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'),
+    (torch.full((2, 3, 112, 96), 256.), '0 to 255')])
 def test_embed_refuses_what_are_not_pixels(images, message):
     with pytest.raises(ValueError, match=message):
         DALModel(Backbone(**TINY), 5).eval().embed(images)

@@ -1,11 +1,9 @@
 """The whole job of prepare.py and its report."""
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, python
 from photographs import (
     Forty,
     bad_files,
@@ -27,7 +25,6 @@ from preparation.source import find, numbered
 from storage.images import kinds
 from utils import UserError
 
-ROOT = Path(__file__).parent.parent
 ODD = [
     'plain', 'with, comma', 'new\nline', ' space ', 'Zoë 李 🙂', 'per%cent "quote"', "it's",
     '-dash', os.fsdecode(b'not\xff utf8')
@@ -240,9 +237,7 @@ def test_pattern_of_ones_own(tmp_path):
 
 
 def test_one_line_on_the_command_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / 'prepare.py', tmp_path / 'nowhere', tmp_path / 'target'],
-        capture_output=True, text=True, check=False)
+    done = python(tmp_path, ROOT / 'prepare.py', tmp_path / 'nowhere', tmp_path / 'target')
     assert done.returncode == 1
     assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
     assert not (tmp_path / 'target').exists()
@@ -365,10 +360,10 @@ def test_terminals_that_are_not_utf8(tmp_path):
     points = photograph(tmp_path / 'source/Zoë/a_30.png')
     points_csv(tmp_path / 'points.csv', {'a_30.png': points})
     for encoding in ('ascii', 'gbk', 'cp1251'):
-        line = [sys.executable, ROOT / 'prepare.py', tmp_path / 'source', tmp_path / odd,
-                '--ages', 'plain', '--landmarks', tmp_path / 'points.csv', '--workers', '1']
-        done = subprocess.run(line, capture_output=True, check=False,
-                              env=os.environ | {'PYTHONIOENCODING': encoding})
+        done = python(
+            tmp_path, ROOT / 'prepare.py', tmp_path / 'source', tmp_path / odd, '--ages', 'plain',
+            '--landmarks', tmp_path / 'points.csv', '--workers', '1', text=False,
+            env=os.environ | {'PYTHONIOENCODING': encoding})
         assert done.returncode == 0 and done.stderr == b''
         assert b'1 faces of 1 people' in done.stdout
     assert (tmp_path / odd / 'Zoë/000_30.jpg').exists()

@@ -1,4 +1,5 @@
-"""Files whole or not at all, checkpoints that run nothing, recipe values, schedule, log."""
+"""Files that are whole or not there, checkpoints that run no code, recipe values, schedule, log.
+"""
 import json
 import pickle
 import signal
@@ -21,12 +22,19 @@ from training.schedule import split_weight_decay, warmup_cosine
 
 
 def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
-    """kill −9 at many moments of a process that does nothing but save."""
-    script = ('import sys, torch; sys.path.insert(0, sys.argv[1]); from training.checkpoint import save_checkpoint\nfor k in range(10**9):\n'
-              '    save_checkpoint({"k": k, "model": torch.full((3_000_000,), float(k))}, sys.argv[2])\n    print(k, flush=True)')
+    """kill −9 at several moments of a process that does nothing but save."""
+    script = (
+        'import sys, torch\n'
+        'sys.path.insert(0, sys.argv[1])\n'
+        'from training.checkpoint import save_checkpoint\n'
+        'for k in range(10**9):\n'
+        '    state = {"k": k, "model": torch.full((3_000_000,), float(k))}\n'
+        '    save_checkpoint(state, sys.argv[2])\n'
+        '    print(k, flush=True)\n')
     file = tmp_path / 'last.pth'
     for attempt in range(6):
-        process = subprocess.Popen([sys.executable, '-c', script, str(ROOT), str(file)], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, '-c', script, str(ROOT), str(file)],
+                                   stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(.013 * attempt)
         process.send_signal(signal.SIGKILL)
@@ -53,8 +61,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize('content, message', [
-    (None, 'no such file'), (b'', 'read safely'), (b'junk' * 100, 'read safely'), (pickle.dumps(Hostile()), 'read safely'),
-    ({'layers': 1}, 'lacks model'), ([1, 2], 'lacks model')])
+    (None, 'no such file'), (b'', 'read safely'), (b'junk' * 100, 'read safely'),
+    (pickle.dumps(Hostile()), 'read safely'), ({'layers': 1}, 'lacks model'),
+    ([1, 2], 'lacks model')])
 def test_checkpoints_from_strangers(tmp_path, capfd, content, message):
     file = tmp_path / 'w.pth'
     if isinstance(content, bytes):
@@ -107,8 +116,10 @@ def test_values_that_can_not_be_are_named(setting):
 
 
 def test_a_recipe_outlives_its_values():
-    """That of an older file: what it lacks is the paper's, what is retired is left out."""
-    assert Recipe.of({'dim': 64, 'ascents': 5}) == replace(paper, dim=64) and Recipe.of(None) == paper
+    """In an older file: values that it lacks are the paper's, values that are no more are left out.
+    """
+    assert Recipe.of({'dim': 64, 'ascents': 5}) == replace(paper, dim=64)
+    assert Recipe.of(None) == paper
     assert Recipe.of(small.as_dict()) == small
 
 
@@ -118,14 +129,16 @@ def test_no_such_gpu():
 
 
 def test_warmup_cosine():
-    assert [warmup_cosine(p, .2) for p in (0, .1, .2, .6, 1, 1.5)] == pytest.approx([0, .5, 1, .5, 0, 0])
+    factors = [warmup_cosine(p, .2) for p in (0, .1, .2, .6, 1, 1.5)]
+    assert factors == pytest.approx([0, .5, 1, .5, 0, 0])
     assert warmup_cosine(0, 0) == 1
 
 
 def test_weight_decay_not_on_norms_and_biases():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     decayed, free = split_weight_decay(module, .1)
-    assert [p.shape for p in decayed['params']] == [(4, 3, 3, 3), (2, 4)] and decayed['weight_decay'] == .1
+    assert [p.shape for p in decayed['params']] == [(4, 3, 3, 3), (2, 4)]
+    assert decayed['weight_decay'] == .1
     assert len(free['params']) == 4 and free['weight_decay'] == 0
 
 
@@ -141,7 +154,8 @@ def test_mean():
 def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     log = Log(tmp_path, 0)
     for step in (10, 20, 30):
-        assert log.report('min', step, loss=float('nan') if step == 20 else 1.5) == {'loss': None if step == 20 else 1.5}
+        loss, written = (float('nan'), None) if step == 20 else (1.5, 1.5)
+        assert log.report('min', step, loss=loss) == {'loss': written}
     log.close()
     with open(log.path, 'a') as file:
         file.write('{"kind": "min", "st')
@@ -149,12 +163,3 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     Log(tmp_path, 20).close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
     assert list(tmp_path.glob('events*'))
-
-
-def test_interrupt_waits_for_the_step():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with utils.Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupt.received == 'SIGTERM'
-        assert signal.getsignal(signal.SIGTERM) == before[0], 'a second one must end the process as usual'
-    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))

@@ -1,46 +1,42 @@
-"""Trainings in forked processes, which start in milliseconds, and a signal to them at any moment wanted."""
+"""Trainings in forked processes, which start in milliseconds, and a signal to them at any moment.
+"""
 import contextlib
 import itertools
 import multiprocessing
 import os
-import sys
-import threading
 from pathlib import Path
 
 import torch
-from conftest import TINY
-from tqdm import tqdm
+from conftest import log_rows, same
+from processes import begin_child, run_main
 
 import main
-import meta
-import utils
 from training import session
-from training.log import Log, read_log
+from training.log import Log
 
-PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
-MOMENTS = {  # where a signal strikes: owner, function, after it or before
-    'in a step': (torch.nn.utils, 'clip_grad_norm_', True), 'between steps': (main.Training, 'iterate', True),
-    'half of a file': (torch, 'save', False), 'before fsync': (os, 'fsync', False), 'before the new name': (os, 'replace', False),
-    'after the new name': (os, 'replace', True), 'after a report': (Log, 'report', True), 'before validation': (session, 'validate', False),
+MOMENTS = {  # where a signal strikes: owner, function, whether after it
+    'in a step': (torch.nn.utils, 'clip_grad_norm_', True),
+    'between steps': (main.Training, 'iterate', True),
+    'half of a file': (torch, 'save', False),
+    'before fsync': (os, 'fsync', False),
+    'before the new name': (os, 'replace', False),
+    'after the new name': (os, 'replace', True),
+    'after a report': (Log, 'report', True),
+    'before validation': (session, 'validate', False),
 }
 
 
-def start(entry, save, *line, settings=(), moment=None, prepare=lambda: None, out=None):
-    """`main.py -1 …` in a process of its own. `moment` is (name, nth, signal): that signal at the nth call. Its output goes to `out`, by default `save`.out."""
+def start(entry, save, *line, moment=None, out=None, **options):
+    """Starts `main.py -1 line…` in a process of its own; `options` are those of run_main.
+
+    `moment` is (name, nth, signal): that signal strikes at the nth call of MOMENTS[name]. The
+    output goes to `out`, by default `save`.out.
+    """
     def work():
-        torch.set_num_threads(1)
-        with open(out or f'{save}.out', 'w') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1) for number in (1, 2))
-        tqdm.set_lock(threading.RLock())  # its own lock is shared by all that fork: a kill −9 within it would stop every later run
-        meta.here = entry
-        sys.argv = ['main.py', '-1', *map(str, line), '--dataset', 'here', '--save', str(save), '--recipe', 'small', '--set', *TINY, *settings]
+        begin_child(out or f'{save}.out')
         if moment:
             strike(*moment)
-        prepare()
-        with utils.one_line_errors():
-            main.run(main.arguments())
+        run_main(entry, save, *line, **options)
 
     process = multiprocessing.get_context('fork').Process(target=work)
     process.start()
@@ -48,14 +44,16 @@ def start(entry, save, *line, settings=(), moment=None, prepare=lambda: None, ou
 
 
 def finish(*args, **options):
-    """start(), awaited: exit status and the lines of its output."""
+    """start(), awaited: its exit status and the lines of its output."""
     process = start(*args, **options)
     process.join(120)
     assert process.exitcode is not None, 'it hangs'
-    return process.exitcode, Path(options.get('out') or f'{args[1]}.out').read_text(errors='replace').splitlines()
+    out = Path(options.get('out') or f'{args[1]}.out')
+    return process.exitcode, out.read_text(errors='replace').splitlines()
 
 
 def strike(name, nth, number):
+    """From now on the signal `number` strikes this process at the nth call of MOMENTS[name]."""
     owner, attribute, after = MOMENTS[name]
     original, calls = getattr(owner, attribute), itertools.count(1)
 
@@ -72,33 +70,21 @@ def strike(name, nth, number):
     setattr(owner, attribute, struck)
 
 
-def same(a, b):
-    """Whether two states are equal bit for bit, whatever is nested in them."""
-    if torch.is_tensor(a):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def assert_same_run(ours, theirs):
-    """Weights, adversary, both optimizers, means and the log's rows are those of the other folder; nothing half-written is left."""
+    """Weights, adversary, both optimizers, means and the log's rows are those of the other folder;
+    nothing half-written is left."""
     for file in sorted(theirs.glob('*.pth')):
         a, b = (torch.load(folder / file.name, weights_only=True) for folder in (ours, theirs))
         assert a.keys() == b.keys()
         for key in a:
             assert same(a[key], b[key]), f'{file.name}: {key}'
-    rows = [[{key: value for key, value in row.items() if key != 'images_per_s'} for row in read_log(folder / 'log.jsonl')]
-            for folder in (ours, theirs)]
-    assert rows[0] == rows[1]
+    assert log_rows(ours) == log_rows(theirs)
     assert not list(ours.glob('.*.tmp'))
 
 
 @contextlib.contextmanager
 def ended(process):
-    """Kills what is left of the process at the end of a test that failed."""
+    """At its end the process is killed if it still runs, as where the test failed."""
     try:
         yield process
     finally:

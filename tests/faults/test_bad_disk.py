@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import PHASES, assert_same_run, finish
+from conftest import PHASES
+from kills import assert_same_run, finish
 
 import main
 from dataset import Faces

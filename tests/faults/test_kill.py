@@ -1,4 +1,6 @@
-"""Killed at any moment and started again by the same command, a run is the run it would have been. FAULT_KILLS: how many kills."""
+"""A run that is killed at any moment and started again by the same command is the run it would
+have been. The environment's FAULT_KILLS is the number of kills at random moments, 12 by default.
+"""
 import os
 import random
 import signal
@@ -6,20 +8,22 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import MOMENTS, PHASES, assert_same_run, ended, finish, start
+from conftest import PHASES
+from kills import MOMENTS, assert_same_run, ended, finish, start
 
+from dataset import Faces
 from training.checkpoint import load_checkpoint
 
 KILLS = int(os.environ.get('FAULT_KILLS', 12))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = {'phases': PHASES, 'memory': ('split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
+FOREVER = 10 ** 6  # epochs
 LINE = ('3', '--resume', '--save-every', '3')
 
 
 @pytest.fixture(scope='session')
-def whole(drawn, tmp_path_factory):
+def whole(entry, tmp_path_factory):
     """The uninterrupted run of either kind of recipe, and the seconds it took."""
-    entry = {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
     runs = {}
     for kind, settings in KINDS.items():
         folder, began = tmp_path_factory.mktemp('whole') / kind, time.monotonic()
@@ -30,18 +34,24 @@ def whole(drawn, tmp_path_factory):
 
 def check_how_it_ended(process, number, output):
     """By the signal, or with the one line that says what was saved."""
-    if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):  # SIGTERM as such: before there was anything to save
+    # SIGTERM itself ends it before there is anything to save
+    if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
         *_, last = output
-        assert process.exitcode == 1 and (f'error: {number.name} after step' in last or last == 'KeyboardInterrupt'), output
+        saved = f'error: {number.name} after step' in last
+        assert process.exitcode == 1 and (saved or last == 'KeyboardInterrupt'), output
 
 
 def until_done(entry, save, settings, draw, kills, seconds):
-    """Starts and kills until a start is left to its end; at most `kills` kills, of which it returns the number."""
+    """Starts and kills until a start comes to its end. Returns the number of kills, at most
+    `kills`."""
     done = 0
     while True:
-        moment = (draw.choice(list(MOMENTS)), draw.randint(1, 9), draw.choice(SIGNALS)) if draw.random() < .6 else None
+        moment = None
+        if draw.random() < .6:
+            moment = draw.choice(list(MOMENTS)), draw.randint(1, 9), draw.choice(SIGNALS)
         number = draw.choice(SIGNALS)
-        with ended(start(entry, save, *LINE, settings=settings, moment=moment if done < kills else None)) as process:
+        struck = moment if done < kills else None
+        with ended(start(entry, save, *LINE, settings=settings, moment=struck)) as process:
             if not moment and done < kills:
                 process.join(draw.uniform(0, seconds))
                 if process.exitcode is None:
@@ -52,7 +62,8 @@ def until_done(entry, save, settings, draw, kills, seconds):
         if process.exitcode == 0:
             return done
         if (save / 'last.pth').exists():
-            load_checkpoint(save / 'last.pth', ('model', 'mapping', 'optimizer', 'adversary', 'step'))
+            keys = ('model', 'mapping', 'optimizer', 'adversary', 'step')
+            load_checkpoint(save / 'last.pth', keys)
         done += 1
 
 
@@ -63,55 +74,62 @@ def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp
             break
         kind = list(KINDS)[attempt % 2]
         reference, seconds = whole[kind]
-        kills += until_done(entry, tmp_path / str(attempt), KINDS[kind], draw, KILLS - kills, seconds)
-        assert_same_run(tmp_path / str(attempt), reference)
+        save = tmp_path / str(attempt)
+        kills += until_done(entry, save, KINDS[kind], draw, KILLS - kills, seconds)
+        assert_same_run(save, reference)
     print(f'{kills} kills')
 
 
-@pytest.mark.parametrize('moment', [('between steps', 5, signal.SIGTERM), ('between steps', 15, signal.SIGINT), ('before validation', 1, signal.SIGTERM),
-                                    ('after a report', 4, signal.SIGKILL), ('half of a file', 4, signal.SIGKILL)],
-                         ids=lambda moment: f'{moment[2].name} {moment[0]}')
+@pytest.mark.parametrize('moment', [
+    ('between steps', 5, signal.SIGTERM), ('between steps', 15, signal.SIGINT),
+    ('before validation', 1, signal.SIGTERM), ('after a report', 4, signal.SIGKILL),
+    ('half of a file', 4, signal.SIGKILL)], ids=lambda moment: f'{moment[2].name} {moment[0]}')
 def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
-    """Where a step, a due save, validation, its report and two files come together."""
+    """A step, a save that is due, validation, its report and two files fall together there."""
     assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)[0] != 0
     assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES)[0] == 0
     assert_same_run(tmp_path / 'run', whole['phases'][0])
 
 
+def wait_for(file, process):
+    """Until `file` exists, which `process` is to write."""
+    while not file.exists():
+        assert process.is_alive()
+        time.sleep(.01)
+
+
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
-    with ended(start(entry, tmp_path / 'run', 10 ** 6)) as first:
-        while not (tmp_path / 'run/epoch_001.pth').exists():
-            assert first.is_alive()
-            time.sleep(.01)
+    with ended(start(entry, tmp_path / 'run', FOREVER)) as first:
+        wait_for(tmp_path / 'run/epoch_001.pth', first)
         os.rename(tmp_path / 'run.out', tmp_path / 'first.out')
         status, output = finish(entry, tmp_path / 'run', *LINE)
         assert status == 1 and first.is_alive()
-        assert output == [f'error: {tmp_path}/run: process {first.pid} on {os.uname().nodename} is training into it: --save DIR starts elsewhere']
+        holder = f'process {first.pid} on {os.uname().nodename}'
+        assert output == [f'error: {tmp_path}/run: {holder} is training into it: '
+                          '--save DIR starts elsewhere']
 
 
 def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
     """Its decode workers outlive it by seconds."""
     line = ('--workers', 2, '--save-every', 1)
-    with ended(start(entry, tmp_path / 'run', 10 ** 6, *line)) as first:
-        while not (tmp_path / 'run/last.pth').exists():
-            assert first.is_alive()
-            time.sleep(.01)
+    with ended(start(entry, tmp_path / 'run', FOREVER, *line)) as first:
+        wait_for(tmp_path / 'run/last.pth', first)
     assert finish(entry, tmp_path / 'run', 1, '--resume', *line)[0] == 0
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, number):
-    """As a scheduler's and a terminal's do; while the training waits for its workers."""
+    """A scheduler and a terminal signal all processes; here while training waits for its workers.
+    """
     def slow():
         os.setpgid(0, 0)
         read = Faces.read
         Faces.read = lambda self, index: (time.sleep(.1), read(self, index))[1]
 
-    from dataset import Faces
-    with ended(start(entry, tmp_path / 'run', 10 ** 6, '--workers', 2, '--save-every', 1, settings=('cache=False',), prepare=slow)) as process:
-        while not (tmp_path / 'run/last.pth').exists():
-            assert process.is_alive()
-            time.sleep(.01)
+    line = ('--workers', 2, '--save-every', 1)
+    with ended(start(entry, tmp_path / 'run', FOREVER, *line, settings=('cache=False',),
+                     prepare=slow)) as process:
+        wait_for(tmp_path / 'run/last.pth', process)
         time.sleep(.2)
         os.killpg(process.pid, number)
         process.join(60)

@@ -35,12 +35,10 @@ class Hostile:
 
 
 @pytest.fixture(scope='module')
-def state(drawn, tmp_path_factory):
+def state(drawn, entry):
     """A state that resumes, and what it was saved by."""
-    entry = {'train_root': str(drawn / 'train'), 'val_root': None, 'pat': r'_|\.', 'pos': 1,
-             'n_cls': 8}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.meta, 'here', entry, raising=False)
+        patch.setattr(main.meta, 'here', entry | {'val_root': None}, raising=False)
         training = main.Training(tiny(), sorted(os.listdir(drawn / 'train')),
                                  main.meta.age_cutoffs, torch.device('cpu'))
         training.total_steps = 5

@@ -1,0 +1,191 @@
+"""Runs of main.py: what they leave, how they go on, what they refuse."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PHASES, log_rows, same, state_dict_of
+from PIL import Image
+
+import main
+import utils
+from model import DALModel
+from training.checkpoint import save_checkpoint
+from training.log import read_log
+from utils import DataError
+
+
+def test_a_seed_is_a_run(train, tmp_path):
+    a, b = (train(-1, 1, save=tmp_path / name) for name in 'ab')
+    c = train(-1, 1, '--seed', 1, save=tmp_path / 'c')
+    assert same(state_dict_of(a / 'last.pth'), state_dict_of(b / 'last.pth'))
+    assert not same(state_dict_of(a / 'last.pth'), state_dict_of(c / 'last.pth'))
+
+
+@pytest.mark.parametrize('settings', [(), PHASES])
+def test_four_epochs_are_two_and_two(train, tmp_path, settings):
+    whole = train(-1, 4, save=tmp_path / 'whole', settings=settings)
+    train(-1, 2, '--horizon', 4, save=tmp_path / 'parts', settings=settings)
+    parts = train(-1, 2, tmp_path / 'parts' / 'last.pth', '--horizon', 4, save=tmp_path / 'parts',
+                  settings=settings)
+    a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
+    assert same(a['model'], b['model']) and same(a['mapping'], b['mapping'])
+    epochs = [epoch.name for epoch in sorted(parts.glob('epoch_*'))]
+    assert epochs == [f'epoch_00{k}.pth' for k in (1, 2, 3, 4)]
+    numbers = [[row for row in log_rows(run) if row['kind'] == 'epoch'] for run in (whole, parts)]
+    assert numbers[0] == numbers[1]
+
+
+def test_what_a_run_leaves(train, capsys):
+    folder = train(-1, 2)
+    assert {path.name for path in folder.iterdir() if 'events' not in path.name} == {
+        'epoch_001.pth', 'epoch_002.pth', 'last.pth', 'best.pth', 'log.jsonl', 'curves.png',
+        'run.json', '.lock'}
+    assert list(folder.glob('events*'))
+    assert Image.open(folder / 'curves.png').convert('L').getextrema()[0] < 100
+    kinds = [json.loads(line)['kind'] for line in open(folder / 'log.jsonl')]
+    assert {'max', 'min', 'epoch'} == set(kinds)
+    assert json.loads((folder / 'run.json').read_text())['recipe']['dim'] == 16
+    last = read_log(folder / 'log.jsonl')[-1]
+    assert 0 <= last['val_auc'] <= 1 and 0 <= last['val_rank1'] <= 1 and last['val_age_r2_id'] < 1
+    assert [key for key in last if key.startswith('val_auc_gap_')]
+    for file in ('epoch_001.pth', 'best.pth', 'last.pth'):
+        embeddings = DALModel.load(folder / file).embed(torch.zeros(2, 3, 112, 96))
+        assert embeddings.shape == (2, 32)
+    assert 'optimizer' not in torch.load(folder / 'best.pth', weights_only=True)
+
+
+def test_validation_on_people_of_the_training_set_counts_the_closed_set(train, entry, tmp_path):
+    """Other files of the same people: the faces, encoded again."""
+    root = Path(entry['train_root'])
+    for path in root.rglob('*.jpg'):
+        copy = tmp_path / 'val' / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(copy, quality=80)
+    folder = train(-1, 1, data=entry | {'val_root': str(tmp_path / 'val')})
+    assert 0 <= read_log(folder / 'log.jsonl')[-1]['val_closed_set_accuracy'] <= 1
+
+
+def test_validation_on_the_training_set_is_refused_before_training(train, entry, tmp_path):
+    with pytest.raises(DataError, match='val_root is train_root'):
+        train(-1, 1, data=entry | {'val_root': entry['train_root']})
+    assert not list(tmp_path.glob('run/*.pth'))
+
+
+def test_without_validation_there_is_no_best(train, entry, capsys):
+    folder = train(-1, 1, data=entry | {'val_root': None})
+    assert not (folder / 'best.pth').exists()
+    assert 'no validation set, so no best.pth' in capsys.readouterr().out
+
+
+def test_max_phases_are_logged(train):
+    folder = train(-1, 4, settings=PHASES)
+    rows = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'max']
+    assert [row['step'] for row in rows] == [5, 10, 15, 20]
+    keys = {'rho_before', 'rho_after', 'var_id', 'var_age', 'dead'}
+    assert all(keys <= row.keys() for row in rows)
+
+
+def test_a_dead_split_warns_once(train, capsys, monkeypatch):
+    def features(self, images, detach=False):
+        x = self.backbone(images.float() / 128 - 1).float()
+        return x, x * 0, x
+    monkeypatch.setattr(main.DALModel, 'features', features)
+    train(-1, 8, settings=PHASES)
+    out = capsys.readouterr().out
+    assert out.count('|ρ| is stuck at 0.0e+00') == 1
+    assert '100% of x_age dead' in out and 'lambda_age' in out
+
+
+def test_resume_counts_in_total_and_starts_where_there_is_nothing(train, capsys):
+    train(-1, 1, '--resume')
+    folder = train(-1, 2, '--resume')
+    assert len(list(folder.glob('epoch_*'))) == 2
+    train(-1, 2, '--resume')
+    assert '2 epochs are trained already' in capsys.readouterr().out
+
+
+def test_weights_alone_and_other_people(train, entry, others, tmp_path, capsys):
+    first = train(-1, 1, save=tmp_path / 'a')
+    again = train(-1, 1, first / 'epoch_001.pth', save=tmp_path / 'a')
+    assert (again / 'epoch_002.pth').exists() and 'weights alone' in capsys.readouterr().out
+    other = others | {'val_root': entry['train_root']}
+    for file in ('epoch_001.pth', 'last.pth'):
+        train(-1, 1, first / file, save=tmp_path / file, data=other, settings=('lr=1e-9',))
+        assert ('keeping the backbone, starting anew: the identity head (8 people there, 6 here)'
+                in capsys.readouterr().out)
+        ours = state_dict_of(tmp_path / file / 'epoch_001.pth')
+        theirs = state_dict_of(first / file)
+        name = 'backbone.stages.3.1.units.0.0.weight'
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+        assert len(ours['identity.weight']) == 6
+
+
+def test_nothing_is_overwritten(train, tmp_path):
+    first = train(-1, 2, save=tmp_path / 'a')
+    with pytest.raises(utils.UserError, match='holds a run already .* --resume continues it'):
+        train(-1, 2, save=first)
+    with pytest.raises(utils.UserError, match='holds epoch_002.pth already'):
+        train(-1, 1, first / 'epoch_001.pth', save=first)
+    second = train(-1, 1, save=tmp_path / 'b')
+    with pytest.raises(utils.UserError, match='holds a run already'):
+        train(-1, 1, first / 'last.pth', save=second)
+
+
+def test_other_people_in_the_same_folder_are_refused(train, others):
+    train(-1, 1)
+    with pytest.raises(utils.UserError, match='holds epoch_001.pth already'):
+        train(-1, 2, '--resume', data=others)
+
+
+def test_best_is_not_forgotten_by_weights_alone(train):
+    folder = train(-1, 2)
+    state = torch.load(folder / 'epoch_002.pth', weights_only=True)
+    assert state['best'] == torch.load(folder / 'last.pth', weights_only=True)['best'] <= 1
+    save_checkpoint(state | {'best': 2.}, folder / 'epoch_002.pth')
+    kept = (folder / 'best.pth').read_bytes()
+    train(-1, 1, folder / 'epoch_002.pth')
+    assert (folder / 'epoch_003.pth').exists() and (folder / 'best.pth').read_bytes() == kept
+
+
+@pytest.mark.parametrize('setting, message', [
+    ('split=(.3,)', 'split is'), ('game=(.5,.2)', 'game is'), ('clip=0.', 'clip is'),
+    ('layers=()', 'must name the same stages'), ('save_every=-1', 'save_every is')])
+def test_recipe_values_that_can_not_be(train, setting, message):
+    with pytest.raises(utils.UserError, match=message):
+        train(-1, 1, settings=(setting,))
+
+
+def test_other_architectures_are_refused(train, tmp_path):
+    first = train(-1, 1)
+    with pytest.raises(utils.UserError, match="its network is not the one .* 'dim': 16"):
+        train(-1, 1, first / 'last.pth', save=tmp_path / 'b', settings=('dim=8',))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
+    with pytest.raises(utils.UserError, match='the loss is not finite.*lower --lr'):
+        train(-1, 3, settings=('lr=4e9', 'clip=4e9', 'warmup=0.'))
+    report = json.loads((tmp_path / 'run' / 'nan.json').read_text())
+    assert None in report['losses'].values()
+    assert 0 < report['step'] < 5 and len(report['files']) == 8
+    assert torch.load(tmp_path / 'run' / 'last.pth', weights_only=True)['step'] == 0
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8"),
+    ({'pos': 7}, 'has no position 7'), ({'pat': '('}, 'no regular expression'),
+    ({'train_root': 'nowhere'}, 'nowhere: No such file')])
+def test_bad_data_is_said_before_training(train, entry, change, message):
+    with pytest.raises(DataError, match=message) as error:
+        train(-1, 1, data=entry | change)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('line, message', [
+    ((99, 1), 'ctx 99'), ((-1, 0), 'epochs is 0'),
+    ((-1, 1, 'gone.pth'), 'gone.pth: no such file'),
+    ((-1, 1, '--batch-size', 1), 'batch_size is 1'),
+    ((-1, 1, 'a', '--resume', 'b'), 'either weights or --resume')])
+def test_bad_command_lines(train, line, message):
+    with pytest.raises(utils.UserError, match=message):
+        train(*line)

@@ -1,0 +1,91 @@
+"""An identity head that lies in slices on several ranks is the plain head; its files are read by
+any number of ranks."""
+import os
+import pickle
+
+import pytest
+import torch
+from processes import ALTERNATING, Tiny, assert_near, distance, job, run_steps
+from torch import nn
+
+from model import CosFace, DALModel
+from training import distributed, sharded
+
+
+def joined(ranks):
+    """Of what each rank found: the whole of the head's slices, all else as rank 0 has it."""
+    found = [{kind: dict(step[kind]) for kind in step} for step in ranks[0]]
+    for number, step in enumerate(found):
+        for kind in ('gradients', 'model'):
+            slices = [rank[number][kind]['identity.weight'] for rank in ranks]
+            step[kind]['identity.weight'] = torch.cat(slices)
+    return found
+
+
+@pytest.mark.parametrize('count', [0, 2, 3])
+def test_a_sharded_head_is_the_plain_one(one_rank, tmp_path, count):
+    """5 people on 3 ranks are 2, 2, 1. Where gradients are clipped, the norm is of all slices."""
+    sliced, clipped = ALTERNATING | {'shard_head': True}, {'clip': .5}
+    kinds = {'whole': sliced, 'parts': sliced | {'accumulate': 2}, 'clipped': sliced | clipped}
+    plain = run_steps(tmp_path / 'one', 0, {'clipped': ALTERNATING | clipped}, double=True)
+    for name, ranks in run_steps(tmp_path / 'run', count, kinds, double=True).items():
+        reference = plain.get(name, one_rank[True]['phases'])[0]
+        assert_near(joined(ranks), reference, 1e-11)
+        assert all(len(rank[0]['model']['identity.weight']) <= -(-5 // max(count, 1))
+                   for rank in ranks)
+
+
+def test_sampled_negatives():
+    """The batch's people and as many others as asked. At half the people the loss is of those
+    alone, and the others have no gradient."""
+    torch.manual_seed(0)
+    batch = distributed.Batch()
+    batch.begin([6], 0)
+    half = sharded.sharded(CosFace)(8, 40, 4., .2, batch=batch, sample_rate=.5)
+    plain = CosFace(8, 40, 4., .2)
+    plain.load_state_dict(half.state_dict())
+    features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
+    torch.manual_seed(1)
+    loss, right = half.loss(features, labels)
+    loss.sum().backward()
+    used = half.weight.grad.abs().sum(1) > 0
+    torch.manual_seed(1)
+    logits = half.logits(features, labels)[0]
+    assert logits.shape == (6, 20) and used.sum() == 20 and used[labels].all()
+    kept = plain(features, labels)[:, used]
+    torch.testing.assert_close(logits, kept)
+    places = used.cumsum(0)[labels] - 1
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(kept, places, reduction='none'))
+    assert right.tolist() == (plain(features)[:, used].argmax(1) == places).tolist()
+    half.sample_rate = .05  # fewer people than the batch has faces
+    assert half.logits(features, labels)[0].shape == (6, 6)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('echo this ran',)
+
+
+def test_a_sharded_head_is_read_by_any_number_of_ranks(entry, undisturbed, tmp_path):
+    """2 → 1 → 3 ranks, each with a slice; a plain head goes on from it, and a sharded one from
+    that. Weights files are those of a plain head. A file of slices that runs code is refused."""
+    save = tmp_path / 'run'
+    for epochs, count in ((1, 2), (2, 0), (3, 3)):
+        statuses, said = job(count, entry, save, epochs, '--resume', '--horizon', 3,
+                             settings=['shard_head=True'])
+        assert not any(statuses), said
+        folder, = save.glob('head-*')
+        assert len(list(folder.glob('*.distcp'))) == max(count, 1)
+    ours, theirs = (torch.load(folder / 'epoch_003.pth', weights_only=True)
+                    for folder in (save, undisturbed))
+    assert distance(ours['model'], theirs['model']) < 1e-4
+    DALModel.load(save / 'epoch_003.pth', Tiny())
+    for epochs, count, slices in ((4, 0, False), (5, 2, True)):
+        statuses, said = job(count, entry, save, epochs, '--resume',
+                             settings=[f'shard_head={slices}'])
+        assert not any(statuses) and 'starting anew' not in said[0], said
+    folder, = save.glob('head-*')
+    (folder / '.metadata').write_bytes(pickle.dumps(Hostile()))
+    statuses, said = job(0, entry, save, 6, '--resume', settings=['shard_head=True'])
+    assert statuses == [1] and 'this ran' not in said[0]
+    assert f'error: {folder}: not the identity head of this state' in said[0]
