@@ -1,4 +1,5 @@
 """What the network says of faces: how alike they are, how old; and a folder of them, ranked."""
+
 import io
 import os
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+import dal
 import utils
 from evaluation import lists
 from evaluation.extraction import extract
@@ -19,7 +21,8 @@ BATCH = 32
 
 
 class Look(NamedTuple):
-    """embedding (2·D,) of unit length; of the age head, the likeliest group and its probability, and the age in years that it expects."""
+    """embedding (2·D,) of unit length; the likeliest age group, its probability, the mean age."""
+
     embedding: np.ndarray
     group: str
     probability: float
@@ -27,44 +30,69 @@ class Look(NamedTuple):
 
     @property
     def about(self):
-        return f'likeliest age {self.group} ({100 * self.probability:.0f} %), on average {self.age:.0f}'
+        likeliest = f'likeliest age {self.group} ({100 * self.probability:.0f} %)'
+        return f'{likeliest}, on average {self.age:.0f}'
 
 
 class Matcher:
     """A network with its decision: a DALModel, and the WeightsInfo of its file."""
 
     def __init__(self, model, info, device, threshold=None):
-        """Raises UserError where the file's age groups or its decision are not what training writes."""
-        self.model, self.device, self.decision = model, device, Decision.of(info.decision, info.path, threshold)
+        """Raises UserError where the file's age groups or decision aren't what training writes."""
+        self.model, self.device, self.decision = (
+            model,
+            device,
+            Decision.of(info.decision, info.path, threshold),
+        )
         self.cutoffs = info.age_cutoffs
-        if len(self.cutoffs) != len(model.age.cutoffs) or not all(isinstance(bound, (int, float)) for bound in self.cutoffs):
+        if len(self.cutoffs) + 1 != model.age[-1].out_features or not all(
+            isinstance(bound, (int, float)) for bound in self.cutoffs
+        ):
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
 
     def look(self, faces):
         """A Look for each face (112, 96, 3), uint8."""
         images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         try:
-            features = extract(self.model, images.split(BATCH), self.device, keep=('embedding', 'x_age'))
+            features = extract(
+                self.model, images.split(BATCH), self.device, keep=('embedding', 'x_age')
+            )
             with torch.inference_mode():
-                logits = self.model.age(torch.from_numpy(features['x_age']).to(self.device)).float().cpu()
+                logits = (
+                    self.model.age(torch.from_numpy(features['x_age']).to(self.device))
+                    .float()
+                    .cpu()
+                )
         except torch.OutOfMemoryError:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         if not np.isfinite(features['embedding']).all() or not logits.isfinite().all():
-            raise utils.UserError('what the network says of a face is not finite: take weights of before the training went wrong')
-        ages = self.model.age.years(logits.to(self.device)).tolist()
-        chances = self.model.age.probabilities(logits.to(self.device))
-        probabilities, groups = (part.tolist() for part in chances.max(1))
-        return [Look(embedding, self.group(k), *rest) for embedding, k, *rest in zip(features['embedding'], groups, probabilities, ages)]
+            raise utils.UserError(
+                'what the network says of a face is not finite: '
+                'take weights of before the training went wrong'
+            )
+        ages = dal.expected_age(logits, self.cutoffs)[:, 0].tolist()
+        probabilities, groups = (part.tolist() for part in logits.softmax(1).max(1))
+        return [
+            Look(embedding, self.group(k), *rest)
+            for embedding, k, *rest in zip(
+                features['embedding'], groups, probabilities, ages, strict=True
+            )
+        ]
 
     def group(self, k):
         """The k-th age group in whole years; its upper bound belongs to it."""
         if k == 0:
             return f'0–{self.cutoffs[0]:g}'
-        return f'over {self.cutoffs[-1]:g}' if k == len(self.cutoffs) else f'{self.cutoffs[k - 1] + 1:g}–{self.cutoffs[k]:g}'
+        return (
+            f'over {self.cutoffs[-1]:g}'
+            if k == len(self.cutoffs)
+            else f'{self.cutoffs[k - 1] + 1:g}–{self.cutoffs[k]:g}'
+        )
 
 
 class Found(NamedTuple):
     """A face of a gallery beside the one that was looked for: `face` is a small JPEG."""
+
     name: str
     face: bytes
     look: Look
@@ -74,13 +102,15 @@ class Found(NamedTuple):
 class Gallery:
     """Every face below a folder, looked at once; `left_out` has a line for each image without one.
 
-    Raises DataError where no face is left. `but` is a file that isn't taken in: the one that is looked for.
+    Raises DataError where no face is left. `but`, the file that is looked for, isn't taken in.
     """
 
     def __init__(self, matcher, folder, but=None):
         self.names, self.faces, self.looks, self.left_out = [], [], [], []
         waiting = []
-        for path in tqdm(lists.images_below(folder), 'gallery', leave=False, unit=' images', disable=None):
+        for path in tqdm(
+            lists.images_below(folder), 'gallery', leave=False, unit=' images', disable=None
+        ):
             if but and os.path.realpath(path) == os.path.realpath(but):
                 continue
             try:
@@ -104,10 +134,13 @@ class Gallery:
         waiting.clear()
 
     def nearest(self, embedding, most):
-        """The `most` faces most like an embedding (2·D,), the most similar first: a list of Found."""
+        """The `most` faces that are most like an embedding (2·D,), the most similar first."""
         similarities = self.embeddings @ embedding
         order = np.argsort(-similarities, kind='stable')[:most]
-        return [Found(self.names[k], self.faces[k], self.looks[k], float(similarities[k])) for k in order]
+        return [
+            Found(self.names[k], self.faces[k], self.looks[k], float(similarities[k]))
+            for k in order
+        ]
 
 
 def jpeg(face):
