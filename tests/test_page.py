@@ -14,7 +14,7 @@ from test_verify import Stub, photograph_of
 import utils
 import verify
 from verification import portraits
-from verification.matcher import Gallery
+from verification.indexing import read_folder
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
@@ -28,7 +28,7 @@ def matcher(weights):
 
 @pytest.fixture(scope='module')
 def gallery(matcher, drawn):
-    return Gallery(matcher, drawn / 'val')
+    return read_folder(matcher, str(drawn / 'val'))
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +52,7 @@ def post(client, first, second=None, **more):
 
 def test_two_faces(client, matcher, faces):
     answer = post(client, faces[0].read_bytes(), faces[1].read_bytes())
-    a, b = matcher.look([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
     text = answer.get_data(as_text=True)
     assert (
         answer.status_code == 200
@@ -109,7 +109,7 @@ def test_size_and_count_are_bounded(client, faces, monkeypatch):
     face = faces[0].read_bytes()
     assert post(client, face + bytes(page.LARGEST), face).status_code == 422
     assert post(client, face + bytes(2 * page.LARGEST + 2**16), face).status_code == 413
-    many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(3)}
+    many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(7)}
     assert client.post('/', data=many).status_code == 413
     assert (
         client.post(
@@ -147,8 +147,14 @@ def test_nothing_comes_from_elsewhere(client):
         "default-src 'none'" in answer.headers['Content-Security-Policy']
         and answer.headers['Cache-Control'] == 'no-store'
     )
-    assert not re.search(r'https?:|<script', answer.get_data(as_text=True))
-    assert client.get('/static/page.html').status_code == 404
+    text = answer.get_data(as_text=True)
+    assert not re.search(r'https?:|<style|style=|onclick', text)
+    assert re.findall('<script[^>]*>[^<]*', text) == ['<script src="/page.js" defer>']
+    for name in ('page.js', 'page.css'):
+        script = client.get(f'/{name}')
+        assert script.status_code == 200 and not re.search(r'https?:|//\w', script.text)
+    for name in ('static/page.html', 'page.html', 'page.py'):
+        assert client.get(f'/{name}').status_code == 404
 
 
 def test_it_listens_to_this_machine_alone_unless_told():
@@ -228,7 +234,7 @@ def submit(browser, address, **files):
 
 def test_two_faces_in_a_browser(browser, served, matcher, faces):
     text = submit(browser, served, first=faces[0], second=faces[1])
-    a, b = matcher.look([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
     assert f'Similarity {a.embedding @ b.embedding:.3f}' in text and a.about in text
     shown = browser.find_elements('css selector', '#people img')
     assert len(shown) == 2 and all(
@@ -245,7 +251,7 @@ def test_two_faces_in_a_browser(browser, served, matcher, faces):
         'color'
     )  # so the style sheet came through
     assert (
-        '27, 120, 55' if matcher.decision.same(a.embedding @ b.embedding) else '178, 24, 43'
+        '27, 120, 55' if matcher.decision.answer(a.embedding @ b.embedding).same else '178, 24, 43'
     ) in colour
     assert not [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
 

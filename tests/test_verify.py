@@ -134,7 +134,7 @@ def test_meaning_counts_pairs():
         0.4
     ) and '10 % of the pairs of two people' in decision.meaning(0.4)
     assert 'under 1 % of the pairs of two people' in decision.meaning(0.9)
-    assert decision.same(0.51) and not decision.same(0.5)
+    assert decision.answer(0.51).same and not decision.answer(0.5).same
 
 
 def test_photographs_are_aligned(faces, tmp_path, monkeypatch):
