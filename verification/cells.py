@@ -89,7 +89,8 @@ class AgeDecision:
         nearest = np.where(steps == steps.min(), table, -np.inf)
         at = np.unravel_index(nearest.argmax(), SHAPE)
         # the cell's own threshold at an easier rate is a lower bound
-        loose = self.thresholds[(slice(None), *here)]
+        easier = np.array(FARS) > far
+        loose = self.thresholds[(slice(None), *here)][easier]
         value = np.nanmax(np.append(loose[np.isfinite(loose)], nearest[at]))
         caution = (
             f'validation had {counts[0]} pairs of two people with {name(here)}, too few: '
@@ -102,8 +103,11 @@ class AgeDecision:
         return int(np.isfinite(self._at(far)).sum())
 
     def _at(self, far):
-        """Thresholds (SHAPE) at any rate: linear in log(far) between two of FARS, else NaN."""
-        if not FARS[-1] <= far <= FARS[0]:
+        """Thresholds (SHAPE) at any rate: linear in log(far) between two of FARS.
+
+        A rate above all of them takes the first, one below has NaN.
+        """
+        if far < FARS[-1]:
             return np.full(SHAPE, np.nan)
         place = np.interp(-math.log(far), -np.log(FARS), np.arange(len(FARS)))
         low, share = int(place), place % 1
