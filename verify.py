@@ -88,8 +88,8 @@ def matcher(args: argparse.Namespace) -> Matcher:
 
 def compare(args: argparse.Namespace) -> int:
     """Two images: prints, and draws where --out says."""
-    two = [portraits.read_file(path) for path in args.images]
     known = matcher(args)
+    two = [portraits.read_file(path, known.width) for path in args.images]
     features = known.features([portrait.face for portrait in two])
     similarity = float(features[0].embedding @ features[1].embedding)
     ages = answers.pair_ages(*features, args.ages or (None, None))
@@ -112,8 +112,8 @@ def compare(args: argparse.Namespace) -> int:
 def find(args: argparse.Namespace) -> int:
     """One image among an archive's: prints the ranking and draws it."""
     face, where = args.find
-    portrait = portraits.read_file(face)
     known = matcher(args)
+    portrait = portraits.read_file(face, known.width)
     features, = known.features([portrait.face])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None

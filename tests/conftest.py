@@ -47,6 +47,13 @@ def weights(drawn, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope='session')
+def matcher(weights):
+    """The Matcher of `weights`, as verify.py makes it."""
+    import verify
+    return verify.matcher(verify.arguments([str(weights), '--serve']))
+
+
 @pytest.fixture
 def entry(drawn):
     """The meta.py dict of `drawn`."""

@@ -20,11 +20,6 @@ from verification import index, indexing, journal, portraits
 from verification.index import FACE, Index, Photograph
 
 
-@pytest.fixture(scope='module')
-def matcher(weights):
-    return verify.matcher(verify.arguments([str(weights), '--serve']))
-
-
 @pytest.fixture
 def folder(drawn, tmp_path):
     return shutil.copytree(drawn / 'val', tmp_path / 'val')
@@ -146,8 +141,8 @@ def test_an_update_takes_in_what_is_new_changed_or_gone(matcher, folder, tmp_pat
     Image.open(faces[1]).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(faces[2], quality=95)
     faces[3].unlink()
     asked = []
-    monkeypatch.setattr(portraits, 'read_all', lambda data, name, most=None, of=portraits.read_all:
-                        asked.append(name) or of(data, name, most))  # fmt: skip
+    monkeypatch.setattr(portraits, 'read_all', lambda data, name, *rest, of=portraits.read_all:
+                        asked.append(name) or of(data, name, *rest))  # fmt: skip
     again, counts = indexing.update(matcher, str(folder), path)
     assert counts == {'new': 1, 'changed': 1, 'gone': 1} and len(again) == 36
     assert sorted(asked) == sorted([str(folder / 'new.jpg'), str(faces[2])])
@@ -214,8 +209,8 @@ def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
     with open(f'{path}.journal', 'ab') as file:
         file.write(b'\x05\0\0\0\0\0\0\0torn')  # what a kill leaves of a record
     asked = []
-    monkeypatch.setattr(portraits, 'read_all', lambda data, name, most=None, of=portraits.read_all:
-                        asked.append(name) or of(data, name, most))  # fmt: skip
+    monkeypatch.setattr(portraits, 'read_all', lambda data, name, *rest, of=portraits.read_all:
+                        asked.append(name) or of(data, name, *rest))  # fmt: skip
     again, counts = indexing.update(matcher, str(folder), path)
     assert len(asked) == 16 and counts['new'] == 36 and not os.path.exists(f'{path}.journal')
     assert again.rows == whole.rows

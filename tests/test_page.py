@@ -2,8 +2,7 @@
 
 import io
 import re
-import shutil
-import threading
+import socket
 
 import numpy as np
 import pytest
@@ -19,11 +18,6 @@ from verification.indexing import read_folder
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
 from verification import page  # noqa: E402
-
-
-@pytest.fixture(scope='module')
-def matcher(weights):
-    return verify.matcher(verify.arguments([str(weights), '--serve']))
 
 
 @pytest.fixture(scope='module')
@@ -167,117 +161,11 @@ def test_it_listens_to_this_machine_alone_unless_told():
     )
 
 
-def test_a_port_that_is_taken(matcher, served):
-    port = int(served.rsplit(':', 1)[1].strip('/'))
-    with pytest.raises(utils.UserError, match='--port names another'):
-        page.serve(page.application(matcher), '127.0.0.1', port)
-
-
-@pytest.fixture(scope='module')
-def served(matcher, gallery):
-    """The page's address, served as verify.py serves it."""
-    server = page.waitress.create_server(
-        page.application(matcher, gallery), host='127.0.0.1', port=0
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f'http://127.0.0.1:{server.effective_port}/'
-    server.close()
-    thread.join(10)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    selenium = pytest.importorskip('selenium.webdriver')
-    chromium, driver = (
-        shutil.which('chromium') or shutil.which('google-chrome'),
-        shutil.which('chromedriver'),
-    )
-    if not chromium or not driver:
-        pytest.skip('no Chromium with its chromedriver here')
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        '--headless=new',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-dev-shm-usage',
-        '--window-size=900,1200',
-    ):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    browser = selenium.Chrome(options, selenium.ChromeService(driver))
-    browser.set_page_load_timeout(120)
-    yield browser
-    browser.quit()
-
-
-def submit(browser, address, **files):
-    """Fills the form as a person does; returns the page's text once the answer is there."""
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    browser.get(address)
-    browser.execute_script(
-        'window.unanswered = true'
-    )  # gone with the page; an element's own staleness can fail in mid-navigation
-    for field, path in files.items():
-        browser.find_element('name', field).send_keys(str(path))
-    browser.find_element('tag name', 'button').click()
-    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(
-        lambda browser: browser.execute_script(
-            'return !window.unanswered && document.readyState === "complete"'
-        )
-    )
-    return browser.find_element('tag name', 'body').text
-
-
-def test_two_faces_in_a_browser(browser, served, matcher, faces):
-    text = submit(browser, served, first=faces[0], second=faces[1])
-    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
-    assert f'Similarity {a.embedding @ b.embedding:.3f}' in text and a.about in text
-    shown = browser.find_elements('css selector', '#people img')
-    assert len(shown) == 2 and all(
-        browser.execute_script('return arguments[0].naturalWidth', image) == 96 for image in shown
-    )
-    dot, line = (
-        browser.find_element('css selector', f'#answer {part}').rect
-        for part in ('circle', 'line[stroke-dasharray]')
-    )
-    assert (dot['x'] + dot['width'] / 2 > line['x']) == (
-        a.embedding @ b.embedding > matcher.decision.threshold
-    )
-    colour = browser.find_element('css selector', '#answer h2').value_of_css_property(
-        'color'
-    )  # so the style sheet came through
-    assert (
-        '27, 120, 55' if matcher.decision.answer(a.embedding @ b.embedding).same else '178, 24, 43'
-    ) in colour
-    assert not [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
-
-
-def test_a_photograph_among_a_folder_in_a_browser(browser, served, faces, tmp_path, monkeypatch):
-    points = photograph_of(faces[7], tmp_path / 'a.png')
-    monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
-    text = submit(browser, served, first=tmp_path / 'a.png')
-    assert 'Most like it, of 36 faces' in text and 'found in a photograph' in text
-    assert len(browser.find_elements('css selector', '#answer img')) == page.SHOWN
-    photograph = browser.find_element('css selector', 'img.photograph')
-    assert (
-        browser.execute_script('return arguments[0].naturalHeight', photograph) == portraits.SHOWN
-    )
-
-
-def test_junk_in_a_browser(browser, served, faces, tmp_path):
-    (tmp_path / 'junk.jpg').write_bytes(b'junk')
-    assert 'junk.jpg: not an image' in submit(
-        browser, served, first=tmp_path / 'junk.jpg', second=faces[0]
-    )
-    (tmp_path / 'large.jpg').write_bytes(bytes(2 * page.LARGEST + 2**17))
-    assert 'At most two photographs' in submit(
-        browser, served, first=tmp_path / 'large.jpg', second=faces[0]
-    )
-    assert 'Compare' in browser.find_element('tag name', 'button').text
+def test_a_port_that_is_taken(matcher):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(utils.UserError, match='--port names another'):
+            page.serve(page.application(matcher), '127.0.0.1', port)
 
 
 def test_the_page_of_weights_without_a_threshold(weights, faces, tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 import meta
-from dataset import Faces, check_entry
-from evaluation.extraction import extract_files
+from dataset import Faces, check_entry, evaluation_loader
+from evaluation.extraction import extract
 from evaluation.metrics import decision, people_report
 from utils import DataError, UserError
 from verification import calibration
@@ -29,7 +29,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
         raise UserError(f'--calibrate {name}: meta.py has no such entry')
     check_entry(name, entry, meta.age_cutoffs)
     root = entry['val_root'] or entry['train_root']
-    faces = Faces(root, entry['pat'], entry['pos'])
+    faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
     embeddings = embed(matcher, faces)
     stored = decision(people_report(embeddings, faces.labels, faces.ages, intervals=False))
     ages = calibration.fit(calibration.score_pairs(embeddings, faces.labels, faces.ages))
@@ -46,15 +46,11 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
 
 
 def embed(matcher: Matcher, faces: Faces) -> np.ndarray:
-    """Embeddings (N, 2·D) of a data set's faces."""
-    paths = [faces.path(k) for k in range(len(faces))]
-    sources = paths
-    if faces.source.shard_of(faces.places) is not None:
-        sources = [faces.encoded(k) for k in range(len(faces))]
-    found, _ = extract_files(
-        matcher.model, sources, matcher.device, paths, True, keep=('embedding',), progress='faces'
-    )
-    return found['embedding']
+    """Embeddings (N, 2·D) of a data set's faces. Raises DataError where one can't be read."""
+    batches = evaluation_loader(faces)
+    return extract(matcher.model, batches, matcher.device, keep=('embedding',), progress='faces')[
+        'embedding'
+    ]
 
 
 def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:

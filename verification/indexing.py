@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from evaluation import lists
+from storage.files import images_below
+from storage.progress import progress
 from utils import DataError, UserError
 from verification import index, portraits
 from verification.index import FACE, Index, Photograph
@@ -81,7 +81,10 @@ def update(matcher: Matcher, folder: str, path: Path, people: bool = False) -> t
 
 
 def _names(folder):
-    return [os.path.relpath(path, folder) for path in lists.images_below(folder)]
+    found = images_below(folder)
+    if not found:
+        raise DataError(f'{folder}: no images in this folder or below')
+    return [os.path.relpath(path, folder) for path in found]
 
 
 def _nothing(folder, reasons):
@@ -108,9 +111,8 @@ def embed_files(
     where there are photographs and the detector isn't installed.
     """
     waiting, faces = [], 0
-    for read in tqdm(_read_ahead(root, names), 'faces', len(names), leave=False, unit=' images',
-                     disable=None):  # fmt: skip
-        name, stat, found = read
+    ahead = _read_ahead(root, names, matcher.width)
+    for name, stat, found in progress(ahead, 'faces', len(names), unit=' images'):
         if largest and not isinstance(found, str):
             found = found[:1]
         waiting.append((name, stat, found))
@@ -138,7 +140,7 @@ def _batch(matcher, waiting):
         yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
 
 
-def _read_ahead(root, names):
+def _read_ahead(root, names, width):
     """(name, its os.stat, its Portraits or why there are none) in order, some images ahead.
 
     Threads read aligned faces, processes find those of photographs where there are many: finding
@@ -152,7 +154,7 @@ def _read_ahead(root, names):
     threads = ThreadPoolExecutor(2 * cores)
     try:
         for name in names:
-            ahead.append((name, threads.submit(_read, os.path.join(root, name), processes)))
+            ahead.append((name, threads.submit(_read, os.path.join(root, name), width, processes)))
             if len(ahead) > 4 * BATCH:
                 yield from _taken(ahead)
         while ahead:
@@ -176,20 +178,20 @@ def _taken(ahead):
         yield name, *result
 
 
-def _read(path, processes):
+def _read(path, width, processes):
     try:
         stat = os.stat(path)
     except OSError:
         return None
     if processes and not portraits.is_aligned(path):
-        return stat, processes.submit(_find, path).result()
-    return stat, _find(path)
+        return stat, processes.submit(_find, path, width).result()
+    return stat, _find(path, width)
 
 
-def _find(path):
+def _find(path, width):
     """The Portraits in a file, or why there are none. UserError where the detector is missing."""
     try:
-        return portraits.read_all(portraits.read_bytes(path), path)
+        return portraits.read_all(portraits.read_bytes(path), path, width)
     except DataError as error:
         return str(error)
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import dal
 import utils
 from evaluation.extraction import extract
 from model import DALModel
@@ -36,12 +35,13 @@ class Matcher:
         """Raises UserError where the file's age groups aren't those of its age head."""
         self.model, self.info, self.device, self.decision = model, info, device, decision
         self.cutoffs = info.age_cutoffs
+        self.width = model.width  # of the faces that it sees, 96 or 112
         numbers = all(isinstance(bound, (int, float)) for bound in self.cutoffs)
-        if len(self.cutoffs) + 1 != model.age[-1].out_features or not numbers:
+        if len(self.cutoffs) != len(model.age.cutoffs) or not numbers:
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
 
     def features(self, faces: list[np.ndarray]) -> list[Features]:
-        """Features of each face (112, 96, 3), uint8."""
+        """Features of each face (112, width, 3), uint8."""
         images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         try:
             found = extract(
@@ -61,10 +61,10 @@ class Matcher:
     @torch.inference_mode()
     def _ages(self, x_age):
         """Mean age in years, and the likeliest group with its probability: three lists (N,)."""
-        logits = self.model.age(x_age.to(self.device)).float().cpu()
-        probabilities, groups = logits.softmax(1).max(1)
-        ages = dal.expected_age(logits, self.cutoffs)[:, 0]
-        return ages.tolist(), probabilities.tolist(), groups.tolist()
+        head = self.model.age
+        logits = head(x_age.to(self.device)).float()
+        probabilities, groups = head.probabilities(logits).max(1)
+        return head.years(logits).tolist(), probabilities.tolist(), groups.tolist()
 
     @property
     def groups(self) -> list[str]:

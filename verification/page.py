@@ -50,6 +50,7 @@ def application(
         # else a site could point its own name here, and read what is shown
         app.config['TRUSTED_HOSTS'] = ['127.0.0.1', 'localhost', '[::1]']
     service, decision = Service(matcher, waiting), matcher.decision
+    app.extensions['service'] = service
 
     @app.before_request
     def from_here():

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preparation.alignment import TEMPLATE, align, open_photograph
+from preparation.alignment import TEMPLATE, open_photograph, similarity, warp
 from preparation.detection import Detector
-from storage.images import HEIGHT, WIDTH, some
+from storage.images import HEIGHT, WIDTH, some, to_width
 from utils import DataError, UserError
 
 ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) taken for aligned faces
@@ -20,7 +20,7 @@ SHOWN = 320  # pixels of the longer side of a photograph that is kept to be show
 class Portrait(NamedTuple):
     """A face in the image `name`.
 
-    face    (112, 96, 3) uint8 RGB, aligned
+    face    (112, 96 or 112, 3) uint8 RGB, aligned, as wide as the network sees it
     box     left, top, right, bottom in pixels of the upright image
     points  (5, 2), (x, y) of eyes, nose and corners of the mouth there
     faces   how many faces the image shows, 0 where it is itself an aligned face
@@ -49,28 +49,30 @@ def detector() -> Detector:
     return Detector()
 
 
-def read_all(data: bytes, name: str, most: int | None = None) -> list[Portrait]:
-    """Every face in an encoded image called `name`, the largest first.
+def read_all(
+    data: bytes, name: str, width: int = WIDTH, most: int | None = None
+) -> list[Portrait]:
+    """Every face in an encoded image called `name`, the largest first, `width` columns wide.
 
     Raises DataError where it is no image, has more than `most` pixels or shows no face, and
     UserError where it is a photograph and the detector isn't installed.
     """
-    return _portraits(open_photograph(io.BytesIO(data), name, most), name)
+    return _portraits(open_photograph(io.BytesIO(data), name, most), name, width)
 
 
-def read(data: bytes, name: str, most: int | None = None) -> Portrait:
+def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
     """The largest face in an encoded image, `shown` in it. Raises DataError, as `read_all`."""
     image = open_photograph(io.BytesIO(data), name, most)
     try:
-        portrait = _portraits(image, name)[0]
+        portrait = _portraits(image, name, width)[0]
     except UserError as error:
         raise DataError(str(error)) from None
     return portrait._replace(shown=marked(image, portrait)) if portrait.faces else portrait
 
 
-def read_file(path: str | Path) -> Portrait:
+def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
     """read() of a file. Raises DataError where it can't be opened either."""
-    return read(read_bytes(path), str(path))
+    return read(read_bytes(path), str(path), width)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -94,12 +96,12 @@ def is_aligned(path: str | Path) -> bool:
         return False
 
 
-def cut(image: Image.Image, points: np.ndarray) -> np.ndarray:
-    """The face with these points (5, 2) in an upright RGB image -> (112, 96, 3) uint8."""
+def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarray:
+    """The face with these points (5, 2) in an upright RGB image -> (112, width, 3) uint8."""
     if image.size in ALIGNED:
-        left = (image.width - WIDTH) // 2
-        return np.asarray(image)[:, left : left + WIDTH]
-    return np.asarray(align(image, points))
+        return to_width(np.asarray(image), width)
+    template = TEMPLATE + [(width - WIDTH) / 2, 0]
+    return np.asarray(warp(image, similarity(points, template), (width, HEIGHT)))
 
 
 def marked(image: Image.Image, portrait: Portrait, longest: int = SHOWN) -> Image.Image:
@@ -113,10 +115,10 @@ def marked(image: Image.Image, portrait: Portrait, longest: int = SHOWN) -> Imag
     return shown
 
 
-def _portraits(image, name):
+def _portraits(image, name, width):
     if image.size in ALIGNED:
         points = TEMPLATE + [(image.width - WIDTH) // 2, 0]
-        return [Portrait(name, cut(image, points), (0, 0, *image.size), points)]
+        return [Portrait(name, cut(image, points, width), (0, 0, *image.size), points)]
     try:
         faces = detector().find(image)
     except UserError:
@@ -129,6 +131,6 @@ def _portraits(image, name):
         raise DataError(f'{some([name])}: no face found')
     faces = sorted(faces, key=lambda face: -face.area)
     return [
-        Portrait(name, cut(image, face.points), tuple(face.box), face.points, len(faces))
-        for face in faces
+        Portrait(name, cut(image, one.points, width), tuple(one.box), one.points, len(faces))
+        for one in faces
     ]

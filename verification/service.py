@@ -43,7 +43,7 @@ class Service:
     def read(self, name: str, data: bytes) -> Portrait:
         """portraits.read, at most one a core at a time."""
         with self.reading:
-            return portraits.read(data, name, MOST_PIXELS)
+            return portraits.read(data, name, self.matcher.width, MOST_PIXELS)
 
     def features(self, faces: list[np.ndarray]) -> list[Features]:
         """Matcher.features, in one batch with those of other requests."""
