@@ -1,7 +1,7 @@
 """Search among a million faces: the index's exact product beside approximate libraries.
 
     python3 benchmarks/search.py [--faces 1000000] [--dim 256] [--out results.json]
-    python3 benchmarks/search.py --people NAME weights    # a person by the best face, or by the mean?
+    python3 benchmarks/search.py --people NAME weights    # a person by the best face or the mean?
 
 Unit vectors drawn as people: a random centre, and faces about it whose cosine with each other is
 --cosine on average; 100 more faces of some of them are looked for. The libraries are those of
@@ -170,8 +170,9 @@ def enrolled(embeddings, labels, each, seed):
     whose, images = np.array(probes).T
     gallery = np.stack(kept)
     means = gallery.mean(1) / np.linalg.norm(gallery.mean(1), axis=1, keepdims=True)
-    scores = {'best': np.stack([(embeddings[images] @ gallery[:, k].T) for k in range(each)]).max(0),
-              'mean': embeddings[images] @ means.T}  # fmt: skip
+    probes = embeddings[images]
+    scores = {'best': np.max([probes @ gallery[:, k].T for k in range(each)], axis=0),
+              'mean': probes @ means.T}  # fmt: skip
     report, place = {'people': len(kept)}, np.arange(len(whose))
     for way, score in scores.items():
         own = score[place, whose].copy()
