@@ -1,17 +1,22 @@
-"""What training learnt, in the forms that others read.
+"""What training learnt, in the forms that other software reads.
 
-    python3 export.py onnx       weights [OUT.onnx]           # the network for onnxruntime and its like, compared with PyTorch's
-    python3 export.py backbone   weights [OUT.safetensors]    # its tensors alone, what they expect described beside them
-    python3 export.py embeddings weights FOLDER [OUT.npz]     # each face below FOLDER as a vector, with its path; or .safetensors
+    python3 export.py onnx       weights [OUT.onnx]         # for onnxruntime
+    python3 export.py backbone   weights [OUT.safetensors]  # the tensors, with a description
+    python3 export.py embeddings weights FOLDER [OUT.npz]   # each face below FOLDER as a vector
 
-All three are the identity branch: a face's vector is x_id of the face and of its mirror, concatenated, of unit length, and the inner
-product of two is their similarity. Without OUT the file goes beside the weights. Faces are aligned, 112 high × 96 wide (of 112×112
-images 8 columns are dropped on either side); prepare.py aligns photographs.
+All three are the identity branch: a face's vector is x_id of the face and of its mirror,
+concatenated, of unit length. The inner product of two vectors is their similarity. Without OUT the
+file goes beside the weights. Faces are aligned, 112 high × 96 wide (of 112×112 images 8 columns are
+dropped on either side); prepare.py aligns photographs.
 
-onnx        input `faces`, uint8 (N, 3, 112, 96), RGB, any N; the normalisation is inside; output `embedding`, float32 (N, 2·D)
-backbone    the tensors of model.Backbone as backbone.*, of model.ResidualFactorization as factorization.*
-embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), from FOLDER on; in a .safetensors the paths are metadata, as JSON
+onnx        input `faces`, uint8 (N, 3, 112, 96), RGB, any N; the normalisation is inside;
+            output `embedding`, float32 (N, 2·D)
+backbone    the tensors of model.Backbone as backbone.*, of model.ResidualFactorization as
+            factorization.*
+embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), relative to FOLDER; in a
+            .safetensors the paths are metadata, as JSON
 """
+
 import argparse
 import importlib
 import json
@@ -27,73 +32,121 @@ from evaluation import lists
 from evaluation.extraction import extract_files
 from model import HEIGHT, WIDTH
 from preparation.alignment import TEMPLATE
-from training.checkpoint import load_weights
+from training.checkpoint import WeightsInfo, load_weights
 from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
 
 
 class Embedder(nn.Module):
-    """DALModel.embed as a module: what is exported of the network, and nothing that only training needs."""
+    """DALModel.embed as a module, without what only training needs."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, faces):
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
         return self.model.embed(faces)
 
 
-def description(info):
-    """What a file of weights needs to be used rightly, and what is known of its training: a dict of strings."""
+def description(info: WeightsInfo) -> dict[str, str]:
+    """What one must know to use the weights rightly, and what is known of their training."""
     decision = Decision.of(info.decision, info.path)
-    training = {'epoch': info.epoch, 'best': info.best, 'recipe': info.recipe, 'people': len(info.classes), 'accuracy': decision.accuracy}
-    facts = {'height': HEIGHT, 'width': WIDTH, 'colour': 'RGB', 'layout': 'N, 3, height, width',
-             'normalisation': '(value - 127.5) / 128, of 0 to 255', 'template': TEMPLATE.tolist(),
-             'feature': 'x_id of face and mirror, concatenated, unit length; similarity is the inner product',
-             'threshold': decision.threshold, 'age_cutoffs': info.age_cutoffs, 'backbone': info.backbone, 'training': training,
-             'weights_sha256': info.sha256}
-    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in facts.items()}
+    training = {
+        'epoch': info.epoch,
+        'best': info.best,
+        'recipe': info.recipe,
+        'people': len(info.classes),
+        'accuracy': decision.accuracy,
+    }
+    facts = {
+        'height': HEIGHT,
+        'width': WIDTH,
+        'colour': 'RGB',
+        'layout': 'N, 3, height, width',
+        'normalisation': '(value - 127.5) / 128, of 0 to 255',
+        'template': TEMPLATE.tolist(),
+        'feature': 'x_id of face and mirror, concatenated, unit length; '
+        'similarity is the inner product',
+        'threshold': decision.threshold,
+        'age_cutoffs': info.age_cutoffs,
+        'backbone': info.backbone,
+        'training': training,
+        'weights_sha256': info.sha256,
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in facts.items()
+    }
 
 
-def needed(name):
+def needed(name: str):
     """A package of requirements-export.txt. Raises UserError where it isn't installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise utils.UserError(f'this needs {name.partition(".")[0]}: pip install -r requirements-export.txt') from None
+        raise utils.UserError(
+            f'this needs {name.partition(".")[0]}: pip install -r requirements-export.txt'
+        ) from None
 
 
-def onnx(args):
-    """Writes the network as ONNX, once onnxruntime has given PyTorch's embeddings for one face and for five."""
+def onnx(args: argparse.Namespace) -> None:
+    """Writes the network as ONNX, once onnxruntime and PyTorch agree on one face and on five."""
     needed('onnxscript')
     runtime = needed('onnxruntime')
     network, info = load_weights(args.weights)
     model = Embedder(network).eval()
-    faces = torch.randint(0, 256, (5, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    program = torch.onnx.export(model, (faces,), dynamo=True, dynamic_shapes=({0: torch.export.Dim('N', min=1)},), input_names=['faces'],
-                                output_names=['embedding'], verbose=False)
+    faces = torch.randint(
+        0, 256, (5, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    program = torch.onnx.export(
+        model,
+        (faces,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim('N', min=1)},),
+        input_names=['faces'],
+        output_names=['embedding'],
+        verbose=False,
+    )
     program.model.metadata_props.update(description(info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
-    apart = max(np.abs(session.run(None, {'faces': part.numpy()})[0] - model(part).numpy()).max() for part in (faces[:1], faces))
+    apart = max(
+        np.abs(session.run(None, {'faces': part.numpy()})[0] - model(part).numpy()).max()
+        for part in (faces[:1], faces)
+    )
     if not apart <= AGREE:
-        raise utils.UserError(f'{args.out}: not written: onnxruntime and PyTorch differ by {apart:.1e}, more than {AGREE:.0e}')
+        raise utils.UserError(
+            f'{args.out}: not written: onnxruntime and PyTorch differ by {apart:.1e}, '
+            f'more than {AGREE:.0e}'
+        )
     utils.write_whole(args.out, lambda temporary: temporary.write_bytes(data))
-    print(f'{args.out}: opset {program.model.opset_imports[""]}, {len(data) / 1e6:.1f} MB; at N = 1 and 5 onnxruntime '
-          f'{runtime.__version__} differs from PyTorch by at most {apart:.1e} in any component of the unit vector')
+    print(
+        f'{args.out}: opset {program.model.opset_imports[""]}, {len(data) / 1e6:.1f} MB; '
+        f'at N = 1 and 5 onnxruntime {runtime.__version__} differs from PyTorch by at most '
+        f'{apart:.1e} in any component of the unit vector'
+    )
 
 
-def backbone(args):
+def backbone(args: argparse.Namespace) -> None:
     """Writes the tensors that make the embedding, with `description` as metadata."""
     files = needed('safetensors.torch')
     model, info = load_weights(args.weights)
-    parts = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.startswith(('backbone.', 'factorization.'))}
-    utils.write_whole(args.out, lambda temporary: files.save_file(parts, temporary, description(info)))
-    print(f'{args.out}: {len(parts)} tensors, {sum(tensor.numel() for tensor in parts.values()) / 1e6:.1f} M values')
+    parts = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(('backbone.', 'factorization.'))
+    }
+    utils.write_whole(
+        args.out, lambda temporary: files.save_file(parts, temporary, description(info))
+    )
+    print(
+        f'{args.out}: {len(parts)} tensors, '
+        f'{sum(tensor.numel() for tensor in parts.values()) / 1e6:.1f} M values'
+    )
 
 
-def embeddings(args):
+def embeddings(args: argparse.Namespace) -> None:
     """Writes the embedding of every image below a folder."""
     files = needed('safetensors.numpy') if args.out.suffix == '.safetensors' else None
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
@@ -105,7 +158,10 @@ def embeddings(args):
         facts['paths'] = json.dumps(paths)
         utils.write_whole(args.out, lambda temporary: files.save_file(arrays, temporary, facts))
     else:
-        arrays |= {'paths': np.array(paths), **{name: np.array(value) for name, value in facts.items()}}
+        arrays |= {
+            'paths': np.array(paths),
+            **{name: np.array(value) for name, value in facts.items()},
+        }
         utils.write_whole(args.out, lambda temporary: _savez(temporary, arrays))
     print(f'{args.out}: {len(paths)} faces, {features["embedding"].shape[1]} values each')
 
@@ -115,24 +171,41 @@ def _savez(path, arrays):
         np.savez(file, **arrays)
 
 
-def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(required=True, metavar='onnx | backbone | embeddings')
-    for kind, endings in ((onnx, ('.onnx',)), (backbone, ('.safetensors',)), (embeddings, ('.npz', '.safetensors'))):
+    for kind, endings in (
+        (onnx, ('.onnx',)),
+        (backbone, ('.safetensors',)),
+        (embeddings, ('.npz', '.safetensors')),
+    ):
         one = kinds.add_parser(kind.__name__, description=kind.__doc__)
         one.set_defaults(kind=kind, endings=endings)
         one.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
         if kind is embeddings:
             one.add_argument('folder', help='aligned faces, however deep')
-            one.add_argument('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
-        one.add_argument('out', nargs='?', type=Path, help=f'where to, {" or ".join(endings)}; by default beside the weights')
+            one.add_argument(
+                '--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU'
+            )
+        one.add_argument(
+            'out',
+            nargs='?',
+            type=Path,
+            help=f'where to, {" or ".join(endings)}; by default beside the weights',
+        )
     return parser.parse_args(argv)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     weights = Path(args.weights)
     if args.out is None:
-        stem = f'{weights.stem}-{Path(args.folder).resolve().name}' if args.kind is embeddings else weights.stem
+        stem = (
+            f'{weights.stem}-{Path(args.folder).resolve().name}'
+            if args.kind is embeddings
+            else weights.stem
+        )
         args.out = weights.with_name(stem + args.endings[0])
     if args.out.suffix not in args.endings:
         raise utils.UserError(f'{args.out}: its name must end in {" or ".join(args.endings)}')

@@ -1,104 +1,262 @@
 """Is this the same person, years on? Who of these is it?
 
-    python3 verify.py weights a.jpg b.jpg [--out answer.png]         # similarity, decision, estimated ages
-    python3 verify.py weights --find face.jpg FOLDER [--out PNG]     # the faces below FOLDER, the most similar first; drawn
-    python3 verify.py weights --serve [FOLDER]                       # both as a page, at http://127.0.0.1:8000/
+    python3 verify.py weights a.jpg b.jpg                 # similarity, decision, estimated ages
+    python3 verify.py weights a.jpg b.jpg --ages 4 30 --far 1e-3     # decided for these ages
+    python3 verify.py weights --pairs pairs.csv           # first,second[,first_age,second_age]
+    python3 verify.py weights --index FOLDER [archive.index]         # embed an archive once
+    python3 verify.py weights --find face.jpg archive.index          # or a folder
+    python3 verify.py weights --serve [archive.index]     # page and HTTP API, http://127.0.0.1:8000/
+    python3 verify.py weights --calibrate NAME            # thresholds from people of your own
 
-An image of 112 high × 96 wide, or of 112×112, is taken for an aligned face; in any other the largest face is found and aligned.
-The threshold is the one that was best in the training's validation, kept in the weights file; --threshold sets another.
+An image of 112 high × 96 wide, or of 112×112, is taken for an aligned face; in any other the faces
+are found and aligned: the largest of a photograph to compare or to look for, all of an archive.
+Validation leaves in the weights what the decision goes by; --calibrate NAME, an entry of meta.py,
+makes it from other people, into a file beside the weights.
+
+Exit status: 0 the same person, or whatever else was asked is done; 3 two people, or nobody found
+above the threshold; 4 no threshold is known; 1 an error; 2 a wrong command line.
 """
+
 import argparse
+import csv
+import json
+import os
+import sys
 from pathlib import Path
 
 import utils
 from training.checkpoint import load_weights
-from verification import drawing, portraits
-from verification.matcher import Gallery, Matcher
+from verification import answers, decision, drawing, indexing, pairs, portraits
+from verification.index import Index
+from verification.matcher import Matcher
+
+SAME, OTHER, UNDECIDED = 0, 3, 4  # exit statuses; 1 is an error's, 2 argparse's
 
 
-def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
-    parser.add_argument('images', nargs='*', metavar='image', help='two images to compare')
-    parser.add_argument('--find', nargs=2, metavar=('FACE', 'FOLDER'), help='look for FACE among all images below FOLDER')
-    parser.add_argument('--serve', nargs='?', const='', metavar='FOLDER', help='the web page; with FOLDER it also looks for faces there')
-    parser.add_argument('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
-    parser.add_argument('--out', type=Path, metavar='PNG', help='where the answer is drawn; of --find by default FACE-found.png, here')
-    parser.add_argument('--top', type=int, default=12, metavar='K', help='--find: how many faces are listed and drawn (default 12)')
-    parser.add_argument('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
-    parser.add_argument('--host', default='127.0.0.1', help='--serve: the address to listen on; by default this machine alone reaches it')
-    parser.add_argument('--port', type=int, default=8000, help='--serve: the port (default 8000)')
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('weights', help='best.pth, epoch_*.pth or last.pth of a training')
+    add('images', nargs='*', metavar='image', help='two images to compare')
+    add('--find', nargs=2, metavar=('FACE', 'WHERE'), help='look for FACE in an index or a folder')
+    add('--pairs', type=Path, metavar='CSV', help='compare many pairs; images from its folder on')
+    add('--index', nargs='+', metavar='FOLDER', help='make or update an index: FOLDER [FILE]')
+    add('--serve', nargs='?', const='', metavar='WHERE', help='the page; it looks in WHERE too')
+    add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
+    add('--ages', nargs='+', type=float, metavar='A', help='ages of the two images, or of FACE')
+    add('--far', type=float, metavar='RATE', help='accept this share of pairs of two people')
+    add('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
+    add('--people', action='store_true', help='--index: folders directly below FOLDER are people')
+    add('--json', action='store_true', help='answers as JSON')
+    add('--out', type=Path, metavar='FILE', help='where the answer is drawn; --pairs: the table')
+    add('--top', type=int, default=12, metavar='K', help='--find: how many (default 12)')
+    add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
+    add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
+    add('--port', type=int, default=8000, help='--serve: the port (default 8000)')
     args = parser.parse_args(argv)
-    if [len(args.images) == 2, args.find is not None, args.serve is not None].count(True) != 1 or len(args.images) not in (0, 2):
-        parser.error('give two images, or --find FACE FOLDER, or --serve')
+    modes = (args.find, args.pairs, args.index, args.calibrate)
+    asked = [len(args.images) == 2, args.serve is not None, *(mode is not None for mode in modes)]
+    if asked.count(True) != 1 or len(args.images) not in (0, 2):
+        parser.error('give two images, or one of --find --pairs --index --serve --calibrate')
     if args.threshold is not None and not -1 <= args.threshold <= 1:
         parser.error('--threshold is a similarity, between -1 and 1')
-    if args.top < 1 or not 0 < args.port < 2 ** 16:
+    if args.far is not None and not 0 < args.far < 1:
+        parser.error('--far is a share of pairs, between 0 and 1')
+    if args.far is not None and args.threshold is not None:
+        parser.error('give --far or --threshold, not both')
+    if args.ages and not all(0 <= age <= 120 for age in args.ages):
+        parser.error('--ages are years, between 0 and 120')
+    if args.ages and len(args.ages) != (2 if args.images else 1 if args.find else 0):
+        parser.error('--ages takes two ages with two images, one with --find')
+    if args.index and len(args.index) > 2:
+        parser.error('--index takes a folder and, if you like, a file')
+    if args.people and not args.index:
+        parser.error('--people belongs to --index')
+    if args.top < 1 or not 0 < args.port < 2**16:
         parser.error('--top must be at least 1, --port between 1 and 65535')
     return args
 
 
-def matcher(args):
+def matcher(args: argparse.Namespace) -> Matcher:
     """The Matcher of the command line. Raises UserError where the weights can't be used."""
     device = utils.pick_device(args.ctx)
-    return Matcher(*load_weights(args.weights, device), device, args.threshold)
+    model, info = load_weights(args.weights, device)
+    return Matcher(model, info, device, decision.read_decision(info, args.threshold))
 
 
-def compare(args):
+def compare(args: argparse.Namespace) -> int:
     """Two images: prints, and draws where --out says."""
-    two = [portraits.read_file(path) for path in args.images]
     known = matcher(args)
-    looks = known.look([portrait.face for portrait in two])
-    similarity = float(looks[0].embedding @ looks[1].embedding)
-    for portrait, look in zip(two, looks):
-        print(f'{portrait.name}: {portrait.about}; {look.about}')
-    print(f'similarity {similarity:.3f}: {known.decision.verdict(similarity)}')
-    if known.decision.genuine is not None:
-        print(f'which means: {known.decision.meaning(similarity)}')
+    two = [portraits.read_file(path, known.width) for path in args.images]
+    features = known.features([portrait.face for portrait in two])
+    similarity = float(features[0].embedding @ features[1].embedding)
+    ages = answers.pair_ages(*features, args.ages or (None, None))
+    answer = known.decision.answer(similarity, ages, args.far)
+    if args.json:
+        faces = [answers.face(*both) for both in zip(two, features, strict=True)]
+        print(json.dumps({'faces': faces, **answers.decision(answer)}))
+    else:
+        for portrait, one in zip(two, features, strict=True):
+            print(f'{portrait.name}: {portrait.about}; {one.about}')
+        print(f'similarity {similarity:.3f}: {answer.verdict}')
+        for line in answer.details(known.decision):
+            print(line)
     if args.out:
-        drawing.draw_pair(two, looks, similarity, known.decision, args.out)
-        print(f'{args.out}: the answer, drawn')
+        drawing.draw_pair(two, features, answer, known.decision, args.out)
+        _drawn(args)
+    return _status([answer.same])
 
 
-def find(args):
-    """One image among a folder's: prints the ranking and draws it."""
-    portrait = portraits.read_file(args.find[0])
+def find(args: argparse.Namespace) -> int:
+    """One image among an archive's: prints the ranking and draws it."""
+    face, where = args.find
     known = matcher(args)
-    look, = known.look([portrait.face])
-    gallery = Gallery(known, args.find[1], but=args.find[0])
-    found = gallery.nearest(look.embedding, args.top)
-    print(f'{portrait.name}: {portrait.about}; {look.about}; among {len(gallery.names)} faces:')
-    for rank, one in enumerate(found, 1):
-        print(f'{rank:3} {one.similarity:.3f}{"*" if known.decision.same(one.similarity) else " "}  {one.name}; {one.look.about}')
-    if known.decision.threshold is not None:
-        print(f'* above the threshold of {known.decision.threshold:.3f}, which is one for pairs: among many faces other people pass it too')
-    if gallery.left_out:
-        print(f'{len(gallery.left_out)} images left out: {"; ".join(gallery.left_out[:3])}')
-    drawing.draw_found(portrait, look, found, known.decision, args.out)
-    print(f'{args.out}: the answer, drawn')
+    portrait = portraits.read_file(face, known.width)
+    features, = known.features([portrait.face])
+    archive = read_archive(known, where)
+    age = args.ages[0] if args.ages else None
+    found = answers.find(known, archive, features, args.top, age, args.far, face)
+    if args.json:
+        looked_for = answers.face(portrait, features)
+        print(json.dumps({
+            'looked_for': looked_for, 'archive': where, 'searched': len(archive),
+            'left_out': len(archive.left_out), 'found': found,
+        }))  # fmt: skip
+    else:
+        print_found(portrait, features, archive, found)
+    if not found:
+        raise utils.DataError(f'{where}: no other face than the one that is looked for')
+    if args.out:
+        drawing.draw_found(portrait, features, found, archive, args.out)
+        _drawn(args)
+    return _status([one['same'] for one in found])
 
 
-def serve(args):
+def read_archive(known: Matcher, where: str) -> Index:
+    """An index file; or a folder, embedded for this once."""
+    if os.path.isdir(where):
+        return indexing.read_folder(known, where)
+    return Index.open(where, known.info.sha256)
+
+
+def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
+    print(f'{portrait.name}: {portrait.about}; {features.about}; among {len(archive)} faces:')
+    for one in found:
+        star = '*' if one['same'] else ' '
+        line = answers.about_found(one, archive.is_aligned(one['face']))
+        print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {line}')
+    if found and found[0]['threshold'] is not None:
+        which = ('for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}')
+        print(
+            f'* above the threshold {which}, which is one for pairs: '
+            'among many faces other people pass it too'
+        )
+    for caution in dict.fromkeys(one['caution'] for one in found if one['caution']):
+        print(f'note: {caution}')
+    if archive.left_out:
+        print(f'{len(archive.left_out)} images left out: {"; ".join(archive.left_out[:3])}')
+
+
+def compare_table(args: argparse.Namespace) -> int:
+    """Every row of a CSV: a table, or with --json a line of JSON each, to --out or the screen."""
+    rows = pairs.read(args.pairs)
+    results = list(pairs.compare(matcher(args), rows, str(args.pairs.parent), args.far))
+
+    def write(file):
+        if args.json:
+            file.writelines(json.dumps(result) + '\n' for result in results)
+        else:
+            table = csv.DictWriter(file, results[0], lineterminator='\n')
+            table.writeheader()
+            table.writerows(results)
+
+    if args.out:
+        def fill(temporary):
+            with open(temporary, 'w', encoding='utf-8', newline='') as file:
+                write(file)
+
+        utils.write_whole(args.out, fill)
+        print(f'{args.out}: {len(results)} pairs', file=sys.stderr)
+    else:
+        write(sys.stdout)
+    bad = [result['error'] for result in results if result['error']]
+    if bad:
+        raise utils.DataError(f'{len(bad)} of {len(results)} pairs not compared: {bad[0]}')
+    return 0
+
+
+def index(args: argparse.Namespace) -> int:
+    """Makes or updates the index of a folder."""
+    folder = args.index[0]
+    default = f'{Path(folder).resolve().name}.index'
+    path = Path(args.index[1] if len(args.index) > 1 else default)
+    archive, counts = indexing.update(matcher(args), folder, path, args.people)
+    people = f' of {len(archive.people)} people' if args.people else ''
+    facts = {
+        'index': str(path), 'faces': len(archive), 'photographs': len(archive.rows),
+        'people': len(archive.people), 'left_out': len(archive.left_out), **counts,
+    }  # fmt: skip
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    print(f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images '
+          f'({counts["new"]} new, {counts["changed"]} changed, {counts["gone"]} gone)')  # fmt: skip
+    if archive.left_out:
+        print(f'{len(archive.left_out)} without a face: {"; ".join(archive.left_out[:3])}')
+    return 0
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Thresholds and probabilities from a data set's people, into a file beside the weights."""
+    from verification import calibrating
+
+    known = matcher(args)
+    path = decision.calibration_file(args.weights)
+    if path.exists():
+        raise utils.UserError(f'{path} is there already: remove it to calibrate again')
+    for line in calibrating.calibrate(known, args.calibrate, path):
+        print(line)
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
     """The page, until it is interrupted."""
     try:
         from verification import page
     except ImportError as error:
-        raise utils.UserError(f'the page needs {error.name}: pip install -r requirements-serve.txt') from None
+        raise utils.UserError(
+            f'the page needs {error.name}: pip install -r requirements-serve.txt'
+        ) from None
     known = matcher(args)
-    gallery = Gallery(known, args.serve) if args.serve else None
-    page.serve(page.application(known, gallery, args.host), args.host, args.port)
+    archive = read_archive(known, args.serve) if args.serve else None
+    page.serve(page.application(known, archive, args.host, args.far), args.host, args.port)
+    return 0
 
 
-def run(args):
-    if args.find and not args.out:
+def _drawn(args):
+    print(f'{args.out}: the answer, drawn', file=sys.stderr if args.json else sys.stdout)
+
+
+def _status(same):
+    """Of decisions True, False or None, the best first."""
+    return SAME if True in same else UNDECIDED if None in same else OTHER
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what is asked and returns the exit status."""
+    if args.find and not args.out and not args.json:
         args.out = Path(f'{Path(args.find[0]).stem}-found.png')
     if args.out and args.out.exists():
         raise utils.UserError(f'{args.out} is there already: remove it, or name another with --out')
     if args.out and not args.out.absolute().parent.is_dir():
         raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
-    (find if args.find else compare if args.images else serve)(args)
+    modes = ((args.find, find), (args.pairs, compare_table), (args.index, index),
+             (args.calibrate, calibrate), (args.images, compare), (True, serve))  # fmt: skip
+    return next(work for asked, work in modes if asked)(args)
 
 
 if __name__ == '__main__':
     with utils.one_line_errors():
-        run(arguments())
+        sys.exit(run(arguments()))

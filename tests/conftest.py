@@ -87,6 +87,13 @@ def weights(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def matcher(weights):
+    """The Matcher of `weights`, as verify.py makes it."""
+    import verify
+    return verify.matcher(verify.arguments([str(weights), '--serve']))
+
+
+@pytest.fixture(scope='session')
 def entry(drawn):
     """The meta.py dict of `drawn`."""
     return {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.',

@@ -1,4 +1,5 @@
 """What is exported is what PyTorch computes, and can be used without this repository."""
+
 import json
 import subprocess
 import sys
@@ -26,7 +27,9 @@ def model(weights):
 
 
 def images(paths):
-    return torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(
+        0, 3, 1, 2
+    )
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +45,7 @@ def test_onnxruntime_gives_the_embeddings_of_pytorch(model, onnx_file, drawn, n)
     onnxruntime = pytest.importorskip('onnxruntime')
     session = onnxruntime.InferenceSession(str(onnx_file), providers=['CPUExecutionProvider'])
     faces = images((sorted((drawn / 'val').rglob('*.jpg')) * 2)[:n])
-    embeddings, = session.run(None, {'faces': faces.numpy()})
+    (embeddings,) = session.run(None, {'faces': faces.numpy()})
     np.testing.assert_allclose(embeddings, model.embed(faces).numpy(), atol=1e-5)
 
 
@@ -51,10 +54,21 @@ def test_onnx_has_the_identity_branch_alone_and_says_what_it_takes(model, onnx_f
     loaded = onnx.load(onnx_file)
     onnx.checker.check_model(loaded, full_check=True)
     facts = {entry.key: entry.value for entry in loaded.metadata_props}
-    assert facts['threshold'] == json.dumps(torch.load(weights)['decision']['threshold']) and facts['colour'] == 'RGB'
+    assert (
+        facts['threshold'] == json.dumps(torch.load(weights)['decision']['threshold'])
+        and facts['colour'] == 'RGB'
+    )
     names = ' '.join(tensor.name for tensor in loaded.graph.initializer)
-    assert 'backbone' in names and 'factorization' in names and 'identity' not in names and 'model.age' not in names
-    assert [axis.dim_param or axis.dim_value for axis in loaded.graph.input[0].type.tensor_type.shape.dim] == ['N', 3, 112, 96]
+    assert (
+        'backbone' in names
+        and 'factorization' in names
+        and 'identity' not in names
+        and 'model.age' not in names
+    )
+    assert [
+        axis.dim_param or axis.dim_value
+        for axis in loaded.graph.input[0].type.tensor_type.shape.dim
+    ] == ['N', 3, 112, 96]
 
 
 def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
@@ -66,6 +80,7 @@ def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
 
         def run(self, _, feed):
             return [np.zeros((len(feed['faces']), 32), np.float32)]
+
     monkeypatch.setattr(onnxruntime, 'InferenceSession', Other)
     with pytest.raises(utils.UserError, match='differ by'):
         run('onnx', weights, tmp_path / 'other.onnx')
@@ -78,14 +93,26 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
     with safetensors.safe_open(tmp_path / 'tiny.safetensors', 'pt') as file:
         facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     assert (facts['height'], facts['width'], len(json.loads(facts['template']))) == ('112', '96', 5)
-    assert json.loads(facts['training'])['people'] == 8 and json.loads(facts['training'])['recipe']['dim'] == 16
+    assert (
+        json.loads(facts['training'])['people'] == 8
+        and json.loads(facts['training'])['recipe']['dim'] == 16
+    )
     from model import Backbone, ResidualFactorization, normalize
+
     parts = Backbone(**json.loads(facts['backbone'])).eval(), ResidualFactorization(16)
-    for part, name in zip(parts, ('backbone.', 'factorization.')):
-        part.load_state_dict({key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)})
+    for part, name in zip(parts, ('backbone.', 'factorization.'), strict=True):
+        part.load_state_dict(
+            {
+                key.removeprefix(name): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(name)
+            }
+        )
     faces = images(sorted((drawn / 'val').rglob('*.jpg'))[:3])
     with torch.no_grad():
-        torch.testing.assert_close(parts[1](parts[0](normalize(faces)))[1], model.features(faces)[2])
+        torch.testing.assert_close(
+            parts[1](parts[0](normalize(faces)))[1], model.features(faces)[2]
+        )
 
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
@@ -94,34 +121,52 @@ def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
     if ending == '.npz':
         run('embeddings', weights, drawn / 'val', out)
         with np.load(out) as file:
-            embeddings, paths, threshold = file['embeddings'], file['paths'].tolist(), str(file['threshold'])
+            embeddings, paths, threshold = (
+                file['embeddings'],
+                file['paths'].tolist(),
+                str(file['threshold']),
+            )
     else:
         safetensors = pytest.importorskip('safetensors')
         run('embeddings', weights, drawn / 'val', out)
         with safetensors.safe_open(out, 'np') as file:
-            embeddings, paths, threshold = file.get_tensor('embeddings'), json.loads(file.metadata()['paths']), file.metadata()['threshold']
+            embeddings, paths, threshold = (
+                file.get_tensor('embeddings'),
+                json.loads(file.metadata()['paths']),
+                file.metadata()['threshold'],
+            )
     assert len(paths) == 36 and float(threshold) == torch.load(weights)['decision']['threshold']
-    np.testing.assert_allclose(embeddings[[7, 30]], model.embed(images([drawn / 'val' / paths[7], drawn / 'val' / paths[30]])), atol=1e-5)
+    np.testing.assert_allclose(
+        embeddings[[7, 30]],
+        model.embed(images([drawn / 'val' / paths[7], drawn / 'val' / paths[30]])),
+        atol=1e-5,
+    )
 
 
 def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_path):
     (tmp_path / 'a.safetensors').write_text('mine')
-    for line, message in ((('backbone', weights, tmp_path / 'a.safetensors'), 'is there already'),
-                          (('backbone', weights, tmp_path / 'a.npz'), 'must end in'),
-                          (('onnx', weights, tmp_path / 'no' / 'a.onnx'), 'there is no folder'),
-                          (('backbone', tmp_path / 'gone.pth'), 'no such file')):
+    for line, message in (
+        (('backbone', weights, tmp_path / 'a.safetensors'), 'is there already'),
+        (('backbone', weights, tmp_path / 'a.npz'), 'must end in'),
+        (('onnx', weights, tmp_path / 'no' / 'a.onnx'), 'there is no folder'),
+        (('backbone', tmp_path / 'gone.pth'), 'no such file'),
+    ):
         with pytest.raises(utils.UserError, match=message):
             run(*line)
     with pytest.raises(DataError, match='no such folder'):
         run('embeddings', weights, tmp_path / 'gone', tmp_path / 'e.npz')
-    assert [path.name for path in tmp_path.iterdir()] == ['a.safetensors'] and (tmp_path / 'a.safetensors').read_text() == 'mine'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.safetensors'] and (
+        tmp_path / 'a.safetensors'
+    ).read_text() == 'mine'
 
 
 def test_packages_that_are_missing_are_named(weights, tmp_path, monkeypatch):
     for name in ('onnxscript', 'safetensors.torch'):
         monkeypatch.setitem(sys.modules, name, None)
     for kind, package in (('onnx', 'onnxscript'), ('backbone', 'safetensors')):
-        with pytest.raises(utils.UserError, match=f'{package}: pip install -r requirements-export.txt'):
+        with pytest.raises(
+            utils.UserError, match=f'{package}: pip install -r requirements-export.txt'
+        ):
             run(kind, weights)
 
 
@@ -149,11 +194,26 @@ def test_torch_hub_among_modules_of_the_same_names(weights, tmp_path):
     for name in ('model', 'utils', 'dataset', 'main'):
         (tmp_path / f'{name}.py').write_text('mine = True')
     (tmp_path / 'script.py').write_text(HUB)
-    done = subprocess.run([sys.executable, 'script.py', ROOT, weights], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, 'script.py', ROOT, weights],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and '[1, 16]' in done.stdout, done.stderr
 
 
 def test_the_scripts_themselves(weights, drawn, tmp_path):
-    line = [sys.executable, ROOT / 'export.py', 'embeddings', weights, drawn / 'val' / 'p00008', 'here.npz']
+    line = [
+        sys.executable,
+        ROOT / 'export.py',
+        'embeddings',
+        weights,
+        drawn / 'val' / 'p00008',
+        'here.npz',
+    ]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith('here.npz: 6 faces, 32 values each') and not done.stderr, done.stderr
+    assert done.stdout.startswith('here.npz: 6 faces, 32 values each') and not done.stderr, (
+        done.stderr
+    )

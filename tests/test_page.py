@@ -1,8 +1,8 @@
-"""The web page: what it takes and refuses; and in a real browser, where Chromium and its driver are installed."""
+"""The web page: what it takes and refuses; in a real browser where Chromium and its driver are."""
+
 import io
 import re
-import shutil
-import threading
+import socket
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from test_verify import Stub, photograph_of
 import utils
 import verify
 from verification import portraits
-from verification.matcher import Gallery
+from verification.indexing import read_folder
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
@@ -21,13 +21,8 @@ from verification import page  # noqa: E402
 
 
 @pytest.fixture(scope='module')
-def matcher(weights):
-    return verify.matcher(verify.arguments([str(weights), '--serve']))
-
-
-@pytest.fixture(scope='module')
 def gallery(matcher, drawn):
-    return Gallery(matcher, drawn / 'val')
+    return read_folder(matcher, str(drawn / 'val'))
 
 
 @pytest.fixture(scope='module')
@@ -42,34 +37,56 @@ def client(matcher):
 
 def post(client, first, second=None, **more):
     """Uploads bytes as the form does: a field left empty is a part without a name."""
-    fields = {'first': (io.BytesIO(first), 'a.jpg'), 'second': (io.BytesIO(second or b''), 'b.jpg' if second else '')}
+    fields = {
+        'first': (io.BytesIO(first), 'a.jpg'),
+        'second': (io.BytesIO(second or b''), 'b.jpg' if second else ''),
+    }
     return client.post('/', data=fields, **more)
 
 
 def test_two_faces(client, matcher, faces):
     answer = post(client, faces[0].read_bytes(), faces[1].read_bytes())
-    a, b = matcher.look([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
     text = answer.get_data(as_text=True)
-    assert answer.status_code == 200 and f'Similarity {a.embedding @ b.embedding:.3f}' in text and 'in validation' in text
+    assert (
+        answer.status_code == 200
+        and f'Similarity {a.embedding @ b.embedding:.3f}' in text
+        and 'in validation' in text
+    )
     assert a.about in text and b.about in text and text.count('data:image/jpeg') == 2
 
 
 def test_one_face_among_a_folder(matcher, gallery, faces):
-    text = post(page.application(matcher, gallery).test_client(), faces[7].read_bytes()).get_data(as_text=True)
+    text = post(page.application(matcher, gallery).test_client(), faces[7].read_bytes()).get_data(
+        as_text=True
+    )
     names = re.findall(r'</b> (.*?)<br>', text)
-    assert 'of 36 faces' in text and len(names) == page.SHOWN and names[0] == str(faces[7].relative_to(faces[7].parent.parent))
+    assert (
+        'of 36 faces' in text
+        and len(names) == page.SHOWN
+        and names[0] == str(faces[7].relative_to(faces[7].parent.parent))
+    )
 
 
 def test_an_alignment_is_shown(client, faces, tmp_path, monkeypatch):
     points = photograph_of(faces[0], tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
-    text = post(client, (tmp_path / 'a.png').read_bytes(), faces[0].read_bytes()).get_data(as_text=True)
+    text = post(client, (tmp_path / 'a.png').read_bytes(), faces[0].read_bytes()).get_data(
+        as_text=True
+    )
     assert 'class="photograph"' in text and text.count('data:image/jpeg') == 3
 
 
-@pytest.mark.parametrize('content, message', [(b'junk', 'not an image'), (b'PK\3\4' + bytes(99), 'not an image'),
-                                              (b'<svg onload="alert(1)"/>', 'not an image'), (b'GIF89a' + bytes(20), 'a.jpg')],
-                         ids=['junk', 'zip', 'svg', 'gif'])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'junk', 'not an image'),
+        (b'PK\3\4' + bytes(99), 'not an image'),
+        (b'<svg onload="alert(1)"/>', 'not an image'),
+        (b'GIF89a' + bytes(20), 'a.jpg'),
+    ],
+    ids=['junk', 'zip', 'svg', 'gif'],
+)
 def test_what_is_no_image_is_refused(client, faces, content, message):
     answer = post(client, content, faces[0].read_bytes())
     assert answer.status_code == 422 and message in answer.get_data(as_text=True)
@@ -85,10 +102,15 @@ def test_photographs_of_too_many_pixels_are_not_decoded(client, faces):
 def test_size_and_count_are_bounded(client, faces, monkeypatch):
     face = faces[0].read_bytes()
     assert post(client, face + bytes(page.LARGEST), face).status_code == 422
-    assert post(client, face + bytes(2 * page.LARGEST + 2 ** 16), face).status_code == 413
-    many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(3)}
+    assert post(client, face + bytes(2 * page.LARGEST + 2**16), face).status_code == 413
+    many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(7)}
     assert client.post('/', data=many).status_code == 413
-    assert client.post('/', data={'first': 'x' * 2 ** 18}, content_type='multipart/form-data').status_code == 413
+    assert (
+        client.post(
+            '/', data={'first': 'x' * 2**18}, content_type='multipart/form-data'
+        ).status_code
+        == 413
+    )
     assert post(client, face).status_code == 400 and client.post('/').status_code == 400
 
 
@@ -104,104 +126,55 @@ def test_other_sites_and_other_names_of_the_machine_are_refused(client, matcher,
     assert post(client, face, face, headers={'Sec-Fetch-Site': 'cross-site'}).status_code == 403
     assert client.get('/', headers={'Host': 'elsewhere.example'}).status_code == 400
     assert client.get('/', headers={'Host': '127.0.0.1:8000'}).status_code == 200
-    assert page.application(matcher, host='0.0.0.0').test_client().get('/', headers={'Host': 'elsewhere.example'}).status_code == 200
+    assert (
+        page.application(matcher, host='0.0.0.0')
+        .test_client()
+        .get('/', headers={'Host': 'elsewhere.example'})
+        .status_code
+        == 200
+    )
 
 
 def test_nothing_comes_from_elsewhere(client):
     answer = client.get('/')
-    assert "default-src 'none'" in answer.headers['Content-Security-Policy'] and answer.headers['Cache-Control'] == 'no-store'
-    assert not re.search(r'https?:|<script', answer.get_data(as_text=True))
-    assert client.get('/static/page.html').status_code == 404
+    assert (
+        "default-src 'none'" in answer.headers['Content-Security-Policy']
+        and answer.headers['Cache-Control'] == 'no-store'
+    )
+    text = answer.get_data(as_text=True)
+    assert not re.search(r'https?:|<style|style=|onclick', text)
+    assert re.findall('<script[^>]*>[^<]*', text) == ['<script src="/page.js" defer>']
+    for name in ('page.js', 'page.css'):
+        script = client.get(f'/{name}')
+        assert script.status_code == 200 and not re.search(r'https?:|//\w', script.text)
+    for name in ('static/page.html', 'page.html', 'page.py'):
+        assert client.get(f'/{name}').status_code == 404
 
 
 def test_it_listens_to_this_machine_alone_unless_told():
     args = verify.arguments(['w.pth', '--serve'])
     assert page.is_loopback(args.host) and page.is_loopback('::1') and page.is_loopback('localhost')
-    assert not page.is_loopback('0.0.0.0') and not page.is_loopback('::') and not page.is_loopback('example')
+    assert (
+        not page.is_loopback('0.0.0.0')
+        and not page.is_loopback('::')
+        and not page.is_loopback('example')
+    )
 
 
-def test_a_port_that_is_taken(matcher, served):
-    port = int(served.rsplit(':', 1)[1].strip('/'))
-    with pytest.raises(utils.UserError, match='--port names another'):
-        page.serve(page.application(matcher), '127.0.0.1', port)
-
-
-@pytest.fixture(scope='module')
-def served(matcher, gallery):
-    """The page's address, served as verify.py serves it."""
-    server = page.waitress.create_server(page.application(matcher, gallery), host='127.0.0.1', port=0)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f'http://127.0.0.1:{server.effective_port}/'
-    server.close()
-    thread.join(10)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    selenium = pytest.importorskip('selenium.webdriver')
-    chromium, driver = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
-    if not chromium or not driver:
-        pytest.skip('no Chromium with its chromedriver here')
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=900,1200'):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    browser = selenium.Chrome(options, selenium.ChromeService(driver))
-    browser.set_page_load_timeout(120)
-    yield browser
-    browser.quit()
-
-
-def submit(browser, address, **files):
-    """Fills the form as a person does; returns the page's text once the answer is there."""
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.support.wait import WebDriverWait
-    browser.get(address)
-    browser.execute_script('window.unanswered = true')  # gone with the page; an element's own staleness can fail in mid-navigation
-    for field, path in files.items():
-        browser.find_element('name', field).send_keys(str(path))
-    browser.find_element('tag name', 'button').click()
-    WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException]).until(
-        lambda browser: browser.execute_script('return !window.unanswered && document.readyState === "complete"'))
-    return browser.find_element('tag name', 'body').text
-
-
-def test_two_faces_in_a_browser(browser, served, matcher, faces):
-    text = submit(browser, served, first=faces[0], second=faces[1])
-    a, b = matcher.look([np.asarray(Image.open(path)) for path in faces[:2]])
-    assert f'Similarity {a.embedding @ b.embedding:.3f}' in text and a.about in text
-    shown = browser.find_elements('css selector', '#people img')
-    assert len(shown) == 2 and all(browser.execute_script('return arguments[0].naturalWidth', image) == 96 for image in shown)
-    dot, line = (browser.find_element('css selector', f'#answer {part}').rect for part in ('circle', 'line[stroke-dasharray]'))
-    assert (dot['x'] + dot['width'] / 2 > line['x']) == (a.embedding @ b.embedding > matcher.decision.threshold)
-    colour = browser.find_element('css selector', '#answer h2').value_of_css_property('color')  # so the style sheet came through
-    assert ('27, 120, 55' if matcher.decision.same(a.embedding @ b.embedding) else '178, 24, 43') in colour
-    assert not [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
-
-
-def test_a_photograph_among_a_folder_in_a_browser(browser, served, faces, tmp_path, monkeypatch):
-    points = photograph_of(faces[7], tmp_path / 'a.png')
-    monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
-    text = submit(browser, served, first=tmp_path / 'a.png')
-    assert 'Most like it, of 36 faces' in text and 'found in a photograph' in text
-    assert len(browser.find_elements('css selector', '#answer img')) == page.SHOWN
-    photograph = browser.find_element('css selector', 'img.photograph')
-    assert browser.execute_script('return arguments[0].naturalHeight', photograph) == portraits.SHOWN
-
-
-def test_junk_in_a_browser(browser, served, faces, tmp_path):
-    (tmp_path / 'junk.jpg').write_bytes(b'junk')
-    assert 'junk.jpg: not an image' in submit(browser, served, first=tmp_path / 'junk.jpg', second=faces[0])
-    (tmp_path / 'large.jpg').write_bytes(bytes(2 * page.LARGEST + 2 ** 17))
-    assert 'At most two photographs' in submit(browser, served, first=tmp_path / 'large.jpg', second=faces[0])
-    assert 'Compare' in browser.find_element('tag name', 'button').text
+def test_a_port_that_is_taken(matcher):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(utils.UserError, match='--port names another'):
+            page.serve(page.application(matcher), '127.0.0.1', port)
 
 
 def test_the_page_of_weights_without_a_threshold(weights, faces, tmp_path):
     state = torch.load(weights)
     del state['decision']
     torch.save(state, tmp_path / 'old.pth')
-    client = page.application(verify.matcher(verify.arguments([str(tmp_path / 'old.pth'), '--serve']))).test_client()
-    assert 'no decision' in post(client, faces[0].read_bytes(), faces[1].read_bytes()).get_data(as_text=True)
+    client = page.application(
+        verify.matcher(verify.arguments([str(tmp_path / 'old.pth'), '--serve']))
+    ).test_client()
+    assert 'no decision' in post(client, faces[0].read_bytes(), faces[1].read_bytes()).get_data(
+        as_text=True
+    )

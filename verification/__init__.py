@@ -1,1 +1,1 @@
-"""The rooms behind verify.py: what a photograph shows, what the network says of it, the pictures of an answer, the web page."""
+"""The rooms behind verify.py: photographs, what the network says, pictures, the page."""

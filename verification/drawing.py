@@ -1,54 +1,81 @@
 """The picture of an answer, a PNG: two faces, or one and those that are most like it."""
-import io
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from evaluation.pictures import GENUINE, IMPOSTOR, save
+from utils import DataError
+from verification import portraits
+from verification.decision import Answer, Decision
+from verification.index import Index
+from verification.matcher import Features
+from verification.portraits import Portrait
 
 ROW = 6  # faces side by side
+GONE = np.full((112, 96, 3), 200, np.uint8)  # where the photograph is no longer there
 
 
-def draw_pair(portraits, looks, similarity, decision, path):
-    """Two Portraits with their Looks, the similarity between them on the scale of what validation saw."""
+def draw_pair(
+    two: list[Portrait], features: list[Features], answer: Answer, decision: Decision, path
+) -> None:
+    """Two faces; their similarity on the scale of what validation saw."""
     figure = Figure(figsize=(6.4, 4.6), layout='constrained')
     faces, scale = figure.subfigures(2, 1, height_ratios=(3, 1.25))
-    for axis, portrait, look in zip(faces.subplots(1, 2), portraits, looks):
-        _show(axis, portrait.face, look.about.replace(' (', '\n('), 'black')
-    tint = colour(decision.same(similarity))
-    faces.suptitle(f'similarity {similarity:.3f}: {decision.verdict(similarity)}', color=tint, fontweight='bold')
-    axis, kinds = scale.subplots(), ((decision.impostor, 'two people', IMPOSTOR), (decision.genuine, 'one person', GENUINE))
+    for axis, portrait, one in zip(faces.subplots(1, 2), two, features, strict=True):
+        _show(axis, portrait.face, one.about.replace(' (', '\n('), 'black')
+    tint = colour(answer.same)
+    title = f'similarity {answer.similarity:.3f}: {answer.verdict}'.replace(' (', '\n(')
+    faces.suptitle(title, color=tint, fontweight='bold')
+    axis = scale.subplots()
+    kinds = (
+        (decision.impostor, 'two people', IMPOSTOR),
+        (decision.genuine, 'one person', GENUINE),
+    )
     for height, (percentiles, name, bar) in enumerate(kinds):
         if percentiles is not None:
-            axis.barh(height, percentiles[95] - percentiles[5], left=percentiles[5], color=bar, alpha=.5)
-            axis.text(percentiles[5] - .02, height, name, ha='right', va='center', fontsize=8)
-    if decision.threshold is not None:
-        axis.axvline(decision.threshold, color='black', linestyle='--', linewidth=1)
-    axis.plot(similarity, .5, marker='D', color=tint, markersize=9, clip_on=False)
-    axis.set(xlim=(-1, 1), ylim=(-.6, 1.6), yticks=[])
-    beside = '' if decision.genuine is None else ': this pair, the threshold, and the middle 90 % of pairs in validation'
+            low, high = percentiles[5], percentiles[95]
+            axis.barh(height, high - low, left=low, color=bar, alpha=0.5)
+            axis.text(low - 0.02, height, name, ha='right', va='center', fontsize=8)
+    if answer.threshold is not None:
+        axis.axvline(answer.threshold, color='black', linestyle='--', linewidth=1)
+    axis.plot(answer.similarity, 0.5, marker='D', color=tint, markersize=9, clip_on=False)
+    axis.set(xlim=(-1, 1), ylim=(-0.6, 1.6), yticks=[])
+    beside = ': this pair, the threshold, and the middle 90 % of pairs in validation'
+    beside = '' if decision.genuine is None else beside
     axis.set_xlabel(f'similarity{beside}', fontsize=8)
     axis.tick_params(labelsize=8)
     save(figure, path)
 
 
-def draw_found(portrait, look, found, decision, path):
-    """The face that was looked for, and the Found, in order."""
+def draw_found(
+    portrait: Portrait, features: Features, found: list[dict], archive: Index, path
+) -> None:
+    """The face that was looked for, and those found (answers.find), in order."""
     rows = -(-len(found) // ROW)
     figure = Figure(figsize=(1.5 * (ROW + 1), 2.35 * rows), layout='constrained')
     left, right = figure.subfigures(1, 2, width_ratios=(1, ROW))
-    _show(left.subplots(), portrait.face, f'looked for\n{look.about.replace(" (", f"{chr(10)}(")}', 'black')
+    title = 'looked for\n' + features.about.replace(' (', '\n(')
+    _show(left.subplots(), portrait.face, title, 'black')
     axes = right.subplots(rows, ROW, squeeze=False).ravel()
     for axis in axes:
         axis.axis('off')
-    for rank, (axis, one) in enumerate(zip(axes, found), 1):
-        title = f'{rank}: {one.similarity:.3f}\n{one.name[-22:]}\nlikeliest {one.look.group}'
-        _show(axis, np.asarray(Image.open(io.BytesIO(one.face))), title, colour(decision.same(one.similarity)))
+    for axis, one in zip(axes, found, strict=False):
+        name = (one['person'] or one['photograph'])[-22:]
+        title = f'{one["rank"]}: {one["similarity"]:.3f}\n{name}\nlikeliest {one["age"]["group"]}'
+        _show(axis, face_of(archive, one['face']), title, colour(one['same']))
     save(figure, path)
 
 
-def colour(same):
+def face_of(archive: Index, face: int) -> np.ndarray:
+    """A face of an index, cut out of its photograph again; GONE where that can't be."""
+    try:
+        image = portraits.open_file(archive.path(face), archive.name(face))
+    except DataError:
+        return GONE
+    return portraits.cut(image, archive.faces['points'][face])
+
+
+def colour(same: bool | None) -> str:
     return 'black' if same is None else GENUINE if same else IMPOSTOR
 
 

@@ -1,96 +1,237 @@
-"""The web page: two photographs, or one and a folder. One route, no script, nothing from elsewhere, nothing kept."""
+"""The web page and the HTTP API: two photographs, or one and an archive. Nothing is kept."""
+
 import base64
 import io
 import ipaddress
-import secrets
-import threading
 from pathlib import Path
 
 import waitress
-from flask import Flask, Response, abort, render_template, request
+from flask import Flask, Response, abort, jsonify, render_template, request, send_from_directory
+from PIL import Image
 from werkzeug.exceptions import HTTPException
 
+from storage.images import to_age
 from utils import DataError, UserError
-from verification import portraits
-from verification.matcher import jpeg
+from verification import answers, portraits
+from verification.index import Index
+from verification.matcher import Matcher
+from verification.service import WAITING, Busy, Service
 
-LARGEST, MOST_PIXELS = 16 * 2 ** 20, 60_000_000  # bytes and pixels of a photograph
-SHOWN = 12  # faces of the folder
-LOW = -.4  # where the page's scale of similarities begins
+LARGEST = 16 * 2**20  # bytes of a photograph
+SHOWN, MOST_SHOWN = 12, 100  # found faces, by default and at most
+LOW = -0.4  # where the page's scale of similarities begins
+HERE = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    'Content-Security-Policy': POLICY,
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer',
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Cache-Control': 'no-store',
+}
 
 
-def application(matcher, gallery=None, host='127.0.0.1'):
-    """The page as a WSGI application. Only images come in, at most two of LARGEST bytes, and one request is worked on at a time."""
-    app = Flask('verify', template_folder=str(Path(__file__).parent), static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=2 * LARGEST + 2 ** 16, MAX_FORM_PARTS=2, MAX_FORM_MEMORY_SIZE=2 ** 17)
+def application(
+    matcher: Matcher, archive: Index | None = None, host: str = '127.0.0.1',
+    far: float | None = None, waiting: int = WAITING,
+) -> Flask:  # fmt: skip
+    """Page and API as a WSGI application.
+
+    It takes images of at most LARGEST bytes, two a request, and `waiting` requests at a time.
+    """
+    app = Flask('verify', template_folder=str(HERE), static_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=2 * LARGEST + 2**16, MAX_FORM_PARTS=6, MAX_FORM_MEMORY_SIZE=2**17
+    )
     if is_loopback(host):
         # else a site could point its own name here, and read what is shown
         app.config['TRUSTED_HOSTS'] = ['127.0.0.1', 'localhost', '[::1]']
-    working = threading.Lock()
+    service, decision = Service(matcher, waiting), matcher.decision
+    app.extensions['service'] = service
+
+    @app.before_request
+    def from_here():
+        if request.headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'):
+            followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
+            if not followed:
+                abort(403, 'only from this page itself')
+
+    @app.after_request
+    def guarded(response):
+        response.headers |= HEADERS
+        return response
 
     def page(status=200, **answer):
-        nonce = secrets.token_urlsafe(16)
-        text = render_template('page.html', nonce=nonce, gallery=gallery, largest=LARGEST >> 20, decision=matcher.decision, at=_at,
-                               **answer)
-        response = Response(text, status)
-        response.headers['Content-Security-Policy'] = (f"default-src 'none'; img-src data:; style-src 'nonce-{nonce}'; form-action 'self'; "
-                                                       "base-uri 'none'; frame-ancestors 'none'")
-        response.headers |= {'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-store'}
-        return response
+        text = render_template(
+            'page.html', archive=archive, largest=LARGEST >> 20, decision=decision, at=_at, **answer
+        )
+        return Response(text, status)
+
+    def compared(first, second):
+        portrait, features = zip(first[:2], second[:2], strict=True)
+        similarity = float(features[0].embedding @ features[1].embedding)
+        ages = answers.pair_ages(*features, (first[2], second[2]))
+        return portrait, features, decision.answer(similarity, ages, _rate(far))
+
+    def found(one, most):
+        return answers.find(matcher, archive, one[1], most, one[2], _rate(far))
+
+    def given(*fields):
+        """(Portrait, Features, age or None) of each image that came."""
+        images = [(field, file) for field in fields for file in request.files.getlist(field)
+                  if file.filename]  # fmt: skip
+        ages = [_age(f'{field}_age') for field, _ in images]
+        people = [service.read(*_upload(file)) for _, file in images]
+        features = service.features([portrait.face for portrait in people]) if people else []
+        return list(zip(people, features, ages, strict=True))
 
     @app.get('/')
     def form():
         return page()
 
     @app.post('/')
+    def answer():
+        with service.admitted():
+            people = given('first', 'second')
+            if len(people) < (1 if archive else 2):
+                return page(400, problem=f'Choose {"a photograph" if archive else "two"}.')
+            shown = [_person(portrait, features) for portrait, features, _ in people]
+            if len(people) > 1:
+                decided = compared(*people[:2])[2]
+                return page(answer=decided, details=decided.details(decision), people=shown)
+            return page(found=found(people[0], SHOWN), people=shown)
+
+    @app.post('/compare')
     def compare():
-        if request.headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'):
-            abort(403, 'only from this page itself')
-        given = [(file.filename.replace('\\', '/').rsplit('/')[-1][:60], file.read(LARGEST + 1))
-                 for place in ('first', 'second') for file in request.files.getlist(place) if file.filename]
-        if len(given) < (1 if gallery else 2):
-            return page(400, problem='Choose two photographs.' if not gallery else 'Choose a photograph.')
-        with working:
+        with service.admitted():
+            people = given('first', 'second')
+            if len(people) != 2:
+                abort(400, 'send two images, `first` and `second`, as multipart/form-data')
+            portrait, features, decided = compared(*people)
+            faces = [answers.face(*both) for both in zip(portrait, features, strict=True)]
+            return jsonify(faces=faces, **answers.decision(decided))
+
+    @app.post('/find')
+    def find():
+        if archive is None:
+            abort(404, 'no archive is served: --serve archive.index')
+        with service.admitted():
+            people = given('first')
+            if len(people) != 1:
+                abort(400, 'send an image, `first`, as multipart/form-data')
+            looked_for = answers.face(*people[0][:2])
+            return jsonify(
+                looked_for=looked_for, archive=archive.root, searched=len(archive),
+                left_out=len(archive.left_out), found=found(people[0], _most()),
+            )  # fmt: skip
+
+    @app.get('/face/<int:face>.jpg')
+    def face(face):
+        image, known = photograph(face)
+        with service.reading:
+            return _jpeg(portraits.cut(image, known.points))
+
+    @app.get('/photograph/<int:face>.jpg')
+    def whole(face):
+        image, known = photograph(face)
+        return _jpeg(portraits.marked(image, known, 1600))
+
+    def photograph(face):
+        if archive is None or face >= len(archive):
+            abort(404, 'no such face')
+        row = archive.faces[face]
+        with service.reading:
             try:
-                shown = [_read(name, data) for name, data in given]
+                image = portraits.open_file(archive.path(face), archive.name(face))
             except DataError as error:
-                return page(422, problem=str(error))
-            looks = matcher.look([portrait.face for portrait in shown])
-        answer = {'people': [_person(*both) for both in zip(shown, looks)]}
-        if len(given) == 2:
-            similarity = float(looks[0].embedding @ looks[1].embedding)
-            return page(similarity=similarity, same=matcher.decision.same(similarity), verdict=matcher.decision.verdict(similarity),
-                        meaning=matcher.decision.meaning(similarity), **answer)
-        found = gallery.nearest(looks[0].embedding, SHOWN)
-        return page(found=[(one, _data(one.face), matcher.decision.same(one.similarity)) for one in found],
-                    meaning=matcher.decision.meaning(found[0].similarity), **answer)
+                abort(404, str(error))
+        return image, portraits.Portrait(archive.name(face), None, row['box'], row['points'])
+
+    @app.get('/<any("page.js", "page.css"):name>')
+    def script(name):
+        return send_from_directory(HERE, name)
+
+    def refused(status, text):
+        if request.path in ('/compare', '/find'):
+            return jsonify(error=text), status
+        return page(status, problem=text)
 
     @app.errorhandler(HTTPException)
-    def refused(error):
-        problems = {413: f'At most two photographs, of at most {LARGEST >> 20} MB each.', 403: 'Only from this page itself.'}
-        return page(error.code, problem=problems.get(error.code, error.description))
+    def wrong(error):
+        large = f'At most two photographs, of at most {LARGEST >> 20} MB each.'
+        return refused(error.code, large if error.code == 413 else error.description)
+
+    app.register_error_handler(DataError, lambda error: refused(422, str(error)))
+    app.register_error_handler(UserError, lambda error: refused(400, str(error)))
+
+    @app.errorhandler(Busy)
+    def busy(error):
+        response = app.make_response(refused(503, 'Too many at once: try again in a moment.'))
+        response.headers['Retry-After'] = '2'
+        return response
 
     return app
 
 
-def _read(name, data):
+def _upload(file):
+    """An upload's name, for people, and its bytes."""
+    name, data = file.filename.replace('\\', '/').rsplit('/')[-1][:60], file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise DataError(f'{name}: larger than {LARGEST >> 20} MB')
-    return portraits.read(data, name, MOST_PIXELS)
+    return name, data
 
 
-def _person(portrait, look):
+def _age(field):
+    text = request.form.get(field, '').strip()
+    try:
+        return to_age(text) if text else None
+    except ValueError as error:
+        abort(400, f'{field}: {error}')
+
+
+def _rate(default):
+    text = request.form.get('far', '').strip()
+    try:
+        rate = float(text) if text else default
+    except ValueError:
+        rate = -1
+    if rate is not None and not 0 < rate < 1:
+        abort(400, 'far: a share of pairs between 0 and 1')
+    return rate
+
+
+def _most():
+    text = request.form.get('top', str(SHOWN))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_SHOWN:
+        abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
+    return int(text)
+
+
+def _person(portrait, features):
     """What the page shows of one of its photographs."""
-    photograph = None
-    if portrait.shown is not None:
-        buffer = io.BytesIO()
-        portrait.shown.save(buffer, 'JPEG', quality=85)
-        photograph = _data(buffer.getvalue())
-    return {'name': portrait.name, 'about': portrait.about, 'age': look.about, 'face': _data(jpeg(portrait.face)), 'photograph': photograph}
+    shown = None if portrait.shown is None else _data(portrait.shown)
+    return {
+        'name': portrait.name, 'about': portrait.about, 'age': features.about,
+        'face': _data(Image.fromarray(portrait.face)), 'photograph': shown,
+    }  # fmt: skip
+
+
+def _encoded(image):
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=90)
+    return buffer.getvalue()
 
 
 def _data(image):
-    return f'data:image/jpeg;base64,{base64.b64encode(image).decode()}'
+    return f'data:image/jpeg;base64,{base64.b64encode(_encoded(image)).decode()}'
+
+
+def _jpeg(image):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return Response(_encoded(image), mimetype='image/jpeg')
 
 
 def _at(similarity):
@@ -98,7 +239,7 @@ def _at(similarity):
     return round(600 * (min(max(similarity, LOW), 1) - LOW) / (1 - LOW), 1)
 
 
-def is_loopback(host):
+def is_loopback(host: str) -> bool:
     """Whether only this machine itself reaches a server on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -106,14 +247,23 @@ def is_loopback(host):
         return host == 'localhost'
 
 
-def serve(app, host, port):
-    """Serves until it is interrupted. Raises UserError where the address can't be had."""
+def create_server(app: Flask, host: str, port: int):
+    """A waitress server. Raises UserError where the address can't be had."""
     try:
-        # what is too large for the page but no more than this is read to its end, so that the browser sees the page's answer
-        server = waitress.create_server(app, host=host, port=port, threads=4, connection_limit=50, channel_timeout=60, ident=None,
-                                        max_request_body_size=8 * LARGEST)
+        # more threads than requests may wait, so that those beyond are told so at once; what is too
+        # large is read to its end up to 8 × LARGEST, so that the browser sees the page's answer
+        return waitress.create_server(
+            app, host=host, port=port, threads=WAITING + 8, connection_limit=200,
+            channel_timeout=60, ident=None, max_request_body_size=8 * LARGEST,
+        )  # fmt: skip
     except OSError as error:
         raise UserError(f'{host} port {port}: {error.strerror}: --port names another') from None
-    warning = '' if is_loopback(host) else '; whoever reaches this machine can use it: there is no password'
+
+
+def serve(app: Flask, host: str, port: int) -> None:
+    """Serves until it is interrupted. Raises UserError where the address can't be had."""
+    server = create_server(app, host, port)
+    open_to_all = '; whoever reaches this machine can use it: there is no password'
+    warning = '' if is_loopback(host) else open_to_all
     print(f'http://{host}:{port}/ until Ctrl-C{warning}', flush=True)
     server.run()

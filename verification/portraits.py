@@ -1,4 +1,5 @@
-"""The face in an image: as it is where the image is an aligned face, else found, turned and cut out."""
+"""The faces in an image: of an aligned face itself, of a photograph all that are found, aligned."""
+
 import functools
 import io
 from pathlib import Path
@@ -7,69 +8,129 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preparation.alignment import align, open_photograph
-from preparation.detection import Detector, choose
-from storage.images import HEIGHT, WIDTH, decode, some
+from preparation.alignment import TEMPLATE, open_photograph, similarity, warp
+from preparation.detection import Detector
+from storage.images import HEIGHT, WIDTH, some, to_width
 from utils import DataError, UserError
 
-ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) of images that are taken for aligned faces
+ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) taken for aligned faces
 SHOWN = 320  # pixels of the longer side of a photograph that is kept to be shown
 
 
 class Portrait(NamedTuple):
-    """face (112, 96, 3) uint8 RGB; of a photograph also `shown`, small, the face marked in it, and the number of `faces` in it."""
+    """A face in the image `name`.
+
+    face    (112, 96 or 112, 3) uint8 RGB, aligned, as wide as the network sees it
+    box     left, top, right, bottom in pixels of the upright image
+    points  (5, 2), (x, y) of eyes, nose and corners of the mouth there
+    faces   how many faces the image shows, 0 where it is itself an aligned face
+    shown   of a photograph a small picture with the face marked, where one was asked for
+    """
+
     name: str
     face: np.ndarray
+    box: tuple
+    points: np.ndarray
+    faces: int = 0
     shown: Image.Image | None = None
-    faces: int = 1
 
     @property
-    def about(self):
+    def about(self) -> str:
         """How the face was come by, in a few words."""
-        if self.shown is None:
+        if self.faces == 0:
             return 'aligned'
-        return 'found in a photograph' if self.faces == 1 else f'the largest of {self.faces} faces in a photograph'
+        if self.faces == 1:
+            return 'found in a photograph'
+        return f'the largest of {self.faces} faces in a photograph'
 
 
 @functools.cache
-def detector():
+def detector() -> Detector:
     return Detector()
 
 
-def read(data, name, most=None):
-    """The Portrait in an encoded image (bytes) called `name`; of several faces the largest.
+def read_all(
+    data: bytes, name: str, width: int = WIDTH, most: int | None = None
+) -> list[Portrait]:
+    """Every face in an encoded image called `name`, the largest first, `width` columns wide.
 
-    Raises DataError where it is no image, has more than `most` pixels, shows no face, or is a photograph and the detector isn't
-    installed.
+    Raises DataError where it is no image, has more than `most` pixels or shows no face, and
+    UserError where it is a photograph and the detector isn't installed.
     """
+    return _portraits(open_photograph(io.BytesIO(data), name, most), name, width)
+
+
+def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
+    """The largest face in an encoded image, `shown` in it. Raises DataError, as `read_all`."""
     image = open_photograph(io.BytesIO(data), name, most)
-    if image.size in ALIGNED:
-        return Portrait(name, decode(data))
     try:
-        faces = detector().find(image)
-    except UserError:
-        raise DataError(f'{some([name])}: {image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}; to find '
-                        'faces in photographs: pip install -r requirements-prepare.txt') from None
-    if not faces:
-        raise DataError(f'{some([name])}: no face found')
-    face = choose(faces, image.size, 'largest')
-    return Portrait(name, np.asarray(align(image, face.points)), _marked(image, face), len(faces))
+        portrait = _portraits(image, name, width)[0]
+    except UserError as error:
+        raise DataError(str(error)) from None
+    return portrait._replace(shown=marked(image, portrait)) if portrait.faces else portrait
 
 
-def read_file(path):
+def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
     """read() of a file. Raises DataError where it can't be opened either."""
+    return read(read_bytes(path), str(path), width)
+
+
+def read_bytes(path: str | Path) -> bytes:
     try:
-        return read(Path(path).read_bytes(), str(path))
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{some([path])}: {error.strerror}') from None
 
 
-def _marked(image, face):
+def open_file(path: str | Path, name: str) -> Image.Image:
+    """A file's image, RGB and upright. Raises DataError."""
+    return open_photograph(io.BytesIO(read_bytes(path)), name)
+
+
+def is_aligned(path: str | Path) -> bool:
+    """Whether a file's header gives the size of an aligned face; False where it can't be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size in ALIGNED or image.size[::-1] in ALIGNED  # EXIF may turn it
+    except Exception:  # decoders raise whatever they like: reading the whole says what is wrong
+        return False
+
+
+def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarray:
+    """The face with these points (5, 2) in an upright RGB image -> (112, width, 3) uint8."""
+    if image.size in ALIGNED:
+        return to_width(np.asarray(image), width)
+    template = TEMPLATE + [(width - WIDTH) / 2, 0]
+    return np.asarray(warp(image, similarity(points, template), (width, HEIGHT)))
+
+
+def marked(image: Image.Image, portrait: Portrait, longest: int = SHOWN) -> Image.Image:
     """The photograph made small, the face's box and five points drawn into it."""
-    scale = min(1, SHOWN / max(image.size))
-    shown = image.resize([max(1, round(side * scale)) for side in image.size], reducing_gap=3.)
+    scale = min(1, longest / max(image.size))
+    shown = image.resize([max(1, round(side * scale)) for side in image.size], reducing_gap=3.0)
     draw = ImageDraw.Draw(shown)
-    draw.rectangle([side * scale for side in face.box], outline='#ffcc00', width=2)
-    for x, y in (face.points + .5) * scale:
+    draw.rectangle([side * scale for side in portrait.box], outline='#ffcc00', width=2)
+    for x, y in (portrait.points + 0.5) * scale:
         draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill='#ffcc00', outline='black')
     return shown
+
+
+def _portraits(image, name, width):
+    if image.size in ALIGNED:
+        points = TEMPLATE + [(image.width - WIDTH) // 2, 0]
+        return [Portrait(name, cut(image, points, width), (0, 0, *image.size), points)]
+    try:
+        faces = detector().find(image)
+    except UserError:
+        raise UserError(
+            f'{some([name])}: {image.height} high × {image.width} wide, so no aligned face of '
+            f'{HEIGHT} × {WIDTH}; to find faces in photographs: '
+            'pip install -r requirements-prepare.txt'
+        ) from None
+    if not faces:
+        raise DataError(f'{some([name])}: no face found')
+    faces = sorted(faces, key=lambda face: -face.area)
+    return [
+        Portrait(name, cut(image, one.points, width), tuple(one.box), one.points, len(faces))
+        for one in faces
+    ]

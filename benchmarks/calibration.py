@@ -1,0 +1,121 @@
+"""Do thresholds by age keep their word on people they weren't fitted on?
+
+    python3 benchmarks/calibration.py NAME weights [--splits 10] [--far 0.1 0.01] [--out JSON]
+    python3 benchmarks/calibration.py drawn weights     # people whom synthetic.py draws
+
+NAME is an entry of meta.py; its val_root is read, else its train_root. In every split one half of
+the people gives thresholds, by age and one for all ages, and the other half is counted at them, in
+each cell of ages with 200 pairs of two people or more. The table has a cell's false accepts over
+what was asked: the mean over the splits, and the share of splits beyond a factor of 1.5.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import meta  # noqa: E402
+import synthetic  # noqa: E402
+import verify  # noqa: E402
+from dataset import Faces  # noqa: E402
+from verification import calibration  # noqa: E402
+from verification.calibrating import embed  # noqa: E402
+
+ENOUGH, FACTOR = 200, 1.5
+
+
+def read(name, known, seed):
+    """Embeddings, labels and ages of an entry, or of people drawn for this once."""
+    if name != 'drawn':
+        entry = getattr(meta, name)
+        root = entry['val_root'] or entry['train_root']
+        faces = Faces(root, entry['pat'], entry['pos'], known.width)
+        return embed(known, faces), faces.labels, faces.ages
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic.make(f'{folder}/drawn', people=1, val_people=200, images=1, seed=seed)
+        faces = Faces(f'{folder}/drawn/val', meta.demo['pat'], meta.demo['pos'], known.width)
+        return embed(known, faces), faces.labels, faces.ages
+
+
+def split(embeddings, labels, ages, fars, seed):
+    """One split's rows, of every cell with ENOUGH pairs of two people and a rate promised."""
+    half = calibration.halves(labels, seed)
+    first, second = (calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k], seed)
+                     for k in (half, ~half))  # fmt: skip
+    stored, rows = calibration.fit(first), []
+    for far in fars:
+        single = float(np.quantile(first.similarity[~first.same], 1 - far))
+        rows += [row | {'asked': far} for row in calibration.measure(stored, second, far, single)
+                 if row['impostor'] >= ENOUGH and row['promised']]  # fmt: skip
+    return rows, calibration.reliability(stored, second)['ece']
+
+
+def summary(rows):
+    """A dict for each rate: cells, and how far false accepts are from what was asked."""
+    report = []
+    for far in sorted({row['asked'] for row in rows}, reverse=True):
+        here = [row for row in rows if row['asked'] == far]
+        entry = {'asked': far, 'cells': len({row['cell'] for row in here}), 'rows': len(here)}
+        for way in ('far', 'single_far'):
+            ratios = np.array([row[way] / far for row in here])
+            cells = [np.mean([row[way] / far for row in here if row['cell'] == cell])
+                     for cell in {row['cell'] for row in here}]  # fmt: skip
+            entry[way] = {
+                'worst_cell': float(max(cells)), 'best_cell': float(min(cells)),
+                'cells_beyond': int(sum(value > FACTOR for value in cells)),
+                'splits_beyond': float((ratios > FACTOR).mean()), 'worst': float(ratios.max()),
+            }  # fmt: skip
+        for way in ('tar', 'single_tar'):
+            weights = [row['genuine'] for row in here if row[way] is not None]
+            values = [row[way] for row in here if row[way] is not None]
+            entry[way] = float(np.average(values, weights=weights)) if sum(weights) else None
+        report.append(entry)
+    return report
+
+
+def markdown(report):
+    lines = ['| asked | thresholds | cells beyond 1.5, mean of the splits | most in a cell | '
+             'splits × cells beyond 1.5 | true accepts |', '|---|---|---|---|---|---|']  # fmt: skip
+    for entry in report:
+        for way, name in (('far', 'by age'), ('single_far', 'one for all')):
+            one, tar = entry[way], entry[way.replace('far', 'tar')]
+            lines.append(
+                f'| {entry["asked"]:g} | {name} | {one["cells_beyond"]} of {entry["cells"]} | '
+                f'{one["worst_cell"]:.2f}× | {100 * one["splits_beyond"]:.0f} % of '
+                f'{entry["rows"]} | {tar:.3f} |'
+            )
+    return '\n'.join(lines)
+
+
+def run(args):
+    known = verify.matcher(verify.arguments([args.weights, '--serve']))
+    embeddings, labels, ages = read(args.name, known, args.seed)
+    splits = [split(embeddings, labels, ages, args.far, seed) for seed in range(args.splits)]
+    rows, errors = [row for part, _ in splits for row in part], [error for _, error in splits]
+    report = {
+        'data': args.name, 'weights_sha256': known.info.sha256, 'faces': len(labels),
+        'people': len(np.unique(labels)), 'splits': args.splits, 'summary': summary(rows),
+        'ece': float(np.mean(errors)), 'rows': rows,
+    }  # fmt: skip
+    print(f'{args.name}: {len(labels)} faces of {report["people"]} people; '
+          f'expected calibration error {report["ece"]:.3f}')  # fmt: skip
+    print(markdown(report['summary']))
+    if args.out:
+        args.out.write_text(json.dumps(report) + '\n')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('name', help='an entry of meta.py, or drawn')
+    parser.add_argument('weights')
+    parser.add_argument('--far', type=float, nargs='+', default=[0.1, 0.01])
+    parser.add_argument('--splits', type=int, default=10)
+    parser.add_argument('--seed', type=int, default=1000, help='of the drawn people')
+    parser.add_argument('--out', type=Path, metavar='JSON')
+    run(parser.parse_args())

@@ -1,0 +1,260 @@
+"""The decision by ages against known answers: quantiles, counts, neighbours, probabilities."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import meta
+import utils
+import verify
+from verification import calibration, cells
+from verification.calibration import Scored
+from verification.cells import FARS, SHAPE, AgeDecision
+from verification.decision import Ages, Decision, calibration_file, read_decision
+
+
+def scored(similarity, same, younger=25.0, gap=2.0):
+    n = len(similarity)
+    return Scored(np.asarray(similarity, float), np.full(n, float(younger)),
+                  np.full(n, float(gap)), np.asarray(same, bool))  # fmt: skip
+
+
+def joined(*blocks):
+    return Scored(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
+
+
+def stored(**more):
+    """Every cell has a million pairs, and as threshold a tenth of the place of the rate."""
+    table = np.broadcast_to(np.arange(10).reshape(-1, 1, 1) / 10, (len(FARS), *SHAPE))
+    terms = len(cells.YOUNGER_KNOTS) + len(cells.GAP_KNOTS)
+    return {
+        'impostor': np.full(SHAPE, 10**6).tolist(), 'genuine': np.full(SHAPE, 1000).tolist(),
+        'thresholds': table.tolist(), 'oldest': 90.0, 'largest_gap': 80.0,
+        'slope': [5.0] * terms, 'offset': [-1.5] * terms,
+    } | more  # fmt: skip
+
+
+def test_every_pair_is_scored_once():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(12, 4))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    labels, ages = np.repeat(np.arange(4), 3), np.arange(12.0)
+    pairs = calibration.score_pairs(embeddings, labels, ages)
+    assert len(pairs.same) == 66 and pairs.same.sum() == 12
+    want = sorted(float(a @ b) for k, a in enumerate(embeddings) for b in embeddings[:k])
+    np.testing.assert_allclose(np.sort(pairs.similarity), want)
+    assert pairs.younger.max() == 10 and pairs.gap.max() == 11
+
+
+def test_no_person_and_no_set_is_too_large(monkeypatch):
+    monkeypatch.setattr(calibration, 'FACES', 50)
+    monkeypatch.setattr(calibration, 'PER_PERSON', 5)
+    labels = np.repeat(np.arange(30), 20)
+    pairs = calibration.score_pairs(np.eye(600)[:, :8] + 1e-3, labels, np.full(600, 30.0))
+    assert len(pairs.same) == 50 * 49 // 2 and pairs.same.sum() == 10 * 5 * 4 // 2
+
+
+def test_a_threshold_is_the_quantile_of_pairs_of_two_people():
+    impostor = np.arange(1000) / 1000
+    fitted = calibration.fit(joined(scored(impostor, np.zeros(1000)), scored([0.9, 0.8], [1, 1])))
+    decision, here = AgeDecision(fitted), cells.cell(25, 2)
+    threshold = decision.threshold(25, 2, 0.01)
+    assert (impostor > threshold.value).sum() in (9, 10) and threshold.caution is None
+    assert (threshold.impostor, threshold.genuine) == (1000, 2)
+    # 1,000 pairs carry ten false accepts at .01, and no less
+    known = np.isfinite(decision.thresholds[(slice(None), *here)])
+    assert [far for far, there in zip(FARS, known, strict=True) if there] == [0.1, 0.05, 0.02, 0.01]
+
+
+def test_cells_and_their_words():
+    assert [int(cells.cell(age, 0)[0]) for age in (0, 3, 3.5, 7, 50, 51)] == [0, 0, 1, 1, 5, 6]
+    assert [int(cells.cell(0, gap)[1]) for gap in (0, 5, 6, 30, 31)] == [0, 0, 1, 3, 4]
+    assert cells.name((0, 0)) == 'a younger face of 0 to 3 years and a gap of 0 to 5'
+    assert cells.name((6, 4)) == 'a younger face of 51 or more years and a gap of 31 or more'
+
+
+def test_rates_between_the_stored_ones_are_interpolated_in_the_logarithm():
+    decision = AgeDecision(stored())
+    assert decision.threshold(30, 3, 0.01).value == pytest.approx(0.3)
+    between = decision.threshold(30, 3, math.sqrt(0.01 * 0.02)).value
+    assert between == pytest.approx(0.25)
+
+
+def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
+    facts = stored()
+    table = np.array(facts['thresholds'], float)
+    place, here = FARS.index(0.001), cells.cell(2, 2)
+    table[place, here[0], here[1]] = np.nan
+    table[place, here[0] + 1, here[1]] = 0.71
+    table[place, 6, 4] = 0.99  # stricter, but no neighbour
+    impostor = np.array(facts['impostor'])
+    impostor[here] = 37
+    threshold = AgeDecision(facts | {
+        'thresholds': np.where(np.isnan(table), None, table).tolist(),
+        'impostor': impostor.tolist()}).threshold(2, 2, 0.001)  # fmt: skip
+    assert threshold.value == 0.71 and threshold.impostor == 37
+    assert 'had 37 pairs of two people with a younger face of 0 to 3 years' in threshold.caution
+    assert "a FAR of 0.001 can't be promised" in threshold.caution
+    assert 'a younger face of 4 to 7 years and a gap of 0 to 5' in threshold.caution
+
+
+def test_the_fall_back_is_no_looser_than_the_cell_itself():
+    facts, here = stored(), cells.cell(2, 2)
+    table = np.array(facts['thresholds'], float)
+    table[:, here[0], here[1]] = 0.9  # as strict at every rate that it has
+    table[FARS.index(0.001), here[0], here[1]] = np.nan
+    decision = AgeDecision(facts | {'thresholds': np.where(np.isnan(table), None, table).tolist()})
+    assert decision.threshold(2, 2, 0.001).value == 0.9
+
+
+def test_ages_and_rates_beyond_validation_are_said():
+    decision = AgeDecision(stored(oldest=60.0, largest_gap=20.0))
+    assert decision.threshold(30, 10, 0.01).caution is None
+    for younger, gap in ((55, 10), (2, 25)):
+        assert 'faces up to 60 years and gaps up to 20' in decision.threshold(younger, gap, 0.01)[3]
+    strict = decision.threshold(30, 10, 1e-6)
+    assert 'too few pairs of two people for a FAR of 1e-06' in strict.caution
+    assert strict.value == pytest.approx(0.9)  # the strictest that is known
+
+
+def test_probability_is_the_logistic_curve_of_its_terms():
+    decision = AgeDecision(stored())  # two terms of weight 1: slope 10, offset −3
+    for similarity, want in ((0.3, 0.5), (0.5, 1 / (1 + math.exp(-2))), (0, 1 / (1 + math.e**3))):
+        assert decision.probability(similarity, 20, 7) == pytest.approx(want)
+    assert decision.even(20, 7) == pytest.approx(0.3)
+    assert AgeDecision(stored(slope=[0.0] * 12)).even(20, 7) is None
+
+
+def test_the_regression_finds_the_curve_that_drew_the_pairs():
+    rng, blocks = np.random.default_rng(0), []
+    for younger, middle in ((2, 0.6), (25, 0.3)):  # children are more alike
+        similarity = rng.uniform(-0.2, 1.2, 4000)
+        same = rng.random(4000) < 1 / (1 + np.exp(-12 * (similarity - middle)))
+        blocks.append(scored(similarity, same, younger))
+    fitted = calibration.fit(joined(*blocks))
+    decision = AgeDecision(fitted)
+    for younger, middle in ((2, 0.6), (25, 0.3)):
+        # pairs of the two kinds weigh alike, though more of one were drawn
+        assert decision.even(younger, 2) == pytest.approx(middle, abs=0.08)
+    assert calibration.reliability(fitted, joined(*blocks))['ece'] < 0.05
+
+
+def test_reliability_of_predictions_that_are_sure_and_wrong():
+    facts = stored(slope=[1000.0] * 12, offset=[-500.0] * 12)  # 0 below a similarity of .5, else 1
+    right = joined(scored([0.9] * 50, [1] * 50), scored([0.1] * 50, [0] * 50))
+    assert calibration.reliability(facts, right)['ece'] == pytest.approx(0, abs=1e-9)
+    wrong = right._replace(same=~right.same)
+    assert calibration.reliability(facts, wrong)['ece'] == pytest.approx(1, abs=1e-9)
+
+
+def test_measure_counts_in_each_cell():
+    pairs = joined(scored([0.2, 0.4, 0.6, 0.8], [0, 0, 0, 1]), scored([0.1], [0], 2))
+    rows = calibration.measure(stored(), pairs, 0.01, single=0.5)
+    child, grown = rows
+    assert (child['impostor'], child['genuine'], child['far'], child['tar']) == (1, 0, 0, None)
+    assert grown['far'] == pytest.approx(2 / 3) and grown['tar'] == 1  # the threshold is .3
+    assert grown['single_far'] == pytest.approx(1 / 3) and grown['promised']
+
+
+def test_false_accepts_on_other_people_are_what_was_asked():
+    """Impostors of children are more alike; thresholds by ages know it, a single one doesn't."""
+    rng = np.random.default_rng(0)
+
+    def drawn():
+        return joined(*(scored(rng.normal(mean, 0.1, 20_000), np.zeros(20_000), younger)
+                        for younger, mean in ((2, 0.4), (10, 0.2), (40, 0.0))),
+                      scored(rng.normal(0.7, 0.1, 500), np.ones(500), 40))  # fmt: skip
+
+    first, second = drawn(), drawn()
+    single = np.quantile(first.similarity[~first.same], 0.99)
+    rows = calibration.measure(calibration.fit(first), second, 0.01, single)
+    for row in rows:
+        assert 0.01 / 1.5 < row['far'] < 0.01 * 1.5
+    assert max(row['single_far'] for row in rows) > 0.02
+
+
+DAMAGE = (
+    {'impostor': [1, 2]}, {'thresholds': 'x'}, {'slope': [1.0]}, {'offset': [math.nan] * 12},
+    {'oldest': None}, {'genuine': np.full(SHAPE, -1).tolist()},
+    {'thresholds': np.full((10, *SHAPE), 2.0).tolist()},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('damage', DAMAGE, ids=lambda damage: next(iter(damage)))
+def test_damage_is_refused(damage):
+    row = [0.0] * 101
+    facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row}
+    Decision.of(facts | {'ages': stored()}, 'w.pth')
+    with pytest.raises(utils.UserError, match='w.pth'):
+        Decision.of(facts | {'ages': stored(**damage)}, 'w.pth')
+
+
+def test_one_kind_of_pair_is_no_calibration():
+    assert calibration.fit(scored([0.1, 0.2], [0, 0])) is None
+    assert calibration.fit(scored([0.1, 0.2], [1, 1])) is None
+
+
+def test_halves_share_nobody():
+    labels = np.repeat([3, 7, 9, 11], 5)
+    half = calibration.halves(labels, 0)
+    assert half.sum() == 10 and not set(labels[half]) & set(labels[~half])
+
+
+def test_what_decides():
+    row = np.linspace(0, 1, 101)
+    plain = Decision(0.4, None, row, row, {0.01: 0.6})
+    child = Ages(2, 3, False)
+    assert plain.answer(0.5).by == 'validation' and plain.answer(0.5).same
+    assert plain.answer(0.5, far=0.01)[1:5] == (False, 0.6, 'far', 0.01)
+    assert 'ages decide nothing' in plain.answer(0.5, child).caution
+    with pytest.raises(utils.UserError, match=r'--far 0.001.*there are: 0.01.*--calibrate'):
+        plain.answer(0.5, far=0.001)
+    known = plain._replace(ages=AgeDecision(stored()))
+    answer = known.answer(0.35, child)
+    assert (answer.by, answer.threshold, answer.same) == ('ages', pytest.approx(0.3), True)
+    assert answer.probability == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert 'the threshold for the ages 2 and 3 is 0.300' in answer.verdict
+    assert known.answer(0.35, child, 0.001)[1:5] == (False, 0.6, 'ages', 0.001)
+    given = known._replace(threshold=0.1, given=True)
+    assert given.answer(0.2, child).by == 'threshold' and given.answer(0.2, child).same
+
+
+@pytest.fixture
+def copy(weights, tmp_path):
+    """The weights in a folder of their own, where a calibration can lie beside them."""
+    path = tmp_path / 'best.pth'
+    path.write_bytes(weights.read_bytes())
+    return path
+
+
+def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, drawn):
+    monkeypatch.setattr(meta, 'mine', entry, raising=False)
+    assert verify.run(verify.arguments([str(copy), '--calibrate', 'mine'])) == 0
+    out = capsys.readouterr().out
+    assert 'from 36 faces of 6 people' in out and 'points on average, on the other half' in out
+    facts = json.loads(calibration_file(copy).read_text())
+    assert facts['source'] == 'mine' and np.sum(facts['decision']['ages']['impostor']) == 540
+    faces = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:2]]
+    verify.run(verify.arguments([str(copy), *faces, '--ages', '4', '30', '--json']))
+    answer = json.loads(capsys.readouterr().out)
+    assert answer['by'] == 'ages' and answer['ages'] == {'first': 4, 'second': 30,
+                                                         'estimated': False}  # fmt: skip
+    assert 0 < answer['probability'] < 1 and answer['caution']
+    with pytest.raises(utils.UserError, match='is there already'):
+        verify.run(verify.arguments([str(copy), '--calibrate', 'mine']))
+    with pytest.raises(utils.UserError, match='meta.py has no such entry'):
+        calibration_file(copy).unlink()
+        verify.run(verify.arguments([str(copy), '--calibrate', 'nobodys']))
+
+
+def test_a_calibration_of_other_weights_or_damaged_is_refused(copy):
+    known = verify.matcher(verify.arguments([str(copy), '--serve']))
+    path = calibration_file(copy)
+    path.write_text(json.dumps({'weights_sha256': 'f' * 64, 'decision': None}))
+    with pytest.raises(utils.UserError, match='of other weights'):
+        read_decision(known.info)
+    path.write_text('{')
+    with pytest.raises(utils.UserError, match='damaged'):
+        read_decision(known.info)

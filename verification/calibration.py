@@ -1,0 +1,172 @@
+"""From the faces of people of known age to a decision by ages, and how well it keeps its word.
+
+Thresholds: in each cell of ages (verification/cells.py) the quantile of the similarities of pairs
+of two people. Probability: a logistic regression on the similarity whose slope and offset are
+piecewise linear in the age of the younger and in the gap; every cell weighs its pairs of one person
+and of two alike, so P is what the similarity says where both were equally likely beforehand.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.metrics import check_finite
+from verification.cells import FARS, SHAPE, AgeDecision, cell, name, smooth, supports
+
+FACES, PER_PERSON = 4000, 30  # at most: a product of 4000 × 4000 is a second's work
+PER_CELL = 500  # pairs of a kind that the regression is fitted on
+
+
+class Scored(NamedTuple):
+    """n pairs: similarity, younger and gap in years, each (n,) float64, and same (n,) bool."""
+
+    similarity: np.ndarray
+    younger: np.ndarray
+    gap: np.ndarray
+    same: np.ndarray
+
+
+def score_pairs(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed=0) -> Scored:
+    """Every pair of the faces, embeddings (N, D) of unit length, labels (N,), ages (N,) in years.
+
+    Of a person at most PER_PERSON faces, and of all at most FACES, whole people at a time, are
+    taken, drawn by the seed. Raises ValueError where an embedding isn't finite.
+    """
+    check_finite(embeddings)
+    rng = np.random.default_rng(seed)
+    chosen, people = [], rng.permutation(np.unique(labels))
+    for person in people:
+        images = np.flatnonzero(labels == person)
+        chosen.append(rng.permutation(images)[:PER_PERSON])
+        if sum(map(len, chosen)) > FACES:
+            break
+    chosen = np.sort(np.concatenate(chosen)[:FACES])
+    left, right = np.triu_indices(len(chosen), 1)
+    similarity = (embeddings[chosen] @ embeddings[chosen].T)[left, right].astype(np.float64)
+    ages, labels = np.asarray(ages, np.float64)[chosen], np.asarray(labels)[chosen]
+    younger = np.minimum(ages[left], ages[right])
+    return Scored(similarity, younger, abs(ages[left] - ages[right]), labels[left] == labels[right])
+
+
+def fit(pairs: Scored, seed: int = 0) -> dict | None:
+    """The decision by ages that Scored pairs lead to, lists and numbers: what AgeDecision reads.
+
+    None where there are no pairs of one of the two kinds.
+    """
+    if not pairs.same.any() or pairs.same.all():
+        return None
+    where = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
+    order = np.argsort(where, kind='stable')
+    groups = np.split(order, np.searchsorted(where[order], np.arange(1, np.prod(SHAPE))))
+    rng, fitted, weights = np.random.default_rng(seed), [], []
+    counts = np.zeros((2, len(groups)), int)
+    thresholds = np.full((len(FARS), len(groups)), np.nan)
+    for k, group in enumerate(groups):
+        kinds = [group[pairs.same[group] == kind] for kind in (False, True)]
+        counts[:, k] = [len(kind) for kind in kinds]
+        rates = [place for place, far in enumerate(FARS) if supports(len(kinds[0]), far)]
+        if rates:
+            thresholds[rates, k] = np.quantile(
+                pairs.similarity[kinds[0]], 1 - np.array(FARS)[rates], method='higher'
+            )
+        if len(kinds[0]) and len(kinds[1]):
+            kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
+            weight = min(map(len, kinds))
+            fitted += kinds
+            weights += [np.full(len(kind), weight / len(kind)) for kind in kinds]
+    slope, offset = _regression(pairs, fitted, weights)
+    return {
+        'impostor': counts[0].reshape(SHAPE).tolist(),
+        'genuine': counts[1].reshape(SHAPE).tolist(),
+        'thresholds': np.where(np.isnan(thresholds), None, thresholds).reshape(-1, *SHAPE).tolist(),
+        'oldest': float((pairs.younger + pairs.gap).max()),
+        'largest_gap': float(pairs.gap.max()),
+        'slope': slope.tolist(),
+        'offset': offset.tolist(),
+    }
+
+
+def _regression(pairs, fitted, weights):
+    """slope, offset (terms,) of logit P(same) = similarity · terms @ slope + terms @ offset."""
+    from sklearn.linear_model import LogisticRegression  # a second's import, for those who fit
+
+    if not fitted:  # no cell has both kinds: ages can't be told apart
+        fitted = [np.flatnonzero(pairs.same == kind)[:PER_CELL] for kind in (False, True)]
+        weights = [np.full(len(kind), 1 / len(kind)) for kind in fitted]
+    rows, weights = np.concatenate(fitted), np.concatenate(weights)
+    similarity = pairs.similarity[rows, None]
+    centre, spread = similarity.mean(), similarity.std() + 1e-9  # the penalty sees one scale
+    scaled, terms = (similarity - centre) / spread, smooth(pairs.younger[rows], pairs.gap[rows])
+    # the terms are what ages change of a common line, to which the penalty draws ages without pairs
+    design = np.concatenate([3 * scaled, scaled * terms, terms], 1)
+    regression = LogisticRegression(max_iter=500)
+    regression.fit(design, pairs.same[rows], weights * len(rows) / weights.sum())
+    common, slope, offset = np.split(regression.coef_[0], [1, 1 + terms.shape[1]])
+    slope, offset = slope + 3 * common / 2, offset + regression.intercept_ / 2  # terms sum to 2
+    return slope / spread, offset - slope * centre / spread
+
+
+def measure(stored: dict, pairs: Scored, far: float, single: float | None = None) -> list[dict]:
+    """What thresholds by ages accept of other people's pairs at `far`, a row for each cell.
+
+    Rows hold the cell in words, counts, `far` and `tar` (None without such pairs), `promised`
+    (whether the fitted cell had pairs enough), and with `single`, a threshold for all ages,
+    `single_far` and `single_tar`.
+    """
+    decision, where = AgeDecision(stored), cell(pairs.younger, pairs.gap)
+    rows = []
+    for index in np.ndindex(*SHAPE):
+        here = (where[0] == index[0]) & (where[1] == index[1])
+        if not here.any():
+            continue
+        middle = [float(np.median(values[here])) for values in (pairs.younger, pairs.gap)]
+        threshold = decision.threshold(*middle, far)
+        scores = {same: pairs.similarity[here & (pairs.same == same)] for same in (False, True)}
+        row = {
+            'cell': name(index), 'younger': int(index[0]), 'gap': int(index[1]),
+            'impostor': len(scores[False]), 'genuine': len(scores[True]),
+            'threshold': threshold and threshold.value,
+            'promised': bool(threshold and threshold.caution is None),
+        }  # fmt: skip
+        for prefix, value in (('', row['threshold']), ('single_', single)):
+            for rate, kind in (('far', False), ('tar', True)):
+                known = value is not None and len(scores[kind])
+                row[prefix + rate] = float((scores[kind] > value).mean()) if known else None
+        rows.append(row)
+    return rows
+
+
+def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
+    """How often pairs of a predicted P are one person's, and the expected calibration error.
+
+    {'bins': [{'predicted', 'observed', 'weight'}], 'ece'}. Each cell's two kinds weigh alike, as
+    in `fit`; cells that lack a kind are left out.
+    """
+    decision, where = AgeDecision(stored), np.ravel_multi_index(
+        cell(pairs.younger, pairs.gap), SHAPE
+    )
+    counts = np.stack([np.bincount(where[pairs.same == kind], minlength=np.prod(SHAPE))
+                       for kind in (False, True)])  # fmt: skip
+    share = np.divide(counts.min(0), counts, where=counts > 0, out=np.zeros(counts.shape))
+    weights = share[pairs.same.astype(int), where]
+    terms = smooth(pairs.younger, pairs.gap)
+    logits = pairs.similarity * (terms @ decision.slope) + terms @ decision.offset
+    predicted = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    place = np.minimum((predicted * bins).astype(int), bins - 1)
+    rows, total = [], max(weights.sum(), 1e-12)
+    for k in range(bins):
+        here = weights * (place == k)
+        if here.sum() > 0:
+            rows.append({
+                'predicted': float(here @ predicted / here.sum()),
+                'observed': float(here @ pairs.same / here.sum()),
+                'weight': float(here.sum() / total),
+            })  # fmt: skip
+    ece = sum(row['weight'] * abs(row['predicted'] - row['observed']) for row in rows)
+    return {'bins': rows, 'ece': float(ece)}
+
+
+def halves(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Which half of the people each face (N,) belongs to: bool, drawn by the seed."""
+    people, person = np.unique(labels, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(people)) % 2 == 1)[person]
