@@ -14,11 +14,12 @@ from conftest import ROOT
 from torch import nn
 
 import utils
+from model import DALModel
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.log import Log, read_log
 from training.means import Mean
 from training.recipe import Recipe, paper, small
-from training.schedule import split_weight_decay, warmup_cosine
+from training.schedule import parameter_groups, warmup_cosine
 
 
 def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
@@ -79,7 +80,7 @@ def test_a_truncated_checkpoint(tmp_path):
     file = tmp_path / 'w.pth'
     save_checkpoint({'model': torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:-700])
-    with pytest.raises(utils.UserError, match='read safely'):
+    with pytest.raises(utils.UserError, match='cut short'):
         load_checkpoint(file, ('model',))
 
 
@@ -135,11 +136,13 @@ def test_warmup_cosine():
 
 
 def test_weight_decay_not_on_norms_and_biases():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    decayed, free = split_weight_decay(module, .1)
-    assert [p.shape for p in decayed['params']] == [(4, 3, 3, 3), (2, 4)]
-    assert decayed['weight_decay'] == .1
-    assert len(free['params']) == 4 and free['weight_decay'] == 0
+    module = DALModel(nn.Sequential(nn.Conv2d(3, 4, 3, 16), nn.BatchNorm2d(4), nn.Flatten()), 3)
+    decayed, free = parameter_groups(module, replace(paper, weight_decay=.1))
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert {names[id(p)] for p in free['params']} == {
+        name for name in names.values() if name.endswith('bias') or name == 'backbone.1.weight'}
+    assert decayed['weight_decay'] == .1 and free['weight_decay'] == 0
+    assert len(decayed['params']) + len(free['params']) == len(names)
 
 
 def test_mean():

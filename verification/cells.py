@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.metrics import FALSE_ACCEPTS
+from evaluation.rates import FALSE_ACCEPTS
 
 YOUNGER = (3, 7, 12, 17, 30, 50)  # age of the younger face: upper bounds in years, inclusive
 GAP = (5, 10, 20, 30)  # the gap, likewise
