@@ -1,4 +1,5 @@
 """One kind of work on many items, over several processes."""
+import contextlib
 import os
 import signal
 import threading
@@ -29,7 +30,8 @@ def each(work: Callable, items: Sequence, tool: object, make: Callable[[], objec
     pool, waiting = ProcessPoolExecutor(workers, get_context('spawn'), _start, (make,)), deque()
     try:
         for start in range(0, len(items), size):
-            waiting.append(pool.submit(_work, work, items[start:start + size]))
+            with _signals_held():
+                waiting.append(pool.submit(_work, work, items[start:start + size]))
             if len(waiting) == 4 * workers:  # enough to do for all, little to wait for at a stop
                 yield from waiting.popleft().result()
         while waiting:
@@ -41,14 +43,27 @@ def each(work: Callable, items: Sequence, tool: object, make: Callable[[], objec
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _signals_held():
+    """Within it SIGINT and SIGTERM wait; a process that is started here never gets them."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(work, items):
     return [work(tool_here, item) for item in items]
 
 
 def _start(make):
     global tool_here
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they reach the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach the whole group
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the processes share the cores
     tool_here = make()

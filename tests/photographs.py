@@ -49,6 +49,22 @@ def command(*line):
     prepare.main([*map(str, line), '--workers', '1'])
 
 
+def job(folder, *more):
+    """prepare.py on a folder of source, points.csv and ages.csv; the rows of its report."""
+    command(folder / 'source', folder / 'target', '--landmarks', folder / 'points.csv', '--ages',
+            folder / 'ages.csv', *more)
+    return table(folder / 'target')
+
+
+def contents(folder):
+    """{path below the folder: bytes} of every file."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file() and path.name != '.lock'
+    }
+
+
 def bad_files(folder):
     """Files that are no photographs, and what is said of each."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,9 @@ from photographs import (
     Forty,
     bad_files,
     command,
+    contents,
     fgnet_marks,
+    job,
     needs_detector,
     photograph,
     points_csv,
@@ -22,7 +24,6 @@ import synthetic
 from dataset import Faces
 from preparation import conversion
 from preparation.source import find, numbered
-from storage.images import kinds
 from utils import UserError
 
 ODD = [
@@ -43,12 +44,6 @@ def source(tmp_path):
     (tmp_path / 'ages.csv').write_text('path,age\n' + ''.join(f'{name},{20 + k}\n'
                                                               for k, name in enumerate(rows)))
     return tmp_path
-
-
-def job(folder, *more):
-    command(folder / 'source', folder / 'target', '--landmarks', folder / 'points.csv', '--ages',
-            folder / 'ages.csv', *more)
-    return table(folder / 'target')
 
 
 def test_every_name_survives(source, capsys):
@@ -81,14 +76,6 @@ def test_skipped_files_and_reasons(source, capsys):
         'nobody.jpg']['reason']
     assert not [name for name in rows if 'hidden' in name]
     assert 'skipped: not an image' in capsys.readouterr().out
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob('*'))
-        if path.is_file() and path.name != '.lock'
-    }
 
 
 def test_again_and_after_a_stop_is_the_same(source):
@@ -252,118 +239,3 @@ def test_numbers_stay(tmp_path):
     (tmp_path / 'A' / 'a').write_bytes(b'')
     later = numbered(find(tmp_path, 'folder'), {'A/b': ('A', 0)})
     assert {item.relative: item.number for item in later} == {'A/a': 1, 'A/b': 0, 'A/c': 2}
-
-
-def test_folders_and_files_of_the_system_are_nobodys(source):
-    for name in ('@eaDir', '__MACOSX', 'lost+found', '$RECYCLE.BIN', '.AppleDouble'):
-        photograph(source / 'source' / name / '00.png')
-        photograph(source / 'source/plain' / name / '00.png')
-    photograph(source / 'source/plain/._00.png')
-    assert len(job(source)) == 2 * len(ODD)
-    assert sorted(path.name for path in (source / 'target').iterdir() if path.is_dir()) == sorted(
-        ODD)
-
-
-def test_links_to_folders(tmp_path):
-    """They are followed; one that leads to a folder above it has its row instead."""
-    points = photograph(tmp_path / 'elsewhere/deeper/a_30.png')
-    (tmp_path / 'source/A').mkdir(parents=True)
-    (tmp_path / 'source/B').symlink_to(tmp_path / 'elsewhere')
-    (tmp_path / 'source/A/back').symlink_to(tmp_path / 'source')
-    points_csv(tmp_path / 'points.csv', {'a_30.png': points})
-    command(tmp_path / 'source', tmp_path / 'target', '--ages', 'plain', '--landmarks',
-            tmp_path / 'points.csv')
-    rows = table(tmp_path / 'target')
-    assert rows['B/deeper/a_30.png']['target'] == 'B/000_30.jpg'
-    assert rows['A/back']['reason'] == 'a link to a folder that it lies in'
-
-
-@pytest.mark.parametrize('suffix, kind', [('jfif', 'JPEG'), ('jpe', 'JPEG'), ('gif', 'GIF'),
-                                          ('avif', 'AVIF'), ('JPG', 'JPEG'), ('webp', 'WEBP')])
-def test_suffixes(tmp_path, suffix, kind):
-    if kind not in kinds():
-        pytest.skip(f'no {kind} here')
-    points = photograph(tmp_path / f'source/A/a_30.{suffix}', format=kind)
-    points_csv(tmp_path / 'points.csv', {f'a_30.{suffix}': points})
-    command(tmp_path / 'source', tmp_path / 'target', '--ages', 'plain', '--landmarks',
-            tmp_path / 'points.csv')
-    assert (tmp_path / 'target/A/000_30.jpg').exists()
-
-
-def test_names_kept(tmp_path, capsys):
-    """Each face is where its photograph is, in the format of its suffix; files in SOURCE itself
-    too."""
-    names = {'A/A_0001.jpg': 'JPEG', 'A/b/c.png': 'PNG', '001A02.JPG': 'JPEG', 'A/d.gif': 'GIF'}
-    rows = {name: photograph(tmp_path / 'source' / name, seed=3, format=kind)
-            for name, kind in names.items()}
-    line = [tmp_path / 'source', tmp_path / 'target', '--keep-names', '--landmarks',
-            points_csv(tmp_path / 'points.csv', rows)]
-    command(*line)
-    assert 'n_cls' not in capsys.readouterr().out
-    drawn = synthetic.draw(3, 30, 0).astype(float)
-    for name, kind in {'A/A_0001.jpg': 'JPEG', 'A/b/c.png': 'PNG', '001A02.JPG': 'JPEG',
-                       'A/d.jpg': 'JPEG'}.items():
-        with Image.open(tmp_path / 'target' / name) as face:
-            assert face.format == kind and face.size == (96, 112)
-            if name != 'A/d.jpg':  # a GIF has few colours
-                assert np.abs(np.asarray(face, float) - drawn)[4:-4, 4:-4].mean() < 8
-    before = contents(tmp_path / 'target')
-    command(*line)
-    assert contents(tmp_path / 'target') == before
-    (tmp_path / 'source/A/b/c.png').unlink()
-    command(*line)
-    assert not (tmp_path / 'target/A/b').exists()
-    assert '1 removed: no longer in SOURCE' in capsys.readouterr().out
-
-
-@needs_detector
-def test_names_kept_where_no_face_is_found(tmp_path, capsys):
-    """Benchmarks count on every image: it is cut from the middle, and the share is told."""
-    (tmp_path / 'source/A').mkdir(parents=True)
-    ramp = np.tile(np.arange(250, dtype=np.uint8)[:, None, None], (1, 250, 3))
-    Image.fromarray(ramp).save(tmp_path / 'source/A/A_0001.png')
-    command(tmp_path / 'source', tmp_path / 'target', '--keep-names')
-    assert '1 photograph(s) without a face that was found, 100.0 %' in capsys.readouterr().out
-    with Image.open(tmp_path / 'target/A/A_0001.png') as face:
-        rows = np.asarray(face, float).mean((1, 2))
-    # 112 rows are the middle 125 of 250, from row 62 on
-    assert np.abs(rows - (62 + (np.arange(112) + .5) * 125 / 112)).max() < 1
-    assert table(tmp_path / 'target')['A/A_0001.png']['faces'] == '0'
-
-
-def test_112_wide(source):
-    """The same face with 8 columns more on either side."""
-    job(source)
-    command(source / 'source', source / 'wide', '--landmarks', source / 'points.csv', '--ages',
-            source / 'ages.csv', '--size', '112')
-    for narrow in (source / 'target').glob('*/*.jpg'):
-        with Image.open(narrow) as face, \
-                Image.open(source / 'wide' / narrow.relative_to(source / 'target')) as wide:
-            assert wide.size == (112, 112)
-            assert np.abs(np.asarray(wide, float)[:, 8:-8] - np.asarray(face, float)).mean() < 2
-    assert len(Faces(source / 'wide', r'_|\.', 1)) == 2 * len(ODD)
-
-
-@pytest.mark.parametrize('line', [['a', 'b', '--keep-names', '--ages', 'plain'],
-                                  ['--check', 'demo', '--keep-names'], ['a', 'b', '--size', '100'],
-                                  ['a.rec', 'b', '--keep-names'], ['a.rec', 'b', '--size', '112'],
-                                  ['a.rec', 'b', '--ages', 'plain']])
-def test_usage_of_sizes_and_names(line):
-    with pytest.raises(SystemExit):
-        prepare.arguments(line)
-
-
-def test_terminals_that_are_not_utf8(tmp_path):
-    """Names that a terminal can't show are told by their numbers, in files they are as they were.
-    """
-    odd = os.fsdecode(b't\xff') + '²'
-    points = photograph(tmp_path / 'source/Zoë/a_30.png')
-    points_csv(tmp_path / 'points.csv', {'a_30.png': points})
-    for encoding in ('ascii', 'gbk', 'cp1251'):
-        done = python(
-            tmp_path, ROOT / 'prepare.py', tmp_path / 'source', tmp_path / odd, '--ages', 'plain',
-            '--landmarks', tmp_path / 'points.csv', '--workers', '1', text=False,
-            env=os.environ | {'PYTHONIOENCODING': encoding})
-        assert done.returncode == 0 and done.stderr == b''
-        assert b'1 faces of 1 people' in done.stdout
-    assert (tmp_path / odd / 'Zoë/000_30.jpg').exists()

@@ -1,12 +1,12 @@
-"""InsightFace's .rec files: the reader, what disagrees with what, and the shards made of them."""
+"""The shards that are made of .rec files."""
 import csv
 import io
 import json
-import struct
 import tarfile
 
 import numpy as np
 import pytest
+from packs import PEOPLE, image, with_identities, without_header
 from photographs import command, needs_estimator
 from PIL import Image
 
@@ -14,172 +14,13 @@ import prepare
 import synthetic
 from dataset import Faces
 from preparation import ages, records
-from preparation.recordio import MAGIC, RecordFile, Records
 from utils import DataError, UserError
-
-PEOPLE = [3, 2, 4]  # images of each
-
-
-def image(person, number, wide=True):
-    """An encoded face, 112 wide or 96."""
-    face = np.pad(synthetic.draw(person, 20 + 9 * number, number), ((0, 0), (8, 8), (0, 0)), 'edge')
-    file = io.BytesIO()
-    Image.fromarray(face if wide else face[:, 8:-8]).save(file, 'JPEG', quality=95)
-    return file.getvalue()
-
-
-def header(labels, key):
-    """IRHeader: one label stands in it, several behind it."""
-    if np.isscalar(labels):
-        return struct.pack('<IfQQ', 0, labels, key, 0)
-    return struct.pack('<IfQQ', len(labels), 0, key, 0) + np.asarray(labels, '<f4').tobytes()
-
-
-class Pack:
-    """Writes a .rec file and its .idx, as MXNet's writer does."""
-
-    def __init__(self, path):
-        self.path, self.data, self.index = path, bytearray(), []
-
-    def add(self, key, data):
-        """A record; where its data hold the magic at a multiple of four, it is cut there."""
-        self.index.append((key, len(self.data)))
-        cuts = [at for at in range(0, len(data) - 3, 4) if data[at:at + 4] == MAGIC]
-        starts, ends = [0, *(at + 4 for at in cuts)], [*cuts, len(data)]
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            flag = 0 if not cuts else 1 if not number else 3 if end == len(data) else 2
-            part = data[start:end]
-            self.data += MAGIC + struct.pack('<I', flag << 29 | len(part)) + part
-            self.data += bytes(-len(part) % 4)
-
-    def write(self, classes=None):
-        self.path.write_bytes(self.data)
-        self.path.with_suffix('.idx').write_text(''.join(f'{key}\t{at}\n'
-                                                         for key, at in self.index))
-        if classes is not None:
-            (self.path.parent / 'property').write_text(f'{classes},112,112')
-        return self.path
-
-
-def with_identities(path, images=image, people=PEOPLE, first=None, labels=None):
-    """A pack as InsightFace's: record 0, the images, a record an identity."""
-    pack, count = Pack(path), sum(people)
-    pack.add(0, header([first or count + 1, count + 1 + len(people)], 0))
-    key, ranges = 1, []
-    for person, number in enumerate(people):
-        ranges.append((key, key + number))
-        for shot in range(number):
-            pack.add(key, header((labels or {}).get(key, person), key) + images(person, shot))
-            key += 1
-    for start, end in ranges:
-        pack.add(key, header([start, end], key))
-        key += 1
-    return pack
-
-
-def without_header(path, images=image):
-    pack, keys = Pack(path), iter(range(99))
-    for person, number in enumerate(PEOPLE):
-        for shot in range(number):
-            key = next(keys)
-            # some packs have two labels, of which the first is the identity
-            pack.add(key, header(person if key % 2 else [person, 7], key) + images(person, shot))
-    return pack
 
 
 @pytest.fixture
 def source(tmp_path):
     return with_identities(tmp_path / 'train.rec').write(len(PEOPLE))
 
-
-# the reader
-
-def test_records_in_parts(tmp_path):
-    """A record that holds the magic is cut there, once or more; the last part may be empty."""
-    pack, rng = Pack(tmp_path / 'a.rec'), np.random.default_rng(0)
-    bodies = [rng.bytes(21), MAGIC + rng.bytes(9), rng.bytes(8) + 2 * MAGIC + rng.bytes(5),
-              rng.bytes(12) + MAGIC, rng.bytes(2) + MAGIC + rng.bytes(3), b'']
-    for key, body in enumerate(bodies):
-        pack.add(key, header(float(key), key) + body)
-    file = RecordFile(pack.write())
-    assert bytes(pack.data).count(MAGIC) > len(bodies)
-    for (key, offset), body in zip(pack.index, bodies, strict=True):
-        labels, data = file.record(offset)
-        assert labels.tolist() == [key] and data == body
-
-
-def test_images_and_identities(source):
-    pack = Records(source)
-    assert pack.keys.tolist() == list(range(1, 10))
-    assert pack.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
-    assert pack.file.record(int(pack.offsets[4]))[1] == image(1, 1)
-
-
-def test_without_the_header_every_key_is_an_image(tmp_path):
-    pack = Records(without_header(tmp_path / 'train.rec').write())
-    assert pack.keys.tolist() == list(range(9))
-    assert pack.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
-    assert pack.file.record(int(pack.offsets[8]))[1] == image(2, 3)
-
-
-def no_image(person, shot):
-    return b'image'
-
-
-def written(path, **changes):
-    return with_identities(path, no_image, **changes).write()
-
-
-def edit_index(path, change):
-    file = written(path).with_suffix('.idx')
-    file.write_text('\n'.join(change(file.read_text().splitlines())))
-
-
-DISAGREE = {
-    'another property': (
-        lambda path: with_identities(path, no_image).write(classes=4),
-        'property: 4 identities; .*train.rec has 3'),
-    'a label of another': (
-        lambda path: written(path, labels={4: 0}), '3 identities by the .idx, 2 by the labels'),
-    'half a label': (
-        lambda path: written(path, labels={1: .5}), 'key 1: its label 0.5 is no identity'),
-    'another header': (
-        lambda path: written(path, first=5), r'the identity of key 5 has images \[1.0\]'),
-    'a line less': (
-        lambda path: edit_index(path, lambda lines: lines[:-1]),
-        'keys 0 to 12, identities from 10 on; train.idx has 12 keys, up to 11'),
-    'a key twice': (
-        lambda path: edit_index(path, lambda lines: lines + lines[-1:]), 'a key is there twice'),
-    'no numbers': (
-        lambda path: edit_index(path, lambda lines: ['x y']), 'expected lines of key and'),
-    'an empty index': (
-        lambda path: edit_index(path, lambda lines: []), 'train.idx: empty'),
-    'an offset between': (
-        lambda path: edit_index(path, lambda lines: [*lines[:-1], lines[-1][:-1] + '1']),
-        'no record at byte'),
-    'no index': (
-        lambda path: written(path).with_suffix('.idx').unlink(), 'belongs beside the .rec'),
-    'a cut file': (
-        lambda path: written(path).write_bytes(path.read_bytes()[:200]), 'cut short'),
-    'a cut record': (
-        lambda path: written(path).write_bytes(path.read_bytes()[:-4]), 'cut short at byte'),
-    'a pointer': (
-        lambda path: written(path).write_text('version https://git-lfs.github.com/spec/v1\n'),
-        'git lfs pull'),
-    'another file': (
-        lambda path: written(path).write_bytes(b'hello'), 'not a .rec file'),
-}
-
-
-@pytest.mark.parametrize('case', DISAGREE)
-def test_what_disagrees_is_refused(tmp_path, case):
-    change, reason = DISAGREE[case]
-    change(tmp_path / 'train.rec')
-    with pytest.raises(DataError, match=reason):
-        Records(tmp_path / 'train.rec')
-
-
-# the job
 
 def table(target):
     with open(target / 'report.csv', newline='') as file:

@@ -1,0 +1,89 @@
+"""Work over several processes: in order, one tool each, and stopped by a signal at any time."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from photographs import command, photograph, points_csv
+
+from preparation.processes import each
+from utils import UserError
+
+
+def add(tool, item):
+    return tool[0] + item, os.getpid()
+
+
+def end(tool, item):
+    os._exit(1)
+
+
+def make():
+    return [100]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('count', [0, 1, 200])
+def test_in_order(count, workers):
+    done = list(each(add, range(count), make(), make, workers))
+    assert [value for value, _ in done] == [100 + item for item in range(count)]
+    here = {process for _, process in done} == {os.getpid()}
+    assert count == 0 or here == (workers == 1 or count == 1)
+
+
+def test_a_process_that_ends(tmp_path):
+    with pytest.raises(UserError, match='a process ended by itself'):
+        list(each(end, range(4), None, make, 2))
+
+
+SLOW = '''
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from preparation.processes import each
+from utils import Interrupt
+
+def work(tool, item):
+    time.sleep(.01)
+    return item
+
+if __name__ == '__main__':
+    with Interrupt() as interrupt:
+        for item in each(work, range(400), None, list, 2):
+            if not item:
+                os.killpg(0, signal.SIGINT)  # as a terminal does
+            if interrupt.received:
+                print('stopped', interrupt.received)
+                sys.exit(3)
+'''
+
+
+def test_a_signal_to_the_whole_group(tmp_path):
+    """It is this process's to act on: the others, that have it too, say nothing."""
+    (tmp_path / 'slow.py').write_text(SLOW.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, tmp_path / 'slow.py'], capture_output=True, text=True,
+                          start_new_session=True, check=False)
+    assert done.stdout == 'stopped SIGINT\n' and done.returncode == 3 and done.stderr == ''
+
+
+def test_stopped_and_gone_on_with(tmp_path):
+    """SIGTERM to the group of `prepare.py` over two processes; the same command then ends whole."""
+    rows = {f'{k}.png': photograph(tmp_path / f'source/P{k % 3}/{k}.png', seed=k)
+            for k in range(24)}
+    points_csv(tmp_path / 'points.csv', rows)
+    (tmp_path / 'ages.csv').write_text(''.join(f'{k}.png,{20 + k}\n' for k in range(24)))
+    line = [sys.executable, ROOT / 'prepare.py', tmp_path / 'source', tmp_path / 'target',
+            '--landmarks', tmp_path / 'points.csv', '--ages', tmp_path / 'ages.csv',
+            '--workers', '2']
+    running = subprocess.Popen(line, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    report = tmp_path / 'target/report.csv'
+    while running.poll() is None and (not report.exists() or report.read_text().count('\n') < 2):
+        pass
+    if running.poll() is None:
+        os.killpg(running.pid, signal.SIGTERM)
+    told = running.communicate()[1]
+    assert running.returncode == 0 or told == (
+        'error: SIGTERM: stopped; the same command goes on from here\n')
+    command(*line[2:-2])
+    assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24
