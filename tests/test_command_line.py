@@ -32,11 +32,16 @@ def edit(file, *changes):
     file.write_text(text)
 
 
+def append(file, text):
+    with open(file, 'a') as stream:
+        stream.write(text)
+
+
 @pytest.fixture
 def copy_on_drawn(copy, drawn):
     """A copy whose default data set is `drawn`."""
-    edit(copy / 'meta.py', ('data/demo/train', f'{drawn}/train'), ('data/demo/val', f'{drawn}/val'),
-         ("'n_cls': 400", "'n_cls': 8"))
+    append(copy / 'meta.py', f"demo |= {{'train_root': '{drawn}/train', "
+                             f"'val_root': '{drawn}/val', 'n_cls': 8}}\n")
     return copy
 
 
@@ -44,8 +49,7 @@ def test_the_predecessors_example_word_for_word(copy, drawn):
     """A dict added to meta.py as its README has it, `dataset` and `save` edited, the three-word
     command; then the same with weights."""
     shutil.copytree(drawn, copy / 'your_dataset_name')
-    with open(copy / 'meta.py', 'a') as file:
-        file.write(f"""
+    append(copy / 'meta.py', f"""
 your_dataset_name = {{
     'train_root': '{copy}/your_dataset_name/train',      # root dir for training set
     'val_root': '{copy}/your_dataset_name/val',          # root dir for validation set (optional, \
@@ -79,14 +83,14 @@ def test_help_and_errors_of_the_command_line(copy):
     assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1
     assert wrong.stderr.startswith('error: --dataset cacd: meta.py has demo, fgnet')
     gone = python(copy, 'main.py', '-1', '1', '--dataset', 'agedb')
-    message = r'error: data/agedb/train: No such file or directory: expected .*\n'
+    message = (r'error: data/agedb/train: No such file or directory, seen from .*: '
+               r'expected .*\n')
     assert gone.returncode == 1 and re.fullmatch(message, gone.stderr)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(copy_on_drawn, number):
-    line = ['main.py', '-1', '8', '--resume', '--set', *TINY]
-    copy = copy_on_drawn
+    copy, line = copy_on_drawn, ['main.py', '-1', '8', '--resume', '--set', *TINY]
     process = subprocess.Popen([sys.executable, *line], cwd=copy, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     while not (copy / 'runs/demo/epoch_002.pth').exists():
@@ -116,7 +120,7 @@ def test_any_module_stands_in_by_one_line(copy_on_drawn):
 
 
 def test_the_demo_makes_its_own_faces(copy):
-    edit(copy / 'meta.py', ("'n_cls': 400", "'n_cls': 4"))
+    append(copy / 'meta.py', "demo |= {'n_cls': 4}\n")
     edit(copy / 'training/command.py', ('val_people=100', 'val_people=3'))
     result = python(copy, 'main.py', '-1', '1', '--set', *TINY)
     assert result.returncode == 0, result.stderr
