@@ -46,6 +46,8 @@ from evaluation.listfile import write_pairs
 from evaluation.pairs import check_pairs
 from evaluation.tables import differences_table, table
 from training.checkpoint import load_weights
+from verification import calibration
+from verification.drawing import draw_reliability
 
 READERS = {'lfw': lists.lfw, 'calfw': lists.calfw, 'cacd-vs': lists.cacd_vs, 'bin': lists.bin_file,
            'pairs': lists.pair_list, 'fgnet': lists.fgnet, 'morph': lists.morph,
@@ -132,6 +134,9 @@ def run(args: argparse.Namespace) -> None:
     reports, evidence = dict(zip(labels, reports, strict=True)), dict(zip(labels, evidence,
                                                                           strict=True))
     print(table(name, reports))
+    by_age = {label: report['by_age'] for label, report in reports.items() if 'by_age' in report}
+    for label, found in by_age.items():
+        print(f'\n{label}: {calibration.table(found)}')
     if args.compare:
         first, *others = labels
         result['differences'] = [{'of': label, 'against': first,
@@ -146,6 +151,9 @@ def run(args: argparse.Namespace) -> None:
         write_pairs(out / f'pairs-seed-{args.seed}.txt', first.pairs, listed.names,
                     f'label, image, image, fold; drawn by age gap with --seed {args.seed}')
     pictures.draw_all(out, reports, evidence)
+    if by_age:
+        draw_reliability({label: found['reliability'] for label, found in by_age.items()},
+                         out / 'reliability.png')
     text = json.dumps(result, indent=1, allow_nan=False) + '\n'
     utils.write_whole(out / 'results.json', lambda temporary: temporary.write_text(text))
     print(f'{out}: results.json and pictures')
@@ -205,6 +213,10 @@ def measure(args, model, info, listed, distractors, device, cache):
     if leaks:
         report['leakage'] = protocols.leakage_report(arrays, listed.labels, listed.ages,
                                                      meta.age_cutoffs, args.seed)
+        decided = (info.decision or {}).get('ages')
+        if decided and args.benchmark == 'folder':
+            report['by_age'] = calibration.report(decided, arrays['embedding'], listed.labels,
+                                                  listed.ages)
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
         report['megaface'] = protocols.distractor_report(arrays['embedding'], listed.labels,

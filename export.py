@@ -6,12 +6,12 @@
 
 All three are the identity branch: a face's vector is x_id of the face and of its mirror,
 concatenated, of unit length. The inner product of two vectors is their similarity. Without OUT the
-file goes beside the weights. Faces are aligned, 112 high × 96 wide (of 112×112 images 8 columns are
-dropped on either side); prepare.py aligns photographs.
+file goes beside the weights. Faces are aligned, 112 high and as wide as the network sees them, 96
+or 112 (the file says); prepare.py aligns photographs.
 
-onnx        input `faces`, uint8 (N, 3, 112, 96), RGB, any N; the normalisation is inside;
+onnx        input `faces`, uint8 (N, 3, 112, width), RGB, any N; the normalisation is inside;
             output `embedding`, float32 (N, 2·D)
-backbone    the tensors of model.Backbone as backbone.*, of model.ResidualFactorization as
+backbone    the tensors of the backbone as backbone.*, of model.ResidualFactorization as
             factorization.*
 embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), relative to FOLDER; in a
             .safetensors the paths are metadata, as JSON
@@ -28,9 +28,10 @@ import torch
 from torch import nn
 
 import utils
+from backbones import PretrainedBackbone
 from evaluation import lists
 from evaluation.extraction import extract_files
-from model import HEIGHT, WIDTH
+from model import HEIGHT, DALModel
 from preparation.alignment import TEMPLATE
 from training.checkpoint import WeightsInfo, load_weights
 from verification.decision import Decision
@@ -49,7 +50,7 @@ class Embedder(nn.Module):
         return self.model.embed(faces)
 
 
-def description(info: WeightsInfo) -> dict[str, str]:
+def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
     """What one must know to use the weights rightly, and what is known of their training."""
     decision = Decision.of(info.decision, info.path)
     training = {
@@ -59,12 +60,21 @@ def description(info: WeightsInfo) -> dict[str, str]:
         'people': len(info.classes),
         'accuracy': decision.accuracy,
     }
+    backbone = model.backbone
+    normalisation = '(value - 127.5) / 128, of 0 to 255'
+    if isinstance(backbone, PretrainedBackbone):  # its input is its own
+        normalisation = (
+            f'(value - mean) / deviation, of 0 to 255; {"BGR" if backbone.bgr else "RGB"}; '
+            f'mean {_numbers(-backbone.shift / backbone.scale)}, '
+            f'deviation {_numbers(1 / backbone.scale)}; '
+            f'resized to {" × ".join(map(str, backbone.size))}'
+        )
     facts = {
         'height': HEIGHT,
-        'width': WIDTH,
+        'width': model.width,
         'colour': 'RGB',
         'layout': 'N, 3, height, width',
-        'normalisation': '(value - 127.5) / 128, of 0 to 255',
+        'normalisation': normalisation,
         'template': TEMPLATE.tolist(),
         'feature': 'x_id of face and mirror, concatenated, unit length; '
         'similarity is the inner product',
@@ -78,6 +88,10 @@ def description(info: WeightsInfo) -> dict[str, str]:
         key: value if isinstance(value, str) else json.dumps(value, default=str)
         for key, value in facts.items()
     }
+
+
+def _numbers(tensor):
+    return [round(value, 3) for value in tensor.flatten().tolist()]
 
 
 def needed(name: str):
@@ -95,12 +109,11 @@ def onnx(args: argparse.Namespace) -> None:
     needed('onnxscript')
     runtime = needed('onnxruntime')
     network, info = load_weights(args.weights)
-    model = Embedder(network).eval()
-    faces = torch.randint(
-        0, 256, (5, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    embedder = Embedder(network).eval()
+    shape, drawn = (5, 3, HEIGHT, network.width), torch.Generator().manual_seed(0)
+    faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
     program = torch.onnx.export(
-        model,
+        embedder,
         (faces,),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim('N', min=1)},),
@@ -108,11 +121,11 @@ def onnx(args: argparse.Namespace) -> None:
         output_names=['embedding'],
         verbose=False,
     )
-    program.model.metadata_props.update(description(info))
+    program.model.metadata_props.update(description(network, info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
     apart = max(
-        np.abs(session.run(None, {'faces': part.numpy()})[0] - model(part).numpy()).max()
+        np.abs(session.run(None, {'faces': part.numpy()})[0] - embedder(part).numpy()).max()
         for part in (faces[:1], faces)
     )
     if not apart <= AGREE:
@@ -138,7 +151,7 @@ def backbone(args: argparse.Namespace) -> None:
         if name.startswith(('backbone.', 'factorization.'))
     }
     utils.write_whole(
-        args.out, lambda temporary: files.save_file(parts, temporary, description(info))
+        args.out, lambda temporary: files.save_file(parts, temporary, description(model, info))
     )
     print(
         f'{args.out}: {len(parts)} tensors, '
@@ -152,7 +165,7 @@ def embeddings(args: argparse.Namespace) -> None:
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
     model, info = load_weights(args.weights, device)
     features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
-    arrays, facts = {'embeddings': features['embedding']}, description(info)
+    arrays, facts = {'embeddings': features['embedding']}, description(model, info)
     paths = [os.path.relpath(source, args.folder) for source in sources]
     if files:
         facts['paths'] = json.dumps(paths)

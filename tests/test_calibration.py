@@ -5,11 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import meta
 import utils
 import verify
-from verification import calibration, cells
+from verification import calibration, cells, drawing
 from verification.calibration import Scored
 from verification.cells import FARS, SHAPE, AgeDecision
 from verification.decision import Ages, Decision, calibration_file, read_decision
@@ -258,3 +259,25 @@ def test_a_calibration_of_other_weights_or_damaged_is_refused(copy):
     path.write_text('{')
     with pytest.raises(utils.UserError, match='damaged'):
         read_decision(known.info)
+
+
+def test_a_report_on_other_people(tmp_path):
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
+    embeddings = centres + 0.5 * rng.normal(size=(120, 16))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    labels, ages = np.repeat(np.arange(20), 6), rng.uniform(0, 60, 120)
+    found = calibration.report(stored(), embeddings, labels, ages)
+    pairs = calibration.score_pairs(embeddings, labels, ages)
+    assert sum(row['impostor'] for row in found['cells']) == 3 * (~pairs.same).sum()
+    text = calibration.table(found)
+    assert text.count('\n') == len(found['cells']) // 3 + 2
+    assert f'is {found["reliability"]["ece"]:.3f}' in text
+    drawing.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').stat().st_size > 5000
+
+
+def test_training_leaves_it_in_the_weights(train):
+    kept = torch.load(train(-1, 1) / 'last.pth')['decision']
+    assert np.sum(kept['ages']['impostor']) == 540 and np.sum(kept['ages']['genuine']) == 90
+    assert Decision.of(kept, 'last.pth').ages.oldest >= 80

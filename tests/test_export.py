@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import backbones
 import export
 import utils
 from model import DALModel
@@ -174,7 +175,7 @@ def test_weights_of_before_have_no_threshold(weights, tmp_path):
     state = torch.load(weights)
     del state['decision']
     torch.save(state, tmp_path / 'old.pth')
-    assert export.description(load_weights(tmp_path / 'old.pth')[1])['threshold'] == 'null'
+    assert export.description(*load_weights(tmp_path / 'old.pth'))['threshold'] == 'null'
 
 
 HUB = """
@@ -202,6 +203,65 @@ def test_torch_hub_among_modules_of_the_same_names(weights, tmp_path):
         check=False,
     )
     assert done.returncode == 0 and '[1, 16]' in done.stdout, done.stderr
+
+
+PUBLISHED = """
+import sys, torch
+import backbones, model                   # the user's own
+network = torch.hub.load(sys.argv[1], 'dal', source='local', weights=sys.argv[2])
+assert backbones.mine and model.mine
+torch.save(network.embed(torch.load(sys.argv[3])), sys.argv[4])
+"""
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """Weights whose backbone is one of backbones/, with random weights, which sees 112 columns."""
+    torch.manual_seed(0)
+    model = DALModel(backbones.build('mobilefacenet'), 2)
+    state = {'model': model.state_dict(), 'backbone': model.backbone.config, 'classes': ['a', 'b'],
+             'age_cutoffs': model.age.cutoffs.tolist(), 'epoch': 1}  # fmt: skip
+    path = tmp_path_factory.mktemp('published') / 'best.pth'
+    torch.save(state, path)
+    return path, model.eval()
+
+
+def test_torch_hub_rebuilds_a_published_backbone(published, tmp_path):
+    path, model = published
+    for name in ('model', 'backbones'):
+        (tmp_path / f'{name}.py').write_text('mine = True')
+    (tmp_path / 'script.py').write_text(PUBLISHED)
+    faces = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    torch.save(faces, tmp_path / 'faces.pt')
+    line = [sys.executable, 'script.py', ROOT, path, 'faces.pt', 'out.pt']
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / 'out.pt'), model.embed(faces))
+
+
+def test_a_hub_file_that_lies_about_its_backbone(published, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    import hubconf
+
+    state = torch.load(published[0])
+    for config in ({'name': 'iresnet18'}, {'name': 'nothing'}, {'name': 'mobilefacenet', 'x': 1}):
+        torch.save(state | {'backbone': config}, tmp_path / 'a.pth')
+        with pytest.raises(ValueError, match='a.pth: not of the backbone'):
+            hubconf.dal(tmp_path / 'a.pth')
+
+
+def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_path):
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    path, model = published
+    run('onnx', path, tmp_path / 'a.onnx')
+    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx', providers=['CPUExecutionProvider'])
+    assert session.get_inputs()[0].shape == ['N', 3, 112, 112]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts['width'] == '112' and 'mean [123.675, 116.28, 103.53]' in facts['normalisation']
+    faces = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    found, = session.run(None, {'faces': faces.numpy()})
+    np.testing.assert_allclose(found, model.embed(faces).numpy(), atol=1e-5)
 
 
 def test_the_scripts_themselves(weights, drawn, tmp_path):

@@ -16,6 +16,7 @@ from evaluation.rates import cosines
 from storage.jobs import Interrupted
 from training.distributed import on_rank_zero, raised_by_all
 from utils import DataError, UserError
+from verification import calibration
 
 
 def check_finite(training, loader, folder) -> None:
@@ -95,7 +96,11 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
     if (own >= 0).any() and not training.recipe.shard_head:  # no rank has a sharded head whole
         x_id = torch.from_numpy(features['x_id'])[own >= 0]
         report['closed_set_accuracy'] = closed_set_accuracy(training, x_id, own[own >= 0])
-    return report, decision(people)
+    kept = decision(people)
+    if kept:
+        pairs = calibration.score_pairs(features['embedding'], val.labels, val.ages)
+        kept['ages'] = calibration.fit(pairs)
+    return report, kept
 
 
 @torch.no_grad()

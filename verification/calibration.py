@@ -11,9 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.metrics import check_finite
-from verification.cells import FARS, SHAPE, AgeDecision, cell, name, smooth, supports
+from verification.cells import (
+    FARS,
+    GAP,
+    SHAPE,
+    YOUNGER,
+    AgeDecision,
+    cell,
+    name,
+    smooth,
+    span,
+    supports,
+)
 
 FACES, PER_PERSON = 4000, 30  # at most: a product of 4000 × 4000 is a second's work
+RATES = (0.1, 0.01, 0.001)  # at which a calibration is measured
 PER_CELL = 500  # pairs of a kind that the regression is fitted on
 
 
@@ -164,6 +176,37 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
             })  # fmt: skip
     ece = sum(row['weight'] * abs(row['predicted'] - row['observed']) for row in rows)
     return {'bins': rows, 'ece': float(ece)}
+
+
+def report(stored: dict, embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray) -> dict:
+    """How a calibration does on faces of known age, not those it was fitted on, ready for JSON.
+
+    {'cells': `measure` at each of RATES, with the rate `asked`, 'reliability': `reliability`}.
+    """
+    pairs = score_pairs(embeddings, labels, ages)
+    cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
+    return {'cells': cells, 'reliability': reliability(stored, pairs)}
+
+
+def table(found: dict) -> str:
+    """A `report` for the screen."""
+    error = found['reliability']['ece']
+    rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
+    lines = ['thresholds by age, from validation; the expected calibration error of the '
+             f'probability is {error:.3f}',
+             f'{"younger":>10}{"gap":>12}{"of two":>9}{"of one":>8}   {rates}']  # fmt: skip
+    for row in found['cells'][: len(found['cells']) // len(RATES)]:
+        figures = '   '.join(
+            f'{_figure(one["far"]):>11}{" " if one["promised"] else "*"}{_figure(one["tar"]):>7}'
+            for one in found['cells'] if one['cell'] == row['cell']
+        )  # fmt: skip
+        younger, gap = span(YOUNGER, row['younger']), span(GAP, row['gap'])
+        lines.append(f'{younger:>10}{gap:>12}{row["impostor"]:9}{row["genuine"]:8}   {figures}')
+    return '\n'.join([*lines, '* validation had too few pairs of such ages for this rate'])
+
+
+def _figure(value):
+    return '–' if value is None else f'{value:.3f}'
 
 
 def halves(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -135,11 +135,12 @@ def cell(younger, gap):
 
 def name(index) -> str:
     """A cell in words."""
-    younger, gap = (_span(bounds, k) for bounds, k in zip((YOUNGER, GAP), index, strict=True))
+    younger, gap = (span(bounds, k) for bounds, k in zip((YOUNGER, GAP), index, strict=True))
     return f'a younger face of {younger} years and a gap of {gap}'
 
 
-def _span(bounds, k):
+def span(bounds, k: int) -> str:
+    """The k-th range of years between upper bounds."""
     low = 0 if k == 0 else bounds[k - 1] + 1
     return f'{low} or more' if k == len(bounds) else f'{low} to {bounds[k]}'
 
