@@ -9,8 +9,8 @@
                     `embeddings` float32 (faces, 2·D), of unit length; `faces`, a row for each, see
                     FACE
 
-Every photograph is [name below root, bytes, modification time in ns, why it has no face or ''],
-and its faces are consecutive rows.
+Every photograph is [name below root, bytes, modification time in ns, why it has no face or '',
+number of faces], and its faces are consecutive rows.
 """
 
 import json
@@ -31,7 +31,7 @@ FACE = np.dtype([
     ('age', '<f4'), ('group', '<i4'), ('probability', '<f4'),
 ])  # fmt: skip
 START = 24  # where the header begins
-BLOCK = 8192  # rows that are written, checked or multiplied at a time
+BLOCK = 8192  # rows that are written at a time
 
 
 class Photograph(NamedTuple):
@@ -87,7 +87,7 @@ class Index:
         ends = np.searchsorted(self.faces['photograph'], np.arange(len(self.rows)), 'right')
         start = 0
         for row, end in zip(self.rows, ends, strict=True):
-            yield Photograph(*row, self.faces[start:end], self.embeddings[start:end])
+            yield Photograph(*row[:4], self.faces[start:end], self.embeddings[start:end])
             start = end
 
     def name(self, face: int) -> str:
@@ -130,11 +130,7 @@ class Index:
 
     def similarities(self, embedding: np.ndarray) -> np.ndarray:
         """With every face (N,), of an embedding (2·D,); (N, Q) of (2·D, Q)."""
-        scores = np.empty((len(self.embeddings), *embedding.shape[1:]), np.float32)
-        for start in range(0, len(scores), BLOCK):
-            part = slice(start, start + BLOCK)
-            np.matmul(self.embeddings[part], embedding, out=scores[part])
-        return scores
+        return self.embeddings @ embedding  # at once: in blocks it took ten times as long
 
     def _faces_of(self, path):
         """The faces of a file, by its real path."""
@@ -195,7 +191,8 @@ def _table(photographs, people):
     counts = [len(one.faces) for one in photographs]
     faces['photograph'] = np.repeat(np.arange(len(photographs)), counts)
     faces['person'] = np.repeat(np.array([number[name] for name in whose], np.int32), counts)
-    return names, [[one.name, one.size, one.mtime, one.reason] for one in photographs], faces
+    rows = [[*one[:4], count] for one, count in zip(photographs, counts, strict=True)]
+    return names, rows, faces
 
 
 def _folder(name):
