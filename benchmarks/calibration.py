@@ -99,16 +99,16 @@ def run(args):
     report = {
         'data': args.name, 'weights_sha256': known.info.sha256, 'faces': len(labels),
         'people': len(np.unique(labels)), 'splits': args.splits, 'summary': summary(rows),
-        'ece': float(np.mean(errors)), 'rows': rows,
+        'ece': float(np.mean(errors)),
     }  # fmt: skip
     print(f'{args.name}: {len(labels)} faces of {report["people"]} people; '
           f'expected calibration error {report["ece"]:.3f}')  # fmt: skip
     print(markdown(report['summary']))
     if args.out:
-        args.out.write_text(json.dumps(report) + '\n')
+        args.out.write_text(json.dumps(report, indent=1) + '\n')
 
 
-if __name__ == '__main__':
+def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,4 +118,8 @@ if __name__ == '__main__':
     parser.add_argument('--splits', type=int, default=10)
     parser.add_argument('--seed', type=int, default=1000, help='of the drawn people')
     parser.add_argument('--out', type=Path, metavar='JSON')
-    run(parser.parse_args())
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run(arguments())

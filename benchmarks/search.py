@@ -221,7 +221,7 @@ def run(args):
         args.out.write_text(json.dumps(report, indent=1) + '\n')
 
 
-if __name__ == '__main__':
+def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -233,5 +233,9 @@ if __name__ == '__main__':
     parser.add_argument('--folder', help='where the index is written meanwhile')
     parser.add_argument('--out', type=Path, metavar='JSON')
     parser.add_argument('--people', nargs=2, metavar=('NAME', 'WEIGHTS'))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    args = arguments()
     print(json.dumps(people_report(*args.people), indent=1)) if args.people else run(args)

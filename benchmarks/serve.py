@@ -85,7 +85,7 @@ def run(args):
         args.out.write_text(json.dumps(report, indent=1) + '\n')
 
 
-if __name__ == '__main__':
+def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,4 +95,8 @@ if __name__ == '__main__':
     parser.add_argument('--seconds', type=float, default=10)
     parser.add_argument('--port', type=int, default=8765)
     parser.add_argument('--out', type=Path, metavar='JSON')
-    run(parser.parse_args())
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run(arguments())

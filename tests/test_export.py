@@ -1,6 +1,8 @@
 """What is exported is what PyTorch computes, and can be used without this repository."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from PIL import Image
 import backbones
 import export
 import utils
+import verify
 from model import DALModel
 from training.checkpoint import load_weights
 from utils import DataError
@@ -262,6 +265,25 @@ def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_pat
     faces = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
     found, = session.run(None, {'faces': faces.numpy()})
     np.testing.assert_allclose(found, model.embed(faces).numpy(), atol=1e-5)
+
+
+def test_the_script_of_the_documentation_finds_faces_without_torch(
+    weights, onnx_file, drawn, tmp_path
+):
+    pytest.importorskip('onnxruntime')
+    verify.run(verify.arguments([
+        str(weights), '--index', str(drawn / 'val'), str(tmp_path / 'archive.index')]))  # fmt: skip
+    shutil.copy(onnx_file, tmp_path / 'best.onnx')
+    face = sorted((drawn / 'val').rglob('*.jpg'))[20]
+    Image.open(face).save(tmp_path / 'face.png')
+    page = (ROOT / 'docs' / 'verify.md').read_text()
+    script, = re.findall(r'```python\n(import json\n.*?)```', page, re.DOTALL)
+    assert len(script.splitlines()) < 25
+    guard = "import sys; sys.modules['torch'] = None\n"
+    done = subprocess.run([sys.executable, '-c', guard + script], cwd=tmp_path, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f'1.000 {face.relative_to(drawn / "val")}'
 
 
 def test_the_scripts_themselves(weights, drawn, tmp_path):
