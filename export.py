@@ -108,7 +108,7 @@ def onnx(args: argparse.Namespace) -> None:
     """Writes the network as ONNX, once onnxruntime and PyTorch agree on one face and on five."""
     needed('onnxscript')
     runtime = needed('onnxruntime')
-    network, info = load_weights(args.weights)
+    network, info = load_weights(args.weights, backbone=args.backbone)
     embedder = Embedder(network).eval()
     shape, drawn = (5, 3, HEIGHT, network.width), torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
@@ -144,7 +144,7 @@ def onnx(args: argparse.Namespace) -> None:
 def backbone(args: argparse.Namespace) -> None:
     """Writes the tensors that make the embedding, with `description` as metadata."""
     files = needed('safetensors.torch')
-    model, info = load_weights(args.weights)
+    model, info = load_weights(args.weights, backbone=args.backbone)
     parts = {
         name: tensor.contiguous()
         for name, tensor in model.state_dict().items()
@@ -163,7 +163,7 @@ def embeddings(args: argparse.Namespace) -> None:
     """Writes the embedding of every image below a folder."""
     files = needed('safetensors.numpy') if args.out.suffix == '.safetensors' else None
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
-    model, info = load_weights(args.weights, device)
+    model, info = load_weights(args.weights, device, args.backbone)
     features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
     arrays, facts = {'embeddings': features['embedding']}, description(model, info)
     paths = [os.path.relpath(source, args.folder) for source in sources]
@@ -197,6 +197,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         one = kinds.add_parser(kind.__name__, description=kind.__doc__)
         one.set_defaults(kind=kind, endings=endings)
         one.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
+        named = 'the weights are that network as others publish it'
+        one.add_argument('--backbone', metavar='NAME', help=named)
         if kind is embeddings:
             one.add_argument('folder', help='aligned faces, however deep')
             one.add_argument(

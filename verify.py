@@ -52,10 +52,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--json', action='store_true', help='answers as JSON')
     add('--out', type=Path, metavar='FILE', help='where the answer is drawn; --pairs: the table')
     add('--top', type=int, default=12, metavar='K', help='--find: how many (default 12)')
+    add('--backbone', metavar='NAME', help='the weights are that network as others publish it')
     add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
     add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
     add('--port', type=int, default=8000, help='--serve: the port (default 8000)')
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     modes = (args.find, args.pairs, args.index, args.calibrate)
     asked = [len(args.images) == 2, args.serve is not None, *(mode is not None for mode in modes)]
     if asked.count(True) != 1 or len(args.images) not in (0, 2):
@@ -82,7 +83,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def matcher(args: argparse.Namespace) -> Matcher:
     """The Matcher of the command line. Raises UserError where the weights can't be used."""
     device = utils.pick_device(args.ctx)
-    model, info = load_weights(args.weights, device)
+    model, info = load_weights(args.weights, device, args.backbone)
     return Matcher(model, info, device, decision.read_decision(info, args.threshold))
 
 
@@ -92,7 +93,7 @@ def compare(args: argparse.Namespace) -> int:
     two = [portraits.read_file(path, known.width) for path in args.images]
     features = known.features([portrait.face for portrait in two])
     similarity = float(features[0].embedding @ features[1].embedding)
-    ages = answers.pair_ages(*features, args.ages or (None, None))
+    ages = answers.pair_ages([one.age for one in features], args.ages or (None, None))
     answer = known.decision.answer(similarity, ages, args.far)
     if args.json:
         faces = [answers.face(*both) for both in zip(two, features, strict=True)]

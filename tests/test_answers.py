@@ -14,9 +14,11 @@ from conftest import ROOT
 from PIL import Image
 from test_calibration import stored
 
+import backbones
 import utils
 import verify
 from verification import pairs, portraits
+from verification.decision import calibration_file, write_calibration
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +173,39 @@ def test_sixteen_bits_of_grey_are_the_grey_that_they_are(faces, tmp_path):
     eight, sixteen = (portraits.read_file(tmp_path / f'{bits}.png').face for bits in (8, 16))
     np.testing.assert_array_equal(eight, sixteen)
     assert eight.std() > 10
+
+
+@pytest.fixture(scope='module')
+def untouched(tmp_path_factory):
+    """A file of MobileFaceNet as others publish it, of random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('untouched') / 'published.pth'
+    torch.save(backbones.build('mobilefacenet').state_dict(), path)
+    return path
+
+
+def test_an_untouched_backbone_knows_no_ages(untouched, faces, tmp_path, capsys):
+    line = (untouched, '--backbone', 'mobilefacenet')
+    status, out = run(capsys, *line, faces[0], faces[1], '--json')
+    answer = json.loads(out)
+    assert status == 4 and [face['age'] for face in answer['faces']] == [None, None]
+    assert answer['ages'] is None
+    index = tmp_path / 'a.index'
+    assert run(capsys, *line, '--index', faces[0].parent, index)[0] == 0
+    status, out = run(capsys, *line, '--find', faces[9], index, '--top', 2, '--out',
+                      tmp_path / 'a.png')  # fmt: skip
+    assert status == 4 and out.count('age unknown') == 3
+    known = verify.matcher(verify.arguments([str(word) for word in (*line, '--serve')]))
+    row = [0.0] * 101
+    facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row, 'ages': stored()}
+    write_calibration(facts, 'mine', known.info, calibration_file(untouched))
+    answer = json.loads(run(capsys, *line, faces[0], faces[1], '--json')[1])
+    assert answer['by'] == 'validation' and '--ages gives them' in answer['caution']
+    answer = json.loads(run(capsys, *line, faces[0], faces[1], '--ages', 4, 30, '--json')[1])
+    assert answer['by'] == 'ages' and answer['threshold'] == pytest.approx(0.3)
+    path = table(tmp_path / 'p.csv', f'{faces[0]},{faces[1]},4,\n{faces[0]},{faces[1]},4,30')
+    rows = list(csv.DictReader(io.StringIO(run(capsys, *line, '--pairs', path)[1])))
+    assert [row['by'] for row in rows] == ['validation', 'ages'] and rows[0]['second_age'] == ''
 
 
 LINES = (

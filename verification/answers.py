@@ -6,15 +6,26 @@ from verification.matcher import Features, Matcher
 from verification.portraits import Portrait
 
 
-def pair_ages(first: Features, second: Features, given=(None, None)) -> Ages:
-    """The ages to decide by: those `given` in years, else what the network estimates."""
-    known = [one.age if age is None else age
-             for one, age in zip((first, second), given, strict=True)]  # fmt: skip
-    return Ages(*map(float, known), None in given)
+def pair_ages(estimated: list[float | None], given=(None, None)) -> Ages | None:
+    """The ages to decide by: those `given` in years, else what the network estimates; None where
+    one of them is unknown."""
+    known = [one if age is None else age for one, age in zip(estimated, given, strict=True)]
+    return None if None in known else Ages(*map(float, known), None in given)
 
 
-def age(group: str, probability: float, years: float) -> dict:
-    return {'years': round(float(years), 1), 'group': group, 'probability': _rounded(probability)}
+def features_of(matcher: Matcher, row) -> Features:
+    """What an index, a row of index.FACE, says of a face's age."""
+    if row['group'] < 0:
+        return Features(None)
+    group = matcher.groups[row['group']]
+    return Features(None, group, float(row['probability']), float(row['age']))
+
+
+def age(features: Features) -> dict | None:
+    if features.age is None:
+        return None
+    return {'years': round(features.age, 1), 'group': features.group,
+            'probability': _rounded(features.probability)}  # fmt: skip
 
 
 def face(portrait: Portrait, features: Features) -> dict:
@@ -23,7 +34,7 @@ def face(portrait: Portrait, features: Features) -> dict:
         'file': portrait.name,
         'faces': portrait.faces,
         'box': box(portrait.box),
-        'age': age(features.group, features.probability, features.age),
+        'age': age(features),
     }
 
 
@@ -62,15 +73,15 @@ def find(
     found = []
     for rank, (k, similarity) in enumerate(index.nearest(features.embedding, most, but), 1):
         row = index.faces[k]
-        first = features.age if given is None else given
-        ages = Ages(float(first), float(row['age']), True)
+        one = features_of(matcher, row)
+        ages = pair_ages([features.age, one.age], (given, None))
         found.append({
             'rank': rank,
             'face': k,
             'photograph': index.name(k),
             'box': box(row['box']),
             'person': index.person(k),
-            'age': age(matcher.groups[row['group']], row['probability'], row['age']),
+            'age': age(one),
             **decision(matcher.decision.answer(similarity, ages, far)),
         })  # fmt: skip
     return found
@@ -80,7 +91,8 @@ def about_found(one: dict, aligned: bool) -> str:
     """A found face in a line: person, photograph, box, age."""
     who = f'{one["person"]}: ' if one['person'] else ''
     where = '' if aligned else f' [{" ".join(f"{side:.0f}" for side in one["box"])}]'
-    looks = Features(None, one['age']['group'], one['age']['probability'], one['age']['years'])
+    about = one['age'] or {}
+    looks = Features(None, about.get('group'), about.get('probability'), about.get('years'))
     return f'{who}{one["photograph"]}{where}; {looks.about}'
 
 

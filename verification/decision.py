@@ -142,7 +142,9 @@ class Decision(NamedTuple):
                 )
             threshold, by = self.far[far], 'far'
         caution = None
-        if ages and not ages.estimated and not self.given:
+        if self.ages and not self.given:
+            caution = 'not all ages are known: --ages gives them; one threshold for all decides'
+        elif ages and not ages.estimated and not self.given:
             caution = 'validation left no thresholds by age, so the ages decide nothing'
         if threshold is None:
             return Answer(similarity, ages=ages, caution=caution)

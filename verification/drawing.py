@@ -78,7 +78,8 @@ def draw_found(
         axis.axis('off')
     for axis, one in zip(axes, found, strict=False):
         name = (one['person'] or one['photograph'])[-22:]
-        title = f'{one["rank"]}: {one["similarity"]:.3f}\n{name}\nlikeliest {one["age"]["group"]}'
+        age = f'likeliest {one["age"]["group"]}' if one['age'] else 'age unknown'
+        title = f'{one["rank"]}: {one["similarity"]:.3f}\n{name}\n{age}'
         _show(axis, face_of(archive, one['face']), title, colour(one['same']))
     save(figure, path)
 

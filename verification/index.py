@@ -10,7 +10,7 @@
                     FACE
 
 Every photograph is [name below root, bytes, modification time in ns, why it has no face or '',
-number of faces], and its faces are consecutive rows.
+number of faces], and its faces are consecutive rows. A face whose age is unknown is in group −1.
 """
 
 import json

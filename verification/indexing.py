@@ -131,9 +131,10 @@ def _batch(matcher, waiting):
         here = [next(features) for _ in found]
         rows = np.zeros(len(found), FACE)
         for row, one, feature in zip(rows, found, here, strict=True):
-            row['box'], row['points'], row['age'] = one.box, one.points, feature.age
-            row['group'] = matcher.groups.index(feature.group)
-            row['probability'] = feature.probability
+            row['box'], row['points'], row['group'] = one.box, one.points, -1
+            if matcher.knows_ages:
+                row['group'] = matcher.groups.index(feature.group)
+                row['age'], row['probability'] = feature.age, feature.probability
         embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
         for k, feature in enumerate(here):
             embeddings[k] = feature.embedding

@@ -15,15 +15,18 @@ BATCH = 32
 
 
 class Features(NamedTuple):
-    """embedding (2·D,) of unit length; the likeliest age group, its probability, the mean age."""
+    """embedding (2·D,) of unit length; the likeliest age group, its probability, the mean age: each
+    None where the network knows no ages."""
 
     embedding: np.ndarray
-    group: str
-    probability: float
-    age: float
+    group: str | None = None
+    probability: float | None = None
+    age: float | None = None
 
     @property
     def about(self) -> str:
+        if self.age is None:
+            return 'age unknown'
         likeliest = f'likeliest age {self.group} ({100 * self.probability:.0f} %)'
         return f'{likeliest}, on average {self.age:.0f}'
 
@@ -36,6 +39,7 @@ class Matcher:
         self.model, self.info, self.device, self.decision = model, info, device, decision
         self.cutoffs = info.age_cutoffs
         self.width = model.width  # of the faces that it sees, 96 or 112
+        self.knows_ages = bool(info.classes)  # an untouched backbone's age head never learnt
         numbers = all(isinstance(bound, (int, float)) for bound in self.cutoffs)
         if len(self.cutoffs) != len(model.age.cutoffs) or not numbers:
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
@@ -55,6 +59,8 @@ class Matcher:
                 'what the network says of a face is not finite: '
                 'take weights of before the training went wrong'
             )
+        if not self.knows_ages:
+            return [Features(row) for row in found['embedding']]
         rows = zip(found['embedding'], groups, probabilities, ages, strict=True)
         return [Features(row, self.groups[k], *rest) for row, k, *rest in rows]
 

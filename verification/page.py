@@ -10,15 +10,13 @@ from flask import Flask, Response, abort, jsonify, render_template, request, sen
 from PIL import Image
 from werkzeug.exceptions import HTTPException
 
-from storage.images import to_age
 from utils import DataError, UserError
-from verification import answers, portraits
+from verification import answers, forms, portraits
+from verification.forms import LARGEST, SHOWN
 from verification.index import Index
 from verification.matcher import Matcher
 from verification.service import WAITING, Busy, Service
 
-LARGEST = 16 * 2**20  # bytes of a photograph
-SHOWN, MOST_SHOWN = 12, 100  # found faces, by default and at most
 LOW = -0.4  # where the page's scale of similarities begins
 HERE = Path(__file__).parent
 POLICY = (
@@ -73,18 +71,18 @@ def application(
     def compared(first, second):
         portrait, features = zip(first[:2], second[:2], strict=True)
         similarity = float(features[0].embedding @ features[1].embedding)
-        ages = answers.pair_ages(*features, (first[2], second[2]))
-        return portrait, features, decision.answer(similarity, ages, _rate(far))
+        ages = answers.pair_ages([one.age for one in features], (first[2], second[2]))
+        return portrait, features, decision.answer(similarity, ages, forms.rate(far))
 
     def found(one, most):
-        return answers.find(matcher, archive, one[1], most, one[2], _rate(far))
+        return answers.find(matcher, archive, one[1], most, one[2], forms.rate(far))
 
     def given(*fields):
         """(Portrait, Features, age or None) of each image that came."""
         images = [(field, file) for field in fields for file in request.files.getlist(field)
                   if file.filename]  # fmt: skip
-        ages = [_age(f'{field}_age') for field, _ in images]
-        people = [service.read(*_upload(file)) for _, file in images]
+        ages = [forms.age(f'{field}_age') for field, _ in images]
+        people = [service.read(*forms.upload(file)) for _, file in images]
         features = service.features([portrait.face for portrait in people]) if people else []
         return list(zip(people, features, ages, strict=True))
 
@@ -125,7 +123,7 @@ def application(
             looked_for = answers.face(*people[0][:2])
             return jsonify(
                 looked_for=looked_for, archive=archive.root, searched=len(archive),
-                left_out=len(archive.left_out), found=found(people[0], _most()),
+                left_out=len(archive.left_out), found=found(people[0], forms.most()),
             )  # fmt: skip
 
     @app.get('/face/<int:face>.jpg')
@@ -174,40 +172,6 @@ def application(
         return response
 
     return app
-
-
-def _upload(file):
-    """An upload's name, for people, and its bytes."""
-    name, data = file.filename.replace('\\', '/').rsplit('/')[-1][:60], file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise DataError(f'{name}: larger than {LARGEST >> 20} MB')
-    return name, data
-
-
-def _age(field):
-    text = request.form.get(field, '').strip()
-    try:
-        return to_age(text) if text else None
-    except ValueError as error:
-        abort(400, f'{field}: {error}')
-
-
-def _rate(default):
-    text = request.form.get('far', '').strip()
-    try:
-        rate = float(text) if text else default
-    except ValueError:
-        rate = -1
-    if rate is not None and not 0 < rate < 1:
-        abort(400, 'far: a share of pairs between 0 and 1')
-    return rate
-
-
-def _most():
-    text = request.form.get('top', str(SHOWN))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_SHOWN:
-        abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
-    return int(text)
 
 
 def _person(portrait, features):

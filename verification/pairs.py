@@ -10,7 +10,6 @@ from typing import NamedTuple
 from storage.images import to_age
 from utils import DataError
 from verification import answers
-from verification.decision import Ages
 from verification.indexing import embed_files
 from verification.matcher import Matcher
 
@@ -77,13 +76,12 @@ def compare(
         result = dict.fromkeys(KEYS)
         ages = row.ages
         if error is None:
-            ages = [float(one.faces['age'][0]) if given is None else given
-                    for one, given in zip(images, row.ages, strict=True)]  # fmt: skip
+            estimated = [answers.features_of(matcher, one.faces[0]).age for one in images]
             similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
-            answer = matcher.decision.answer(similarity, Ages(*ages, None in row.ages), far)
-            decided = answers.decision(answer)
+            pair = answers.pair_ages(estimated, row.ages)
+            decided = answers.decision(matcher.decision.answer(similarity, pair, far))
             result = {key: decided[key] for key in KEYS}
-            ages = [round(age, 1) for age in ages]
+            ages = ages if pair is None else [round(age, 1) for age in pair[:2]]
         yield {
             'first': row.first, 'second': row.second, 'first_age': ages[0], 'second_age': ages[1],
             **result, 'error': error,
