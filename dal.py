@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RIDGE = 1.  # times each feature's variance: w follows what tells most of age, not thin directions
+RIDGE = 1.  # in units of each feature's variance; keeps w out of directions of low variance
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:

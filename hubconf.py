@@ -54,13 +54,9 @@ def _published(state, weights):
     config = state.get('backbone')
     if not isinstance(config, dict) or 'name' not in config:
         return None
-    backbones = _load('backbones')
+    weights_of_it = {name.removeprefix('backbone.'): tensor for name, tensor
+                     in state['model'].items() if name.startswith('backbone.')}
     try:
-        wanted = {f'backbone.{name}': shape for name, shape in backbones.layout(**config).items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state['model'].items()
-                 if name.startswith('backbone.')}  # fmt: skip
-        if wanted != found:  # before anything is built of what a stranger's file merely states
-            raise ValueError('its weights are of another')
-        return backbones.build(**config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f'{weights}: not of the backbone {config}: {error}') from None
+        return _load('backbones').rebuild(config, weights_of_it)
+    except ValueError as error:
+        raise ValueError(f'{weights}: {error}') from None

@@ -62,7 +62,7 @@ class Training:
                                           maximize=True)
         self.step = self.epoch = self.total_steps = 0
         self.lambda_dal, self.detach = 0., False
-        self.best = self.decision = None  # the best validation score; what the last one decides by
+        self.best = self.decision = None  # best validation score; its thresholds
         self.pretrained = False  # whether it began with weights that know faces
         self.opening = None  # |ρ| at the first step of the max phase under way
         self.means, self.climbs, self.epoch_means = Mean(), Mean(), Mean()
@@ -98,7 +98,7 @@ class Training:
         return self.climb(x_age, x_id, ages)
 
     def climb(self, x_age, x_id, ages):
-        """w goes up |ρ| of the features at hand: a gradient step, or solved from running
+        """w goes up |ρ| of the whole batch: a gradient step, or solved from running
         moments."""
         x_id, variate, x_age = self.batch.gather(
             x_id.detach(), self.variate(x_age, ages).detach(), x_age.detach())
@@ -150,8 +150,8 @@ class Training:
                     alpha=dal.ramp(self.step / self.total_steps, *self.recipe.split))
 
     def iterate(self, images, labels, ages, sizes=None):
-        """One global step, of whoever's turn it is, on faces (n, 3, 112, W) uint8, labels (n,) and
-        ages (n,) in years. `sizes`: see Batch, where these are a share of the batch."""
+        """One global step, a max or a min step, on faces (n, 3, 112, W) uint8, labels (n,) and ages
+        (n,) in years. `sizes`: see Batch; None where these are all of the batch."""
         self.schedule(self.step / self.total_steps)
         # each step has a seed of its own: a resumed run restores no generator
         self.batch.begin(sizes or [len(images)], utils.seed_of(self.recipe.seed, self.step))
@@ -168,7 +168,7 @@ class Training:
             self.epoch_means.add(**losses)
             self.watch.add(self.step, **losses)
         self.step += 1
-        if climb and not self.is_max_step():  # the phase ends: its first and its last correlation
+        if climb and not self.is_max_step():  # |ρ| before a phase's first climb, after its last
             before = climb['rho_before'] if self.opening is None else self.opening
             self.climbs.add(**climb | {'rho_before': before})
             self.opening = None

@@ -61,9 +61,14 @@ def read_state(path, map_location='cpu'):
             raise ValueError(f'{unsafe} (it is compressed, claims to be more than the file holds, '
                              'or is no archive of torch.save)')
     try:
+        # torch.load does not compare checksums: damage within a tensor would be other weights
+        damaged = zipfile.ZipFile(path).testzip()
+        if damaged:
+            raise ValueError(f'damaged in {damaged}')
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
-        raise ValueError(f'{unsafe} ({type(error).__name__})') from None
+        why = str(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f'{unsafe} ({why})') from None
 
 
 class ConvUnit(nn.Sequential):
@@ -141,16 +146,20 @@ class ResidualFactorization(nn.Module):
 
 
 class MarginHead(nn.Module):
-    """Identity logits s·cos θ with a margin on each face's own person: one centre (row of `weight`)
-    a person. A subclass says which margin, in one method on cosines.
+    """Identity logits s·cos θ with a margin on each face's own person; a centre (row of `weight`) a
+    person. A subclass implements `margin`.
 
-    Arguments: dim D, classes C, scale s, and the margin m, which its rule reads as `self.m`.
+    Arguments: dim D, classes C, scale s and margin m; training may raise `self.m` from 0 to m.
     """
 
     def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35):
         super().__init__()
         self.scale, self.m = scale, m
-        self.weight = nn.Parameter(torch.randn(classes, dim) * 0.01)
+        self.weight = nn.Parameter(self.centres(dim, classes))
+
+    def centres(self, dim: int, classes: int) -> Tensor:
+        """What `weight` begins with, (C, D)."""
+        return torch.randn(classes, dim) * 0.01
 
     def margin(self, cosine: Tensor, label: Tensor) -> Tensor:
         """The cosines (N,) of faces with their own people's centres, made harder by the margin.
@@ -305,8 +314,11 @@ class DALModel(nn.Module):
         was_training = backbone.training
         backbone.eval()
         with torch.no_grad():
-            self.dim = self.embed_mixed(torch.zeros(1, 3, HEIGHT, self.width)).shape[1]
+            x = self.embed_mixed(torch.zeros(1, 3, HEIGHT, self.width))
         backbone.train(was_training)
+        if x.ndim != 2:
+            raise ValueError(f'the backbone made {tuple(x.shape)} of one face; expected (1, D)')
+        self.dim = x.shape[1]
         self.factorization = ResidualFactorization(self.dim)
         self.identity = head(self.dim, classes, scale, m)
         self.age = age_head(self.dim, cutoffs)
@@ -380,11 +392,14 @@ class DALModel(nn.Module):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
             heads = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
+            for name, known in ((heads['identity'], HEADS), (heads['age'], AGE_HEADS)):
+                if name not in known:
+                    raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
             model = cls(backbone, len(weights['identity.weight']), cutoffs,
                         HEADS[heads['identity']], AGE_HEADS[heads['age']])
             model.load_state_dict(weights)
-        except Exception as error:  # missing keys, other shapes, other types: likewise
+        except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
             raise ValueError(f'{path}: the weights do not fit this backbone ({why})') from None
         return model

@@ -21,7 +21,7 @@ from .sface import SFace
 from .torchvision_models import TorchvisionModel
 
 __all__ = ['NAMES', 'PretrainedBackbone', 'build', 'fit', 'identify', 'layout', 'load',
-           'read_state', 'read_weights']
+           'read_state', 'read_weights', 'rebuild']
 
 _CLASSES = {**dict.fromkeys(iresnet.LAYERS, IResNet), **dict.fromkeys(adaface.LAYERS, AdaFace),
             'inception_resnet_v1': InceptionResnetV1, 'mobilefacenet': MobileFaceNet,
@@ -54,6 +54,21 @@ def load(name: str, path=None, **config) -> PretrainedBackbone:
     backbone = build(name, **config)
     backbone.load_state_dict(state)
     return backbone.eval()
+
+
+def rebuild(config: dict, weights: dict[str, torch.Tensor]) -> PretrainedBackbone:
+    """The untrained network of `config`, for `weights` that say they are of it.
+
+    Names and shapes are compared before anything is built of what a stranger's file merely states.
+    Raises ValueError where they differ, or where there is no such network.
+    """
+    try:
+        wanted = layout(**config)
+        if wanted != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+            raise ValueError('its weights are of another')
+        return build(**config)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f'not of the backbone {config}: {error}') from None
 
 
 def read_weights(name: str, path=None, **config) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ def read_state(path) -> dict[str, torch.Tensor]:
     its classes: it becomes inert objects. Prefixes of DDP and torch.compile are stripped. Raises
     ValueError, one line that names the file, and FileNotFoundError.
     """
-    _refuse_impostors(path)
+    refuse_impostors(path)
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
@@ -53,11 +53,11 @@ def read_state(path) -> dict[str, torch.Tensor]:
     return _state_dict(path, state)
 
 
-def _refuse_impostors(path):
+def refuse_impostors(path):
     """Raises ValueError for what is no file of torch.save, or not all of one."""
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
-        head = file.read(64)
+        head = file.read(64).removeprefix(b'\xef\xbb\xbf')
     for start, what in IMPOSTORS:
         if head.lstrip().startswith(start):
             raise ValueError(f'{path}: {what}')
@@ -91,6 +91,8 @@ def _without_classes(path, error):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception:  # of a file of the old format, or one that builds what isn't its own
         reason = str(error).split('WeightsUnpickler error: ')[-1].split('\n')[0]
+        if not reason.strip():
+            raise ValueError(f'{path}: damaged: {AGAIN}') from None
         raise ValueError(f'{path}: holds Python objects beside its tensors and was refused '
                          f'({reason:.120}): where you trust it, open it with torch.load(…, '
                          'weights_only=False) and save its state dict alone') from None

@@ -1,1 +1,1 @@
-"""The rooms behind main.py: from the command line to the files that a run leaves."""
+"""The modules behind main.py: from the command line to the files that a run leaves."""

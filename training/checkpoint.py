@@ -1,7 +1,6 @@
 """Files of weights and states: written whole, read safely; what a weights file holds."""
 import hashlib
 import importlib
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,12 @@ import torch
 
 import backbones
 import utils
+from backbones.files import PREFIXES, refuse_impostors
 from model import AGE_CUTOFFS, Backbone, DALModel, read_state
 from training.recipe import Recipe
 from utils import UserError
+
+OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME'
 
 
 @dataclass
@@ -48,7 +50,9 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
     try:
         model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
-        raise UserError(str(error)) from None
+        own = state['backbone'] is None
+        hint = "; it was trained with another make_backbone than main.py's" if own else ''
+        raise UserError(f'{error}{hint}') from None
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     info = WeightsInfo(str(path), sha256, state['classes'], state['age_cutoffs'], state['epoch'],
                        state.get('best'), state.get('decision'), state.get('recipe'),
@@ -82,14 +86,11 @@ def _backbone_of(state, path):
     if 'name' not in config:
         return None
     try:
-        wanted = {f'backbone.{name}': shape for name, shape in backbones.layout(**config).items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state['model'].items()
-                 if name.startswith('backbone.')}
-        if wanted != found:  # before anything is built of what a stranger's file merely states
-            raise ValueError('its weights are of another')
-        return backbones.build(**config)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f'{path}: not of the backbone {config}: {error}') from None
+        return backbones.rebuild(config, {
+            name.removeprefix('backbone.'): tensor for name, tensor in state['model'].items()
+            if name.startswith('backbone.')})
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def weights_of(training) -> dict:
@@ -131,13 +132,14 @@ def load_checkpoint(path, needed) -> dict:
         raise UserError(_what_it_is(path) or str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     weights = state.get('model', state) if isinstance(state, dict) else {}
-    if isinstance(weights, dict) and weights and all(str(key).startswith('module.')
-                                                     for key in weights):
-        raise UserError(f'{path}: its names begin with `module.`, as DistributedDataParallel '
-                        'writes them: save model.module.state_dict() instead')
+    for prefix in PREFIXES:
+        names = [*weights] if isinstance(weights, dict) else []
+        if names and all(str(name).startswith(prefix) for name in names):
+            raise UserError(f'{path}: its names begin with `{prefix}`, as DistributedDataParallel '
+                            'or torch.compile write them: save the module inside instead')
     if missing:
-        raise UserError(f'{path}: no weights file of this repository '
-                        f'(it lacks {", ".join(missing)})')
+        raise UserError(f'{path}: no weights file of this repository (it lacks '
+                        f'{", ".join(missing)}){OTHERS}')
     for key, kind in needed.items() if isinstance(needed, dict) else ():
         if not isinstance(state[key], kind):
             raise UserError(f'{path}: no weights file of this repository '
@@ -146,16 +148,14 @@ def load_checkpoint(path, needed) -> dict:
 
 
 def _what_it_is(path):
-    """What a file that is no archive of torch.save is instead, with the remedy; None if unknown."""
-    with open(path, 'rb') as file:
-        begin = file.read(512)
-    if begin.startswith(b'version https://git-lfs'):
-        return f'{path}: a git-LFS pointer, not the file itself: run `git lfs pull`'
-    if begin.lstrip().lower().startswith((b'<!doctype html', b'<html', b'<?xml')):
-        return f'{path}: a web page, not weights: download the file itself'
-    if begin.startswith(b'PK\3\4') and not zipfile.is_zipfile(path):
-        return f'{path}: cut short at {os.path.getsize(path):,} bytes: download or copy it again'
-    return None
+    """What a file that can't be read is instead, with the remedy; None where that isn't known."""
+    try:
+        refuse_impostors(path)
+    except ValueError as error:
+        return str(error)
+    if zipfile.is_zipfile(path):
+        return None
+    return f'{path}: of torch.save before PyTorch 1.6, so none of this repository{OTHERS}'
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:

@@ -1,5 +1,5 @@
-"""What is asked for: the command line, the recipe that it chooses, and the faces, all checked
-before anything is built."""
+"""Parses the command line, picks the recipe and lists the faces: all is checked before anything is
+built."""
 import argparse
 from pathlib import Path
 from typing import NamedTuple

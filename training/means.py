@@ -1,4 +1,4 @@
-"""Running figures of a training that stay on the device: one wait for it a report, not a step."""
+"""Running figures of a training, synchronised with the device once per report, not per step."""
 import math
 
 import torch

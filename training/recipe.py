@@ -32,7 +32,7 @@ class Recipe:
     batch_size: int = 64        # of all ranks together; ρ is the batch's, so larger is better
     accumulate: int = 1         # micro-batches a step: less memory; batch norm sees each alone
     shard_head: bool = False    # each rank holds a slice of the class centres: for many people
-    sample_rate: float = 1.     # of its slice's people that a step compares; below 1: shard_head
+    sample_rate: float = 1.     # share of its centres that a step uses; below 1 needs shard_head
     sync_batchnorm: bool = False  # batch norm sees the micro-batches of all ranks, not one's own
 
     # the network's descent
@@ -43,7 +43,7 @@ class Recipe:
     freeze: float = 0.          # fraction of training over which the backbone stays as it began
     batchnorm: Literal['trained', 'frozen'] = 'trained'  # frozen: the backbone's stay as they are
     weight_decay: float = 5e-4  # on matrices and convolutions, not on norms and biases
-    clip: float = 5.            # largest gradient norm: a first batch at s = 64 must not throw it
+    clip: float = 5.            # largest gradient norm: at s = 64 the first batch's is huge
     horizon: int | None = None  # epochs that schedule and ramps span; None: those of this call
     lambda_age: float = 0.1     # λ1, weight of the age loss: the paper's
     lambda_dal: float = 0.1     # λ2, weight of |ρ|: the paper's
@@ -104,7 +104,7 @@ class Recipe:
 
     @property
     def ramps_end(self) -> float:
-        """The fraction of the training from which on everything is in play."""
+        """The fraction of the training at which all ramps have ended."""
         return max(self.freeze, self.read_age, self.split[1], self.game[1])
 
     def override(self, pairs: typing.Iterable[tuple[str, str]]) -> 'Recipe':
@@ -167,8 +167,7 @@ ramped = replace(paper, read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_
 small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05)
 # and for the drawn faces: more layers find less there
 demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
-# from a backbone that already knows faces (docs/finetuning.md): it moves a fifth as fast as the
-# rest
+# from a backbone that already knows faces (docs/finetuning.md), at a fifth of the learning rate
 finetune = replace(ramped, lr_backbone=0.2)
 recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo,
            'finetune': finetune}

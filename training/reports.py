@@ -61,6 +61,11 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
           flush=True)
 
 
+def short(value: float) -> str:
+    """Three digits, and no exponent of large numbers."""
+    return f'{value:.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
 class Reports:
     """Log, bar and curves in `folder`, of rank 0; the others keep the same means and write
     nothing."""
@@ -112,7 +117,7 @@ class Reports:
         others = [(key[4:-9], key) for key in row  # the lists of pairs
                   if key.startswith('val_') and key.endswith('_accuracy') and
                   key not in {name for _, name in COLUMNS}]
-        figures = '  '.join(f'{title} {row[key]:.3g}' for title, key in (*COLUMNS, *others)
+        figures = '  '.join(f'{title} {short(row[key])}' for title, key in (*COLUMNS, *others)
                             if row.get(key) is not None)
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
 

@@ -1,5 +1,4 @@
-"""What a run keeps, and where one starts: from nothing, from weights, or exactly where a state
-stands."""
+"""What a run saves, and a start from nothing, from weights, or from a state."""
 from pathlib import Path
 
 from training import sharded_files
@@ -64,7 +63,8 @@ def refuse_to_overwrite(folder: Path, first: int, last: int) -> None:
              if (folder / f'epoch_{epoch:03d}.pth').exists()]
     if taken:
         raise raised_by_all(UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which '
-                                      'this run would write anew: --save DIR starts elsewhere'))
+                                      f'this run would write anew: --resume {folder}/last.pth '
+                                      '--save DIR takes its weights elsewhere'))
 
 
 def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
@@ -77,6 +77,7 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
     """
     state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
                                    'age_cutoffs': list, 'epoch': int})
+    _check_heads(training.recipe, state, path)
     sharded_files.fit(training, state, path.parent)
     fresh = [part for part, same in (('identity', state['classes'] == training.classes),
                                      ('age', state['age_cutoffs'] == training.cutoffs)) if not same]
@@ -104,6 +105,15 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
         why = [*str(error).splitlines(), type(error).__name__][0]
         raise UserError(f'{path}: its optimizers do not fit this recipe ({why}): start from an '
                         'epoch_*.pth or best.pth, which hold weights alone') from None
+
+
+def _check_heads(recipe, state, path):
+    """Raises UserError where the age heads are of different kinds: their weights do not fit. (The
+    margins of identity heads may differ: their weights are the same.)"""
+    there = state.get('heads', {}).get('age', 'groups')
+    if there != recipe.age_head:
+        raise UserError(f'{path}: its age head is {there!r}, the recipe\'s {recipe.age_head!r}: '
+                        f'--set age_head={there}')
 
 
 def _load_network(training, state, fresh, path):

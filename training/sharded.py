@@ -44,28 +44,26 @@ class ShardedHead(MarginHead):
 
     def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35, *, batch: Batch,
                  sample_rate: float = 1.):
-        nn.Module.__init__(self)  # MarginHead's would draw all centres at once
-        self.scale, self.m, self.classes = scale, m, classes
-        self.batch, self.sample_rate = batch, sample_rate
+        self.classes, self.batch, self.sample_rate = classes, batch, sample_rate
         rows = -(-classes // world_size())
         self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
         if rows * (world_size() - 1) >= classes:
             raise UserError(f'shard_head: {classes} people in slices of {rows} leave nothing to '
                             f'the last of {world_size()} processes')
-        self.weight = nn.Parameter(torch.empty(self.end - self.begin, dim))
-        self._draw(dim)
+        super().__init__(dim, classes, scale, m)
         if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
             self.weight.register_hook(lambda gradient: gradient / world_size())
 
-    @torch.no_grad()
-    def _draw(self, dim):
-        """All centres in turn, of which the slice is kept: the numbers of one draw of them all."""
-        starts = [*range(0, max(self.classes - ROWS + 1, 1), ROWS), self.classes]
+    def centres(self, dim: int, classes: int) -> Tensor:
+        """All centres are drawn in turn, the slice is kept: the numbers of one draw of them all."""
+        kept = torch.empty(self.end - self.begin, dim)
+        starts = [*range(0, max(classes - ROWS + 1, 1), ROWS), classes]
         for start, end in zip(starts, starts[1:], strict=False):
             drawn = torch.randn(end - start, dim) * .01
             low, high = max(start, self.begin), min(end, self.end)
             if low < high:
-                self.weight[low - self.begin:high - self.begin] = drawn[low - start:high - start]
+                kept[low - self.begin:high - self.begin] = drawn[low - start:high - start]
+        return kept
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """As MarginHead.loss, of this rank's faces; each slice contributes to every rank's

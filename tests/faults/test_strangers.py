@@ -114,9 +114,8 @@ def test_weights_that_inflate_are_refused(state, tmp_path, reader):
     for change in ({'compression': zipfile.ZIP_DEFLATED}, {'prefix': b'PK\3\4 another archive'},
                    {'prefix': pickle.dumps(1)}):
         rewritten(whole, file, **change)
-        assert 'w.pth' in said(READERS[reader], file) and 'claims' in said(READERS[reader], file), (
-            change
-        )
+        line = said(READERS[reader], file)
+        assert 'w.pth' in line and ('claims' in line or 'no file of torch.save' in line), change
     # the last entry of the directory, whose sizes stand from its byte 20 on
     end = whole.rindex(b'PK\1\2')
     file.write_bytes(whole[:end + 20] + b'\xf0\xff\xff\xef' * 2 + whole[end + 28:])
@@ -204,7 +203,7 @@ def test_what_is_no_archive_is_said(tmp_path, reader, content, what):
 def test_a_cut_download_is_said_to_be(state, tmp_path, reader):
     whole = saved(state, tmp_path / 'w.pth').read_bytes()
     (tmp_path / 'w.pth').write_bytes(whole[:10000])
-    assert 'w.pth: cut short at 10,000 bytes' in said(READERS[reader], tmp_path / 'w.pth')
+    assert 'w.pth: cut: its 10000 bytes' in said(READERS[reader], tmp_path / 'w.pth')
 
 
 @pytest.mark.parametrize('whole', [True, False])
@@ -212,7 +211,7 @@ def test_names_as_ddp_writes_them(state, tmp_path, whole):
     weights = {f'module.{name}': tensor for name, tensor in state['model'].items()}
     line = said(load_weights, saved(state | {'model': weights} if whole else weights,
                                     tmp_path / 'w.pth'))
-    assert 'w.pth: its names begin with `module.`' in line and 'model.module.state_dict()' in line
+    assert 'w.pth: its names begin with `module.`' in line and 'save the module inside' in line
 
 
 @pytest.fixture(scope='module')
