@@ -1,7 +1,13 @@
 """What a GPU, or another processor, changes in a training; shown where there is none."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import tiny
+from conftest import ROOT, tiny
 
 import main
 import meta
@@ -101,6 +107,19 @@ def test_a_gradient_that_overflows_is_left_out(accumulate):
     assert not all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
 
 
+def test_a_first_gradient_that_overflows_is_left_out():
+    """PyTorch's fused SGD would go on from momentum that nothing has initialised."""
+    run, other = training(precision='fp16'), training(precision='fp16')
+    run.network.restore_scale(SCALE | {'scale': 2. ** 40})
+    run.iterate(*batch())
+    run.network.restore_scale(SCALE)
+    other.step = 1
+    for each in (run, other):
+        each.iterate(*batch(1))
+    for name, weight in run.model.named_parameters():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
 def test_a_run_in_fp16_resumes_exactly(tmp_path):
     """With the scale, and how many steps it has held."""
     whole, first, second = (training(precision='fp16') for _ in range(3))
@@ -167,3 +186,59 @@ def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
     assert utils.pick_device(0).type == 'mps'
     with pytest.raises(utils.UserError, match='ctx 1: this machine has 0'):
         utils.pick_device(1)
+
+
+# compiled, copied, and the one command
+
+def test_a_compiled_backbone_trains_as_it_does():
+    if not shutil.which('g++'):
+        pytest.skip('torch.compile takes a compiler')
+    plain, compiled = (training(precision='float32', compile=value) for value in (False, True))
+    for a, b in zip(losses(plain, 2), losses(compiled, 2), strict=True):
+        for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
+    assert compiled.model.backbone._compiled_call_impl
+    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
+
+
+@pytest.mark.gpu
+def test_faces_are_copied_whole_while_the_gpu_computes():
+    """A copy that is used too early, or whose memory is given away, would be of other numbers."""
+    device = torch.device('cuda', 0)
+    matrix, sums = torch.randn(4096, 4096, device=device), []
+    faces = [torch.full((64, 3, 112, 96), k, dtype=torch.uint8).pin_memory() for k in range(50)]
+    for face in faces:
+        matrix = (matrix @ matrix).tanh()
+        copy, = utils.to_device(device, face)
+        sums.append(copy.float().mean())
+        del copy
+    assert torch.stack(sums).tolist() == list(range(50))
+
+
+@pytest.mark.gpu
+def test_cudnn_chooses_kernels_but_in_deterministic_mode():
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        training(precision='float32')
+        assert torch.backends.cudnn.benchmark != deterministic
+
+
+def test_the_one_command_on_a_cpu(tmp_path):
+    """Every check that a CPU can make passes; what takes processes is tests/test_processes.py's."""
+    script = ('import gpu, gpu_jobs\n'
+              'gpu_jobs.checks = lambda ctx, folder: [("fails", fail)]\n'
+              'def fail(): raise AssertionError("as it should")\n'
+              'gpu.run(gpu.arguments())')
+    out = tmp_path / 'gpu.json'
+    done = subprocess.run([sys.executable, '-c', script, '--ctx', '-1', '--tiny', '--out', out],
+                          env=os.environ | {'PYTHONPATH': str(ROOT / 'benchmarks')},
+                          text=True, capture_output=True, cwd=tmp_path, timeout=500)
+    report = json.loads(out.read_text())
+    rows = {row['name']: row for row in report['checks']}
+    failed = [row for row in report['checks'] if row['result'] == 'FAIL']
+    assert [row['name'] for row in failed] == ['fails'] and done.returncode == 1, failed
+    assert 'FAIL  fails  AssertionError: as it should' in done.stdout
+    assert rows['resume, bit for bit: fp16']['result'] == 'PASS'
+    assert rows['out of memory']['result'] == rows['tests marked gpu']['result'] == 'SKIP'
+    assert {'torch', 'driver', 'cuda', 'flags', 'built_for', 'ceilings', 'steps'} <= report.keys()
+    assert all(row['images_per_s'] > 0 for row in report['steps'] if 'error' not in row)

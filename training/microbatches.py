@@ -147,6 +147,11 @@ class MicroBatches:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step, but for a gradient that overflowed."""
+        if self.scaler.is_enabled():
+            # the fused SGD leaves its momentum uninitialised where it skips the first step
+            for p in (p for group in optimizer.param_groups for p in group['params']):
+                if optimizer.state[p].get('momentum_buffer') is None:
+                    optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
         self.scaler.step(optimizer)
         self.scaler.update()
 
