@@ -91,8 +91,10 @@ def solve(mapping: CanonicalMapping, x_id: Tensor, variate: Tensor,
     mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
     variance = mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
     ridged = mapping.covariance + torch.diag(RIDGE * variance)
-    factor = torch.linalg.cholesky_ex(ridged)[0]  # the plain call would wait for the device
-    mapping.w_id.copy_(torch.cholesky_solve(mapping.cross, factor)[:, 0])
+    # not on every release's Apple GPUs; the plain call, without _ex, would wait for the device
+    place = torch.device('cpu') if x.device.type == 'mps' else x.device
+    factor = torch.linalg.cholesky_ex(ridged.to(place))[0]
+    mapping.w_id.copy_(torch.cholesky_solve(mapping.cross.to(place), factor)[:, 0])
     mapping.renormalize()
     return before, canonical_correlation(*mapping(x_id, variate)).abs()
 

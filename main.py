@@ -122,8 +122,8 @@ class Training:
         losses = self.losses(x_age, x_id, labels, ages)
         self.optimizer.zero_grad()
         self.network.backward(losses['loss'])
-        losses['gradient'] = self.network.clip_gradient(self.recipe.clip)
-        self.optimizer.step()
+        losses['gradient'] = self.network.clip_gradient(self.optimizer, self.recipe.clip)
+        self.network.step(self.optimizer)
         return losses, climb
 
     # Whose turn it is, and what changes as training goes on
@@ -155,8 +155,7 @@ class Training:
         self.schedule(self.step / self.total_steps)
         # each step has a seed of its own: a resumed run restores no generator
         self.batch.begin(sizes or [len(images)], utils.seed_of(self.recipe.seed, self.step))
-        images, labels, ages = (part.to(self.device, non_blocking=True)
-                                for part in (images, labels, ages))
+        images, labels, ages = utils.to_device(self.device, images, labels, ages)
         flip = self.batch.share(torch.rand(sum(self.batch.sizes), 1, 1, 1, device=self.device)) < .5
         images = torch.where(flip, images.flip(-1), images)
         if self.is_max_step():

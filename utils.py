@@ -1,11 +1,13 @@
 """What knows no faces: errors in one line, the device, seeds, files written whole."""
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import os
 import platform
 import random
+import re
 import sys
 import uuid
 from collections.abc import Callable
@@ -24,15 +26,41 @@ class DataError(ValueError):
 
 
 def pick_device(ctx: int) -> torch.device:
-    """The CPU for ctx < 0, else the ctx-th GPU. Raises UserError where there is no such GPU."""
+    """The CPU for ctx < 0, else the ctx-th GPU: CUDA's, or where there is none Apple's.
+
+    Raises UserError where there is no such GPU, or the installed PyTorch can't use it. What is
+    float32 is then computed in float32: PyTorch's own default is TF32, of 10 bits, in convolutions.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if ctx < 0:
         _keep_freed_memory()
         return torch.device('cpu')
-    if ctx >= torch.cuda.device_count():
-        raise UserError(f'ctx {ctx}: this machine has {torch.cuda.device_count()} GPU(s) that '
-                        'PyTorch can use; -1 is the CPU')
+    count = torch.cuda.device_count()
+    if ctx == count == 0 and torch.backends.mps.is_available():
+        return torch.device('mps')
+    if ctx >= count:
+        raise UserError(f'ctx {ctx}: this machine has {count} GPU(s) that PyTorch can use; -1 is '
+                        'the CPU')
+    _check_kernels(ctx)
     torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
+
+
+def _check_kernels(ctx):
+    """Raises UserError where the installed PyTorch was not built for the ctx-th GPU, which would
+    end in 'no kernel image is available' at the first operation."""
+    found, built = torch.cuda.get_device_capability(ctx), torch.cuda.get_arch_list()
+    numbers = [re.fullmatch(r'(sm|compute)_(\d+)(\d)[af]?', name) for name in built]
+    if torch.version.hip or not built or not all(numbers):  # AMD's have other names
+        return
+    for kind, major, minor in (number.groups() for number in numbers):
+        made_for = int(major), int(minor)
+        # machine code runs on later minor versions, PTX on whatever is later
+        if made_for <= found and (kind == 'compute' or made_for[0] == found[0]):
+            return
+    raise UserError(f'ctx {ctx}: {torch.cuda.get_device_name(ctx)} has compute capability '
+                    f'{found[0]}.{found[1]}, and PyTorch {torch.__version__} is built for '
+                    f'{", ".join(built)}: install a build for it (pytorch.org), or use -1, the CPU')
 
 
 def _keep_freed_memory():
@@ -45,13 +73,36 @@ def _keep_freed_memory():
         libc.mallopt(-3, 2 ** 25)      # M_MMAP_THRESHOLD: the largest there is
 
 
-def gains_from_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; emulated, it is slower than float32."""
+def fastest_precision(device: torch.device) -> str:
+    """In which of 'bf16', 'fp16' and 'float32' the hardware multiplies fastest; a type that it only
+    emulates would be slower than float32."""
     if device.type == 'cuda':
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # releases of PyTorch that can't tell: float32
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
-    return any(features.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
+        capability = torch.cuda.get_device_capability(device)
+        return 'bf16' if capability >= (8, 0) else 'fp16' if capability >= (7, 0) else 'float32'
+    if device.type != 'cpu' or not torch.backends.mkldnn.is_available():  # a macOS wheel has none
+        return 'float32'
+    # releases before get_capabilities: float32
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
+    return 'bf16' if any(map(known.get, ('avx512_bf16', 'amx_bf16', 'bf16'))) else 'float32'
+
+
+def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors on `device`. Pinned ones are copied to a GPU while it computes what was asked of
+    it before."""
+    if device.type != 'cuda':
+        return [tensor.to(device) for tensor in tensors]
+    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
+    computing.wait_stream(copying)
+    for tensor in tensors:
+        tensor.record_stream(computing)  # its memory is free again when both are done with it
+    return tensors
+
+
+@functools.cache
+def _copy_stream(device):
+    return torch.cuda.Stream(device)
 
 
 def seed_everything(seed: int) -> None:

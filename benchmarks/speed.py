@@ -11,6 +11,7 @@ faces; beside it the loop that most face repositories have, written out here, on
 import argparse
 import collections
 import functools
+import gc
 import itertools
 import math
 import os
@@ -172,7 +173,8 @@ def convolutions(training, batch_size, device):
     """The backbone's convolutions alone, forward and backward: a training step in which everything
     else takes no time."""
     shapes = collections.Counter()
-    dtype = torch.bfloat16 if training.network.bf16 else torch.float32
+    precision = training.network.precision
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
 
     def note(module, inputs):
         shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])])
@@ -254,7 +256,7 @@ def contestants(faces, batch_sizes, device, args):
 
 def embed(training, loader, batches, device):
     batches = itertools.islice(loader, batches)
-    extract(training.model, batches, device, training.network.bf16, ('embedding',))
+    extract(training.model, batches, device, training.network.precision == 'bf16', ('embedding',))
 
 
 def one_core(faces, uncached):
@@ -333,7 +335,7 @@ def machine(device):
         kind = f'{os.cpu_count()} cores {name}'
     return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'),
             'cores': os.cpu_count(), **run_summary(device),
-            'cpu_bf16': utils.gains_from_bf16(torch.device('cpu')),
+            'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16',
             'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE')}
 
 
@@ -369,8 +371,13 @@ def run(args):
         path_rates = {name: [paths[name][1] / s for s in path_seconds[name]] for name in paths}
         torch.set_num_threads(threads)
 
+        for name in NETWORKS:
+            trainers[f'{name} conventional'].pool.shutdown()
         memory = {}
-        del works, trainers
+        del works, trainers, work, trainer
+        if gpu:  # the children share it with this process
+            gc.collect()
+            torch.cuda.empty_cache()
         for network, kind in itertools.product(NETWORKS, ('train', 'conventional')):
             # a process of its own, since a peak never falls again
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:

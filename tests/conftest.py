@@ -10,6 +10,16 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: needs a GPU; benchmarks/gpu.py runs these')
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('no GPU here: benchmarks/gpu.py runs it where there is one')
+
+
 TINY = ['layers=(0,0,0,1)', 'widths=(4,8,8,16)', 'dim=16', 'batch_size=8']
 # the paper's alternation from the first step on: of five steps the last two are the adversary's
 PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)',

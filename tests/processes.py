@@ -21,7 +21,7 @@ import utils
 from training import distributed
 from training.recipe import small
 
-SETTINGS = ('bf16=False', *PHASES, 'scale=8.')
+SETTINGS = ('precision=float32', *PHASES, 'scale=8.')
 FACES = 8
 # step 0 is the network's, step 1 the adversary's
 ALTERNATING = dict(max_steps=1, min_steps=1, memory=0., variate='learned')
@@ -107,7 +107,7 @@ def steps(folder, kinds, double=False, batch_norm=False):
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
     main.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
-    plain = dict(bf16=False, read_age=0., warmup=0., lr=.01, scale=1., lambda_dal=.1,
+    plain = dict(precision='float32', read_age=0., warmup=0., lr=.01, scale=1., lambda_dal=.1,
                  split=(0., 0.), game=(0., 0.), clip=1e9, adversary_lr=.01)
     with distributed.process_group(-1) as device:
         rank, world_size = distributed.rank(), distributed.world_size()

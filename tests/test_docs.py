@@ -236,7 +236,7 @@ def test_another_identity_margin(monkeypatch, train, tmp_path):
     losses = []
     for sharded in (False, True):
         save = train(-1, 1, save=tmp_path / str(sharded),
-                     settings=['bf16=False', f'shard_head={sharded}'])
+                     settings=['precision=float32', f'shard_head={sharded}'])
         loaded, _ = load_weights(save / 'epoch_001.pth')
         assert type(loaded.identity) is head
         losses.append(read_log(save / 'log.jsonl')[-1]['loss_id'])

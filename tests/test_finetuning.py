@@ -80,7 +80,7 @@ def centres(folder, root, sharded):
     """set_centres on every rank; what each then has goes to folder/<rank>."""
     with distributed.process_group(-1) as device:
         faces = Faces(root, r'_|\.', 1)
-        recipe = tiny(shard_head=sharded, bf16=False)
+        recipe = tiny(shard_head=sharded, precision='float32')
         run = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
         pretrained.set_centres(run, faces)
         torch.save((run.model.identity.weight.detach(), run.model.state_dict()),
@@ -93,7 +93,7 @@ def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, s
                            out=tmp_path / 'out'))
     assert statuses == [0] * max(count, 1), (tmp_path / 'out.0').read_text()
     found = [torch.load(tmp_path / str(k), weights_only=True) for k in range(max(count, 1))]
-    faces, run = Faces(drawn / 'train', r'_|\.', 1), training(bf16=False)
+    faces, run = Faces(drawn / 'train', r'_|\.', 1), training(precision='float32')
     state = {name: value for name, value in found[0][1].items() if 'identity' not in name}
     run.model.load_state_dict(state, strict=False)
     images = torch.from_numpy(np.stack([faces.read(k) for k in range(len(faces))]))

@@ -32,7 +32,8 @@ def curve(faces, bf16=False, memory_format=torch.contiguous_format, seed=2):
     """The loss of every step, (STEPS,), on the CPU."""
     recipe = replace(RECIPE, seed=seed)
     training = main.Training(recipe, faces.classes, meta.age_cutoffs, torch.device('cpu'))
-    training.network.bf16, training.total_steps = bf16, STEPS
+    training.network.precision = 'bf16' if bf16 else 'float32'
+    training.total_steps = STEPS
     training.model.to(memory_format=memory_format)
     loader, losses = training_loader(faces, recipe.batch_size, seed, 0, False), []
     for epoch in range(STEPS // len(loader)):

@@ -240,7 +240,8 @@ def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.M
     there is one. Parameters named in `apart` are left alone."""
     if not dist.is_initialized():
         return module
-    # batchnorm.average keeps buffers alike, which also counts what the other ranks saw
+    # batchnorm.Statistics keeps buffers alike, which also counts what the other ranks saw
     ignored = [*(name for name, _ in module.named_buffers()), *apart]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    return DistributedDataParallel(module, [device] if device.type == 'cuda' else None)
+    return DistributedDataParallel(module, [device] if device.type == 'cuda' else None,
+                                   gradient_as_bucket_view=True)

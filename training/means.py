@@ -2,6 +2,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 
 class Mean:
@@ -9,30 +10,50 @@ class Mean:
     step."""
 
     def __init__(self):
-        self.sums, self.counts = {}, {}
+        self.sums, self.counts = {}, {}       # of names that are not added to now
+        self.names, self.total = (), None     # those that are, and their sums in one tensor
 
-    def add(self, **scalars):
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+    def add(self, **scalars: Tensor) -> None:
+        names, values = tuple(scalars), stacked(scalars)
+        if names != self.names:
+            self.sums = self._apart()
+            known = [self.sums.pop(name, None) for name in names]
+            self.names = names
+            self.total = torch.stack([torch.zeros_like(value) if total is None else total
+                                      for total, value in zip(known, values, strict=True)])
+        self.total = self.total + values
+        for name in names:
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def __bool__(self):
-        return bool(self.sums)
+    def _apart(self):
+        """The sums, a tensor () a name."""
+        return self.sums | dict(zip(self.names, () if self.total is None else self.total.unbind(),
+                                    strict=True))
 
-    def flush(self):
+    def __bool__(self):
+        return bool(self.counts)
+
+    def flush(self) -> dict[str, float]:
         """Means since the last call, as floats."""
-        names = list(self.sums)
-        values = torch.stack([self.sums[name].float() for name in names]).tolist() if names else []
-        means = {name: value / self.counts[name] for name, value in zip(names, values, strict=True)}
+        sums = self._apart()
+        values = torch.stack(list(sums.values())).tolist() if sums else []
+        means = {name: value / self.counts[name] for name, value in zip(sums, values, strict=True)}
         self.__init__()
         return means
 
-    def state_dict(self):
-        return {'sums': dict(self.sums), 'counts': dict(self.counts)}
+    def state_dict(self) -> dict:
+        sums = {name: total.clone() for name, total in self._apart().items()}
+        return {'sums': sums, 'counts': dict(self.counts)}
 
-    def load_state_dict(self, state, device):
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        self.__init__()
         self.sums = {name: total.to(device).reshape(()) for name, total in state['sums'].items()}
         self.counts = {name: int(state['counts'][name]) for name in self.sums}
+
+
+def stacked(scalars: dict[str, Tensor]) -> Tensor:
+    """Their values in one float32 tensor."""
+    return torch.stack([value.detach().float() for value in scalars.values()])
 
 
 class NotFinite:
@@ -40,22 +61,22 @@ class NotFinite:
     device at each."""
 
     def __init__(self):
-        self.names, self.values = (), None
+        self.names, self.step, self.values = (), None, None
 
-    def add(self, step, **scalars):
-        number = torch.full_like(scalars['loss'].detach(), step, dtype=torch.float64)
-        values = torch.stack([number, *(value.detach().double() for value in scalars.values())])
-        keep = self.values is not None and self.names == tuple(scalars)
-        self.names = tuple(scalars)
-        if keep:  # once a bad step is held, it stays; until then the newest is held
-            values = torch.where(self.values.isfinite().all(), values, self.values)
-        self.values = values
+    def add(self, step: int, **scalars: Tensor) -> None:
+        values = stacked(scalars)
+        number = torch.full((), step, dtype=torch.long, device=values.device)
+        if self.names == tuple(scalars):  # once a bad step is held, it stays; else the newest is
+            fine = self.values.isfinite().all()
+            values = torch.where(fine, values, self.values)
+            number = torch.where(fine, number, self.step)
+        self.names, self.step, self.values = tuple(scalars), number, values
 
-    def first(self):
+    def first(self) -> tuple[int, dict[str, float]] | None:
         """(step, {name: value}) of that step, or None."""
         if self.values is None:
             return None
-        step, *values = self.values.tolist()
+        values = self.values.tolist()
         if all(map(math.isfinite, values)):
             return None
-        return int(step), dict(zip(self.names, values, strict=True))
+        return int(self.step), dict(zip(self.names, values, strict=True))

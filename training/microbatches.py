@@ -11,6 +11,7 @@ import contextlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 import utils
 from model import DALModel
@@ -34,15 +35,24 @@ class _Features(nn.Module):
 class MicroBatches:
     """The features of this rank's share of a batch, and the backward pass through them.
 
-    Moves `model` to `device`; gradients are averaged over the ranks. `bf16` may be switched.
+    Moves `model` to `device`; gradients are averaged over the ranks. Its products are computed in
+    `precision`, which is never 'auto'.
     """
 
     def __init__(self, model: DALModel, batch: Batch, recipe: Recipe, device: torch.device):
-        if recipe.sync_batchnorm:
-            batchnorm.synchronize(model, device)
+        batchnorm.replace(model, recipe.sync_batchnorm and dist.is_initialized())
         model.to(device, memory_format=torch.channels_last)
+        self.statistics = batchnorm.Statistics(model)
+        if recipe.compile:
+            model.backbone.compile()
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.model, self.batch, self.count, self.device = model, batch, recipe.accumulate, device
-        self.bf16 = recipe.bf16 and utils.gains_from_bf16(device)
+        self.precision = recipe.precision
+        if recipe.precision == 'auto':
+            self.precision = utils.fastest_precision(device)
+        # small gradients would vanish in fp16: the loss is scaled up, the gradient down again
+        scaler = ShardedGradScaler if dist.is_initialized() else torch.amp.GradScaler
+        self.scaler = scaler(device.type, enabled=self.precision == 'fp16')
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
         heads = {f'model.{name}': parameter for name, parameter in model.named_parameters()
@@ -100,12 +110,16 @@ class MicroBatches:
         if self.count * world_size() > 1:
             # so that dropout differs between micro-batches, and repeats on recomputation
             torch.manual_seed(utils.seed_of(self.batch.seed, rank(), number))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return network(images, detach)
+        low = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, low, enabled=low is not None):
+            features = network(images, detach)
+        if self.model.training:
+            self.statistics.count()
+        return features
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.count > 1:
             gradients = [torch.zeros_like(feature) if feature.grad is None else feature.grad
                          for feature in self.cached]
@@ -120,8 +134,28 @@ class MicroBatches:
             transfer.wait()
             gradient /= world_size()
         self._averaging.clear()
-        batchnorm.average(self.model)
+        self.statistics.average()
 
-    def clip_gradient(self, limit: float) -> Tensor:
-        """The gradient's norm (), and the gradient made no longer than `limit`."""
-        return clip_gradient(self.model, limit)
+    def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+        """The gradient's norm (), and the gradient made no longer than `limit`. Where it overflowed
+        in fp16, `step` will leave it out: its norm is given as 0."""
+        if not self.scaler.is_enabled():
+            return clip_gradient(self.model, limit)
+        self.scaler.unscale_(optimizer)
+        norm = clip_gradient(self.model, limit)
+        return torch.where(norm.isfinite(), norm, 0)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step, but for a gradient that overflowed."""
+        if self.scaler.is_enabled():
+            # the fused SGD leaves its momentum uninitialised where it skips the first step
+            for p in (p for group in optimizer.param_groups for p in group['params']):
+                if optimizer.state[p].get('momentum_buffer') is None:
+                    optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def restore_scale(self, saved: dict | None) -> None:
+        """The scale of a state; one that was saved in another precision has none."""
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved)

@@ -126,8 +126,8 @@ def set_centres(training, faces: Faces) -> None:
         for start in range(0, len(own), PART):
             part = own[start:start + PART]
             loader = evaluation_loader(torch.utils.data.Subset(faces, part.tolist()))
-            x_id = extract(training.model, loader, training.device, bf16=training.network.bf16,
-                           keep=('x_id',))['x_id']
+            x_id = extract(training.model, loader, training.device,
+                           bf16=training.network.precision == 'bf16', keep=('x_id',))['x_id']
             unit = torch.nn.functional.normalize(torch.from_numpy(x_id))
             sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
             bar.update(len(part))

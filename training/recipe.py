@@ -65,7 +65,9 @@ class Recipe:
     workers: int = 0            # processes that decode; needed only without a cache
     cache: bool = True          # decoded faces in one file beside the data set (32 kB a face)
     skip_corrupt: int = 0       # unreadable images to leave out, and count, before training ends
-    bf16: bool = True           # where the hardware gains from it; False: float32 throughout
+    precision: Literal['auto', 'bf16', 'fp16', 'float32'] = 'auto'  # of the network's products, the
+    #                             fastest that the hardware has; heads and ρ are float32 always
+    compile: bool = False       # the backbone by torch.compile; it takes a compiler, and minutes
     save_every: int = 0         # also write last.pth every so many steps; 0: after each epoch only
 
     def __post_init__(self):
@@ -114,6 +116,9 @@ class Recipe:
         """
         values, known = {}, {field.name: field.type for field in fields(self)}
         for key, text in pairs:
+            if key == 'bf16':
+                raise UserError(f'--set bf16={text:.80}: it is precision now: '
+                                f'precision={"float32" if text == "False" else "auto"}')
             if key not in known:
                 raise UserError(f'--set {key}: no such value in the recipe; there are '
                                 f'{", ".join(known)}')
@@ -131,8 +136,10 @@ class Recipe:
     @classmethod
     def of(cls, stored: dict | None) -> 'Recipe':
         """That of a weights file: what it lacks is the paper's, what is retired is left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in (stored or {}).items() if key in known})
+        stored, known = dict(stored or {}), {field.name for field in fields(cls)}
+        if stored.get('bf16') is False:  # what precision was called
+            stored['precision'] = 'float32'
+        return cls(**{key: value for key, value in stored.items() if key in known})
 
 
 def _read(kind, text: str):

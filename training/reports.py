@@ -45,7 +45,8 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
               'no best.pth yet')
     summary = run_summary(device) | {
         'recipe': recipe.as_dict(), 'dataset': name, 'faces': len(train),
-        'people': len(train.classes), 'fingerprint': train.fingerprint, 'processes': world_size()}
+        'people': len(train.classes), 'fingerprint': train.fingerprint, 'processes': world_size(),
+        'precision': training.network.precision}
     for line in differences(state.parent / 'run.json', summary) if state else ():
         print(f'warning: {line}')
     on_rank_zero(utils.write_json, summary, folder / 'run.json')
@@ -57,7 +58,7 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
     print(f'{name}: {len(train)} faces of {len(train.classes)} people, '
           f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
           f'epochs {done + 1} to {last} on {several}{device}'
-          f'{" in bf16" if training.network.bf16 else ""}, {size:.1f} M parameters, into {folder}',
+          f' in {training.network.precision}, {size:.1f} M parameters, into {folder}',
           flush=True)
 
 

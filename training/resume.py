@@ -16,7 +16,7 @@ def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
         'mapping': training.mapping.state_dict(), 'optimizer': training.optimizer.state_dict(),
         'adversary': training.adversary.state_dict(), 'step': training.step,
         'steps_per_epoch': steps_per_epoch, 'opening': training.opening,
-        'pretrained': training.pretrained,
+        'pretrained': training.pretrained, 'scaler': training.network.scaler.state_dict(),
         'means': {name: getattr(training, name).state_dict() for name in MEANS}}
     if training.recipe.shard_head:
         sharded_files.keep(training, state, folder)
@@ -140,6 +140,7 @@ def _restore(training, state, steps_per_epoch):
     training.mapping.load_state_dict(state['mapping'])
     restore_optimizer(training.optimizer, state['optimizer'])
     restore_optimizer(training.adversary, state['adversary'])
+    training.network.restore_scale(state.get('scaler'))
     for name in MEANS:
         getattr(training, name).load_state_dict(state['means'][name], training.device)
     opening = state['opening']

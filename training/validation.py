@@ -58,7 +58,7 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
     for name, listed in pair_lists.items():
         interrupt.check()
         features, _ = extract_files(training.model, listed.sources, training.device, listed.names,
-                                    bf16=training.network.bf16, keep=('embedding',))
+                                    bf16=training.network.precision == 'bf16', keep=('embedding',))
         scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
         found = {'verification': verification(scores, *listed.pairs[2:4]),
                  'percentiles': percentiles(scores, listed.pairs.same)}
@@ -78,7 +78,7 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
             yield batch
     try:
         features = extract(training.model.eval(), batches(), training.device,
-                           bf16=training.network.bf16)
+                           bf16=training.network.precision == 'bf16')
         check_finite_features(features['embedding'])
     except (DataError, Interrupted):
         raise

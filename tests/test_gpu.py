@@ -1,0 +1,244 @@
+"""What a GPU, or another processor, changes in a training; shown where there is none."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny
+
+import main
+import meta
+import utils
+from training.checkpoint import save_checkpoint
+from training.recipe import Recipe, paper
+from training.resume import start, state_of
+
+
+def batch(step=0):
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(8) % 4, torch.arange(8) * 9.
+
+
+# small enough to begin with that no step overflows
+SCALE = {'scale': 1024., 'growth_factor': 2., 'backoff_factor': .5, 'growth_interval': 3,
+         '_growth_tracker': 0}
+
+
+def training(**values):
+    result = main.Training(tiny(warmup=0., scale=8., **values), list('abcd'), meta.age_cutoffs,
+                           torch.device('cpu'))
+    result.total_steps = 8
+    result.network.restore_scale(SCALE)
+    return result
+
+
+# precision
+
+@pytest.mark.parametrize('capability, precision', [
+    ((10, 0), 'bf16'), ((9, 0), 'bf16'), ((8, 0), 'bf16'), ((7, 5), 'fp16'), ((7, 0), 'fp16'),
+    ((6, 1), 'float32')])
+def test_the_fastest_precision_of_a_gpu(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    assert utils.fastest_precision(torch.device('cuda', 0)) == precision
+
+
+@pytest.mark.parametrize('capabilities, onednn, precision', [
+    ({'avx512_bf16': True}, True, 'bf16'), ({'amx_bf16': True}, True, 'bf16'),
+    ({'bf16': True}, True, 'bf16'), ({'bf16': True}, False, 'float32'), ({}, True, 'float32')])
+def test_the_fastest_precision_of_a_cpu(monkeypatch, capabilities, onednn, precision):
+    """macOS has bfloat16 from M2 on, but no oneDNN, without which it is emulated."""
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: onednn)
+    assert utils.fastest_precision(torch.device('cpu')) == precision
+    assert utils.fastest_precision(torch.device('mps')) == 'float32'
+
+
+def test_precision_is_what_bf16_was():
+    assert Recipe.of({'bf16': False}).precision == 'float32'
+    assert Recipe.of({'bf16': True}) == Recipe.of({}) == paper and paper.precision == 'auto'
+    with pytest.raises(utils.UserError, match="bf16=False: it is precision now: precision=float32"):
+        paper.override([('bf16', 'False')])
+    with pytest.raises(utils.UserError, match="precision is 'tf32'; it must be 'auto' or"):
+        paper.override([('precision', 'tf32')])
+
+
+def test_float32_is_no_tf32():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    utils.pick_device(-1)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def losses(run, steps):
+    found = []
+    for step in range(run.step, run.step + steps):
+        run.iterate(*batch(step))
+        found.append(run.means.flush())
+    return found
+
+
+def test_fp16_trains_as_float32_does():
+    """The scale of the loss is in no figure and in no weight."""
+    plain, half = (training(precision=precision) for precision in ('float32', 'fp16'))
+    for a, b in zip(losses(plain, 6), losses(half, 6), strict=True):
+        assert a.keys() == b.keys() and a != b
+        for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
+            assert a[name] == pytest.approx(b[name], rel=.03), name
+    for name, weight in plain.model.state_dict().items():
+        torch.testing.assert_close(half.model.state_dict()[name], weight, rtol=.05, atol=5e-3)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_a_gradient_that_overflows_is_left_out(accumulate):
+    """The weights stay, the scale halves, the log has no NaN and training goes on."""
+    run = training(precision='fp16', accumulate=accumulate)
+    run.iterate(*batch())
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.network.scaler.update(2. ** 40)
+    run.iterate(*batch(1))
+    assert all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
+    assert run.network.scaler.get_scale() == 2. ** 39
+    assert run.watch.first() is None and run.means.flush()['gradient'] > 0
+    run.network.scaler.update(2. ** 10)
+    run.iterate(*batch(2))
+    assert not all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
+
+
+def test_a_first_gradient_that_overflows_is_left_out():
+    """PyTorch's fused SGD would go on from momentum that nothing has initialised."""
+    run, other = training(precision='fp16'), training(precision='fp16')
+    run.network.restore_scale(SCALE | {'scale': 2. ** 40})
+    run.iterate(*batch())
+    run.network.restore_scale(SCALE)
+    other.step = 1
+    for each in (run, other):
+        each.iterate(*batch(1))
+    for name, weight in run.model.named_parameters():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
+def test_a_run_in_fp16_resumes_exactly(tmp_path):
+    """With the scale, and how many steps it has held."""
+    whole, first, second = (training(precision='fp16') for _ in range(3))
+    losses(first, 4)
+    save_checkpoint(state_of(first, 8, tmp_path), tmp_path / 'last.pth')
+    assert start(second, tmp_path / 'last.pth', True, 8) and second.step == 4
+    assert second.network.scaler.state_dict() == first.network.scaler.state_dict()
+    assert second.network.scaler.get_scale() == 2048.
+    losses(whole, 4)
+    assert losses(whole, 4) == losses(second, 4)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor)
+
+
+def test_a_state_in_another_precision_is_resumed(tmp_path):
+    runs = [training(precision=precision) for precision in ('fp16', 'float32')]
+    for run, other in (runs, runs[::-1]):
+        losses(run, 1)
+        save_checkpoint(state_of(run, 8, tmp_path), tmp_path / 'last.pth')
+        assert start(other, tmp_path / 'last.pth', True, 8)
+        losses(other, 1)
+
+
+# the device
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU, as far as pick_device asks; returns a function that says which."""
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda ctx: 'Some GPU')
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda ctx: None)
+
+    def become(capability, built):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda ctx: capability)
+        monkeypatch.setattr(torch.cuda, 'get_arch_list', lambda: built)
+    return become
+
+
+@pytest.mark.parametrize('capability, built', [
+    ((7, 5), ['sm_75', 'sm_80']), ((8, 9), ['sm_75', 'sm_80', 'sm_90']),
+    ((12, 1), ['sm_75', 'sm_120']), ((13, 0), ['sm_120', 'compute_120']),
+    ((9, 0), ['sm_80', 'sm_90a']), ((9, 4), ['gfx942'])])
+def test_a_gpu_that_pytorch_is_built_for(gpu, capability, built):
+    gpu(capability, built)
+    assert utils.pick_device(0) == torch.device('cuda', 0)
+
+
+@pytest.mark.parametrize('capability, built', [
+    ((6, 1), ['sm_75', 'sm_80', 'compute_120']), ((8, 0), ['sm_75', 'sm_86']),
+    ((12, 0), ['sm_80', 'sm_90'])])
+def test_a_gpu_without_kernels_is_one_line(gpu, capability, built):
+    gpu(capability, built)
+    number = '.'.join(map(str, capability))
+    with pytest.raises(utils.UserError, match=f'ctx 0: Some GPU has compute capability {number}, '
+                       f'and PyTorch .* is built for {built[0]}, .*: install'):
+        utils.pick_device(0)
+
+
+def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    gpu((9, 0), ['sm_90'])
+    assert utils.pick_device(0).type == 'cuda'
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert utils.pick_device(0).type == 'mps'
+    with pytest.raises(utils.UserError, match='ctx 1: this machine has 0'):
+        utils.pick_device(1)
+
+
+# compiled, copied, and the one command
+
+def test_a_compiled_backbone_trains_as_it_does():
+    if not shutil.which('g++'):
+        pytest.skip('torch.compile takes a compiler')
+    plain, compiled = (training(precision='float32', compile=value) for value in (False, True))
+    for a, b in zip(losses(plain, 2), losses(compiled, 2), strict=True):
+        for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), name
+    assert compiled.model.backbone._compiled_call_impl
+    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
+
+
+@pytest.mark.gpu
+def test_faces_are_copied_whole_while_the_gpu_computes():
+    """A copy that is used too early, or whose memory is given away, would be of other numbers."""
+    device = torch.device('cuda', 0)
+    matrix, sums = torch.randn(4096, 4096, device=device), []
+    faces = [torch.full((64, 3, 112, 96), k, dtype=torch.uint8).pin_memory() for k in range(50)]
+    for face in faces:
+        matrix = (matrix @ matrix).tanh()
+        copy, = utils.to_device(device, face)
+        sums.append(copy.float().mean())
+        del copy
+    assert torch.stack(sums).tolist() == list(range(50))
+
+
+@pytest.mark.gpu
+def test_cudnn_chooses_kernels_but_in_deterministic_mode():
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        training(precision='float32')
+        assert torch.backends.cudnn.benchmark != deterministic
+
+
+def test_the_one_command_on_a_cpu(tmp_path):
+    """Every check that a CPU can make passes; what takes processes is tests/test_processes.py's."""
+    script = ('import gpu, gpu_jobs\n'
+              'gpu_jobs.checks = lambda ctx, folder: [("fails", fail)]\n'
+              'def fail(): raise AssertionError("as it should")\n'
+              'gpu.run(gpu.arguments())')
+    out = tmp_path / 'gpu.json'
+    done = subprocess.run([sys.executable, '-c', script, '--ctx', '-1', '--tiny', '--out', out],
+                          env=os.environ | {'PYTHONPATH': str(ROOT / 'benchmarks')},
+                          text=True, capture_output=True, cwd=tmp_path, timeout=500)
+    report = json.loads(out.read_text())
+    rows = {row['name']: row for row in report['checks']}
+    failed = [row for row in report['checks'] if row['result'] == 'FAIL']
+    assert [row['name'] for row in failed] == ['fails'] and done.returncode == 1, failed
+    assert 'FAIL  fails  AssertionError: as it should' in done.stdout
+    assert rows['resume, bit for bit: fp16']['result'] == 'PASS'
+    assert rows['out of memory']['result'] == rows['tests marked gpu']['result'] == 'SKIP'
+    assert {'torch', 'driver', 'cuda', 'flags', 'built_for', 'ceilings', 'steps'} <= report.keys()
+    assert all(row['images_per_s'] > 0 for row in report['steps'] if 'error' not in row)

@@ -1,0 +1,50 @@
+"""Between two reports the host never waits for a GPU; shown with a fake one."""
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_gpu import NoWaits, Waited, fake_gpu, trained
+
+from training.recipe import finetune, paper, ramped
+
+SMALL = dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
+RECIPES = {
+    'paper': paper, 'ramped': ramped,
+    'fine-tuning': replace(finetune, freeze=.05, batchnorm='frozen', margin_warmup=.1),
+    'sharded': replace(ramped, shard_head=True, sample_rate=.3),
+    'accumulate': replace(paper, accumulate=3), 'ordinal': replace(ramped, age_head='ordinal'),
+    'arcface': replace(paper, head='arcface'), 'fp16': replace(paper, precision='fp16'),
+    'float32': replace(ramped, precision='float32')}
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize('phase', ['min', 'max'])
+def test_no_wait_in_a_step(recipe, phase):
+    if phase == 'max' and not recipe.max_steps:
+        pytest.skip('it has no max phase')
+    with fake_gpu() as device:
+        run, batch = trained(replace(recipe, **SMALL), device)
+        run.step = 700 if phase == 'min' else 750  # of cycles of 70; every ramp is open
+        assert run.is_max_step() == (phase == 'max') or not run.lambda_dal
+        run.iterate(*batch)
+        with NoWaits():
+            run.iterate(*batch)
+        assert run.step == (702 if phase == 'min' else 752)
+        assert run.network.scaler.is_enabled() == (recipe.precision == 'fp16')
+
+
+@pytest.mark.parametrize('wait', [
+    lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: bool(x.any()),
+    lambda x: torch.tensor([1., 2.], device=x.device), lambda x: x.cpu(),
+    lambda x: x.masked_select(x > 0), lambda x: x.copy_(torch.zeros(3)), lambda x: torch.unique(x),
+    lambda x: x.index_put_((x > 0,), torch.zeros((), device=x.device))])
+def test_a_wait_is_seen(wait):
+    with fake_gpu() as device, pytest.raises(Waited), NoWaits():
+        wait(torch.zeros(3, device=device))
+
+
+def test_what_is_no_wait_passes():
+    with fake_gpu() as device, NoWaits():
+        x, ones = torch.zeros(3, device=device), torch.ones(3)
+        x[1:] = x[torch.arange(2, device=device)] * 2. + ones.to(device, non_blocking=True)[:2]
+        torch.where(x > 0, x, 1.).cumsum(0).topk(2)
