@@ -196,8 +196,8 @@ def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, 'BATCH', 8)
 
     def stop(self, one, of=journal.Journal.add):
-        if len(embedded) == 20:
-            raise KeyboardInterrupt
+        if len(embedded) == 19:
+            signal.raise_signal(signal.SIGINT)
         embedded.append(one.name)
         of(self, one)
 

@@ -4,19 +4,16 @@ The journal, archive.index.journal, takes every photograph as soon as it is embe
 stopped goes on from it. When all is done the index is written whole, and the journal goes.
 """
 
+import functools
 import os
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from preparation.processes import each
 from storage.files import images_below
+from storage.jobs import Interrupt, Interrupted
 from storage.progress import progress
 from utils import DataError, UserError
 from verification import index, portraits
@@ -24,7 +21,7 @@ from verification.index import FACE, Index, Photograph
 from verification.journal import Journal
 from verification.matcher import BATCH, Matcher
 
-ENOUGH = 64  # photographs from which on processes that find faces are worth their start
+ENOUGH = 64  # images from which on processes are worth their start
 
 
 def read_folder(matcher: Matcher, folder: str, people: bool = False) -> Index:
@@ -60,9 +57,11 @@ def update(matcher: Matcher, folder: str, path: Path, people: bool = False) -> t
         known |= {one.name: one for one in journal.photographs()}
         todo = [name for name in names if not _is_current(root, name, known.get(name))]
         try:
-            for photograph in embed_files(matcher, root, todo, people):
-                journal.add(photograph)
-        except KeyboardInterrupt:
+            with Interrupt() as interrupt:
+                for photograph in embed_files(matcher, root, todo, people):
+                    journal.add(photograph)
+                    interrupt.check()
+        except (Interrupted, KeyboardInterrupt):  # of a second signal
             raise UserError(
                 f'stopped: {path}.journal has what was embedded; the same command goes on from it'
             ) from None
@@ -111,8 +110,8 @@ def embed_files(
     where there are photographs and the detector isn't installed.
     """
     waiting, faces = [], 0
-    ahead = _read_ahead(root, names, matcher.width)
-    for name, stat, found in progress(ahead, 'faces', len(names), unit=' images'):
+    images = _read_all(root, names, matcher.width)
+    for name, stat, found in progress(images, 'faces', len(names), unit=' images'):
         if largest and not isinstance(found, str):
             found = found[:1]
         waiting.append((name, stat, found))
@@ -141,71 +140,23 @@ def _batch(matcher, waiting):
         yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
 
 
-def _read_ahead(root, names, width):
-    """(name, its os.stat, its Portraits or why there are none) in order, some images ahead.
-
-    Threads read aligned faces, processes find those of photographs where there are many: finding
-    holds Python's lock for much of its time.
-    """
-    cores = os.cpu_count() or 1
-    processes = None
-    if len(names) >= ENOUGH and cores > 1:  # a process starts at the first photograph
-        processes = ProcessPoolExecutor(cores, get_context('spawn'), _begin)
-    ahead: deque = deque()
-    threads = ThreadPoolExecutor(2 * cores)
-    try:
-        for name in names:
-            ahead.append((name, threads.submit(_read, os.path.join(root, name), width, processes)))
-            if len(ahead) > 4 * BATCH:
-                yield from _taken(ahead)
-        while ahead:
-            yield from _taken(ahead)
-    except BrokenProcessPool:
-        raise UserError(
-            'a process that finds faces ended by itself, perhaps out of memory: '
-            'the same command goes on from here'
-        ) from None
-    finally:
-        threads.shutdown(cancel_futures=True)
-        if processes:
-            processes.shutdown(cancel_futures=True)
+def _read_all(root, names, width):
+    """(name, its os.stat, its Portraits or why there are none) in order, over processes where there
+    are many; nothing of a file that has gone since it was listed."""
+    workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
+    paths = [os.path.join(root, name) for name in names]
+    found = each(_read, paths, width, functools.partial(int, width), workers)
+    for name, read in zip(names, found, strict=True):
+        if read is not None:
+            yield name, *read
 
 
-def _taken(ahead):
-    """The first of those ahead; nothing where its file has gone since it was listed."""
-    name, future = ahead.popleft()
-    result = future.result()
-    if result is not None:
-        yield name, *result
-
-
-def _read(path, width, processes):
+def _read(width, path):
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    if processes and not portraits.is_aligned(path):
-        return stat, processes.submit(_find, path, width).result()
-    return stat, _find(path, width)
-
-
-def _find(path, width):
-    """The Portraits in a file, or why there are none. UserError where the detector is missing."""
     try:
-        return portraits.read_all(portraits.read_bytes(path), path, width)
+        return stat, portraits.read_all(portraits.read_bytes(path), path, width)
     except DataError as error:
-        return str(error)
-
-
-def _begin():
-    """In a process that finds faces: one thread, no signals, an end with the parent's."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-    def follow():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        return stat, str(error)

@@ -87,15 +87,6 @@ def open_file(path: str | Path, name: str) -> Image.Image:
     return open_photograph(io.BytesIO(read_bytes(path)), name)
 
 
-def is_aligned(path: str | Path) -> bool:
-    """Whether a file's header gives the size of an aligned face; False where it can't be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size in ALIGNED or image.size[::-1] in ALIGNED  # EXIF may turn it
-    except Exception:  # decoders raise whatever they like: reading the whole says what is wrong
-        return False
-
-
 def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarray:
     """The face with these points (5, 2) in an upright RGB image -> (112, width, 3) uint8."""
     if image.size in ALIGNED:
