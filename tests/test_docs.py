@@ -28,7 +28,8 @@ PAGES = {page.name: page.read_text() for page in (
     ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md',
     *sorted((ROOT / 'docs').glob('*.md')))}
 TOOLS = ('main.py', 'evaluate.py', 'prepare.py', 'verify.py', 'export.py', 'synthetic.py',
-         *sorted(f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('*.py')))
+         *sorted(f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('*.py')
+                 if '__main__' in path.read_text()))
 
 
 @pytest.fixture(autouse=True)
