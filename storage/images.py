@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image, ImageFile
 
+from storage.strict import check_whole
 from utils import DataError
 
 try:
@@ -60,7 +61,7 @@ def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
     """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`.
 
     Raises DataError, which doesn't know the file's name, where the image is of another size or
-    can't be read. The size is checked before anything is decoded.
+    can't be read. The size is checked before anything but a PNG is decoded.
     """
     return to_width(open_image(data, _check_size), width)
 
@@ -89,8 +90,8 @@ def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> 
 
     What a decoder calls damaged is refused, rather than shown with half of it grey. Greys of 16
     and 32 bits and floats are scaled to 8 bits, transparency is ignored, of an animation the first
-    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything is
-    decoded. Raises DataError, which doesn't know the file's name, with the decoder's reason.
+    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything but
+    a PNG is decoded. Raises DataError, which doesn't know the file's name, with the decoder's reason.
     """
     try:
         return _open(data, check or (lambda height, width: None))
@@ -126,10 +127,13 @@ def _open(data, check):
 def _open_with_pillow(data, check):
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it for everybody
     with _STRICT, Image.open(io.BytesIO(data), formats=kinds()) as image:
+        if image.format == 'PNG':  # its EXIF may follow its pixels
+            image.load()
         width, height = image.size
         # a TIFF tells its upright size, and is turned when it is loaded
         lies = _orientation_of(image) > 4 and image.format != 'TIFF'
         check(*((width, height) if lies else (height, width)))
+        check_whole(image, data)
         image.load()
         orientation = _orientation_of(image)
     if image.mode.startswith(('I', 'F')):

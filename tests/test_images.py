@@ -167,6 +167,42 @@ def test_what_libjpeg_calls_corrupt_is_refused():
         decode(bytes(cmyk))
 
 
+@pytest.mark.parametrize(
+    'kind, options',
+    [
+        ('PNG', {}),
+        ('TIFF', {'compression': 'tiff_adobe_deflate'}),
+        ('TIFF', {'compression': 'tiff_deflate', 'tile': (16, 16)}),
+    ],
+)
+def test_what_fails_its_checksum_is_refused(kind, options, capfd):
+    """Wherever a byte is lost; and libtiff writes nothing of its own to the screen."""
+    data = encoded(kind=kind, **options)
+    whole = decode(data)
+    for at in range(600, len(data) - 400, len(data) // 30):
+        damaged = bytearray(data)
+        damaged[at:at + 16] = bytes(16)
+        try:
+            assert (decode(bytes(damaged)) == whole).all()  # tags that no pixel depends on
+        except DataError as error:
+            assert 'not readable as an image' in str(error)
+    damaged = data[:len(data) // 2] + bytes(16) + data[len(data) // 2 + 16:]
+    with pytest.raises(DataError, match='not readable as an image'):
+        decode(damaged)
+    assert capfd.readouterr().err == ''
+
+
+def test_damaged_jpeg_in_tiff_is_refused(capfd):
+    """Wherever libjpeg warns, which libtiff doesn't pass on."""
+    data = bytearray(encoded(kind='TIFF', compression='jpeg', quality=95))
+    decode(bytes(data))
+    middle = len(data) // 2
+    data[middle:middle + 400] = bytes(400)
+    with pytest.raises(DataError, match='Corrupt JPEG data'):
+        decode(bytes(data))
+    assert capfd.readouterr().err == ''
+
+
 def test_the_reason_is_the_decoders():
     with pytest.raises(DataError, match=r'as an image \(Premature end of JPEG file\)'):
         decode(encoded()[:-300])
