@@ -90,8 +90,9 @@ def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> 
 
     What a decoder calls damaged is refused, rather than shown with half of it grey. Greys of 16
     and 32 bits and floats are scaled to 8 bits, transparency is ignored, of an animation the first
-    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything but
-    a PNG is decoded. Raises DataError, which doesn't know the file's name, with the decoder's reason.
+    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything
+    but a PNG is decoded. Raises DataError, which doesn't know the file's name, with the decoder's
+    reason.
     """
     try:
         return _open(data, check or (lambda height, width: None))

@@ -1,5 +1,5 @@
 """Sets of faces whose figures would mean nothing: said, or refused, before training."""
-from collections import defaultdict
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +9,8 @@ from utils import DataError
 
 if TYPE_CHECKING:
     from dataset import Faces
+
+READS = 50_000  # files of train_root that are compared with those of val_root at every start
 
 
 def check_ages(faces: 'Faces') -> list[str]:
@@ -73,25 +75,37 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     return notices
 
 
-def shared_images(train: 'Faces', val: 'Faces') -> list[int]:
-    """Indices in `val` of the images that `train` holds too, byte for byte, of the same person.
+def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
+    """Indices in `val` of the images that `train` holds too, byte for byte, whosever they are.
 
-    Files are compared where person and size agree, so that sets of other people cost nothing.
+    Files are read where their sizes agree: all of people of the same name, and of the others up to
+    `most` files of `train`, those of the rarest sizes first; the rest only where one of them is
+    found, so that sets of other people cost little.
     """
     known = {name: label for label, name in enumerate(train.classes)}
     label_in_train = np.array([known.get(name, -1) for name in val.classes])[val.labels]
-    candidates = np.flatnonzero(label_in_train >= 0)
-    of_them = np.flatnonzero(np.isin(train.labels, label_in_train[candidates]))
-    by_size = defaultdict(list)
-    sizes = train.source.sizes(train.places[of_them])
-    for index, size in zip(of_them.tolist(), sizes.tolist(), strict=True):
-        by_size[train.labels[index], size].append(index)
-    shared = []
-    sizes = val.source.sizes(val.places[candidates])
-    for index, size in zip(candidates.tolist(), sizes.tolist(), strict=True):
-        others = by_size.get((label_in_train[index], size), ())
-        if others:
-            data = val.encoded(index)
-            if any(train.encoded(other) == data for other in others):
-                shared.append(index)
+    sizes, sizes_in_train = val.source.sizes(val.places), train.source.sizes(train.places)
+    both, numbers = np.unique(sizes_in_train, return_counts=True)
+    in_both = np.isin(both, sizes) & (both > 0)  # -1: missing, which is said when they are read
+    both, numbers = both[in_both], numbers[in_both]
+    rarest = np.argsort(numbers, kind='stable')
+    few = both[rarest[np.cumsum(numbers[rarest]) <= most]]
+    of_known = np.isin(train.labels, label_in_train) & np.isin(sizes_in_train, both)
+    shared = _same_bytes(train, val, of_known | np.isin(sizes_in_train, few), sizes_in_train, sizes)
+    if shared and len(few) < len(both):
+        shared = _same_bytes(train, val, np.isin(sizes_in_train, both), sizes_in_train, sizes)
     return shared
+
+
+def _same_bytes(train, val, of_train, sizes_in_train, sizes):
+    """Indices in `val` of the images whose bytes are those of one of `train` in the mask."""
+    there = {_digest(train, index) for index in np.flatnonzero(of_train).tolist()} - {None}
+    candidates = np.flatnonzero(np.isin(sizes, sizes_in_train[of_train]))
+    return [index for index in candidates.tolist() if _digest(val, index) in there]
+
+
+def _digest(faces, index):
+    try:
+        return hashlib.sha256(faces.encoded(index)).digest()
+    except DataError:  # what can't be read is counted when the images are decoded
+        return None

@@ -35,7 +35,7 @@ def test_a_good_set_is_nothing_to_talk_of(train, drawn):
     assert check_ages(train) == check_ages(val) == check_validation(train, val) == []
 
 
-@pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part'])
+@pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part', 'renamed'])
 def test_val_root_is_train_root(train, tmp_path, way):
     root, val = train.root, tmp_path / 'val'
     if way == 'same':
@@ -46,6 +46,9 @@ def test_val_root_is_train_root(train, tmp_path, way):
         val = write_shards(train, val)
     elif way == 'copy':
         shutil.copytree(root, val, copy_function=shutil.copyfile)  # with times of their own
+    elif way == 'renamed':
+        for name in train.classes:
+            shutil.copytree(f'{root}/{name}', val / f'other-{name}')
     else:
         shutil.copytree(f'{root}/p00003', val / 'p00003')
     with pytest.raises(DataError, match='val_root is train_root|images are in .*train too'):
@@ -63,6 +66,27 @@ def test_a_leak_is_counted_and_named(train, tmp_path):
     ]
     notice, = check_validation(train, val)
     assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
+
+
+def test_a_leak_under_another_name(train, tmp_path):
+    """One photograph of another person of train_root among a person's own."""
+    people(tmp_path / 'val', {'new': [3, 4], 'newer': [5, 6]})
+    shutil.copy(train.path(len(train) - 1), tmp_path / 'val' / 'new' / 'renamed_9.jpg')
+    notice, = check_validation(train, listed(tmp_path / 'val'))
+    assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
+
+
+def test_large_sets_are_compared_where_sizes_are_rare(train, tmp_path, monkeypatch):
+    """Up to `most` files of train_root, and all of them where one is found."""
+    for name in train.classes[:2]:
+        shutil.copytree(os.path.join(train.root, name), tmp_path / 'val' / f'other-{name}')
+    val, read = listed(tmp_path / 'val'), []
+    encoded_of = Faces.encoded
+    monkeypatch.setattr(Faces, 'encoded', lambda self, index: (
+        read.append(self.root), encoded_of(self, index))[1])
+    assert shared_images(train, val, 0) == [] and not read
+    assert shared_images(train, val, 1) == list(range(len(val)))
+    assert shared_images(train, val) == list(range(len(val)))
 
 
 @pytest.mark.parametrize(
