@@ -1,5 +1,6 @@
 """Sets of faces whose figures would mean nothing: said, or refused, before training."""
 import hashlib
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,29 +12,74 @@ if TYPE_CHECKING:
     from dataset import Faces
 
 READS = 50_000  # files of train_root that are compared with those of val_root at every start
+FILLED = 1.45  # numbers to a picture at most, where pictures are numbered and some were removed
 
 
 def check_ages(faces: 'Faces') -> list[str]:
-    """Lines of notice where the ages can't be ages: all equal, or the number of the picture."""
+    """Lines of notice where the ages can't be ages: (nearly) all equal, or numbers of pictures."""
     if len(faces) > 1 and np.ptp(faces.ages) == 0:
         return [
             f'{faces.root}: every face is of age {faces.ages[0]:g}: nothing of ageing can be '
             "learnt or measured; do 'pat' and 'pos' in meta.py point at the age?"
         ]
-    several, numbered = 0, []
+    ages, numbers = np.unique(faces.ages, return_counts=True)
+    if len(faces) >= 20 and numbers.max() >= 0.95 * len(faces):
+        return [
+            f'{faces.root}: {numbers.max()} of {len(faces)} faces are of age '
+            f'{ages[numbers.argmax()]:g}: little of ageing can be learnt or measured; do '
+            "'pat' and 'pos' in meta.py point at the age?"
+        ]
     order = np.argsort(faces.labels, kind='stable')
     starts = np.flatnonzero(np.diff(faces.labels[order])) + 1
-    for label, ages in enumerate(np.split(faces.ages[order], starts)):
-        several += len(ages) > 1
-        ages = np.sort(ages)
-        if len(ages) > 1 and ages[0] in (0, 1) and (np.diff(ages) == 1).all():
-            numbered.append(faces.classes[label])
-    if len(numbered) > 1 and len(numbered) > 0.9 * several:
+    people = dict(enumerate(map(np.sort, np.split(faces.ages[order], starts))))
+    people = {label: ages for label, ages in people.items() if len(ages) > 1}
+    if len(people) > 1 and _is_counter(faces.ages, people.values()):
         return [
-            f'{faces.root}: the ages of {len(numbered)} people, {some(numbered)}, count up from 0 '
-            "or 1: is the number of the picture taken for the age? Mend 'pat' and 'pos' in meta.py"
+            f'{faces.root}: the ages of all {len(faces)} faces count up from '
+            f'{faces.ages.min():g}, person after person: is the number of the picture taken for '
+            "the age? Mend 'pat' and 'pos' in meta.py"
+        ]
+    numbered = _numbered(people)
+    if numbered:
+        return [
+            f'{faces.root}: the ages of {len(numbered)} people, '
+            f'{some([faces.classes[label] for label in numbered])}, count up from '
+            f'{min(people[label][0] for label in numbered):g}: is the number of the picture taken '
+            "for the age? Mend 'pat' and 'pos' in meta.py"
         ]
     return []
+
+
+def _is_counter(ages, people):
+    """Whether one counter runs over the set: no number twice, few missing, each person's beside one
+    another. `people`: the sorted ages of each.
+    """
+    spans = sorted((ages[0], ages[-1]) for ages in people)
+    apart = all(last < first for (_, last), (first, _) in itertools.pairwise(spans))
+    several = len(np.unique(ages)) == len(ages) >= 12
+    return several and apart and np.ptp(ages) + 1 <= FILLED * len(ages)
+
+
+def _numbered(people):
+    """The labels in {label: sorted ages} of those whose pictures are numbered from one number on,
+    where nearly all are; else none.
+
+    Two people are enough where no number from 0 or 1 on is missing, else it takes three, and three
+    pictures of each where it starts later: that may well be a life.
+    """
+    from_one = [label for label, ages in people.items()
+                if ages[0] in (0, 1) and (np.diff(ages) == 1).all()]
+    if len(from_one) > 1 and len(from_one) > 0.9 * len(people):
+        return from_one
+    start = min((ages[0] for ages in people.values()), default=0)
+    if start > 1:
+        people = {label: ages for label, ages in people.items() if len(ages) > 2}
+    counting = [label for label, ages in people.items()
+                if (np.diff(ages) > 0).all() and (ages % 1 == 0).all()]
+    places = sum(people[label][-1] - start + 1 for label in counting)
+    pictures = sum(len(people[label]) for label in counting)
+    enough = len(counting) > max(2, 0.9 * len(people)) and places <= FILLED * pictures
+    return counting if enough else []
 
 
 def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
