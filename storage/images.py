@@ -1,4 +1,5 @@
 """One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
+import codecs
 import functools
 import importlib.util
 import io
@@ -230,7 +231,7 @@ def _upright(pixels, orientation):
 
 def _what_else(data):
     """What bytes are that no decoder knows, as far as a user may want to know."""
-    start = data[:64].lstrip().lower()
+    start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if not data:
         return 'not an image but an empty file'
     if start.startswith((b'<!doctype', b'<html')):

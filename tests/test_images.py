@@ -215,6 +215,7 @@ def test_the_reason_is_the_decoders():
     [
         (b'', 'an empty file'),
         (b' <!DOCTYPE html><html>404', 'a web page'),
+        (b'\xef\xbb\xbf<html>404', 'a web page'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 112\n', 'not an image of a kind'),
         (bytes(500), 'not an image of a kind'),
