@@ -4,6 +4,7 @@ and reading and writing at a position.
 import codecs
 import contextlib
 import os
+import re
 import threading
 import time
 import unicodedata
@@ -18,9 +19,12 @@ EXTENSIONS = (
 
 # what systems and network disks put beside the files of people, in lower case; and see is_system
 SYSTEM = {
-    '@eadir', '@tmp', '@recycle', '#recycle', '#snapshot', '__macosx', 'lost+found',
-    '$recycle.bin', 'recycler', 'system volume information', 'thumbs.db', 'desktop.ini',
+    '@eadir', '@tmp', '@recycle', '@recently-snapshot', '@appstore', '@sharebin', '@__thumb',
+    '#recycle', '#snapshot', '~snapshot', '__macosx', 'lost+found', 'network trash folder',
+    'temporary items', '$recycle.bin', 'recycler', 'recycled', 'system volume information',
+    '_vti_cnf', 'thumbs.db', 'desktop.ini',
 }  # fmt: skip
+RECOVERED = re.compile(r'found\.[0-9]{3}')  # folders of Windows' chkdsk
 
 _seeking = threading.Lock()
 
@@ -33,9 +37,10 @@ def is_image(name: str) -> bool:
 def is_system(name: str) -> bool:
     """Whether a file or folder of this name is the system's, and so no image and nobody's folder.
 
-    Hidden ones (`.DS_Store`, `.AppleDouble`, `._000_12.jpg`) and those of SYSTEM.
+    Hidden ones (`.DS_Store`, `.AppleDouble`, `._000_12.jpg`), those of SYSTEM and RECOVERED.
     """
-    return name.startswith('.') or name.lower() in SYSTEM
+    name = name.lower()
+    return name.startswith('.') or name in SYSTEM or RECOVERED.fullmatch(name) is not None
 
 
 class Below(NamedTuple):

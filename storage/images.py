@@ -1,4 +1,5 @@
 """One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
+import codecs
 import functools
 import importlib.util
 import io
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image, ImageFile
 
+from storage.greys import Depth
+from storage.strict import check_whole
 from utils import DataError
 
 try:
@@ -20,6 +23,7 @@ except ImportError:
 
 HEIGHT, WIDTH = 112, 96
 WIDTHS = 96, 112  # of faces: as in the paper, and as most sets and backbones of the field have it
+ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
 # Pillow's formats that are read; EPS is not among them, since it starts a program
 KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')
@@ -60,7 +64,7 @@ def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
     """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`.
 
     Raises DataError, which doesn't know the file's name, where the image is of another size or
-    can't be read. The size is checked before anything is decoded.
+    can't be read. The size is checked before anything but a PNG is decoded.
     """
     return to_width(open_image(data, _check_size), width)
 
@@ -85,12 +89,13 @@ def to_width(face: np.ndarray, width: int) -> np.ndarray:
 
 
 def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """An encoded image of any size -> RGB uint8 (height, width, 3), upright as its EXIF says.
+    """An encoded image of any size -> RGB uint8 (height, width, 3), upright as EXIF or XMP says.
 
     What a decoder calls damaged is refused, rather than shown with half of it grey. Greys of 16
     and 32 bits and floats are scaled to 8 bits, transparency is ignored, of an animation the first
-    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything is
-    decoded. Raises DataError, which doesn't know the file's name, with the decoder's reason.
+    picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything
+    but a PNG is decoded. Raises DataError, which doesn't know the file's name, with the decoder's
+    reason.
     """
     try:
         return _open(data, check or (lambda height, width: None))
@@ -113,7 +118,8 @@ def _open(data, check):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:  # of a kind that it doesn't know, or no JPEG at all
             return _open_with_pillow(data, check)
-        orientation = _orientation(data) if b'Exif\0\0' in data else 1
+        tagged = b'Exif\0\0' in data or b'tiff:Orientation' in data
+        orientation = _orientation(data) if tagged else 1
         check(*((width, height) if orientation > 4 else (height, width)))
         if height * width > 2 * Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
@@ -126,34 +132,20 @@ def _open(data, check):
 def _open_with_pillow(data, check):
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it for everybody
     with _STRICT, Image.open(io.BytesIO(data), formats=kinds()) as image:
+        depth = Depth(image)
+        if image.format == 'PNG':  # its EXIF may follow its pixels
+            image.load()
         width, height = image.size
-        # a TIFF tells its upright size, and is turned when it is loaded
-        lies = _orientation_of(image) > 4 and image.format != 'TIFF'
+        # a TIFF with the tag tells its upright size; any TIFF is turned when it is loaded
+        told = ORIENTATION in getattr(image, 'tag_v2', ())
+        lies = _orientation_of(image) > 4 and not told
         check(*((width, height) if lies else (height, width)))
+        check_whole(image, data)
         image.load()
         orientation = _orientation_of(image)
-    if image.mode.startswith(('I', 'F')):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    image = depth.eight_bits(image)
     image.info.pop('transparency', None)  # which converting would warn of
     return _upright(np.asarray(image.convert('RGB')), orientation)
-
-
-def _eight_bits(values):
-    """Greys of 16 or 32 bits, or floats from 0 to 1, as uint8.
-
-    The scale is the least of 8, 16 and 32 bits that holds them (of floats: 1 first), since neither
-    TIFF nor Pillow says which was meant; 16 bits are known as such.
-    """
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise DataError('not readable as an image (values below 0, or not finite: it has no greys)')
-    if values.dtype.itemsize == 2:
-        return (values >> 8).astype(np.uint8)
-    top = values.max()
-    scales = (1, 255, 2**16 - 1) if values.dtype.kind == 'f' else (255, 2**16 - 1, 2**31 - 1)
-    scale = next((scale for scale in scales if top <= scale), None)
-    if scale is None:
-        raise DataError(f'not readable as an image (values up to {top:g}: not greys of an image)')
-    return np.rint(values * (255 / scale)).astype(np.uint8)
 
 
 class _Strict:
@@ -204,9 +196,9 @@ def _orientation(data):
 
 
 def _orientation_of(image):
-    """EXIF's number from 1 to 8 for how the picture lies."""
+    """EXIF's number from 1 to 8 for how the picture lies; XMP's where EXIF has none."""
     try:
-        number = image.getexif().get(0x0112, 1)
+        number = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF is no damaged picture
         return 1
     return number if number in range(1, 9) else 1
@@ -225,7 +217,7 @@ def _upright(pixels, orientation):
 
 def _what_else(data):
     """What bytes are that no decoder knows, as far as a user may want to know."""
-    start = data[:64].lstrip().lower()
+    start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if not data:
         return 'not an image but an empty file'
     if start.startswith((b'<!doctype', b'<html')):

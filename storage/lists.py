@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.files import find, lines_of, seen_from
+from storage.files import find, is_image, lines_of, seen_from
 from storage.folder import Folder
-from storage.images import some, to_age
+from storage.images import AGE, some, to_age
 from utils import DataError
 
 SUFFIXES = '.txt', '.tsv', '.csv', '.lst', '.list'
@@ -24,9 +24,10 @@ def is_list(root: str) -> bool:
 class List(Folder):
     """The images of a list, a line each: path, label and age in years.
 
-    The three are separated by tabs, in a .csv by commas, else by spaces, of which the path may hold
-    some. Paths are relative to the list's folder; the label, text or a number, is the identity.
-    UTF-8 or UTF-16; a first line of titles is passed over. A place is a path, in bytes.
+    The three are separated by tabs, in a .csv by commas or semicolons, else by spaces, of which the
+    path may hold some. Paths are relative to the list's folder; the label, as it is written, is the
+    identity: 0 and 0.0 are two. UTF-8, or UTF-16 with a byte order mark; a first line of titles is
+    passed over. A place is a path, in bytes.
     """
 
     def __init__(self, root: str):
@@ -45,7 +46,9 @@ class List(Folder):
             found = find(self.root, name)
             if found is None:
                 missing.append(name)
-            elif faces.setdefault(found, (label, age)) != (label, age):
+                continue
+            found = _plain(found)
+            if faces.setdefault(found, (label, age)) != (label, age):
                 raise DataError(
                     f'{self.file}, line {number}: {some([name])} stands there before, with '
                     f'another label or age: {faces[found]}, now {(label, age)}'
@@ -76,12 +79,18 @@ class List(Folder):
             raise DataError(
                 f'{self.file}: {error.strerror}{seen_from(self.file)}: expected a list of images'
             ) from None
+        if any('\0' in line for line in lines):
+            raise DataError(f'{self.file}: no text file: save the list as text, in UTF-8')
         rows, bad = [], []
         for number, line in enumerate(lines, 1):
             fields = [field.strip() for field in self._fields(line)]
             if number == 1 and len(fields) == 3 and fields[2].lower() in TITLES:
                 continue
             try:
+                if AGE.fullmatch(fields[0]) and any(map(is_image, fields[1:])):
+                    raise ValueError(
+                        'it begins with a number, as lists of mxnet do, which have no ages'
+                    )
                 if len(fields) != 3 or not all(fields):
                     raise ValueError('it has no path, label and age')
                 label = unicodedata.normalize('NFC', fields[1])
@@ -102,5 +111,13 @@ class List(Folder):
             return line.split('\t')
         if self.file.lower().endswith('.csv'):
             with contextlib.suppress(csv.Error):
-                return next(csv.reader([line]))
+                ways = [next(csv.reader([line], delimiter=mark)) for mark in ',;']
+                return ways[1] if len(ways[1]) == 3 != len(ways[0]) else ways[0]
         return line.rsplit(maxsplit=2)
+
+
+def _plain(path):
+    """./a.jpg and sub//a.jpg as a.jpg and sub/a.jpg: one image has one place."""
+    first, *rest = path.split('/')
+    rest = [part for part in rest if part not in ('', '.')]
+    return '/'.join(rest if first == '.' else [first, *rest])

@@ -1,5 +1,6 @@
 """Sets of faces whose figures would mean nothing: said, or refused, before training."""
-from collections import defaultdict
+import hashlib
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,28 +11,75 @@ from utils import DataError
 if TYPE_CHECKING:
     from dataset import Faces
 
+READS = 50_000  # files of train_root that are compared with those of val_root at every start
+FILLED = 1.45  # numbers to a picture at most, where pictures are numbered and some were removed
+
 
 def check_ages(faces: 'Faces') -> list[str]:
-    """Lines of notice where the ages can't be ages: all equal, or the number of the picture."""
+    """Lines of notice where the ages can't be ages: (nearly) all equal, or numbers of pictures."""
     if len(faces) > 1 and np.ptp(faces.ages) == 0:
         return [
             f'{faces.root}: every face is of age {faces.ages[0]:g}: nothing of ageing can be '
             "learnt or measured; do 'pat' and 'pos' in meta.py point at the age?"
         ]
-    several, numbered = 0, []
+    ages, numbers = np.unique(faces.ages, return_counts=True)
+    if len(faces) >= 20 and numbers.max() >= 0.95 * len(faces):
+        return [
+            f'{faces.root}: {numbers.max()} of {len(faces)} faces are of age '
+            f'{ages[numbers.argmax()]:g}: little of ageing can be learnt or measured; do '
+            "'pat' and 'pos' in meta.py point at the age?"
+        ]
     order = np.argsort(faces.labels, kind='stable')
     starts = np.flatnonzero(np.diff(faces.labels[order])) + 1
-    for label, ages in enumerate(np.split(faces.ages[order], starts)):
-        several += len(ages) > 1
-        ages = np.sort(ages)
-        if len(ages) > 1 and ages[0] in (0, 1) and (np.diff(ages) == 1).all():
-            numbered.append(faces.classes[label])
-    if len(numbered) > 1 and len(numbered) > 0.9 * several:
+    people = dict(enumerate(map(np.sort, np.split(faces.ages[order], starts))))
+    people = {label: ages for label, ages in people.items() if len(ages) > 1}
+    if len(people) > 1 and _is_counter(faces.ages, people.values()):
         return [
-            f'{faces.root}: the ages of {len(numbered)} people, {some(numbered)}, count up from 0 '
-            "or 1: is the number of the picture taken for the age? Mend 'pat' and 'pos' in meta.py"
+            f'{faces.root}: the ages of all {len(faces)} faces count up from '
+            f'{faces.ages.min():g}, person after person: is the number of the picture taken for '
+            "the age? Mend 'pat' and 'pos' in meta.py"
+        ]
+    numbered = _numbered(people)
+    if numbered:
+        return [
+            f'{faces.root}: the ages of {len(numbered)} people, '
+            f'{some([faces.classes[label] for label in numbered])}, count up from '
+            f'{min(people[label][0] for label in numbered):g}: is the number of the picture taken '
+            "for the age? Mend 'pat' and 'pos' in meta.py"
         ]
     return []
+
+
+def _is_counter(ages, people):
+    """Whether one counter runs over the set: no number twice, few missing, each person's beside one
+    another. `people`: the sorted ages of each.
+    """
+    spans = sorted((ages[0], ages[-1]) for ages in people)
+    apart = all(last < first for (_, last), (first, _) in itertools.pairwise(spans))
+    several = len(np.unique(ages)) == len(ages) >= 12
+    return several and apart and np.ptp(ages) + 1 <= FILLED * len(ages)
+
+
+def _numbered(people):
+    """The labels in {label: sorted ages} of those whose pictures are numbered from one number on,
+    where nearly all are; else none.
+
+    Two people are enough where no number from 0 or 1 on is missing, else it takes three, and three
+    pictures of each where it starts later: that may well be a life.
+    """
+    from_one = [label for label, ages in people.items()
+                if ages[0] in (0, 1) and (np.diff(ages) == 1).all()]
+    if len(from_one) > 1 and len(from_one) > 0.9 * len(people):
+        return from_one
+    start = min((ages[0] for ages in people.values()), default=0)
+    if start > 1:
+        people = {label: ages for label, ages in people.items() if len(ages) > 2}
+    counting = [label for label, ages in people.items()
+                if (np.diff(ages) > 0).all() and (ages % 1 == 0).all()]
+    places = sum(people[label][-1] - start + 1 for label in counting)
+    pictures = sum(len(people[label]) for label in counting)
+    enough = len(counting) > max(2, 0.9 * len(people)) and places <= FILLED * pictures
+    return counting if enough else []
 
 
 def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
@@ -73,25 +121,37 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     return notices
 
 
-def shared_images(train: 'Faces', val: 'Faces') -> list[int]:
-    """Indices in `val` of the images that `train` holds too, byte for byte, of the same person.
+def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
+    """Indices in `val` of the images that `train` holds too, byte for byte, whosever they are.
 
-    Files are compared where person and size agree, so that sets of other people cost nothing.
+    Files are read where their sizes agree: all of people of the same name, and of the others up to
+    `most` files of `train`, those of the rarest sizes first; the rest only where one of them is
+    found, so that sets of other people cost little.
     """
     known = {name: label for label, name in enumerate(train.classes)}
     label_in_train = np.array([known.get(name, -1) for name in val.classes])[val.labels]
-    candidates = np.flatnonzero(label_in_train >= 0)
-    of_them = np.flatnonzero(np.isin(train.labels, label_in_train[candidates]))
-    by_size = defaultdict(list)
-    sizes = train.source.sizes(train.places[of_them])
-    for index, size in zip(of_them.tolist(), sizes.tolist(), strict=True):
-        by_size[train.labels[index], size].append(index)
-    shared = []
-    sizes = val.source.sizes(val.places[candidates])
-    for index, size in zip(candidates.tolist(), sizes.tolist(), strict=True):
-        others = by_size.get((label_in_train[index], size), ())
-        if others:
-            data = val.encoded(index)
-            if any(train.encoded(other) == data for other in others):
-                shared.append(index)
+    sizes, sizes_in_train = val.source.sizes(val.places), train.source.sizes(train.places)
+    both, numbers = np.unique(sizes_in_train, return_counts=True)
+    in_both = np.isin(both, sizes) & (both > 0)  # -1: missing, which is said when they are read
+    both, numbers = both[in_both], numbers[in_both]
+    rarest = np.argsort(numbers, kind='stable')
+    few = both[rarest[np.cumsum(numbers[rarest]) <= most]]
+    of_known = np.isin(train.labels, label_in_train) & np.isin(sizes_in_train, both)
+    shared = _same_bytes(train, val, of_known | np.isin(sizes_in_train, few), sizes_in_train, sizes)
+    if shared and len(few) < len(both):
+        shared = _same_bytes(train, val, np.isin(sizes_in_train, both), sizes_in_train, sizes)
     return shared
+
+
+def _same_bytes(train, val, of_train, sizes_in_train, sizes):
+    """Indices in `val` of the images whose bytes are those of one of `train` in the mask."""
+    there = {_digest(train, index) for index in np.flatnonzero(of_train).tolist()} - {None}
+    candidates = np.flatnonzero(np.isin(sizes, sizes_in_train[of_train]))
+    return [index for index in candidates.tolist() if _digest(val, index) in there]
+
+
+def _digest(faces, index):
+    try:
+        return hashlib.sha256(faces.encoded(index)).digest()
+    except DataError:  # what can't be read is counted when the images are decoded
+        return None

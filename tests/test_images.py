@@ -1,11 +1,13 @@
 """One image: every way in which people have it, and what is refused."""
 import io
+import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from storage import images
 from storage.images import decode, open_image
@@ -98,6 +100,29 @@ def test_upright_as_exif_says(kind, orientation):
     assert np.abs(decode(data).astype(int) - expected).max() <= 1
 
 
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    b'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+    b'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_upright_as_xmp_says_where_there_is_no_exif(kind):
+    lying, described = Image.fromarray(np.ascontiguousarray(RAMP.T)), PngImagePlugin.PngInfo()
+    described.add_itxt('XML:com.adobe.xmp', XMP.decode())
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[700], tags.tagtype[700] = XMP, 1
+    options = {
+        'JPEG': {'xmp': XMP, 'quality': 95},
+        'PNG': {'pnginfo': described},
+        'WEBP': {'xmp': XMP, 'lossless': True},
+        'TIFF': {'tiffinfo': tags},
+    }[kind]
+    face = decode(saved(lying, kind, **options)).astype(int)
+    assert np.abs(face - np.rot90(RAMP.T, -1)[..., None]).mean() < (12 if kind == 'JPEG' else 1e-9)
+
+
 def test_damaged_exif_is_no_damaged_picture():
     exif = Image.Exif()
     exif[0x0112] = 1
@@ -111,6 +136,9 @@ def test_damaged_exif_is_no_damaged_picture():
     [
         (RAMP.astype(np.uint16) * 257, 'PNG'),
         (RAMP.astype(np.uint16) * 257, 'TIFF'),
+        (np.rint(RAMP * (4095 / 255)).astype(np.uint16), 'PNG'),
+        (np.rint(RAMP * (4095 / 255)).astype(np.uint16), 'TIFF'),
+        (RAMP.astype(np.uint16), 'PNG'),
         (RAMP.astype(np.int32) * 257, 'TIFF'),
         (RAMP.astype(np.int32) * (2**23 + 2**15), 'TIFF'),
         (RAMP.astype(np.int32), 'TIFF'),
@@ -126,6 +154,33 @@ def test_greys_of_more_than_eight_bits(grey, kind):
 def test_sixteen_bits_of_ppm():
     data = b'P5 96 112 65535\n' + (RAMP.astype('>u2') * 257).tobytes()
     assert (decode(data) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize('grey', [RAMP.astype(np.uint16) * 257, RAMP])
+def test_white_may_be_zero_in_tiff(grey):
+    data = saved(grey, 'TIFF', tiffinfo={262: 1})
+    assert (decode(data) == RAMP[..., None]).all()
+    tag = b'\x06\x01\x03\x00\x01\x00\x00\x00'  # 262, a short, one of it
+    assert data.count(tag + b'\1') == 1
+    assert (decode(data.replace(tag + b'\1', tag + b'\0')) == 255 - RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize('scale, black', [(257, False), (16, True)])
+def test_colours_of_twelve_bits_in_sixteen_are_refused(scale, black):
+    """Pillow keeps their upper 8 bits, of which 4 are none."""
+    head = struct.pack('>IIBBBBB', 96, 112, 16, 2, 0, 0, 0)
+    colours = (np.repeat(RAMP[..., None], 3, 2).astype(int) * scale).astype('>u2')
+    lines = b''.join(b'\0' + row.tobytes() for row in colours)
+    chunks = (b'IHDR', head), (b'IDAT', zlib.compress(lines)), (b'IEND', b'')
+    data = b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    if black:
+        with pytest.raises(DataError, match='only the lowest 12 are used: save it with 8 bits'):
+            decode(data)
+    else:
+        assert (decode(data) == RAMP[..., None]).all()
 
 
 @pytest.mark.parametrize('value', [-1, np.nan, np.inf, 1e12])
@@ -167,6 +222,42 @@ def test_what_libjpeg_calls_corrupt_is_refused():
         decode(bytes(cmyk))
 
 
+@pytest.mark.parametrize(
+    'kind, options',
+    [
+        ('PNG', {}),
+        ('TIFF', {'compression': 'tiff_adobe_deflate'}),
+        ('TIFF', {'compression': 'tiff_deflate', 'tile': (16, 16)}),
+    ],
+)
+def test_what_fails_its_checksum_is_refused(kind, options, capfd):
+    """Wherever a byte is lost; and libtiff writes nothing of its own to the screen."""
+    data = encoded(kind=kind, **options)
+    whole = decode(data)
+    for at in range(600, len(data) - 400, len(data) // 30):
+        damaged = bytearray(data)
+        damaged[at:at + 16] = bytes(16)
+        try:
+            assert (decode(bytes(damaged)) == whole).all()  # tags that no pixel depends on
+        except DataError as error:
+            assert 'not readable as an image' in str(error)
+    damaged = data[:len(data) // 2] + bytes(16) + data[len(data) // 2 + 16:]
+    with pytest.raises(DataError, match='not readable as an image'):
+        decode(damaged)
+    assert capfd.readouterr().err == ''
+
+
+def test_damaged_jpeg_in_tiff_is_refused(capfd):
+    """Wherever libjpeg warns, which libtiff doesn't pass on."""
+    data = bytearray(encoded(kind='TIFF', compression='jpeg', quality=95))
+    decode(bytes(data))
+    middle = len(data) // 2
+    data[middle:middle + 400] = bytes(400)
+    with pytest.raises(DataError, match='Corrupt JPEG data'):
+        decode(bytes(data))
+    assert capfd.readouterr().err == ''
+
+
 def test_the_reason_is_the_decoders():
     with pytest.raises(DataError, match=r'as an image \(Premature end of JPEG file\)'):
         decode(encoded()[:-300])
@@ -179,6 +270,7 @@ def test_the_reason_is_the_decoders():
     [
         (b'', 'an empty file'),
         (b' <!DOCTYPE html><html>404', 'a web page'),
+        (b'\xef\xbb\xbf<html>404', 'a web page'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 112\n', 'not an image of a kind'),
         (bytes(500), 'not an image of a kind'),

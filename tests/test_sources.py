@@ -40,7 +40,9 @@ def names(faces):
 
 
 SYSTEM = ['@eaDir', '__MACOSX', 'lost+found', '$RECYCLE.BIN', '.AppleDouble', '#recycle']
-SYSTEM += ['System Volume Information', '.ipynb_checkpoints']
+SYSTEM += ['System Volume Information', '.ipynb_checkpoints', '@Recently-Snapshot', '@appstore']
+SYSTEM += ['Network Trash Folder', 'Temporary Items', 'FOUND.000', 'RECYCLED', '~snapshot']
+SYSTEM += ['@__thumb', '@sharebin', '_vti_cnf']
 
 
 def test_what_systems_leave_is_nobody(root, tmp_path):
@@ -63,7 +65,8 @@ def test_what_systems_leave_is_nobody(root, tmp_path):
 
 
 def test_names_that_only_look_like_a_systems():
-    assert not any(map(is_system, ('eaDir', 'Thumbs.db.jpg', 'lost', 'MACOSX', '@ada', '#1')))
+    names = 'eaDir', 'Thumbs.db.jpg', 'lost', 'MACOSX', '@ada', '#1', 'found', 'found.1000'
+    assert not any(map(is_system, names))
 
 
 def test_images_of_every_suffix_in_folders_of_any_depth(root):
@@ -179,7 +182,7 @@ def rows(faces):
 
 
 @pytest.mark.parametrize(
-    'name, sep', [('l.txt', '\t'), ('l.txt', ' '), ('l', '  '), ('l.csv', ',')]
+    'name, sep', [('l.txt', '\t'), ('l.txt', ' '), ('l', '  '), ('l.csv', ','), ('l.csv', ';')]
 )
 @pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
 def test_a_list_holds_the_faces_of_its_folder(root, name, sep, coding):
@@ -221,6 +224,10 @@ def test_labels_are_one_whichever_way_accents_are_written(root):
         ('', 'the list is empty'),
         ('path label age\n', 'the list is empty'),
         ('Ada/000_12.jpg Ada 12\nAda/001_40.jpg Ada\n', '1 line.*line 2: .*no path, label and age'),
+        ('0\t17.000000\tAda/000_12.jpg\n', 'line 1: .*begins with a number, as lists of mxnet'),
+        ('1\tAda/000_12.jpg\t17\n', 'line 1: .*begins with a number, as lists of mxnet'),
+        ('7\t17\t12\tAda/000_12.jpg\n', 'line 1: .*begins with a number, as lists of mxnet'),
+        ('A\0d\0a\0', 'no text file: save the list as text, in UTF-8'),
         ('Ada/000_12.jpg Ada old\n', "line 1: .*'old' is no age"),
         ('Ada/000_12.jpg Ada 121\n', 'line 1: .*121 is no age between 0 and 120'),
         ('Ada/000_12.jpg\t\t12\n', 'line 1: .*no path, label and age'),
@@ -232,6 +239,10 @@ def test_labels_are_one_whichever_way_accents_are_written(root):
             'Ada/000_12.jpg Ada 12\nAda/000_12.jpg Bob 12\n',
             'line 2: Ada/000_12.jpg stands there before',
         ),
+        (
+            'Ada/000_12.jpg Ada 12\n./Ada//000_12.jpg Bob 12\n',
+            'line 2: ./Ada//000_12.jpg stands there before',
+        ),
     ],
 )
 def test_lists_that_are_none(root, text, message):
@@ -241,13 +252,17 @@ def test_lists_that_are_none(root, text, message):
     assert str(error.value).isprintable()
 
 
-def test_lines_that_repeat_count_once(root):
-    (root / 'a.txt').write_text(
-        'Ada/000_12.jpg Ada 12\nBob/000_7.jpg Bob 7\nAda/000_12.jpg Ada 12\n'
-    )
+@pytest.mark.parametrize('again', ['Ada/000_12.jpg', './Ada/000_12.jpg', 'Ada/.//000_12.jpg'])
+def test_lines_that_repeat_count_once(root, again):
+    (root / 'a.txt').write_text(f'./Ada/000_12.jpg Ada 12\nBob/000_7.jpg Bob 7\n{again} Ada 12\n')
     faces = listed(root / 'a.txt')
-    assert len(faces) == 2
+    assert names(faces) == ['Ada/000_12.jpg', 'Bob/000_7.jpg']
     assert faces.check() == [f'{root}/a.txt: 1 line(s) repeat others, and count once']
+
+
+def test_labels_are_text(root):
+    (root / 'a.txt').write_text('Ada/000_12.jpg 0 12\nBob/000_7.jpg 0.0 7\n')
+    assert listed(root / 'a.txt').classes == ['0', '0.0']
 
 
 def test_decoded_faces_of_a_list_follow_it(root):

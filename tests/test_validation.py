@@ -35,7 +35,7 @@ def test_a_good_set_is_nothing_to_talk_of(train, drawn):
     assert check_ages(train) == check_ages(val) == check_validation(train, val) == []
 
 
-@pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part'])
+@pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part', 'renamed'])
 def test_val_root_is_train_root(train, tmp_path, way):
     root, val = train.root, tmp_path / 'val'
     if way == 'same':
@@ -46,6 +46,9 @@ def test_val_root_is_train_root(train, tmp_path, way):
         val = write_shards(train, val)
     elif way == 'copy':
         shutil.copytree(root, val, copy_function=shutil.copyfile)  # with times of their own
+    elif way == 'renamed':
+        for name in train.classes:
+            shutil.copytree(f'{root}/{name}', val / f'other-{name}')
     else:
         shutil.copytree(f'{root}/p00003', val / 'p00003')
     with pytest.raises(DataError, match='val_root is train_root|images are in .*train too'):
@@ -63,6 +66,27 @@ def test_a_leak_is_counted_and_named(train, tmp_path):
     ]
     notice, = check_validation(train, val)
     assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
+
+
+def test_a_leak_under_another_name(train, tmp_path):
+    """One photograph of another person of train_root among a person's own."""
+    people(tmp_path / 'val', {'new': [3, 4], 'newer': [5, 6]})
+    shutil.copy(train.path(len(train) - 1), tmp_path / 'val' / 'new' / 'renamed_9.jpg')
+    notice, = check_validation(train, listed(tmp_path / 'val'))
+    assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
+
+
+def test_large_sets_are_compared_where_sizes_are_rare(train, tmp_path, monkeypatch):
+    """Up to `most` files of train_root, and all of them where one is found."""
+    for name in train.classes[:2]:
+        shutil.copytree(os.path.join(train.root, name), tmp_path / 'val' / f'other-{name}')
+    val, read = listed(tmp_path / 'val'), []
+    encoded_of = Faces.encoded
+    monkeypatch.setattr(Faces, 'encoded', lambda self, index: (
+        read.append(self.root), encoded_of(self, index))[1])
+    assert shared_images(train, val, 0) == [] and not read
+    assert shared_images(train, val, 1) == list(range(len(val)))
+    assert shared_images(train, val) == list(range(len(val)))
 
 
 @pytest.mark.parametrize(
@@ -96,8 +120,41 @@ def test_the_number_of_the_picture_is_no_age(tmp_path, first):
 
 
 @pytest.mark.parametrize(
+    'ages, first',
+    [
+        ({name: [0, 1, 3] for name in 'abc'}, 0),
+        ({'a': [0, 1, 2, 3], 'b': [0, 2, 3], 'c': [1, 2, 3], 'd': [0, 1]}, 0),
+        ({name: [2, 3, 4] for name in 'abc'}, 2),
+        ({name: range(10, 14) for name in 'abc'} | {'d': [10, 11]}, 10),
+    ],
+)
+def test_numbers_of_pictures_with_gaps_or_from_later_on(tmp_path, ages, first):
+    notice, = check_ages(people(tmp_path, ages))
+    assert f'count up from {first}: is the number of the picture' in notice
+
+
+def test_a_counter_over_the_set_is_no_age(tmp_path):
+    ages = {name: range(8 * place, 8 * place + 8) for place, name in enumerate('abcd')}
+    notice, = check_ages(people(tmp_path / 'whole', ages))
+    assert 'the ages of all 32 faces count up from 0' in notice
+    ages = {name: [age for age in years if age % 5] for name, years in ages.items()}
+    notice, = check_ages(people(tmp_path / 'gaps', ages))
+    assert 'the ages of all 25 faces count up from 1' in notice
+
+
+def test_ages_that_are_nearly_all_equal(tmp_path):
+    notice, = check_ages(people(tmp_path, {'a': [30] * 19, 'b': [30] * 12 + [31]}))
+    assert '31 of 32 faces are of age 30' in notice and "'pat' and 'pos'" in notice
+
+
+@pytest.mark.parametrize(
     'ages',
     [
+        {name: [20, 21] for name in 'abc'},
+        {'a': [1, 3, 5], 'b': [1, 4, 8], 'c': [1, 2, 7]},
+        {'a': [20, 21, 22, 23], 'b': [40, 41, 42, 43], 'c': [30, 31, 32, 33]},
+        {'a': range(0, 12, 2), 'b': range(1, 13, 2)},
+        {'a': [30] * 9 + [31], 'b': [30] * 9 + [50]},
         {'a': [0, 1, 2], 'b': [3, 4, 5]},
         {'a': [0, 1], 'b': [0, 2]},
         {'a': [1, 2], 'b': [1, 1]},
