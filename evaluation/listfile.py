@@ -12,6 +12,8 @@ from utils import DataError, write_whole
 
 LABELS = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False,
           '-1': False}
+# in the first line of a list whose threshold candidates are all of its scores, and no grid
+EVERY_SCORE = 'thresholds: every score'
 QUOTED = re.compile(r'"([^"]*)"|([^ \t]+)')
 
 
@@ -98,12 +100,13 @@ def root_of(path: Path, names: list[str], *below: str) -> Path:
 
 def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
     """Writes the pairs as lines `label pathA pathB fold`, with tabs between, that lists.pair_list
-    reads; the first line is `note`. Raises DataError for a name that such a line can't hold."""
+    reads; the first line is `note`, and that the thresholds are every score, as they were where the
+    pairs were drawn. Raises DataError for a name that such a line can't hold."""
     paths = [os.path.abspath(name) for name in names]
     for name in paths:
         if set(name) & set('\t\r\n"'):
             raise DataError(f'{some([name])}: a list can hold no tab, quote or line end in a name')
     lines = [f'{same:d}\t{paths[left]}\t{paths[right]}\t{fold}'
              for left, right, same, fold in zip(*pairs[:4], strict=True)]
-    text = os.fsencode('\n'.join([f'# {note}', *lines, '']))
+    text = os.fsencode('\n'.join([f'# {note}; {EVERY_SCORE}', *lines, '']))
     write_whole(path, lambda temporary: temporary.write_bytes(text))

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset import Faces
-from evaluation.listfile import is_header, locate, pair_of, read_lines, root_of
+from evaluation.listfile import EVERY_SCORE, is_header, locate, pair_of, read_lines, root_of
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
+from evaluation.rates import GRID
 from storage import files
 from storage.images import some
 from utils import DataError
@@ -34,7 +35,7 @@ class Listed(NamedTuple):
 
     `pairs` is a verification list. `labels` (N,) int and `ages` (N,) years are of image files that
     are named after them. `digest` is the sha256 of the list file, None where the file names are the
-    list.
+    list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
     """
     sources: list
     names: list
@@ -42,6 +43,13 @@ class Listed(NamedTuple):
     labels: np.ndarray | None = None
     ages: np.ndarray | None = None
     digest: str | None = None
+    every_score: bool = False
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The candidates, as rates.decide takes them: published lists are scored on the grid, pairs
+        that are drawn here at every score."""
+        return GRID if self.pairs and not self.every_score else None
 
 
 def lfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
@@ -133,7 +141,8 @@ def pair_list(path) -> Listed:
 
     Columns are cut at tabs, spaces or commas; the label may come last, a fourth column is the fold.
     Without one, ten folds are cut in the order of the list, each with a tenth of either kind. The
-    folders are taken for people where they agree with every label.
+    folders are taken for people where they agree with every label. A first line `# thresholds:
+    every score`, as --write-pairs has it, makes the thresholds those of pairs drawn by age gap.
     """
     file = Path(path).expanduser()
     lines, digest = read_lines(file)
@@ -157,6 +166,8 @@ def pair_list(path) -> Listed:
     if any(fold is None for *_, fold in rows):
         rows = _in_ten_folds(rows)
     listed = _listed(rows, file.parent, ('', 'images'), digest)
+    if lines[0][1].startswith('#') and EVERY_SCORE in lines[0][1]:
+        listed = listed._replace(every_score=True)
     folders = [str(Path(source).parent) for source in listed.sources]
     people = np.unique(folders, return_inverse=True)[1][np.stack(listed.pairs[:2], 1)]
     agree = ((people[:, 0] == people[:, 1]) == listed.pairs.same).all()

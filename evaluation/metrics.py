@@ -35,7 +35,8 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     `replicates`, 'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs where
     people is None; the folds' thresholds are held). Where a kind of pair is missing there are no
     figures; where there are fewer than ENOUGH of a kind no accuracy and no intervals; where the
-    folds can't be folds no accuracy; 'reason' says so. Raises ValueError for scores that aren't finite.
+    folds can't be folds no accuracy; 'reason' says so. Raises ValueError for scores that aren't
+    finite.
     """
     scores, same, folds = np.asarray(scores, np.float64), np.asarray(same, bool), np.asarray(folds)
     if not np.isfinite(scores).all():

@@ -7,7 +7,7 @@ from evaluation import leakage, metrics
 from evaluation.intervals import REPLICATES, share_interval
 from evaluation.lists import Listed
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
-from evaluation.rates import GRID, check_finite, cosines
+from evaluation.rates import check_finite, cosines
 from utils import DataError
 
 READ_BY_AGE = ('fgnet', 'folder', 'morph')  # ages known, no list of pairs
@@ -27,7 +27,6 @@ class Evidence:
         self.embeddings, self.seed = embeddings, seed
         self.pairs = listed.pairs or gap_pairs(listed.labels, listed.ages, seed)
         self.scores = cosines(embeddings, self.pairs.left, self.pairs.right)
-        self.thresholds = GRID if listed.pairs else None
         self.hits = self.probes = None
         if benchmark == 'morph':  # gallery, probe, gallery, probe …
             self.probes = np.arange(1, len(embeddings), 2)
@@ -43,8 +42,8 @@ class Evidence:
         listed = self.listed
         if listed.pairs:
             people = None if listed.pairs.people is None else len(np.unique(listed.pairs.people))
-            report = metrics.verification(self.scores, *listed.pairs[2:5], replicates=REPLICATES,
-                                          seed=self.seed)
+            report = metrics.verification(self.scores, *listed.pairs[2:5], listed.thresholds,
+                                          REPLICATES, self.seed)
             return {'images': len(listed.sources), 'people': people,
                     'interval_over': 'pairs' if people is None else 'people',
                     'verification': report}
@@ -62,7 +61,7 @@ def compare(first: Evidence, second: Evidence) -> dict:
     interval: pooled, by gap, rank-1."""
     pairs, result = first.pairs, {}
     result['verification'] = metrics.difference(first.scores, second.scores, pairs,
-                                                first.thresholds, seed=first.seed)
+                                                first.listed.thresholds, seed=first.seed)
     if pairs.gap is not None:
         gaps = gap_bin(pairs.gap)
         result['by_gap'] = []

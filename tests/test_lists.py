@@ -176,3 +176,11 @@ def test_written_pairs_are_read_back(tmp_path):
     assert (listed.pairs.same == drawn.same).all() and (listed.pairs.fold == drawn.fold).all()
     with pytest.raises(DataError, match='no tab'):
         write_pairs(tmp_path / 'list', drawn, ['a\tb'] * 40, '')
+
+
+@pytest.mark.parametrize('first, every', [('# thresholds: every score\n', True),
+                                          ('# mine\n', False), ('', False)])
+def test_a_list_says_whether_its_thresholds_are_every_score(faces, first, every):
+    (faces / 'list').write_text(first + rows())
+    listed = lists.pair_list(faces / 'list')
+    assert listed.every_score is every and (listed.thresholds is None) is every

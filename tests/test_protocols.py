@@ -404,7 +404,8 @@ def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
     run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
     first, second = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
                      ['verification'] for name in 'ab')
-    for figure in ('pairs', 'auc', 'eer', 'tar@1e-1'):
+    for figure in ('pairs', 'accuracy', 'accuracy_std', 'fold_accuracy', 'threshold', 'auc', 'eer',
+                   'tar@1e-1'):
         assert first[figure] == second[figure], figure
     assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
     with pytest.raises(SystemExit):
