@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     """Reads the benchmark and the weights, measures each, and leaves the report."""
     device = utils.pick_device(args.ctx)
     listed, drawn, name = read_list(args)
+    for notice in listed.notices:
+        print(notice)
     distractors = lists.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
     models = [load_weights(path, device, args.backbone) for path in args.weights]
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     result = {'benchmark': name, 'path': args.path,
               'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]), 'seed': args.seed,
               'device': device.type, 'bf16': args.bf16, 'versions': versions,
-              'models': list(reports)}
+              'notices': list(listed.notices), 'models': list(reports)}
     if alignment:
         for report in reports:
             report['alignment'] = alignment

@@ -5,6 +5,7 @@ missing and where it looked, and refuses another count than the published one (t
 arguments, there for lists of one's own).
 """
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +17,18 @@ from evaluation.listfile import EVERY_SCORE, is_header, locate, pair_of, read_li
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
 from evaluation.rates import GRID
+from preparation.labels import TAIL
 from storage import files
 from storage.images import some
+from storage.validation import check_ages
 from utils import DataError
 
-# 001A43a.JPG: subject 1 at 43, the second picture
-FGNET = re.compile(r'(\d{3})a(\d{1,2})[a-z]?', re.IGNORECASE | re.ASCII)
+# 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
+FGNET = re.compile(rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
+                   re.IGNORECASE | re.ASCII)
 # 009055_1M54.JPG: subject, picture, sex, age
-MORPH = re.compile(r'(\d{1,18})_(\d+)([MF])(\d{1,3})', re.IGNORECASE | re.ASCII)
+MORPH = re.compile(rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
+                   re.IGNORECASE | re.ASCII)
 NUMBER = re.compile(r'[0-9]{1,9}')
 # what LFW's archives unpack to
 LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
@@ -36,6 +41,7 @@ class Listed(NamedTuple):
     `pairs` is a verification list. `labels` (N,) int and `ages` (N,) years are of image files that
     are named after them. `digest` is the sha256 of the list file, None where the file names are the
     list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
+    `notices` are lines for the user: what was left out, what looks wrong.
     """
     sources: list
     names: list
@@ -44,6 +50,7 @@ class Listed(NamedTuple):
     ages: np.ndarray | None = None
     digest: str | None = None
     every_score: bool = False
+    notices: tuple = ()
 
     @property
     def thresholds(self) -> np.ndarray | None:
@@ -186,15 +193,13 @@ def _in_ten_folds(rows):
 
 def fgnet(path, images: int = 1002, people: int = 82) -> Listed:
     """FG-NET: 001A02.JPG … 082A18.jpg, in whatever case, anywhere below path."""
-    return _named(path, FGNET, 'subject, A, age: 001A02.JPG', lambda match: (match[1], match[2]),
-                  images, people)
+    return _named(path, FGNET, 'subject, A, age: 001A02.JPG', images, people)
 
 
 def morph(path) -> Listed:
     """MORPH Album 2: 009055_1M54.JPG …, anywhere below path; sources are sorted by subject and
     picture number."""
-    return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG',
-                  lambda match: (match[1], match[4]))
+    return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG')
 
 
 def folder(path, pat: str, pos: int) -> Listed:
@@ -204,7 +209,8 @@ def folder(path, pat: str, pos: int) -> Listed:
     sources = paths = [faces.path(i) for i in range(len(faces))]
     if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
         sources = [faces.encoded(i) for i in range(len(faces))]
-    return Listed(sources, paths, labels=faces.labels, ages=faces.ages)
+    return Listed(sources, paths, labels=faces.labels, ages=faces.ages,
+                  notices=(*faces.source.notices, *check_ages(faces)))
 
 
 def images_below(path) -> list[str]:
@@ -219,15 +225,29 @@ def images_below(path) -> list[str]:
     return found
 
 
-def _named(path, pattern, shape, fields, images=None, people=None):
-    """Images whose names tell subject and age, in order of subject and of numbers in the name."""
-    found = [(match, file) for file in images_below(path)
-             if (match := pattern.fullmatch(Path(file).stem))]
+def _named(path, pattern, shape, images=None, people=None):
+    """Images whose names tell subject and age, in order of subject and of numbers in the name.
+
+    Raises DataError where two are of one photograph: they would be a pair that tells nothing.
+    """
+    found, others = [], []
+    for file in images_below(path):
+        match = pattern.fullmatch(Path(file).stem)
+        if match:
+            found.append((match, file))
+        else:
+            others.append(os.path.relpath(file, path))
     found.sort(key=lambda item: [int(text) if text.isdigit() else text.lower()
                                  for text in re.split(r'(\d+)', Path(item[1]).stem)])
     if not found:
         raise DataError(f'{path}: no image here or below is named {shape}')
-    subjects, ages = zip(*(fields(match) for match, _ in found), strict=True)
+    first = {}
+    for match, file in found:
+        other = first.setdefault(match['photograph'].lower(), file)
+        if other != file:
+            raise DataError(f'{path}: two images of one photograph, {some([other, file])}: '
+                            'remove one of them')
+    subjects, ages = zip(*((match['subject'], match['age']) for match, _ in found), strict=True)
     names, labels = np.unique(np.array(subjects, int), return_inverse=True)
     if images is not None and (len(found), len(names)) != (images, people):
         absent = [str(number) for number in range(1, people + 1) if number not in names]
@@ -235,7 +255,10 @@ def _named(path, pattern, shape, fields, images=None, people=None):
                         f'the published set has {images} of {people}'
                         + (f'; no image of subject {some(absent)}' if absent else ''))
     paths = [file for _, file in found]
-    return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32))
+    notices = [f'{path}: {len(others)} image(s) left out, whose names are not {shape}: '
+               f'{some(others)}'] if others else []
+    return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32),
+                  notices=tuple(notices))
 
 
 def _listed(rows, path, below, digest, people=None):

@@ -166,6 +166,23 @@ def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
         protocols.morph_subjects(lists.morph(tmp_path), 3, 0)
 
 
+def test_names_that_an_aligner_touched_are_read(tmp_path):
+    for person in range(6):
+        face(tmp_path / 'fgnet' / f'{person:03d}A07a_0.JPG')
+        for name in ('1M21_0', '2M30-aligned'):
+            face(tmp_path / 'morph' / f'{person:06d}_{name}.JPG')
+    assert lists.fgnet(tmp_path / 'fgnet', 6, 6).ages.tolist() == [7] * 6
+    listed = lists.morph(tmp_path / 'morph')
+    assert listed.ages.tolist() == [21, 30] * 6 and listed.notices == ()
+    for name in ('000001_1M.JPG', 'contact sheet.png'):
+        face(tmp_path / 'morph' / name)
+    notice, = lists.morph(tmp_path / 'morph').notices
+    assert '2 image(s) left out' in notice and '000001_1M.JPG, contact sheet.png' in notice
+    face(tmp_path / 'morph' / 'copies' / '000001_1m21.png')
+    with pytest.raises(DataError, match='two images of one photograph, .*1m21.png, .*21_0.JPG'):
+        lists.morph(tmp_path / 'morph')
+
+
 # .bin
 
 def python2(images, same):
@@ -419,6 +436,17 @@ def test_why_a_folder_has_no_figures(weights, tmp_path, capsys, people, each, wh
     run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
     out = capsys.readouterr().out
     assert '–  all: ' in out and why in out and 'the age is not read' in out
+
+
+def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, capsys):
+    for k in range(12):
+        face(tmp_path / 'set' / str(k // 4) / f'{k:03d}_{k % 4}.jpg', k)
+    (tmp_path / 'set' / '0' / 'notes.txt').touch()
+    run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
+    out = capsys.readouterr().out
+    assert '1 file(s) are no images by their names, and left out: 0/notes.txt' in out
+    assert 'is the number of the picture taken for the age?' in out
+    assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['notices']) == 2
 
 
 @pytest.mark.parametrize('lines, why', [('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
