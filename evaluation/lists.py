@@ -38,8 +38,10 @@ class Listed(NamedTuple):
     """N images, `sources` (paths or encoded bytes) and their `names`; and of a benchmark what its
     list tells.
 
-    `pairs` is a verification list. `labels` (N,) int and `ages` (N,) years are of image files that
-    are named after them. `digest` is the sha256 of the list file, None where the file names are the
+    `pairs` is a verification list. Without one, `labels` (N,) int and `ages` (N,) years are needed:
+    pairs are drawn by age gap, each image is looked for among all others, and the age in the
+    features is measured. With `probes`, indices of images, these alone are looked for, among those
+    that are no probes. `digest` is the sha256 of the list file, None where the file names are the
     list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
     `notices` are lines for the user: what was left out, what looks wrong.
     """
@@ -49,6 +51,7 @@ class Listed(NamedTuple):
     labels: np.ndarray | None = None
     ages: np.ndarray | None = None
     digest: str | None = None
+    probes: np.ndarray | None = None
     every_score: bool = False
     notices: tuple = ()
 

@@ -160,7 +160,10 @@ def test_pairs_that_tell_nothing_are_refused(bad, why):
 
 
 def test_pairs_that_stand_twice_are_no_contradiction():
-    check_pairs(pairs((0, 1), (1, 0), (0, 2), same=[True, True, False]), ['a', 'b', 'c'], 'list')
+    twice = pairs((0, 1), (1, 0), (0, 2), same=[True, True, False])
+    notice, = check_pairs(twice, ['a', 'b', 'c'], 'list')
+    assert '1 of 3 pairs stand in the list before' in notice
+    assert check_pairs(twice.where(np.array([1, 0, 1], bool)), ['a', 'b', 'c'], 'list') == []
 
 
 def test_written_pairs_are_read_back(tmp_path):

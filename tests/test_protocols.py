@@ -425,8 +425,39 @@ def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
                    'tar@1e-1'):
         assert first[figure] == second[figure], figure
     assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
-    with pytest.raises(SystemExit):
-        evaluate.arguments(['-1', 'w', 'lfw', 'x', '--write-pairs'])
+    with pytest.raises(evaluate.utils.UserError, match='pairs has a list of its own'):
+        run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--write-pairs')
+
+
+def test_a_reader_of_ones_own_that_knows_ages_is_reported_in_full(weights, noise, tmp_path,
+                                                                   monkeypatch):
+    monkeypatch.setitem(evaluate.READERS, 'mine', lambda path: lists.folder(path, r'_|\.', 1))
+    run(-1, weights[0], 'mine', noise, '--out', tmp_path / 'mine', '--write-pairs')
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'folder')
+    mine, folder = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+                    for name in ('mine', 'folder'))
+    assert mine == folder and 'leakage' in mine and 'rank1' in mine
+    assert (tmp_path / 'mine' / 'pairs-seed-0.txt').exists()
+
+
+def test_a_list_of_ones_own_format_is_checked_and_has_a_report_of_its_own(weights, tmp_path,
+                                                                          monkeypatch):
+    monkeypatch.setitem(evaluate.READERS, 'csv', lists.pair_list)
+    shutil.copy(weights[0], tmp_path / 'w.pth')
+    for name in 'abc':
+        face(tmp_path / f'{name}.jpg', ord(name))
+    for name, third in (('one', 'c'), ('two', 'b')):
+        (tmp_path / f'{name}.csv').write_text(f'1,a.jpg,b.jpg\n0,{third}.jpg,a.jpg\n')
+    (tmp_path / 'three.csv').write_text('1,a.jpg,b.jpg\n0,c.jpg,b.jpg\n')
+    run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'one.csv')
+    run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'three.csv')
+    kinds = {path.name.rpartition('-')[0] for path in (tmp_path / 'eval').iterdir()}
+    assert kinds == {'csv-one', 'csv-three'}
+    with pytest.raises(DataError, match='one person and two people'):
+        run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'two.csv')
+    with pytest.raises(evaluate.utils.UserError, match='a report on another list, .*one.csv'):
+        run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'three.csv', '--out',
+            *(tmp_path / 'eval').glob('csv-one-*'))
 
 
 @pytest.mark.parametrize('people, each, why', [(1, 4, 'one person alone'), (4, 1, 'one image')])
