@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset import Faces
-from evaluation.listfile import EVERY_SCORE, is_header, locate, pair_of, read_lines, root_of
+from evaluation.listfile import (
+    EVERY_SCORE,
+    is_header,
+    locate,
+    pair_of,
+    read_lines,
+    root_of,
+    why_no_pair,
+)
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
 from evaluation.rates import GRID
@@ -169,8 +177,7 @@ def pair_list(path) -> Listed:
             same, a, b, fold = pair
             rows.append((a, b, same, fold))
         elif not line.startswith('#') and not (line == lines[0][1] and is_header(line)):
-            raise DataError(f'{file}, line {number}: {line!r:.200}: expected `label pathA pathB`, '
-                            'the label 1 or 0; names with spaces need tabs between the columns')
+            raise DataError(f'{file}, line {number}: {line!r:.200}: {why_no_pair(line)}')
     if not rows:
         raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
     if any(fold is None for *_, fold in rows):

@@ -50,6 +50,9 @@ KINDS = {
     'floats': rows('1.0', '0.0').encode(), 'words': rows('True', 'False').encode(),
     'minus': rows('1', '-1').encode(), 'reversed': rows(order=(1, 2, 0)).encode(),
     'reversed commas': rows(cut=',', order=(1, 2, 0)).encode(),
+    'plus': rows('+1', '-1').encode(), 'comma at the end': rows(cut=',').replace('\n', ',\n')
+    .encode(), 'comma after spaces': rows().replace('\n', ' ,\n').encode(),
+    'reversed, comma at the end': rows(cut=',', order=(1, 2, 0)).replace('\n', ', \n').encode(),
     'header': ('label path1 path2\n' + rows()).encode(),
     'csv header': ('same,image_a,image_b\n' + rows(cut=',')).encode(),
     'comment': ('# mine, 2 kinds\n' + rows()).encode(),
@@ -142,6 +145,22 @@ def test_what_is_no_list_is_one_line(faces, data, why):
     with pytest.raises(DataError, match=why) as error:
         lists.pair_list(faces / 'list')
     assert str(error.value).startswith(str(faces)) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('line, why', [
+    ('yes,p0/a.jpg,p0/b.jpg', "line 1: .*first column, 'yes', and in the last, 'p0/b.jpg'"),
+    ('p0/a.jpg p0/b.jpg same', "first column, 'p0/a.jpg', and in the last, 'same': expected"),
+    ('1|p0/a.jpg|p0/b.jpg', r"not at '\|': expected `label pathA pathB`"),
+    ('1 | p0/a.jpg | p0/b.jpg', r"not at '\|'"),
+    ('0,1,p0/a.jpg,p0/b.jpg', "first, '0', seems to be an index: write the list without it"),
+    ('7,p0/a.jpg,p0/b.jpg,0', "first, '7', seems to be an index"),
+    ('1 p0/a.jpg p0/b.jpg young', "fourth column, 'young', is no number of a fold"),
+    ('p0/a.jpg', r'1 column\(s\): expected')])
+def test_what_is_wrong_with_a_line_is_said(faces, line, why):
+    (faces / 'list').write_text(line + '\n' + rows(cut=','))
+    with pytest.raises(DataError, match=why) as error:
+        lists.pair_list(faces / 'list')
+    assert '\n' not in str(error.value)
 
 
 def pairs(*two, same):
