@@ -52,6 +52,7 @@ from verification.drawing import draw_reliability
 READERS = {'lfw': lists.lfw, 'calfw': lists.calfw, 'cacd-vs': lists.cacd_vs, 'bin': lists.bin_file,
            'pairs': lists.pair_list, 'fgnet': lists.fgnet, 'morph': lists.morph,
            'folder': lists.folder}
+PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -95,9 +96,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error('--distractors belong to fgnet')
     if args.align and args.benchmark == 'bin':
         parser.error('--align is for photographs; the faces in a .bin are aligned')
-    if args.write_pairs and args.benchmark not in protocols.READ_BY_AGE:
-        parser.error(f'--write-pairs is for {", ".join(protocols.READ_BY_AGE)}, where pairs are '
-                     'drawn')
     if args.batch_size < 1 or args.subjects < 1:
         parser.error('--batch-size and --subjects must be at least 1')
     args.ctx = int(numbers[0]) if numbers else -1
@@ -108,13 +106,18 @@ def run(args: argparse.Namespace) -> None:
     """Reads the benchmark and the weights, measures each, and leaves the report."""
     device = utils.pick_device(args.ctx)
     listed, drawn, name = read_list(args)
+    if args.write_pairs and listed.pairs:
+        raise utils.UserError(f'--write-pairs is for benchmarks whose pairs are drawn by age gap; '
+                              f'{args.benchmark} has a list of its own')
+    for notice in listed.notices:
+        print(notice)
     distractors = lists.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
     models = [load_weights(path, device, args.backbone) for path in args.weights]
     hashes = [info.sha256 for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
     out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)
-    _claim(out, hashes)
+    _claim(out, hashes, args.path, listed.digest)
     faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
     alignment = None
     if args.align:
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     result = {'benchmark': name, 'path': args.path,
               'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]), 'seed': args.seed,
               'device': device.type, 'bf16': args.bf16, 'versions': versions,
-              'models': list(reports)}
+              'notices': list(listed.notices), 'models': list(reports)}
     if alignment:
         for report in reports:
             report['alignment'] = alignment
@@ -166,8 +169,10 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
         return listed, drawn, f'morph-{args.subjects}'
     if args.benchmark != 'folder':
         listed, name = READERS[args.benchmark](args.path), args.benchmark
-        if name in ('bin', 'pairs'):  # the published lists are as they are
-            check_pairs(listed.pairs, listed.names, args.path)
+        if listed.pairs and name not in PUBLISHED:
+            notices = check_pairs(listed.pairs, listed.names, args.path)
+            listed = listed._replace(notices=(*listed.notices, *notices))
+        if Path(args.path).expanduser().is_file():
             name += f'-{Path(args.path).stem}'
         return listed, None, name
     entry, path = getattr(meta, args.path, None), args.path
@@ -204,17 +209,17 @@ def measure(args, model, info, listed, distractors, device, cache):
         return extract_files(model, sources, device, names, args.batch_size, args.bf16, keep, title,
                              cache, info.sha256)
 
-    leaks = args.benchmark in ('fgnet', 'folder')
+    leaks = not listed.pairs and listed.probes is None
     arrays, digest = features(listed.sources, listed.names, FEATURES if leaks else ('embedding',),
                               Path(info.path).name)
-    evidence = protocols.Evidence(args.benchmark, listed, arrays['embedding'], args.seed)
+    evidence = protocols.Evidence(listed, arrays['embedding'], args.seed)
     report = {'weights': info.path, 'weights_sha256': info.sha256, 'list_sha256': listed.digest,
               'images_sha256': digest, **evidence.report()}
     if leaks:
         report['leakage'] = protocols.leakage_report(arrays, listed.labels, listed.ages,
                                                      meta.age_cutoffs, args.seed)
         decided = (info.decision or {}).get('ages')
-        if decided and args.benchmark == 'folder':
+        if decided:
             report['by_age'] = calibration.report(decided, arrays['embedding'], listed.labels,
                                                   listed.ages)
     if distractors:
@@ -225,20 +230,25 @@ def measure(args, model, info, listed, distractors, device, cache):
     return report, evidence
 
 
-def _claim(out, hashes):
-    """Makes the folder. Raises UserError where it holds a report on other weights, or can't be
-    written."""
+def _claim(out, hashes, path, digest):
+    """Makes the folder. Raises UserError where it holds a report on other weights or on the list of
+    another file, or can't be written."""
     file = out / 'results.json'
     try:
         out.mkdir(parents=True, exist_ok=True)
-        models = json.loads(file.read_text())['models'] if file.exists() else []
-        known = [(model['weights_sha256'], model['weights']) for model in models]
+        report = json.loads(file.read_text()) if file.exists() else {'models': []}
+        known = [(model['weights_sha256'], model['weights']) for model in report['models']]
+        listed = {(report['path'], model['list_sha256']) for model in report['models']}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, 'strerror', None) or 'its results.json is not ours'
         raise utils.UserError(f'{out}: {reason}: --out names a folder for the report') from None
     if known and [sha256 for sha256, _ in known] != hashes:
         raise utils.UserError(f'{out} holds a report on other weights, {known[0][1]}: --out names '
                               'another folder')
+    for other, its_digest in listed:  # a list that was mended has a new report in the old place
+        if other != path and its_digest != digest:
+            raise utils.UserError(f'{out} holds a report on another list, {other}: --out names '
+                                  'another folder')
 
 
 def _labels(weights):

@@ -10,8 +10,10 @@ from storage.files import find, is_image, numbered_lines_of, seen_from
 from storage.images import some
 from utils import DataError, write_whole
 
-LABELS = {'1': True, '1.0': True, 'true': True, '0': False, '0.0': False, 'false': False,
-          '-1': False}
+LABELS = {'1': True, '+1': True, '1.0': True, 'true': True,
+          '0': False, '-1': False, '0.0': False, 'false': False}
+# in the first line of a list whose threshold candidates are all of its scores, and no grid
+EVERY_SCORE = 'thresholds: every score'
 QUOTED = re.compile(r'"([^"]*)"|([^ \t]+)')
 
 
@@ -45,7 +47,9 @@ def is_pair_list(path) -> bool:
 
 
 def columns(line: str) -> list[list[str]]:
-    """The ways to cut a line: at its tabs, its spaces (outside quotes), its commas, semicolons."""
+    """The ways to cut a line: at its tabs, its spaces (outside quotes), its commas, semicolons; a
+    comma or semicolon at its end is none of its columns."""
+    line = re.sub(r'\s*[,;]\s*$', '', line)
     ways = [[field.strip().strip('"') for field in line.split('\t')]] if '\t' in line else []
     ways.append([quoted or plain for quoted, plain in QUOTED.findall(line)])
     for mark in ',;':
@@ -67,6 +71,26 @@ def pair_of(line: str) -> tuple[bool, str, str, int | None] | None:
         if len(fields) == 3 and (label := LABELS.get(fields[2].lower())) is not None:
             return label, fields[0], fields[1], None
     return None
+
+
+def why_no_pair(line: str) -> str:
+    """What a line that is no pair holds, for its error message, and what was expected."""
+    expected = 'expected `label pathA pathB`, the label 1 or 0'
+    ways = columns(line)
+    if line.count('|') > 1:
+        return f"columns are cut at tabs, spaces, commas or semicolons, not at '|': {expected}"
+    fields = next((fields for fields in ways if len(fields) in (3, 4)), ways[0])
+    if len(fields) == 3:
+        return (f'the label is looked for in the first column, {fields[0]!r:.40}, and in the last, '
+                f'{fields[2]!r:.40}: {expected}')
+    if len(fields) == 4 and fields[0].isdecimal() and LABELS.keys() & {
+            fields[1].lower(), fields[3].lower()}:
+        return (f'4 columns, the first, {fields[0]!r:.40}, seems to be an index: write the list '
+                f'without it: {expected}')
+    if len(fields) == 4 and fields[0].lower() in LABELS:
+        return (f'the fourth column, {fields[3]!r:.40}, is no number of a fold: {expected}; names '
+                'with spaces need tabs between the columns')
+    return (f'{len(fields)} column(s): {expected}; names with spaces need tabs between the columns')
 
 
 def is_header(line: str) -> bool:
@@ -98,12 +122,13 @@ def root_of(path: Path, names: list[str], *below: str) -> Path:
 
 def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
     """Writes the pairs as lines `label pathA pathB fold`, with tabs between, that lists.pair_list
-    reads; the first line is `note`. Raises DataError for a name that such a line can't hold."""
+    reads; the first line is `note`, and that the thresholds are every score, as they were where the
+    pairs were drawn. Raises DataError for a name that such a line can't hold."""
     paths = [os.path.abspath(name) for name in names]
     for name in paths:
         if set(name) & set('\t\r\n"'):
             raise DataError(f'{some([name])}: a list can hold no tab, quote or line end in a name')
     lines = [f'{same:d}\t{paths[left]}\t{paths[right]}\t{fold}'
              for left, right, same, fold in zip(*pairs[:4], strict=True)]
-    text = os.fsencode('\n'.join([f'# {note}', *lines, '']))
+    text = os.fsencode('\n'.join([f'# {note}; {EVERY_SCORE}', *lines, '']))
     write_whole(path, lambda temporary: temporary.write_bytes(text))

@@ -5,6 +5,7 @@ missing and where it looked, and refuses another count than the published one (t
 arguments, there for lists of one's own).
 """
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,17 +13,30 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset import Faces
-from evaluation.listfile import is_header, locate, pair_of, read_lines, root_of
+from evaluation.listfile import (
+    EVERY_SCORE,
+    is_header,
+    locate,
+    pair_of,
+    read_lines,
+    root_of,
+    why_no_pair,
+)
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
+from evaluation.rates import GRID
+from preparation.labels import TAIL
 from storage import files
 from storage.images import some
+from storage.validation import check_ages
 from utils import DataError
 
-# 001A43a.JPG: subject 1 at 43, the second picture
-FGNET = re.compile(r'(\d{3})a(\d{1,2})[a-z]?', re.IGNORECASE | re.ASCII)
+# 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
+FGNET = re.compile(rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
+                   re.IGNORECASE | re.ASCII)
 # 009055_1M54.JPG: subject, picture, sex, age
-MORPH = re.compile(r'(\d{1,18})_(\d+)([MF])(\d{1,3})', re.IGNORECASE | re.ASCII)
+MORPH = re.compile(rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
+                   re.IGNORECASE | re.ASCII)
 NUMBER = re.compile(r'[0-9]{1,9}')
 # what LFW's archives unpack to
 LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
@@ -32,9 +46,12 @@ class Listed(NamedTuple):
     """N images, `sources` (paths or encoded bytes) and their `names`; and of a benchmark what its
     list tells.
 
-    `pairs` is a verification list. `labels` (N,) int and `ages` (N,) years are of image files that
-    are named after them. `digest` is the sha256 of the list file, None where the file names are the
-    list.
+    `pairs` is a verification list. Without one, `labels` (N,) int and `ages` (N,) years are needed:
+    pairs are drawn by age gap, each image is looked for among all others, and the age in the
+    features is measured. With `probes`, indices of images, these alone are looked for, among those
+    that are no probes. `digest` is the sha256 of the list file, None where the file names are the
+    list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
+    `notices` are lines for the user: what was left out, what looks wrong.
     """
     sources: list
     names: list
@@ -42,6 +59,15 @@ class Listed(NamedTuple):
     labels: np.ndarray | None = None
     ages: np.ndarray | None = None
     digest: str | None = None
+    probes: np.ndarray | None = None
+    every_score: bool = False
+    notices: tuple = ()
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The candidates, as rates.decide takes them: published lists are scored on the grid, pairs
+        that are drawn here at every score."""
+        return GRID if self.pairs and not self.every_score else None
 
 
 def lfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
@@ -133,7 +159,8 @@ def pair_list(path) -> Listed:
 
     Columns are cut at tabs, spaces or commas; the label may come last, a fourth column is the fold.
     Without one, ten folds are cut in the order of the list, each with a tenth of either kind. The
-    folders are taken for people where they agree with every label.
+    folders are taken for people where they agree with every label. A first line `# thresholds:
+    every score`, as --write-pairs has it, makes the thresholds those of pairs drawn by age gap.
     """
     file = Path(path).expanduser()
     lines, digest = read_lines(file)
@@ -150,13 +177,14 @@ def pair_list(path) -> Listed:
             same, a, b, fold = pair
             rows.append((a, b, same, fold))
         elif not line.startswith('#') and not (line == lines[0][1] and is_header(line)):
-            raise DataError(f'{file}, line {number}: {line!r:.200}: expected `label pathA pathB`, '
-                            'the label 1 or 0; names with spaces need tabs between the columns')
+            raise DataError(f'{file}, line {number}: {line!r:.200}: {why_no_pair(line)}')
     if not rows:
         raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
     if any(fold is None for *_, fold in rows):
         rows = _in_ten_folds(rows)
     listed = _listed(rows, file.parent, ('', 'images'), digest)
+    if lines[0][1].startswith('#') and EVERY_SCORE in lines[0][1]:
+        listed = listed._replace(every_score=True)
     folders = [str(Path(source).parent) for source in listed.sources]
     people = np.unique(folders, return_inverse=True)[1][np.stack(listed.pairs[:2], 1)]
     agree = ((people[:, 0] == people[:, 1]) == listed.pairs.same).all()
@@ -175,15 +203,13 @@ def _in_ten_folds(rows):
 
 def fgnet(path, images: int = 1002, people: int = 82) -> Listed:
     """FG-NET: 001A02.JPG … 082A18.jpg, in whatever case, anywhere below path."""
-    return _named(path, FGNET, 'subject, A, age: 001A02.JPG', lambda match: (match[1], match[2]),
-                  images, people)
+    return _named(path, FGNET, 'subject, A, age: 001A02.JPG', images, people)
 
 
 def morph(path) -> Listed:
     """MORPH Album 2: 009055_1M54.JPG …, anywhere below path; sources are sorted by subject and
     picture number."""
-    return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG',
-                  lambda match: (match[1], match[4]))
+    return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG')
 
 
 def folder(path, pat: str, pos: int) -> Listed:
@@ -193,7 +219,8 @@ def folder(path, pat: str, pos: int) -> Listed:
     sources = paths = [faces.path(i) for i in range(len(faces))]
     if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
         sources = [faces.encoded(i) for i in range(len(faces))]
-    return Listed(sources, paths, labels=faces.labels, ages=faces.ages)
+    return Listed(sources, paths, labels=faces.labels, ages=faces.ages,
+                  notices=(*faces.source.notices, *check_ages(faces)))
 
 
 def images_below(path) -> list[str]:
@@ -208,15 +235,29 @@ def images_below(path) -> list[str]:
     return found
 
 
-def _named(path, pattern, shape, fields, images=None, people=None):
-    """Images whose names tell subject and age, in order of subject and of numbers in the name."""
-    found = [(match, file) for file in images_below(path)
-             if (match := pattern.fullmatch(Path(file).stem))]
+def _named(path, pattern, shape, images=None, people=None):
+    """Images whose names tell subject and age, in order of subject and of numbers in the name.
+
+    Raises DataError where two are of one photograph: they would be a pair that tells nothing.
+    """
+    found, others = [], []
+    for file in images_below(path):
+        match = pattern.fullmatch(Path(file).stem)
+        if match:
+            found.append((match, file))
+        else:
+            others.append(os.path.relpath(file, path))
     found.sort(key=lambda item: [int(text) if text.isdigit() else text.lower()
                                  for text in re.split(r'(\d+)', Path(item[1]).stem)])
     if not found:
         raise DataError(f'{path}: no image here or below is named {shape}')
-    subjects, ages = zip(*(fields(match) for match, _ in found), strict=True)
+    first = {}
+    for match, file in found:
+        other = first.setdefault(match['photograph'].lower(), file)
+        if other != file:
+            raise DataError(f'{path}: two images of one photograph, {some([other, file])}: '
+                            'remove one of them')
+    subjects, ages = zip(*((match['subject'], match['age']) for match, _ in found), strict=True)
     names, labels = np.unique(np.array(subjects, int), return_inverse=True)
     if images is not None and (len(found), len(names)) != (images, people):
         absent = [str(number) for number in range(1, people + 1) if number not in names]
@@ -224,7 +265,10 @@ def _named(path, pattern, shape, fields, images=None, people=None):
                         f'the published set has {images} of {people}'
                         + (f'; no image of subject {some(absent)}' if absent else ''))
     paths = [file for _, file in found]
-    return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32))
+    notices = [f'{path}: {len(others)} image(s) left out, whose names are not {shape}: '
+               f'{some(others)}'] if others else []
+    return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32),
+                  notices=tuple(notices))
 
 
 def _listed(rows, path, below, digest, people=None):

@@ -3,6 +3,8 @@
 numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and None where the data
 can't tell.
 """
+from collections import Counter
+
 import numpy as np
 
 from evaluation.intervals import REPLICATES, bootstrap, interval, share_interval
@@ -15,6 +17,9 @@ from evaluation.rates import (
     far_thresholds,
     roc_figures,
 )
+
+# below as many pairs of either kind, one pair more or less moves every figure by points
+ENOUGH = 10
 
 
 def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
@@ -29,7 +34,9 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     with it; 'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With
     `replicates`, 'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs where
     people is None; the folds' thresholds are held). Where a kind of pair is missing there are no
-    figures, and 'reason' says so. Raises ValueError for scores that aren't finite.
+    figures; where there are fewer than ENOUGH of a kind no accuracy and no intervals; where the
+    folds can't be folds no accuracy; 'reason' says so. Raises ValueError for scores that aren't
+    finite.
     """
     scores, same, folds = np.asarray(scores, np.float64), np.asarray(same, bool), np.asarray(folds)
     if not np.isfinite(scores).all():
@@ -38,7 +45,9 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     reason = _missing(same, folds)
     right, best = decide(scores, same, folds, thresholds)
     if not (same.any() and not same.all()):  # accepting all, or nothing, would be right
-        right = best = None
+        best = None
+    if reason:
+        right = None
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
     report = {'pairs': len(scores), 'genuine': int(same.sum()), 'impostor': int((~same).sum()),
               'accuracy': number(np.mean(by_fold)) if by_fold else None,
@@ -49,7 +58,9 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
                       for rate, values in far_thresholds(scores, same).items()}}
     if reason:
         report['reason'] = reason
-    if replicates and len(scores):
+    if replicates and _few(same):
+        report['intervals'] = dict.fromkeys(('accuracy', *roc_figures(scores, same)))
+    elif replicates:
         drawn, thresholds = bootstrap(scores, same, folds, right, people, replicates, seed)
         report['intervals'] = {name: interval(values) if report[name] is not None else None
                                for name, values in drawn.items()}
@@ -59,12 +70,33 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
 
 
 def _missing(same, folds):
-    """Why figures can't be had of these pairs, None where they can."""
+    """Why accuracy, and what else, can't be had of these pairs, None where it can."""
     if not len(same):
         return 'there are no pairs'
     if same.all() or not same.any():
         return f'all pairs are of {"one person" if same.all() else "two people"}'
-    return 'all pairs are in one fold' if len(np.unique(folds)) < 2 else None
+    genuine = int(same.sum())
+    if _few(same):
+        return (f'{genuine} pairs of one person and {len(same) - genuine} of two: accuracy and '
+                f'intervals need {ENOUGH} of each')
+    counts = Counter(zip(folds.tolist(), same.tolist(), strict=True))
+    names = sorted({fold for fold, _ in counts})
+    if len(names) < 2:
+        return 'all pairs are in one fold: accuracy needs two, a threshold is fitted on the others'
+    sizes = [counts[fold, True] + counts[fold, False] for fold in names]
+    ask = 'is the column of folds something else? Without it, ten folds are cut'
+    one = [fold for fold in names if not (counts[fold, True] and counts[fold, False])]
+    if one:
+        return (f'{len(one)} of {len(names)} folds, {one[0]} first, have pairs of one kind alone, '
+                f'and no accuracy: {ask}')
+    if len(names) > 10 and max(sizes) > 2 * min(sizes):
+        return f'{len(names)} folds of {min(sizes)} to {max(sizes)} pairs give no accuracy: {ask}'
+    return None
+
+
+def _few(same):
+    """Whether either kind of pair is too rare for accuracy and intervals."""
+    return min(same.sum(), (~same).sum()) < ENOUGH
 
 
 def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0) -> list[dict]:
@@ -176,14 +208,16 @@ def difference(first: np.ndarray, second: np.ndarray, pairs: Pairs,
     {figure: {'difference', 'interval'}}.
 
     Second minus first; a paired bootstrap: every replicate draws the same people for both. A figure
-    that either lacks is left out.
+    that either lacks is left out, and all are where there are fewer than ENOUGH pairs of a kind.
     """
+    if _few(pairs.same):
+        return {}
     point, drawn = [], []
     for scores in (first, second):
         right, _ = decide(scores, pairs.same, pairs.fold, thresholds)
         point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
         drawn.append(bootstrap(scores, pairs.same, pairs.fold, right, pairs.people, replicates,
-                               seed)[0] if len(scores) else {})
+                               seed)[0])
     return {name: {'difference': point[1][name] - point[0][name],
                    'interval': interval(drawn[1][name] - drawn[0][name])}
             for name in drawn[0] if point[0][name] is not None and point[1][name] is not None}

@@ -30,8 +30,10 @@ class Pairs(NamedTuple):
         return Pairs(*(None if value is None else value[kept] for value in self))
 
 
-def check_pairs(pairs: Pairs, names: list, path) -> None:
-    """Raises DataError where a list can't tell one network from another, naming the first pair:
+def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
+    """Lines of notice, of pairs that stand in the list again.
+
+    Raises DataError where a list can't tell one network from another, naming the first pair:
     an image with itself, two images as one person and as two, pairs of one kind alone."""
     def refuse(kept, what, remedy):
         if kept.any():
@@ -52,6 +54,9 @@ def check_pairs(pairs: Pairs, names: list, path) -> None:
         kind = 'one person' if pairs.same.all() else 'two people'
         raise DataError(f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
                         'need pairs of both kinds')
+    again = len(place) - len(np.unique(place))
+    return [f'{path}: {again} of {len(place)} pairs stand in the list before, and count each time'
+            ] if again else []
 
 
 def gap_bin(gap: np.ndarray) -> np.ndarray:

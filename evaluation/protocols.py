@@ -7,10 +7,9 @@ from evaluation import leakage, metrics
 from evaluation.intervals import REPLICATES, share_interval
 from evaluation.lists import Listed
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
-from evaluation.rates import GRID, check_finite, cosines
+from evaluation.rates import check_finite, cosines
 from utils import DataError
 
-READ_BY_AGE = ('fgnet', 'folder', 'morph')  # ages known, no list of pairs
 RANKS = 100  # a CMC curve's length
 
 
@@ -22,20 +21,20 @@ class Evidence:
     verification alone.
     """
 
-    def __init__(self, benchmark: str, listed: Listed, embeddings: np.ndarray, seed: int):
-        self.benchmark, self.listed = benchmark, listed
-        self.embeddings, self.seed = embeddings, seed
+    def __init__(self, listed: Listed, embeddings: np.ndarray, seed: int):
+        self.listed, self.embeddings, self.seed = listed, embeddings, seed
         self.pairs = listed.pairs or gap_pairs(listed.labels, listed.ages, seed)
         self.scores = cosines(embeddings, self.pairs.left, self.pairs.right)
-        self.thresholds = GRID if listed.pairs else None
         self.hits = self.probes = None
-        if benchmark == 'morph':  # gallery, probe, gallery, probe …
-            self.probes = np.arange(1, len(embeddings), 2)
-            nearest = (embeddings[1::2] @ embeddings[::2].T).argmax(1)
-            self.hits = nearest == np.arange(len(self.probes))
-        elif benchmark in READ_BY_AGE:
+        if listed.pairs:
+            return
+        if listed.probes is None:
             self.probes, nearest = metrics.leave_one_out(embeddings, listed.labels)
-            self.hits = listed.labels[self.probes] == listed.labels[nearest]
+        else:
+            self.probes = listed.probes
+            gallery = np.setdiff1d(np.arange(len(embeddings)), self.probes)
+            nearest = gallery[(embeddings[self.probes] @ embeddings[gallery].T).argmax(1)]
+        self.hits = listed.labels[self.probes] == listed.labels[nearest]
 
     def report(self) -> dict:
         """Counts, verification over the folds, by age gap where ages are known, rank-1 where there
@@ -43,15 +42,15 @@ class Evidence:
         listed = self.listed
         if listed.pairs:
             people = None if listed.pairs.people is None else len(np.unique(listed.pairs.people))
-            report = metrics.verification(self.scores, *listed.pairs[2:5], replicates=REPLICATES,
-                                          seed=self.seed)
+            report = metrics.verification(self.scores, *listed.pairs[2:5], listed.thresholds,
+                                          REPLICATES, self.seed)
             return {'images': len(listed.sources), 'people': people,
                     'interval_over': 'pairs' if people is None else 'people',
                     'verification': report}
         people = self.embeddings, listed.labels, listed.ages, self.seed
         counts = {'images': len(listed.sources), 'people': len(np.unique(listed.labels)),
                   'interval_over': 'people'}
-        if self.benchmark == 'morph':
+        if listed.probes is not None:
             rank1 = metrics.rank1_report(self.hits, listed.labels[self.probes], seed=self.seed)
             return counts | rank1 | metrics.gap_report(*people)
         return counts | metrics.people_report(*people)
@@ -62,7 +61,7 @@ def compare(first: Evidence, second: Evidence) -> dict:
     interval: pooled, by gap, rank-1."""
     pairs, result = first.pairs, {}
     result['verification'] = metrics.difference(first.scores, second.scores, pairs,
-                                                first.thresholds, seed=first.seed)
+                                                first.listed.thresholds, seed=first.seed)
     if pairs.gap is not None:
         gaps = gap_bin(pairs.gap)
         result['by_gap'] = []
@@ -153,6 +152,6 @@ def morph_subjects(listed: Listed, subjects: int, seed: int) -> tuple[Listed, st
     text = ''.join(f'{gallery} {probe}\n'
                    for gallery, probe in zip(names[::2], names[1::2], strict=True))
     drawn = listed._replace(sources=paths, names=paths, labels=listed.labels[order],
-                            ages=listed.ages[order],
+                            ages=listed.ages[order], probes=np.arange(1, len(order), 2),
                             digest=hashlib.sha256(text.encode()).hexdigest())
     return drawn, text

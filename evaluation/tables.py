@@ -53,7 +53,7 @@ def alignment_line(counts: dict) -> str:
 def _notes(rows):
     """Why there is a dash instead of a figure."""
     reasons = [f'{title}: {row["reason"]}' for title, row in rows if 'reason' in row]
-    short = [name for name in FARS if any(row[name] is None and 'reason' not in row
+    short = [name for name in FARS if any(row[name] is None and row['auc'] is not None
                                           for _, row in rows)]
     if short:
         reasons.append(f'{", ".join(short)}: fewer impostor pairs than give {FALSE_ACCEPTS} false '
@@ -107,7 +107,7 @@ def differences_table(row: dict) -> str:
         cells = [_gain(name, value['difference'], *value['interval'])
                  for name, value in figures.items()
                  if isinstance(value, dict) and value['interval']]
-        lines.append(f'{title:14}' + '   '.join(cells))
+        lines.append(f'{title:14}' + ('   '.join(cells) or '–  too few pairs'))
     return '\n'.join(lines)
 
 

@@ -1,6 +1,7 @@
 """Metrics, leakage and extraction: against scikit-learn, slow loops and closed forms."""
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.model_selection import KFold
 from evaluation import leakage, metrics, rates
 from evaluation.extraction import extract, extract_files
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
+from evaluation.tables import table
 from model import Backbone, DALModel
 from utils import DataError
 
@@ -133,6 +135,37 @@ def test_without_pairs_or_without_one_kind_there_is_no_figure():
         assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
         assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize('pairs, folds, why', [
+    (600, lambda same: 2 * (np.arange(600) // 40) + same, '30 of 30 folds, 0 first, have .* alone'),
+    (600, lambda same: np.minimum(np.arange(600) // 6, 11), '12 folds of 6 to 534 .* something'),
+    (8, lambda same: np.arange(8) // 2, '4 pairs of one person and 4 of two: .* need 10 of each'),
+    (2, lambda same: np.arange(2), '1 pairs of one person and 1 of two'),
+    (600, lambda same: np.zeros(600, int), 'all pairs are in one fold: .* on the others')])
+def test_folds_that_give_no_accuracy(pairs, folds, why):
+    scores, same, _ = scored(pairs, gap=.8)
+    report = metrics.verification(scores, same, folds(same), replicates=20)
+    assert report['accuracy'] is None and report['accuracy_std'] is None
+    assert report['fold_accuracy'] == [] and report['auc'] > .9 and report['threshold'] is not None
+    assert re.search(why, report['reason'])
+    assert (report['intervals']['auc'] is None) == (pairs < 20)  # [100 100] says nothing
+    assert report['intervals']['accuracy'] is None
+
+
+def test_every_dash_has_its_reason():
+    scores, same, _ = scored(200)
+    report = metrics.verification(scores, same, np.zeros(200), replicates=20)
+    text = table('list', {'w': {'images': 9, 'people': None, 'verification': report}})
+    assert '–  all: all pairs are in one fold' in text
+    assert '–  tar@1e-2, tar@1e-3: fewer impostor pairs' in text
+
+
+def test_few_pairs_are_not_compared():
+    embeddings, labels, ages = people(4, 2)
+    pairs = gap_pairs(labels, ages)
+    scores = rates.cosines(embeddings, pairs.left, pairs.right)
+    assert metrics.difference(scores, scores, pairs, None, 50) == {}
 
 
 def test_scores_that_are_not_finite_are_named():

@@ -50,6 +50,9 @@ KINDS = {
     'floats': rows('1.0', '0.0').encode(), 'words': rows('True', 'False').encode(),
     'minus': rows('1', '-1').encode(), 'reversed': rows(order=(1, 2, 0)).encode(),
     'reversed commas': rows(cut=',', order=(1, 2, 0)).encode(),
+    'plus': rows('+1', '-1').encode(), 'comma at the end': rows(cut=',').replace('\n', ',\n')
+    .encode(), 'comma after spaces': rows().replace('\n', ' ,\n').encode(),
+    'reversed, comma at the end': rows(cut=',', order=(1, 2, 0)).replace('\n', ', \n').encode(),
     'header': ('label path1 path2\n' + rows()).encode(),
     'csv header': ('same,image_a,image_b\n' + rows(cut=',')).encode(),
     'comment': ('# mine, 2 kinds\n' + rows()).encode(),
@@ -144,6 +147,22 @@ def test_what_is_no_list_is_one_line(faces, data, why):
     assert str(error.value).startswith(str(faces)) and '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('line, why', [
+    ('yes,p0/a.jpg,p0/b.jpg', "line 1: .*first column, 'yes', and in the last, 'p0/b.jpg'"),
+    ('p0/a.jpg p0/b.jpg same', "first column, 'p0/a.jpg', and in the last, 'same': expected"),
+    ('1|p0/a.jpg|p0/b.jpg', r"not at '\|': expected `label pathA pathB`"),
+    ('1 | p0/a.jpg | p0/b.jpg', r"not at '\|'"),
+    ('0,1,p0/a.jpg,p0/b.jpg', "first, '0', seems to be an index: write the list without it"),
+    ('7,p0/a.jpg,p0/b.jpg,0', "first, '7', seems to be an index"),
+    ('1 p0/a.jpg p0/b.jpg young', "fourth column, 'young', is no number of a fold"),
+    ('p0/a.jpg', r'1 column\(s\): expected')])
+def test_what_is_wrong_with_a_line_is_said(faces, line, why):
+    (faces / 'list').write_text(line + '\n' + rows(cut=','))
+    with pytest.raises(DataError, match=why) as error:
+        lists.pair_list(faces / 'list')
+    assert '\n' not in str(error.value)
+
+
 def pairs(*two, same):
     left, right = np.array(two).T
     return Pairs(left, right, np.array(same), np.arange(len(two)))
@@ -160,7 +179,10 @@ def test_pairs_that_tell_nothing_are_refused(bad, why):
 
 
 def test_pairs_that_stand_twice_are_no_contradiction():
-    check_pairs(pairs((0, 1), (1, 0), (0, 2), same=[True, True, False]), ['a', 'b', 'c'], 'list')
+    twice = pairs((0, 1), (1, 0), (0, 2), same=[True, True, False])
+    notice, = check_pairs(twice, ['a', 'b', 'c'], 'list')
+    assert '1 of 3 pairs stand in the list before' in notice
+    assert check_pairs(twice.where(np.array([1, 0, 1], bool)), ['a', 'b', 'c'], 'list') == []
 
 
 def test_written_pairs_are_read_back(tmp_path):
@@ -176,3 +198,11 @@ def test_written_pairs_are_read_back(tmp_path):
     assert (listed.pairs.same == drawn.same).all() and (listed.pairs.fold == drawn.fold).all()
     with pytest.raises(DataError, match='no tab'):
         write_pairs(tmp_path / 'list', drawn, ['a\tb'] * 40, '')
+
+
+@pytest.mark.parametrize('first, every', [('# thresholds: every score\n', True),
+                                          ('# mine\n', False), ('', False)])
+def test_a_list_says_whether_its_thresholds_are_every_score(faces, first, every):
+    (faces / 'list').write_text(first + rows())
+    listed = lists.pair_list(faces / 'list')
+    assert listed.every_score is every and (listed.thresholds is None) is every

@@ -166,6 +166,23 @@ def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
         protocols.morph_subjects(lists.morph(tmp_path), 3, 0)
 
 
+def test_names_that_an_aligner_touched_are_read(tmp_path):
+    for person in range(6):
+        face(tmp_path / 'fgnet' / f'{person:03d}A07a_0.JPG')
+        for name in ('1M21_0', '2M30-aligned'):
+            face(tmp_path / 'morph' / f'{person:06d}_{name}.JPG')
+    assert lists.fgnet(tmp_path / 'fgnet', 6, 6).ages.tolist() == [7] * 6
+    listed = lists.morph(tmp_path / 'morph')
+    assert listed.ages.tolist() == [21, 30] * 6 and listed.notices == ()
+    for name in ('000001_1M.JPG', 'contact sheet.png'):
+        face(tmp_path / 'morph' / name)
+    notice, = lists.morph(tmp_path / 'morph').notices
+    assert '2 image(s) left out' in notice and '000001_1M.JPG, contact sheet.png' in notice
+    face(tmp_path / 'morph' / 'copies' / '000001_1m21.png')
+    with pytest.raises(DataError, match='two images of one photograph, .*1m21.png, .*21_0.JPG'):
+        lists.morph(tmp_path / 'morph')
+
+
 # .bin
 
 def python2(images, same):
@@ -404,11 +421,43 @@ def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
     run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
     first, second = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
                      ['verification'] for name in 'ab')
-    for figure in ('pairs', 'auc', 'eer', 'tar@1e-1'):
+    for figure in ('pairs', 'accuracy', 'accuracy_std', 'fold_accuracy', 'threshold', 'auc', 'eer',
+                   'tar@1e-1'):
         assert first[figure] == second[figure], figure
     assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
-    with pytest.raises(SystemExit):
-        evaluate.arguments(['-1', 'w', 'lfw', 'x', '--write-pairs'])
+    with pytest.raises(evaluate.utils.UserError, match='pairs has a list of its own'):
+        run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--write-pairs')
+
+
+def test_a_reader_of_ones_own_that_knows_ages_is_reported_in_full(weights, noise, tmp_path,
+                                                                   monkeypatch):
+    monkeypatch.setitem(evaluate.READERS, 'mine', lambda path: lists.folder(path, r'_|\.', 1))
+    run(-1, weights[0], 'mine', noise, '--out', tmp_path / 'mine', '--write-pairs')
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'folder')
+    mine, folder = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+                    for name in ('mine', 'folder'))
+    assert mine == folder and 'leakage' in mine and 'rank1' in mine
+    assert (tmp_path / 'mine' / 'pairs-seed-0.txt').exists()
+
+
+def test_a_list_of_ones_own_format_is_checked_and_has_a_report_of_its_own(weights, tmp_path,
+                                                                          monkeypatch):
+    monkeypatch.setitem(evaluate.READERS, 'csv', lists.pair_list)
+    shutil.copy(weights[0], tmp_path / 'w.pth')
+    for name in 'abc':
+        face(tmp_path / f'{name}.jpg', ord(name))
+    for name, third in (('one', 'c'), ('two', 'b')):
+        (tmp_path / f'{name}.csv').write_text(f'1,a.jpg,b.jpg\n0,{third}.jpg,a.jpg\n')
+    (tmp_path / 'three.csv').write_text('1,a.jpg,b.jpg\n0,c.jpg,b.jpg\n')
+    run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'one.csv')
+    run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'three.csv')
+    kinds = {path.name.rpartition('-')[0] for path in (tmp_path / 'eval').iterdir()}
+    assert kinds == {'csv-one', 'csv-three'}
+    with pytest.raises(DataError, match='one person and two people'):
+        run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'two.csv')
+    with pytest.raises(evaluate.utils.UserError, match='a report on another list, .*one.csv'):
+        run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'three.csv', '--out',
+            *(tmp_path / 'eval').glob('csv-one-*'))
 
 
 @pytest.mark.parametrize('people, each, why', [(1, 4, 'one person alone'), (4, 1, 'one image')])
@@ -418,6 +467,17 @@ def test_why_a_folder_has_no_figures(weights, tmp_path, capsys, people, each, wh
     run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
     out = capsys.readouterr().out
     assert '–  all: ' in out and why in out and 'the age is not read' in out
+
+
+def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, capsys):
+    for k in range(12):
+        face(tmp_path / 'set' / str(k // 4) / f'{k:03d}_{k % 4}.jpg', k)
+    (tmp_path / 'set' / '0' / 'notes.txt').touch()
+    run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
+    out = capsys.readouterr().out
+    assert '1 file(s) are no images by their names, and left out: 0/notes.txt' in out
+    assert 'is the number of the picture taken for the age?' in out
+    assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['notices']) == 2
 
 
 @pytest.mark.parametrize('lines, why', [('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),

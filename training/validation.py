@@ -60,7 +60,8 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
         features, _ = extract_files(training.model, listed.sources, training.device, listed.names,
                                     bf16=training.network.precision == 'bf16', keep=('embedding',))
         scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
-        found = {'verification': verification(scores, *listed.pairs[2:4]),
+        found = {'verification': verification(scores, *listed.pairs[2:4],
+                                              thresholds=listed.thresholds),
                  'percentiles': percentiles(scores, listed.pairs.same)}
         report |= {f'{name}_{key}': found['verification'][key] for key in ('accuracy', 'auc')}
         kept = kept or decision(found)
