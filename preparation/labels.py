@@ -1,5 +1,6 @@
 """Who and how old: file names, dates of birth and capture."""
 import contextlib
+import datetime
 import os
 import re
 
@@ -7,8 +8,8 @@ from PIL import ExifTags, Image
 
 from storage.images import kinds, parse_age
 
-# what aligners and copies append to a name: _0, _1, -aligned, _crop, (1)
-TAIL = r'(?:[-_ ]+(?:\d{1,2}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
+# what aligners and copies append to a name: _0, _001, -aligned, _crop, (1)
+TAIL = r'(?:[-_ ]+(?:\d{1,3}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
 # file names of well-known sets: the person, where one is named, and the age or the two dates
 NAMES = {
     # 000_12.jpg
@@ -47,7 +48,12 @@ def years_between(birth: str, taken: str) -> int:
         match = DATE.fullmatch(text)
         if not match or match[1] == '0000':
             raise ValueError(f'{text!r} is no date: expected 1983-12-21, or 1983')
-        dates.append([int(part or 0) for part in match.groups()])
+        year, month, day = (int(part or 0) for part in match.groups())
+        try:
+            datetime.date(year, month or 1, day or 1)  # 0 where it isn't known
+        except ValueError:
+            raise ValueError(f'{text!r} is no date: there is no such day') from None
+        dates.append((year, month, day))
     (year, *day), (then, *later) = dates
     return whole_years(then - year - (day[0] > 0 < later[0] and later < day),
                        f'from {birth} to {taken}')

@@ -17,6 +17,7 @@ from storage.images import some
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
+FIELDS = (*KEYS, 'age', 'birth', 'taken')
 NUMBER = re.compile(r'\d+(\.\d+)?')
 
 
@@ -41,6 +42,10 @@ class Table:
         if column is None or not {'age', 'birth'} & set(head):
             raise DataError(f'{file}: its first line is {",".join(head)!r:.200}; '
                             'expected columns path or person, and age or birth')
+        twice = [name for name in FIELDS if head.count(name) > 1]
+        if twice:
+            raise DataError(f'{file}: {head.count(twice[0])} columns {twice[0]!r}: which one is '
+                            'meant? Remove the other')
         self.key, self.rows = KEYS[column], {}
         for row in rows:
             fields = dict(zip(head, map(str.strip, row), strict=False))
