@@ -31,6 +31,7 @@ knows:
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import meta
@@ -193,8 +194,21 @@ def shards(args: argparse.Namespace) -> None:
     """The faces of train_root as WebDataset shards."""
     name, target = args.shards
     entry = entry_called(name)
-    pattern = write_shards(Faces(entry['train_root'], entry['pat'], entry['pos']), target)
+    faces = Faces(entry['train_root'], entry['pat'], entry['pos'])
+    _writable(Path(target).parent)
+    pattern = write_shards(faces, target)
     print(f"for meta.py: 'train_root': {os.path.abspath(pattern)!r},")
+
+
+def _writable(folder):
+    """Makes the folder of shards, before the images are checked, which is long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise utils.UserError(f'{folder}: {error.strerror}: TARGET names shards in a folder that '
+                              'can be written') from None
 
 
 def main(argv: list[str]) -> None:

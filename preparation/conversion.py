@@ -14,6 +14,7 @@ from preparation.landmarks import Landmarks
 from preparation.report import Outcome, digest
 from preparation.source import Photograph
 from preparation.tables import Table
+from storage.files import is_image
 from utils import write_whole
 
 # how faces are written under their own names, by the suffix; any other suffix becomes .jpg
@@ -72,6 +73,9 @@ class Converter:
                 raise ValueError('no person: it lies in no folder of one, '
                                  'or its name does not tell')
             image = open_photograph(path)
+            if photograph.rival:
+                raise ValueError(f'its face would be {kept_name(photograph.relative)}, which is '
+                                 f'that of {photograph.rival}: rename one of the two')
             age, origin = (None, '') if self.keep_names else self.known_age(photograph)
             points, faces = self._points(photograph.relative, image)
             face = middle(image, self.size) if points is None else align(image, points, self.size)
@@ -117,10 +121,8 @@ class Converter:
         if not self.keep_names:
             name = f'{photograph.number:03d}_{age}.jpg'
             return os.path.join(photograph.person, name), JPEG
-        stem, suffix = os.path.splitext(photograph.relative)
-        if suffix.lower() in FORMATS:
-            return photograph.relative, FORMATS[suffix.lower()]
-        return f'{stem}.jpg', JPEG
+        name = kept_name(photograph.relative)
+        return name, FORMATS[os.path.splitext(name)[1].lower()]
 
     def _write(self, face, target, options):
         """Writes the face; the digest of the file.
@@ -136,6 +138,27 @@ class Converter:
         elif path.read_bytes() != data:
             raise ValueError(f'{path} is there already and is none of this run')
         return digest(data)
+
+
+def kept_name(relative: str) -> str:
+    """The name of a photograph's face where names are kept."""
+    stem, suffix = os.path.splitext(relative)
+    return relative if suffix.lower() in FORMATS else f'{stem}.jpg'
+
+
+def with_rivals(found: Sequence[Photograph]) -> list[Photograph]:
+    """The photographs, with the `rival` of each whose name is kept by another's face.
+
+    The name is that of the photograph that has it already, else of the first that is an image.
+    """
+    def rank(photograph):
+        return photograph.relative != kept_name(photograph.relative), not is_image(
+            photograph.relative)
+    owners = {}
+    for photograph in sorted(found, key=rank):
+        owners.setdefault(kept_name(photograph.relative), photograph.relative)
+    return [photograph if owner == photograph.relative else photograph._replace(rival=owner)
+            for photograph in found for owner in [owners[kept_name(photograph.relative)]]]
 
 
 def _ages_of(kind, source, pat, pos):

@@ -3,7 +3,7 @@ import contextlib
 import functools
 from collections import Counter
 
-from preparation.conversion import Converter
+from preparation.conversion import Converter, with_rivals
 from preparation.processes import each
 from preparation.report import Report
 from preparation.source import find, numbered
@@ -21,6 +21,8 @@ def run(converter: Converter, settings: dict, people: str, workers: int,
     """
     found = [photograph for photograph in find(settings['source'], people)
              if not (settings['landmarks'] and photograph.relative.lower().endswith('.pts'))]
+    if converter.keep_names:
+        found = with_rivals(found)
     converter.check(found)
     changes = update(report, found, converter)
     done = {} if converter.keep_names else report.done()

@@ -1,14 +1,16 @@
 """Who and how old: file names, dates of birth and capture."""
 import contextlib
+import datetime
 import os
 import re
+from collections.abc import Iterable
 
 from PIL import ExifTags, Image
 
 from storage.images import kinds, parse_age
 
-# what aligners and copies append to a name: _0, _1, -aligned, _crop, (1)
-TAIL = r'(?:[-_ ]+(?:\d{1,2}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
+# what aligners and copies append to a name: _0, _001, -aligned, _crop, (1)
+TAIL = r'(?:[-_ ]+(?:\d{1,3}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
 # file names of well-known sets: the person, where one is named, and the age or the two dates
 NAMES = {
     # 000_12.jpg
@@ -30,6 +32,12 @@ NAMES = {
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
 
+# 21.12.1983, 21/12/1983, 12/21/1983
+LOCAL = re.compile(r'\s*(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d).*', re.DOTALL)
+# 30, 30.5, 30,5, 30 years
+YEARS = re.compile(r'\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*',
+                   re.IGNORECASE)
+
 
 def person_in(name: str, kind: str) -> str | None:
     """The person whom a file name of this kind of NAMES tells, or None."""
@@ -46,8 +54,15 @@ def years_between(birth: str, taken: str) -> int:
     for text in (birth, taken):
         match = DATE.fullmatch(text)
         if not match or match[1] == '0000':
-            raise ValueError(f'{text!r} is no date: expected 1983-12-21, or 1983')
-        dates.append([int(part or 0) for part in match.groups()])
+            what = ('day or month first? Write 1980-12-21' if LOCAL.fullmatch(text)
+                    else 'expected 1983-12-21, or 1983')
+            raise ValueError(f'{text!r} is no date: {what}')
+        year, month, day = (int(part or 0) for part in match.groups())
+        try:
+            datetime.date(year, month or 1, day or 1)  # 0 where it isn't known
+        except ValueError:
+            raise ValueError(f'{text!r} is no date: there is no such day') from None
+        dates.append((year, month, day))
     (year, *day), (then, *later) = dates
     return whole_years(then - year - (day[0] > 0 < later[0] and later < day),
                        f'from {birth} to {taken}')
@@ -58,6 +73,38 @@ def whole_years(age: float, what: str) -> int:
     if not 0 <= age <= 120:
         raise ValueError(f'{what}: {age:g} is no age between 0 and 120')
     return int(age)
+
+
+def years_in(text: str) -> float | None:
+    """The number of years in `30`, `30.5`, `30,5` or `30 years`; None where it is no such text."""
+    match = YEARS.fullmatch(text)
+    return float(match[1].replace(',', '.')) if match else None
+
+
+def day_is_first(dates: Iterable[str]) -> bool | None:
+    """Whether dates as 21/12/1983 begin with the day; None where they don't tell, or differ."""
+    first = {int(match[1]) > 12 for text in dates if (match := LOCAL.fullmatch(text))
+             and (int(match[1]) > 12) != (int(match[3]) > 12)}
+    return first.pop() if len(first) == 1 else None
+
+
+def iso_date(text: str, day_first: bool | None) -> str:
+    """1983-12-21 for 21.12.1983 or 21/12/1983; any other text, and an unclear date, as it is.
+
+    With dots the day is first; otherwise as `day_first` says, or as a number above 12 does.
+    """
+    match = LOCAL.fullmatch(text)
+    if not match:
+        return text
+    first, second = int(match[1]), int(match[3])
+    if match[2] == '.' or first > 12 or first == second:
+        day_first = True
+    elif second > 12:
+        day_first = False
+    if day_first is None:
+        return text
+    day, month = (first, second) if day_first else (second, first)
+    return f'{match[4]}-{month:02}-{day:02}'
 
 
 def taken_on(image: Image.Image | str) -> str | None:

@@ -1,15 +1,17 @@
 """Pictures of a set of faces: the contact sheet, the ages."""
+import contextlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.pictures import readable
-from storage.images import HEIGHT, WIDTH, some
-from utils import write_whole
+from storage.images import HEIGHT, WIDTH, decode, some
+from utils import DataError, write_whole
 
 
 def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: int = 12,
@@ -17,7 +19,7 @@ def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: i
     """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
 
     Where there are more than `rows` people or `columns` faces, they are picked evenly. A file is a
-    path or an open binary file; an age may be None.
+    path or the bytes of one; an age may be None. What can't be read leaves its place empty.
     """
     names = [sorted(people)[k] for k in _evenly(len(people), rows)]
     margin, line = 8, 16
@@ -33,8 +35,9 @@ def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: i
         for column, k in enumerate(_evenly(len(faces), columns)):
             file, age = faces[k]
             left = margin + column * (WIDTH + 4)
-            with Image.open(file) as face:  # of 112 columns, the middle 96
-                sheet.paste(ImageOps.fit(face.convert('RGB'), (WIDTH, HEIGHT)), (left, top + line))
+            with contextlib.suppress(OSError, DataError):
+                data = file if isinstance(file, bytes) else Path(file).read_bytes()
+                sheet.paste(Image.fromarray(decode(data)), (left, top + line))
             if age is not None:
                 draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1,
                           stroke_fill='black')

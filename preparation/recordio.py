@@ -40,6 +40,13 @@ class RecordFile:
 
     def data(self, offset: int) -> bytes:
         """The data of the record that begins at `offset`. Raises DataError where there is none."""
+        return self._read(offset)[0]
+
+    def end(self, offset: int) -> int:
+        """The byte at which the record that begins at `offset` ends. Raises DataError."""
+        return self._read(offset)[1]
+
+    def _read(self, offset):
         parts, flag = [], None
         while flag not in (WHOLE, LAST):
             head = os.pread(self.file.fileno(), 8, offset)
@@ -55,7 +62,7 @@ class RecordFile:
             if len(parts[-1]) < length:
                 raise DataError(f'{self.path}: cut short at byte {self.size}: fetch it again')
             offset += 8 + length + -length % 4
-        return MAGIC.join(parts)
+        return MAGIC.join(parts), offset
 
     def record(self, offset: int) -> tuple[np.ndarray, bytes]:
         """The labels (k,) float32, k ≥ 1, and the image's bytes of the record at `offset`."""
@@ -75,7 +82,7 @@ class RecordFile:
 def identity_of(labels: np.ndarray, where: str) -> int:
     """The identity, a whole number from 0 on, that an image's labels begin with. DataError."""
     label = float(labels[0])
-    if label < 0 or label != int(label):
+    if not (label >= 0 and label.is_integer()):  # nan neither
         raise DataError(f'{where}: its label {label:g} is no identity: a whole number from 0 on')
     return int(label)
 
@@ -95,12 +102,17 @@ class Records:
             raise DataError(f'{path}: {self.file.size} bytes, but {index.name} has a record at '
                             f'byte {offsets.max()}: cut short, or of another download: '
                             'fetch both again')
-        self.file.data(int(offsets.max()))  # the last one is whole
+        end = self.file.end(int(offsets.max()))  # the last one is whole
         labels, image = self.file.record(int(offsets[0]))
         if keys[0] == 0 and not image:
             self.keys, self.labels = self._identities(keys, offsets, labels, index)
             self.offsets = offsets[self.keys]
         else:
+            # records of identities tell of all keys; here only the file's end does
+            if end < self.file.size:
+                raise DataError(f'{path} goes on for {self.file.size - end} bytes after the last '
+                                f'record that {index.name} has: the .idx is cut short, or of '
+                                'another download: fetch both again')
             self.keys, self.offsets = keys, offsets
             self.labels = self._labels_of_each()
         self._check_property(Path(path).with_name('property'))

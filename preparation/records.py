@@ -4,7 +4,6 @@ import csv
 import functools
 import glob
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -223,8 +222,7 @@ def _sheet(faces, path, people=12, images=8):
     shown = {}
     for label in np.linspace(0, len(faces.classes) - 1, people).round().astype(int).tolist():
         own = np.flatnonzero(faces.labels == label)[:images].tolist()
-        shown[faces.classes[label]] = [(io.BytesIO(faces.encoded(index)), faces.ages[index])
-                                       for index in own]
+        shown[faces.classes[label]] = [(faces.encoded(index), faces.ages[index]) for index in own]
     contact_sheet(shown, path)
 
 

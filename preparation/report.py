@@ -90,8 +90,11 @@ class Report:
                                 'TARGET is a folder of its own')
             # what was skipped is tried again, and what was deleted, and a line that was cut short
             rows = [Outcome(*row) for row in rows if len(row) == len(head)]
-            self.rows = {row.source: row for row in rows
-                         if row.target and (self.target / row.target).is_file()}
+            there = [row for row in rows if row.target and (self.target / row.target).is_file()]
+            # releases before wrote faces of several photographs under one name: it is one's alone
+            owners = {row.target: row.source for row in
+                      sorted(there, key=lambda row: row.source == row.target)}
+            self.rows = {row.source: row for row in there if owners[row.target] == row.source}
         self.rewrite()
 
     def rewrite(self) -> None:

@@ -12,12 +12,14 @@ from utils import DataError
 class Photograph(NamedTuple):
     """A file of the source: its path below it, its person, its number among that person's.
 
-    The person is None where nothing tells; `wrong` says why the file can't be read.
+    The person is None where nothing tells; `wrong` says why the file can't be read; `rival` is the
+    photograph whose face has the name that this one's would have, where names are kept.
     """
     relative: str
     person: str | None
     number: int = 0
     wrong: str = ''
+    rival: str = ''
 
 
 def find(source: str | os.PathLike, people: str) -> list[Photograph]:

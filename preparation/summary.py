@@ -57,11 +57,16 @@ def of_records(target: str, pattern: str, people: int, lines: Sequence[str]) -> 
 def _of_set(report, faces):
     """What training will say of the set: files that aren't this run's, ages that mean nothing."""
     lines, own = [], {row.target for row in report.rows.values()}
-    strangers = [path for person in faces for name in below(report.target / person).images
-                 if (path := os.path.join(person, name)) not in own]
+    strangers = [path for path in below(report.target).images
+                 if os.path.dirname(path) and path not in own]
     if strangers:
-        lines.append(f'{len(strangers):7} image(s) in {report.target} that this did not make, and '
-                     f'that training counts: {some(strangers)}: remove what does not belong there')
+        line = (f'{len(strangers):7} image(s) in {report.target} that this did not make, and '
+                f'that training counts: {some(strangers)}: remove what does not belong there')
+        people = {*faces, *(path.split(os.sep)[0] for path in strangers)}
+        if len(people) > len(faces):
+            line += (f"; training finds {len(people)} identities with them, and 'n_cls': "
+                     f'{len(faces)} below is without')
+        lines.append(line)
     with contextlib.suppress(DataError):  # of a stranger without an age
         lines += [f'Beware: {line}' for line in check_ages(Faces(report.target, r'_|\.', 1))]
     if len(faces) > 2 and all(len(own) == 1 for own in faces.values()):

@@ -2,7 +2,6 @@
 import csv
 import io
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -10,14 +9,22 @@ from collections.abc import Iterable
 from PIL import Image
 
 from preparation import foreign
-from preparation.labels import taken_on, whole_years, years_between
+from preparation.labels import (
+    day_is_first,
+    iso_date,
+    taken_on,
+    whole_years,
+    years_between,
+    years_in,
+)
 from preparation.matlab import read_mat
 from storage.files import seen_from
 from storage.images import some
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
-NUMBER = re.compile(r'\d+(\.\d+)?')
+DATES = 'birth', 'taken'
+FIELDS = (*KEYS, 'age', *DATES)
 
 
 class Table:
@@ -26,7 +33,9 @@ class Table:
     They are path or person; age, or birth and, unless EXIF tells, taken. A path is absolute, or
     relative to the source, or the file's name alone. A table for a .rec file has key or identity in
     place of them. Without a first line of names the columns are path and age. Names match however
-    they are composed (NFC, NFD), and with either slash. Raises DataError.
+    they are composed (NFC, NFD), and with either slash. Ages may be written 30, 30,5 or 30 years,
+    dates 1980-12-21, 21.12.1980 or, where the table tells which is the month, 21/12/1980. Raises
+    DataError, also where most ages can't be read.
     """
 
     def __init__(self, file: str | os.PathLike, source: str | os.PathLike = ''):
@@ -35,12 +44,16 @@ class Table:
         head = [field.strip().lower() for field in rows[0]]
         if {'age', 'birth'} & set(head):
             rows = rows[1:]
-        elif len(head) == 2 and NUMBER.fullmatch(head[1]):
+        elif len(head) == 2 and years_in(head[1]) is not None:
             head = ['path', 'age']
         column = next((name for name in KEYS if name in head), None)
         if column is None or not {'age', 'birth'} & set(head):
             raise DataError(f'{file}: its first line is {",".join(head)!r:.200}; '
                             'expected columns path or person, and age or birth')
+        twice = [name for name in FIELDS if head.count(name) > 1]
+        if twice:
+            raise DataError(f'{file}: {head.count(twice[0])} columns {twice[0]!r}: which one is '
+                            'meant? Remove the other')
         self.key, self.rows = KEYS[column], {}
         for row in rows:
             fields = dict(zip(head, map(str.strip, row), strict=False))
@@ -48,6 +61,30 @@ class Table:
             key = self._path(name) if self.key == 'path' else composed(name)
             if self.rows.setdefault(key, fields) != fields:
                 raise DataError(f'{file}: two different rows for {some([name])}: remove one')
+        # bytes that are no UTF-8 are most often those of Western Europe
+        self.western = {_western(key): key for key in self.rows if not _is_text(key)}
+        self._read_dates()
+        self._check_ages()
+
+    def _read_dates(self):
+        """All dates begin with the day, or all with the month, as those tell that are clear."""
+        day_first = day_is_first(row.get(name, '') for row in self.rows.values() for name in DATES)
+        for row in self.rows.values():
+            row |= {name: iso_date(row[name], day_first) for name in DATES if row.get(name)}
+
+    def _check_ages(self):
+        """Refuses a table most of whose ages, where they are stated, can't be read."""
+        stated, wrong, first = 0, 0, None
+        for key, row in self.rows.items():
+            if row.get('age') or row.get('birth'):
+                stated += 1
+                try:
+                    self._age_of(row, row.get('taken') or row.get('birth'))
+                except ValueError as error:
+                    wrong, first = wrong + 1, first or (key, error)
+        if 2 * wrong > stated:
+            raise DataError(f"{self.kind}: {wrong} of {stated} ages can't be read, as that of "
+                            f'{some(first[:1])}: {first[1]}')
 
     def _path(self, name):
         """A path of the table as one below the source."""
@@ -63,25 +100,31 @@ class Table:
         else:
             path = composed(relative.replace('\\', '/'))
             keys = [path, os.path.basename(path)]
-        return next((key for key in keys if key in self.rows), None)
+        row = next((key for key in keys if key in self.rows), None)
+        return row or next((self.western[key] for key in keys if key in self.western), None)
 
     def check(self, photographs: Iterable[tuple[str, str | None]]) -> None:
         """Refuses a table that doesn't fit the source, given as (path, person) of each photograph.
 
-        Raises DataError where no row fits any, and where a bare file name fits several.
+        Raises DataError where no row fits any, where a bare file name fits several, and where none
+        of the names that aren't UTF-8 fits, but photographs are left that may be theirs.
         """
-        paths, example = {}, None
+        paths, example, left = {}, None, None
         for relative, person in photographs:
             example = example or (person if self.key == 'person' else relative)
             row = self._row(relative, person)
-            if row is not None and self.key == 'person':
-                return
             if row is not None:
-                paths.setdefault(row, []).append(relative)
+                fits = paths.setdefault(row, [])
+                fits += [relative] if self.key == 'path' else []
+            elif not (relative.isascii() or left):
+                left = relative
         if not paths:
             raise DataError(f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
                             f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
                             f'write each {self.key} as it is there')
+        if left and self.western and not set(self.western.values()) & set(paths):
+            raise DataError(f'{self.kind}: not UTF-8, and {some(self.western.values())} fit no '
+                            f'photograph, where {self.source} has {some([left])}: save it as UTF-8')
         several = {row: fits for row, fits in paths.items() if len(fits) > 1}
         if several:
             row, fits = next(iter(several.items()))
@@ -98,14 +141,31 @@ class Table:
         if key is None:
             raise ValueError(f'no row for it in {self.kind}')
         row = self.rows[key]
-        if row.get('age'):
-            if not NUMBER.fullmatch(row['age']):
-                raise ValueError(f'its age in {self.kind} is {row["age"]!r}')
-            return whole_years(float(row['age']), self.kind)
-        taken = row.get('taken') or taken_on(image)
-        if not taken:
+        taken = row.get('taken') or (None if row.get('age') else taken_on(image))
+        if not (taken or row.get('age')):
             raise ValueError(f'no date of capture, neither in {self.kind} nor in its EXIF')
+        return self._age_of(row, taken)
+
+    def _age_of(self, row, taken):
+        if row.get('age'):
+            years = years_in(row['age'])
+            if years is None:
+                raise ValueError(f'its age in {self.kind} is {row["age"]!r}: expected 30 or 30.5')
+            return whole_years(years, self.kind)
         return years_between(row.get('birth') or '', taken)
+
+
+def _is_text(name):
+    """Whether the bytes of a name were UTF-8."""
+    return not any('\udc80' <= character <= '\udcff' for character in name)
+
+
+def _western(name):
+    data = name.encode('utf-8', 'surrogateescape')
+    try:
+        return composed(data.decode('cp1252'))
+    except UnicodeDecodeError:
+        return composed(data.decode('latin-1'))
 
 
 def composed(name: str) -> str:

@@ -40,7 +40,7 @@ def _change(report, row, photograph, converter):
     if photograph is None:
         return WITHDRAWN
     stamp = converter.stamp(photograph)
-    if row.stamp and row.stamp != stamp:
+    if row.stamp and row.stamp != stamp or photograph.rival:
         return AGAIN
     row = report.rows[row.source] = row._replace(stamp=stamp)
     if converter.keep_names:

@@ -55,7 +55,9 @@ def test_years_between(birth, taken, years):
 
 
 @pytest.mark.parametrize('birth, taken', [('yesterday', '2010'), ('1983-12-21', ''),
-                                          ('0000', '1990'), ('2010', '1983')])
+                                          ('0000', '1990'), ('2010', '1983'),
+                                          ('1980-13-45', '2010'), ('1980-13-0', '2010'),
+                                          ('1980', '2001-02-30')])
 def test_no_dates(birth, taken):
     with pytest.raises(ValueError):
         years_between(birth, taken)
@@ -86,7 +88,8 @@ def test_tables(tmp_path):
     with pytest.raises(ValueError, match='no date of capture'):
         Table(file).age('A/1.jpg', 'A', Image.new('RGB', (4, 4)))
     for text, reason in (('', 'empty'), ('name,years\nA,12\n', 'expected columns'),
-                         ('path,age\na,1\na,2\n', 'two different rows')):
+                         ('path,age\na,1\na,2\n', 'two different rows'),
+                         ('path,age, Age\na,1,2\n', "2 columns 'age'")):
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
             Table(file)
@@ -97,6 +100,8 @@ def test_tables(tmp_path):
 @pytest.mark.parametrize('kind, name, person, age', [
     ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
     ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
+    ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
+    ('morph', '009055_1M54_001.JPG', '009055', 54),
     ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
     ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
     ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),

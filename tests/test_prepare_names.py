@@ -95,6 +95,27 @@ def test_names_kept(tmp_path, capsys):
     assert '1 removed: no longer in SOURCE' in capsys.readouterr().out
 
 
+def test_names_kept_that_would_be_one(tmp_path, capsys):
+    """Only JPEG's own name is written; who has to change is told, whatever came first."""
+    rows = {name: photograph(tmp_path / 'source' / name, seed=3, format=kind) for name, kind in
+            {'A/a.gif': 'GIF', 'A/a.mpo': 'JPEG', 'A/b.gif': 'GIF'}.items()}
+    rows['A/a.jpg'] = rows['A/a.gif']
+    line = [tmp_path / 'source', tmp_path / 'target', '--keep-names', '--landmarks',
+            points_csv(tmp_path / 'points.csv', rows)]
+    command(*line)
+    made = table(tmp_path / 'target')
+    assert made['A/a.gif']['target'] == 'A/a.jpg' and made['A/b.gif']['target'] == 'A/b.jpg'
+    assert made['A/a.mpo']['reason'] == (
+        'its face would be A/a.jpg, which is that of A/a.gif: rename one of the two')
+    photograph(tmp_path / 'source/A/a.jpg', seed=5, format='JPEG')
+    capsys.readouterr()
+    command(*line)
+    assert '2 faces of 1 folder(s)' in capsys.readouterr().out
+    made = table(tmp_path / 'target')
+    assert made['A/a.jpg']['target'] == 'A/a.jpg' and not made['A/a.gif']['target']
+    assert len(list((tmp_path / 'target').glob('A/*'))) == 2
+
+
 @needs_detector
 def test_names_kept_where_no_face_is_found(tmp_path, capsys):
     """Benchmarks count on every image: it is cut from the middle, and the share is told."""

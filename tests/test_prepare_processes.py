@@ -42,7 +42,7 @@ SLOW = '''
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from preparation.processes import each
-from utils import Interrupt
+from storage.jobs import Interrupt
 
 def work(tool, item):
     time.sleep(.01)

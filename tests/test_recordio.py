@@ -54,6 +54,12 @@ def edit_index(path, change):
     file.write_text('\n'.join(change(file.read_text().splitlines())))
 
 
+def cut_index(path, lines):
+    """Of a pack without records of identities, the first lines of the .idx."""
+    index = without_header(path, no_image).write().with_suffix('.idx')
+    index.write_text('\n'.join(index.read_text().splitlines()[:lines]))
+
+
 DISAGREE = {
     'another property': (
         lambda path: with_identities(path, no_image).write(classes=4),
@@ -82,6 +88,10 @@ DISAGREE = {
         lambda path: written(path).write_bytes(path.read_bytes()[:200]), 'cut short'),
     'a cut record': (
         lambda path: written(path).write_bytes(path.read_bytes()[:-4]), 'cut short at byte'),
+    'lines less, without identities': (
+        lambda path: cut_index(path, 6), 'goes on for .* bytes after the last record that train'),
+    'no number for a label': (
+        lambda path: written(path, labels={1: np.nan}), 'key 1: its label nan is no identity'),
     'a pointer': (
         lambda path: written(path).write_text('version https://git-lfs.github.com/spec/v1\n'),
         'git lfs pull'),

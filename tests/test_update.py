@@ -110,6 +110,18 @@ def test_what_somebody_else_changed_stays(source, capsys):
     assert (source / 'target/A/900_50.jpg').exists()
 
 
+def test_people_that_are_not_of_this_run_are_told(source, capsys):
+    """Training counts every folder: a foreign one, and one whose person was withdrawn."""
+    for name in ('Foreign/000_12.jpg', 'Foreign/deeper/001_13.jpg', 'here_14.jpg'):
+        (source / 'target' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (96, 112)).save(source / 'target' / name)
+    job(source)
+    printed = capsys.readouterr().out
+    assert '2 image(s) in' in printed and 'here_14' not in printed
+    assert 'Foreign/000_12.jpg, Foreign/deeper/001_13.jpg' in printed
+    assert "2 identities with them, and 'n_cls': 1 below is without" in printed
+
+
 def test_a_name_that_is_taken(source):
     """The age is corrected, but a file of the user's has the new name: it stays."""
     (source / 'target/A/001_63.jpg').write_bytes(b'mine')
