@@ -29,7 +29,7 @@ PAGES = {page.name: page.read_text() for page in (
     *sorted((ROOT / 'docs').glob('*.md')))}
 TOOLS = ('main.py', 'evaluate.py', 'prepare.py', 'verify.py', 'export.py', 'synthetic.py',
          *sorted(f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('*.py')
-                 if '__main__' in path.read_text()))
+                 if 'def arguments' in path.read_text()))
 
 
 @pytest.fixture(autouse=True)
