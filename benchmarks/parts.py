@@ -23,7 +23,6 @@ from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa
 
 import synthetic  # noqa: E402
 import utils  # noqa: E402
-from training.recipe import recipes  # noqa: E402
 
 BATCH_SIZES = {'cpu': {'64-layer': 16, 'small': 64}, 'cuda': {'64-layer': 256, 'small': 2048}}
 VARIANTS = {
@@ -79,7 +78,7 @@ def run(args):
         # freed memory is the C library's: a GPU's is PyTorch's own
         variants = [name for name in VARIANTS if name != 'returning' or device.type == 'cpu']
         for network, batch_size in sizes.items():
-            recipe = replace(recipes[NETWORKS[network]], batch_size=batch_size)
+            recipe = replace(NETWORKS[network], batch_size=batch_size)
             steps = 4 if network == '64-layer' else 16
             trainers = {name: Apart(variant, str(root), name, recipe, args.ctx)
                         for name in ('', *variants)}

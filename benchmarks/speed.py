@@ -49,7 +49,11 @@ from model import HEIGHT, WIDTH, DALModel, normalize
 from training.log import run_summary
 from training.recipe import recipes
 
-NETWORKS = {'64-layer': 'paper', 'small': 'small'}  # name: the recipe that trains it
+NETWORKS = {  # name: the recipe that trains it
+    '64-layer': recipes['paper'], 'small': recipes['small'],
+    'MobileFaceNet': replace(recipes['finetune'], backbone='mobilefacenet'),
+    'iresnet50': replace(recipes['finetune'], backbone='iresnet50')}
+OURS = ['64-layer', 'small']  # what is measured unless --networks asks for others
 
 
 def endless(loader):
@@ -223,9 +227,9 @@ def repeat(work, times):
 def contestants(faces, batch_sizes, device, args):
     """{name: (work, images or operations in one call)}, and the trainers by name."""
     works, trainers = {}, {}
-    for network, recipe in NETWORKS.items():
-        recipe = replace(recipes[recipe], batch_size=batch_sizes[network])
-        steps = 2 if network == '64-layer' and device.type == 'cpu' else 8
+    for network, batch_size in batch_sizes.items():
+        recipe = replace(NETWORKS[network], batch_size=batch_size)
+        steps = 8 if network == 'small' or device.type == 'cuda' else 2
         images = steps * recipe.batch_size
         ours = Ours(faces, recipe, device)
         theirs = Apart(Conventional, faces.root, recipe, args.ctx)
@@ -310,7 +314,7 @@ def peak_memory(network, kind, batch_size, root, ctx):
     """Peak memory in MiB before and during three steps: of the GPU, or of this process, which must
     be a fresh one."""
     faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
-    recipe = replace(recipes[NETWORKS[network]], batch_size=batch_size)
+    recipe = replace(NETWORKS[network], batch_size=batch_size)
     faces.check()
     if kind == 'train':
         trainer = Ours(faces, recipe, utils.pick_device(ctx))
@@ -342,9 +346,9 @@ def machine(device):
 def run(args):
     device = utils.pick_device(args.ctx)
     gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
-    batch_sizes = {
-        '64-layer': args.batch_size or (256 if gpu else recipes['paper'].batch_size),
-        'small': args.small_batch_size or (1024 if gpu else 64)}
+    batch_sizes = {name: (args.small_batch_size or (1024 if gpu else 64)) if name == 'small' else
+                   args.batch_size or (256 if gpu else NETWORKS[name].batch_size)
+                   for name in args.networks}
     with tempfile.TemporaryDirectory() as folder:
         root, images = os.path.join(folder, 'drawn', 'train'), 8
         people = max(64, 2 * max(batch_sizes.values()) // images)
@@ -362,7 +366,7 @@ def run(args):
         waiting = {name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)]
                    for name in trainers}
         operations = {name: operations_of(trainers[f'{name} train'].training, device)
-                      for name in NETWORKS}
+                      for name in batch_sizes}
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -371,14 +375,14 @@ def run(args):
         path_rates = {name: [paths[name][1] / s for s in path_seconds[name]] for name in paths}
         torch.set_num_threads(threads)
 
-        for name in NETWORKS:
+        for name in batch_sizes:
             trainers[f'{name} conventional'].pool.shutdown()
         memory = {}
         del works, trainers, work, trainer
         if gpu:  # the children share it with this process
             gc.collect()
             torch.cuda.empty_cache()
-        for network, kind in itertools.product(NETWORKS, ('train', 'conventional')):
+        for network, kind in itertools.product(batch_sizes, ('train', 'conventional')):
             # a process of its own, since a peak never falls again
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:
                 memory[f'{network} {kind}'] = pool.submit(
@@ -395,7 +399,9 @@ def run(args):
         'memory_mib': memory,
         'seconds': {name: [round(s, 5) for s in values]
                     for name, values in (seconds | path_seconds).items()}}
-    out = Path(args.out or Path(__file__).parent / 'results' / f'speed-{report["kind"]}.json')
+    others = '' if args.networks == OURS else f'-{"-".join(args.networks).lower()}'
+    out = Path(args.out or Path(__file__).parent / 'results'
+               / f'speed-{report["kind"]}{others}.json')
     out.parent.mkdir(parents=True, exist_ok=True)
     utils.write_json(report, out)
     picture(report, out.with_suffix('.png'))
@@ -563,6 +569,8 @@ def arguments():
         help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
     add('--quick', action='store_true', help='two rounds, to see that it runs')
     add('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
+    add('--networks', nargs='+', default=OURS, choices=NETWORKS, metavar='NAME',
+        help=f'of {", ".join(NETWORKS)}')
     add('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
     add('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
     add('--out', help='the JSON file, and beside it the picture '
