@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -93,6 +94,9 @@ def make(
             for _ in done:
                 pass
         os.rename(building, root)
+    except OSError as error:
+        error.filename, error.filename2 = root, None  # what the user knows
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -111,6 +115,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.root and not args.sheet:
         parser.error('nothing to do: give a folder, --sheet FILE.png, or both')
+    if args.sheet and Path(args.sheet).suffix.lower() not in Image.registered_extensions():
+        parser.error(f'--sheet {args.sheet}: not the name of a picture, as faces.png is')
     if args.sheet:
         people = range(args.seed, args.seed + 8)
         contact_sheet(people, (2, 8, 16, 30, 45, 60, 75, 88), args.seed).save(args.sheet)
@@ -120,4 +126,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    from utils import one_line_errors  # with torch, which the processes that draw don't need
+    with one_line_errors():
+        main()
