@@ -8,23 +8,14 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from dataset import Faces
-from evaluation.listfile import (
-    EVERY_SCORE,
-    is_header,
-    locate,
-    pair_of,
-    read_lines,
-    root_of,
-    why_no_pair,
-)
+from evaluation.listed import Listed, listed_pairs
+from evaluation.listfile import EVERY_SCORE, is_header, pair_of, read_lines, why_no_pair
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
-from evaluation.rates import GRID
 from preparation.labels import TAIL
 from storage import files
 from storage.images import some
@@ -42,34 +33,6 @@ NUMBER = re.compile(r'[0-9]{1,9}')
 LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
 
 
-class Listed(NamedTuple):
-    """N images, `sources` (paths or encoded bytes) and their `names`; and of a benchmark what its
-    list tells.
-
-    `pairs` is a verification list. Without one, `labels` (N,) int and `ages` (N,) years are needed:
-    pairs are drawn by age gap, each image is looked for among all others, and the age in the
-    features is measured. With `probes`, indices of images, these alone are looked for, among those
-    that are no probes. `digest` is the sha256 of the list file, None where the file names are the
-    list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
-    `notices` are lines for the user: what was left out, what looks wrong.
-    """
-    sources: list
-    names: list
-    pairs: Pairs | None = None
-    labels: np.ndarray | None = None
-    ages: np.ndarray | None = None
-    digest: str | None = None
-    probes: np.ndarray | None = None
-    every_score: bool = False
-    notices: tuple = ()
-
-    @property
-    def thresholds(self) -> np.ndarray | None:
-        """The candidates, as rates.decide takes them: published lists are scored on the grid, pairs
-        that are drawn here at every score."""
-        return GRID if self.pairs and not self.every_score else None
-
-
 def lfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
     """LFW: pairs.txt in path or beside it, images <Name>/<Name>_0001.jpg in path, in path/images or
     in the folder that a download unpacks to."""
@@ -82,7 +45,7 @@ def lfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
                         f'{per_fold} and {per_fold} pairs; a list of your own in this format is '
                         f'read by the benchmark `pairs`')
     rows, people = _lfw_rows(file, lines[1:], per_fold, folds)
-    return _listed(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
+    return listed_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
 
 
 def _lfw_rows(file, lines, per_fold, folds):
@@ -130,7 +93,7 @@ def calfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
     if (counts != per_fold).any():
         raise DataError(f'{file}: {counts.tolist()} genuine pairs in the folds; expected '
                         f'{per_fold} in each')
-    return _listed(rows, Path(path), ('aligned images', 'images', ''), digest, people)
+    return listed_pairs(rows, Path(path), ('aligned images', 'images', ''), digest, people)
 
 
 def cacd_vs(path, folds: int = 10, per_fold: int = 200) -> Listed:
@@ -138,7 +101,7 @@ def cacd_vs(path, folds: int = 10, per_fold: int = 200) -> Listed:
     pairs, 200 genuine and 200 not."""
     rows = [(f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
             for i in range(2 * folds * per_fold)]
-    return _listed(rows, Path(path), ('images', ''), None)
+    return listed_pairs(rows, Path(path), ('images', ''), None)
 
 
 def bin_file(path) -> Listed:
@@ -169,7 +132,7 @@ def pair_list(path) -> Listed:
         folds = int(head[0]) if len(head) == 2 else 1
         rows, people = _lfw_rows(file, lines[1:], int(head[-1]), folds)
         rows = rows if folds > 1 else _in_ten_folds(rows)
-        return _listed(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest, people)
+        return listed_pairs(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest, people)
     rows = []
     for number, line in lines:
         pair = pair_of(line)
@@ -182,7 +145,7 @@ def pair_list(path) -> Listed:
         raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
     if any(fold is None for *_, fold in rows):
         rows = _in_ten_folds(rows)
-    listed = _listed(rows, file.parent, ('', 'images'), digest)
+    listed = listed_pairs(rows, file.parent, ('', 'images'), digest)
     if lines[0][1].startswith('#') and EVERY_SCORE in lines[0][1]:
         listed = listed._replace(every_score=True)
     folders = [str(Path(source).parent) for source in listed.sources]
@@ -269,18 +232,3 @@ def _named(path, pattern, shape, images=None, people=None):
                f'{some(others)}'] if others else []
     return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32),
                   notices=tuple(notices))
-
-
-def _listed(rows, path, below, digest, people=None):
-    """Rows (image, image, same, fold) as Listed, each image once; they lie below the first of the
-    folders path/<below> that holds any. `people` are the two names of each row."""
-    names = list(dict.fromkeys(name for row in rows for name in row[:2]))
-    root = root_of(path, names, *below)
-    paths = [locate(root, name) for name in names]
-    unique = {source: index for index, source in enumerate(dict.fromkeys(paths))}
-    index = {name: unique[source] for name, source in zip(names, paths, strict=True)}
-    left, right = np.array([[index[name] for name in row[:2]] for row in rows]).T
-    if people is not None:
-        people = np.unique(np.array(people), return_inverse=True)[1].reshape(-1, 2)
-    same, fold = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
-    return Listed(list(unique), list(unique), Pairs(left, right, same, fold, people), digest=digest)
