@@ -109,7 +109,7 @@ class Report:
     def faces(self) -> dict[str, list[tuple[Path, int | None]]]:
         """{person: [(file, age), …]} of the faces that are there."""
         people = defaultdict(list)
-        for row in self.rows.values():
+        for row in sorted(self.rows.values()):
             if row.target:
                 age = int(row.age) if row.age else None
                 people[os.path.dirname(row.target)].append((self.target / row.target, age))

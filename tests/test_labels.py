@@ -114,14 +114,6 @@ def test_names_that_an_aligner_has_touched(kind, name, person, age):
     assert person_in(name, kind) == person and Named(kind).age(f'x/{name}', None, None) == age
 
 
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
-def test_encodings_of_tables(tmp_path, encoding):
-    text = 'path,age\nZoë/ä.jpg,12\n'
-    mark = '\ufeff' if encoding == 'utf-16-be' else ''
-    (tmp_path / 'a.csv').write_bytes((mark + text).encode(encoding))
-    assert Table(tmp_path / 'a.csv').age('Zoë/ä.jpg', None, None) == 12
-
-
 @pytest.mark.parametrize('row', ['Zoë\\1.jpg', unicodedata.normalize('NFD', 'Zoë/1.jpg'),
                                  './Zoë/1.jpg', '/data/set/Zoë/1.jpg', '1.jpg'])
 def test_ways_to_write_a_path(tmp_path, row):

@@ -1,7 +1,5 @@
 """The whole job of prepare.py and its report."""
-import errno
 import os
-import tempfile
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from photographs import (
 )
 from PIL import Image
 
-import meta
 import prepare
 import synthetic
 from dataset import Faces
@@ -231,29 +228,6 @@ def test_one_line_on_the_command_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
     assert not (tmp_path / 'target').exists()
-
-
-def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
-    """One line with the remedy, before the images are checked."""
-    for person in 'AB':
-        photograph(tmp_path / 'faces' / person / '0_30.png', size=(96, 112), at=(0, 0), times=1)
-    monkeypatch.setattr(meta, 'mine', {'train_root': str(tmp_path / 'faces'), 'val_root': None,
-                                       'pat': r'_|\.', 'pos': 1, 'n_cls': 2}, raising=False)
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='file: Not a directory: TARGET names shards in a folder '
-                                        'that can be written|File exists: TARGET names'):
-        prepare.main(['--shards', 'mine', str(tmp_path / 'file/x')])
-    prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
-    assert (tmp_path / 'new/x-00000.tar').exists()
-    (tmp_path / 'new/x-00000.tar').unlink()
-    monkeypatch.setattr(tempfile, 'TemporaryFile', read_only)
-    with pytest.raises(UserError, match='new: Read-only file system: TARGET names shards in a'):
-        prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
-    assert not (tmp_path / 'new/x-00000.tar').exists()
-
-
-def read_only(dir):
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS), f'{dir}/tmpabcd')
 
 
 def test_numbers_stay(tmp_path):

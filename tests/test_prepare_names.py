@@ -114,6 +114,14 @@ def test_names_kept_that_would_be_one(tmp_path, capsys):
     made = table(tmp_path / 'target')
     assert made['A/a.jpg']['target'] == 'A/a.jpg' and not made['A/a.gif']['target']
     assert len(list((tmp_path / 'target').glob('A/*'))) == 2
+    # releases before had a row of the same face for each
+    report = tmp_path / 'target/report.csv'
+    whole = contents(tmp_path / 'target')
+    row = next(line for line in report.read_text().splitlines() if line.startswith('A/a.jpg'))
+    text = report.read_text().splitlines()
+    report.write_text('\n'.join([text[0], row.replace('A/a.jpg', 'A/a.gif', 1), *text[2:]]) + '\n')
+    command(*line)
+    assert contents(tmp_path / 'target') == whole
 
 
 @needs_detector

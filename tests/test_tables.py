@@ -77,3 +77,11 @@ def test_names_in_latin_1(tmp_path):
     raw = 'Zo\udceb/1.jpg'  # and where the disk has the same bytes
     (tmp_path / 'd.csv').write_bytes(b'path,age\nZo\xeb/1.jpg,12\n')
     assert Table(tmp_path / 'd.csv').age(raw, None, None) == 12
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
+def test_encodings_of_tables(tmp_path, encoding):
+    text = 'path,age\nZoë/ä.jpg,12\n'
+    mark = '\ufeff' if encoding == 'utf-16-be' else ''
+    (tmp_path / 'a.csv').write_bytes((mark + text).encode(encoding))
+    assert Table(tmp_path / 'a.csv').age('Zoë/ä.jpg', None, None) == 12
