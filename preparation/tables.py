@@ -181,8 +181,9 @@ def read_table(file: str | os.PathLike) -> list[list[str]]:
 def read_csv(file: str | os.PathLike) -> list[list[str]]:
     """The rows that aren't empty. Raises DataError.
 
-    Their separator is comma, semicolon or tab, whichever the first line has most. The text is
-    UTF-8 or, as its first bytes tell, UTF-16; bytes that are neither stay as they are.
+    Their separator is semicolon, tab or comma, whichever the first line has most; of as many not
+    the comma, which numbers may hold. The text is UTF-8 or, as its first bytes tell, UTF-16; bytes
+    that are neither stay as they are.
     """
     try:
         with open(file, 'rb') as stream:
@@ -192,7 +193,7 @@ def read_csv(file: str | os.PathLike) -> list[list[str]]:
     text = _decoded(file, data)
     first = Counter(text.partition('\n')[0])
     try:
-        mark = max(',;\t', key=first.__getitem__)
+        mark = max(';\t,', key=first.__getitem__)
         reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
         rows = [row for row in reader if any(map(str.strip, row))]
     except csv.Error as error:

@@ -12,6 +12,12 @@ def test_ways_to_write_an_age(tmp_path, age):
     assert Table(tmp_path / 'a.csv').age('A/1.jpg', None, None) == 30
 
 
+def test_decimal_commas_without_a_line_of_names(tmp_path):
+    """Of a semicolon and a comma, one each, the semicolon separates."""
+    (tmp_path / 'a.csv').write_text('A/1.jpg;30,5\nA/2.jpg;31,5\n')
+    assert Table(tmp_path / 'a.csv').age('A/2.jpg', None, None) == 31
+
+
 def write_dates(folder, *births, taken='2010-12-20'):
     rows = ''.join(f'{k}.jpg,{birth},{taken}\n' for k, birth in enumerate(births))
     (folder / 'a.csv').write_text('path,birth,taken\n' + rows)
