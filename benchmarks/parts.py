@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
-from speed import NETWORKS, Apart, Ours, machine, measure, middle, ratio  # noqa: E402
+from speed import NETWORKS, Apart, Ours, machine, measure  # noqa: E402
+from speed_report import middle, ratio  # noqa: E402
 
 import synthetic  # noqa: E402
 import utils  # noqa: E402
