@@ -63,6 +63,7 @@ ARMS = {
     'ours, λ1 0.1': f'{OURS} lambda_age=.1',
     'ours, λ1 3': f'{OURS} lambda_age=3',
     'ours, λ1 0.1, λ2 1': f'{OURS} lambda_age=.1 lambda_dal=1',
+    'ours, λ1 0.1, λ2 2': f'{OURS} lambda_age=.1 lambda_dal=2',
 }
 FIGURES = (  # key, title, scale, digits
     ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),

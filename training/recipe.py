@@ -174,7 +174,8 @@ ramped = replace(paper, read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6), lambda_
 small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05)
 # and for the drawn faces: more layers find less there
 demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
-# from a backbone that already knows faces (docs/finetuning.md), at a fifth of the learning rate
-finetune = replace(ramped, lr_backbone=0.2)
+# from a backbone that already knows faces (docs/finetuning.md): that learns at a fifth of the rate,
+# and a gentler game takes the age out of it
+finetune = replace(ramped, lr_backbone=0.2, lambda_dal=2.)
 recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo,
            'finetune': finetune}

@@ -252,7 +252,7 @@ def test_features_of_another_form_are_computed_again(model, drawn, tmp_path, cap
                                      '{"models": [{"weights_sha256": 1}]}'])
 def test_results_that_are_not_ours(tmp_path, content):
     (tmp_path / 'results.json').write_text(content)
-    said(evaluate._claim, tmp_path, ['a'])
+    said(evaluate._claim, tmp_path, ['a'], 'path', None)
 
 
 # names, of files and in lists
