@@ -30,13 +30,29 @@ def cells(table):
     return {name: dict(zip(head[1:], row, strict=True)) for name, *row in rows}
 
 
-@pytest.mark.parametrize('name', ['demo', 'lfw'])
-def test_the_ablation_is_the_scripts(name):
+@pytest.mark.parametrize('name, where', [
+    ('demo', 'ablation'), ('lfw', 'ablation'), ('lag', 'finetuning')])
+def test_the_ablation_is_the_scripts(name, where):
     import ablation
     report = read(f'ablation-{name}')
     assert json.loads(json.dumps(ablation.summary(report['runs']))) == report['summary']
     assert f'<!-- benchmarks/ablation.py {name} -->\n{ablation.markdown(report["summary"])}' \
-        in page('ablation')
+        in page(where)
+
+
+def test_what_fine_tuning_says_is_so():
+    rows = read('ablation-lag')['summary']
+    before, only, gentle, ours = (rows[arm] for arm in (
+        'untouched', 'identity only', 'ours, λ1 0.1, λ2 1', 'ours, λ1 0.1, λ2 2'))
+    for sentence in (
+            f'AUC rises from {before["auc"][0]:.3f} to {only["auc"][0]:.3f}',
+            f'R² falls from {before["r2_id"][0]:.2f} to {ours["r2_id"][0]:.2f}',
+            f'where identity alone leaves {only["r2_id"][0]:.2f}',
+            f'AUC stays at {ours["auc"][0]:.3f}',
+            f'rank-1 is {100 * (only["rank1"][0] - ours["rank1"][0]):.1f} points below',
+            f'years {only["auc_over_20"][0] - ours["auc_over_20"][0]:.3f}',
+            f'λ2 1 leaves an R² of {gentle["r2_id"][0]:.2f}'):
+        assert sentence in prose('finetuning'), sentence
 
 
 def test_what_the_ablation_says_is_so():
