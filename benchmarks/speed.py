@@ -179,27 +179,32 @@ def convolutions(training, batch_size, device):
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
 
     def note(module, inputs):
-        shapes.update([(module.out_channels, module.stride, *inputs[0].shape[1:])])
+        shapes.update([(module.weight.shape, module.stride, module.padding, module.groups,
+                        inputs[0].shape[1:])])
 
     hooks = [module.register_forward_pre_hook(note) for module in training.model.modules()
              if isinstance(module, torch.nn.Conv2d)]
-    with torch.no_grad():
+    with torch.no_grad():  # two faces, since batch norm on 1 × 1 takes no single one
         training.network.features(
-            torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
+            torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
     for hook in hooks:
         hook.remove()
     works = []
-    for (outputs, stride, inputs, *size), times in shapes.items():
-        image = random(batch_size, inputs, *size, dtype=dtype, device=device)
-        weight = random(outputs, inputs, 3, 3, dtype=dtype, device=device).requires_grad_()
-        image.requires_grad_(inputs > 3)  # nobody asks for the gradient of pixels
-        gradient = torch.randn_like(F.conv2d(image, weight, stride=stride, padding=1).detach())
-        works += times * [functools.partial(_there_and_back, image, weight, stride, gradient)]
+    for (kernel, *how, size), times in shapes.items():
+        image = random(batch_size, *size, dtype=dtype, device=device)
+        weight = random(*kernel, dtype=dtype, device=device).requires_grad_()
+        image.requires_grad_(size[0] > 3)  # nobody asks for the gradient of pixels
+        gradient = torch.randn_like(_convolved(image, weight, *how).detach())
+        works += times * [functools.partial(_there_and_back, image, weight, how, gradient)]
     return lambda: [work() for work in works]
 
 
-def _there_and_back(image, weight, stride, gradient):
-    torch.autograd.grad(F.conv2d(image, weight, stride=stride, padding=1),
+def _convolved(image, weight, stride, padding, groups):
+    return F.conv2d(image, weight, stride=stride, padding=padding, groups=groups)
+
+
+def _there_and_back(image, weight, how, gradient):
+    torch.autograd.grad(_convolved(image, weight, *how),
                         [part for part in (image, weight) if part.requires_grad], gradient)
 
 

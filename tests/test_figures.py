@@ -91,6 +91,9 @@ def test_speed_is_the_scripts():
         report = read(f'results/{script.__name__}-2-cores-amd-epyc')
         assert f'<!-- benchmarks/{script.__name__}.py -->\n{script.markdown(report)}' \
             in page('performance')
+    report = read('results/speed-2-cores-amd-epyc-mobilefacenet-iresnet50')
+    assert f'<!-- benchmarks/speed.py fine-tuning -->\n{speed.markdown(report)}' \
+        in page('performance')
 
 
 def test_scale_is_the_scripts():
