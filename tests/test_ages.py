@@ -42,7 +42,8 @@ def test_dex_is_the_expectation(tmp_path):
 def test_other_weights_are_refused(tmp_path):
     torch.save({'a': torch.zeros(3)}, tmp_path / 'a.pth')
     (tmp_path / 'b.pth').write_text('hello')
-    for file, reason in (('a.pth', 'not the weights of a VGG-16'), ('b.pth', 'no file of torch.save'),
+    for file, reason in (('a.pth', 'not the weights of a VGG-16'),
+                         ('b.pth', 'no file of torch.save'),
                          ('c.pth', 'no such file')):
         with pytest.raises(UserError, match=reason):
             ages.Dex(tmp_path / file)
