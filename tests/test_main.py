@@ -109,3 +109,21 @@ def test_the_paper_has_no_ramps():
     run.schedule(0.)
     assert run.model.factorization.alpha == 1 and run.lambda_dal == .1
     assert run.model.identity.m == .35
+
+
+def test_two_seeds_flip_differently():
+    """A CPU's generator keeps 32 bits of a seed: of seed << 32 | step, the step alone."""
+    faces = torch.arange(96, dtype=torch.uint8).expand(64, 3, 112, 96).contiguous()
+    flips = {}
+    for seed in (0, 1, 0):
+        run = training(seed=seed, batch_size=64)
+        seen, features = [], run.network.features
+        run.network.features = lambda images, *more, seen=seen, features=features: (
+            seen.append(images[:, 0, 0, 0] > 0), features(images, *more))[1]
+        for _ in range(2):
+            run.iterate(faces, torch.arange(64) % 4, torch.full((64,), 30.) + torch.arange(64))
+        first, second = seen
+        assert 16 < first.sum() < 48 and (first != second).any()
+        assert seed not in flips or torch.equal(flips[seed], first)
+        flips[seed] = first
+    assert 16 < (flips[0] != flips[1]).sum() < 48
