@@ -16,7 +16,7 @@ from torch import nn
 import utils
 from model import DALModel
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.log import Log, read_log
+from training.log import Log, differences, read_log
 from training.means import Mean
 from training.recipe import Recipe, paper, small
 from training.schedule import parameter_groups, warmup_cosine
@@ -178,3 +178,19 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     Log(tmp_path, 20).close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
     assert list(tmp_path.glob('events*'))
+
+
+def test_what_differs_from_the_call_before(tmp_path):
+    """A value that is newer than the run was the paper's; bf16 has become precision."""
+    now = {'recipe': small.as_dict(), 'faces': 40}
+    older = {key: value for key, value in small.as_dict().items()
+             if key not in ('freeze', 'precision', 'compile')}
+    utils.write_json({'recipe': older | {'bf16': False}, 'faces': 40}, tmp_path / 'run.json')
+    assert differences(tmp_path / 'run.json', now) == [
+        "recipe precision was 'float32' at the call before and is 'auto' now"]
+    utils.write_json({'recipe': older | {'lr': 1.}, 'faces': 39}, tmp_path / 'run.json')
+    assert differences(tmp_path / 'run.json', now) == [
+        'faces was 39 at the call before and is 40 now',
+        'recipe lr was 1.0 at the call before and is 0.05 now']
+    (tmp_path / 'run.json').write_text('{"recipe": {"lr": "fast"}}')
+    assert 'is damaged' in differences(tmp_path / 'run.json', now)[0]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 import utils
+from training.recipe import Recipe
 
 
 class Log:
@@ -107,7 +108,8 @@ def differences(path, summary):
     now = json.loads(json.dumps(utils.finite(summary)))
     try:
         before = json.loads(path.read_text())
-        before['recipe'].items()
+        # values that are newer than the run were the paper's
+        before['recipe'] = Recipe.of(before['recipe']).as_dict()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f'{path} is damaged: whether this run is as it began is not known']
     before, now = _flat(before), _flat(now)
