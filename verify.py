@@ -5,7 +5,7 @@
     python3 verify.py weights --pairs pairs.csv           # first,second[,first_age,second_age]
     python3 verify.py weights --index FOLDER [archive.index]         # embed an archive once
     python3 verify.py weights --find face.jpg archive.index          # or a folder
-    python3 verify.py weights --serve [archive.index]     # page and HTTP API, http://127.0.0.1:8000/
+    python3 verify.py weights --serve [archive.index]     # page and API: http://127.0.0.1:8000/
     python3 verify.py weights --calibrate NAME            # thresholds from people of your own
 
 An image of 112 high × 96 wide, or of 112×112, is taken for an aligned face; in any other the faces

@@ -1,5 +1,6 @@
 """Runs of main.py: what they leave, how they go on, what they refuse."""
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,12 @@ def test_bad_data_is_said_before_training(train, entry, change, message):
 def test_bad_command_lines(train, line, message):
     with pytest.raises(utils.UserError, match=message):
         train(*line)
+
+
+def test_without_a_terminal_training_says_how_far_it_is(train, capsys, monkeypatch):
+    """A line a minute, as under nohup; here more often."""
+    monkeypatch.setattr('storage.progress.SECONDS', .001)
+    train(-1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('training: ')]
+    wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')
+    assert lines and all(map(wanted.search, lines))

@@ -3,6 +3,7 @@ decorrelated."""
 from tqdm import tqdm
 
 import utils
+from storage.progress import progress
 from training.distributed import is_rank_zero, on_rank_zero, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
 
@@ -75,8 +76,9 @@ class Reports:
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
         self.log = Log(folder, training.step, epoch) if is_rank_zero() else None
-        self.bar = tqdm(total=images, initial=done, unit=' images', unit_scale=True,
-                        disable=None if is_rank_zero() else True, dynamic_ncols=True)
+        self.bar = progress(None, 'training', images, initial=done, unit=' images',
+                            unit_scale=True, leave=True, disable=not is_rank_zero(),
+                            dynamic_ncols=True)
 
     def write(self, kind, **values):
         return self.log.report(kind, self.training.step, **values) if self.log else values
