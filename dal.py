@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RIDGE = 1.  # in units of each feature's variance; keeps w out of directions of low variance
+RIDGE_R = .05  # the same for R in closed form
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
@@ -91,12 +92,51 @@ def solve(mapping: CanonicalMapping, x_id: Tensor, variate: Tensor,
     mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
     variance = mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
     ridged = mapping.covariance + torch.diag(RIDGE * variance)
-    # not on every release's Apple GPUs; the plain call, without _ex, would wait for the device
     place = torch.device('cpu') if x.device.type == 'mps' else x.device
-    factor = torch.linalg.cholesky_ex(ridged.to(place))[0]
-    mapping.w_id.copy_(torch.cholesky_solve(mapping.cross.to(place), factor)[:, 0])
+    mapping.w_id.copy_(_solve(ridged.to(place), mapping.cross.to(place))[:, 0])
     mapping.renormalize()
     return before, canonical_correlation(*mapping(x_id, variate)).abs()
+
+
+def age_variates(ages: Tensor, count: int) -> Tensor:
+    """Ages (N,) in years -> (N, count): the Chebyshev polynomials of degree 1 to `count` over 0 to
+    100 years. What correlates with none of them correlates with no polynomial of that degree."""
+    angle = torch.arccos((ages.float() / 50 - 1).clamp(-1, 1))
+    return torch.cos(angle[:, None] * torch.arange(1, count + 1, device=ages.device))
+
+
+@torch.no_grad()
+def solve_factorization(factorization: nn.Module, x: Tensor, ages: Tensor, memory: float) -> None:
+    """R in closed form, by moments of x (N, D) and of the ages' variates z (N, K) that run over
+    1 / (1 − memory) batches:
+
+        x_age = Σ_xz (Σ_zx S⁻¹ Σ_xz)⁻¹ Σ_zx S⁻¹ (x − x̄),  S = Σ + RIDGE_R·diag Σ
+
+    So cov(x_id, z) = 0 at α = 1: ρ is 0 whatever w is, and the linear game is at its end. With
+    S = Σ no other affine map does that and changes x less (LEACE: Belrose et al., NeurIPS 2023).
+    """
+    z, own = age_variates(ages, factorization.cross.shape[1]), factorization
+    mean = x.float().mean(0)
+    x, z = x.float() - mean, z - z.mean(0)
+    own.filled.lerp_(torch.ones_like(own.filled), 1 - memory)
+    for moment, value in ((own.mean, mean), (own.covariance, x.T @ x / len(x)),
+                          (own.cross, x.T @ z / len(x))):
+        moment.lerp_(value, (1 - memory) / own.filled)
+    place = torch.device('cpu') if x.device.type == 'mps' else x.device
+    covariance, cross = own.covariance.to(place), own.cross.to(place)
+    variance = covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
+    w = _solve(covariance + torch.diag(RIDGE_R * variance), cross)
+    explained = cross.T @ w
+    # ages of few values have variates that say the same: the sliver keeps their equations solvable
+    sliver = 1e-5 * explained.diagonal().sum() + torch.finfo(torch.float32).tiny
+    own.projection.copy_(w @ _solve(explained + sliver * torch.eye(len(explained), device=place),
+                                    cross.T))
+
+
+def _solve(a: Tensor, b: Tensor) -> Tensor:
+    """a⁻¹ b, a positive definite. Not on every release's Apple GPUs; the plain cholesky, without
+    _ex, would wait for the device."""
+    return torch.cholesky_solve(b, torch.linalg.cholesky_ex(a)[0])
 
 
 def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:

@@ -6,13 +6,15 @@
 Without a change it draws its own faces and trains on them. For yours: describe them in meta.py,
 then edit `dataset` and `save` here. Every other value, with its reason, is in training/recipe.py.
 """
+from functools import partial
+
 import torch
 
 import backbones
 import dal
 import meta
 import utils
-from model import AGE_HEADS, Backbone, DALModel
+from model import AGE_HEADS, Backbone, DALModel, ResidualFactorization, SolvedFactorization
 from training import command, session
 from training.distributed import Batch
 from training.means import Mean, NotFinite
@@ -50,9 +52,11 @@ class Training:
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.batch = device, Batch()
+        R = (partial(SolvedFactorization, variates=recipe.age_powers)
+             if recipe.factorization == 'solved' else ResidualFactorization)
         self.model = DALModel(make_backbone(recipe), len(classes), cutoffs,
                               identity_head(recipe, self.batch), AGE_HEADS[recipe.age_head],
-                              recipe.scale, recipe.margin)
+                              recipe.scale, recipe.margin, R)
         age_dim = self.model.dim if recipe.variate == 'learned' else 1
         self.mapping = dal.CanonicalMapping(self.model.dim, age_dim).to(device)
         self.network = MicroBatches(self.model, self.batch, recipe, device)
@@ -124,7 +128,15 @@ class Training:
         self.network.backward(losses['loss'])
         losses['gradient'] = self.network.clip_gradient(self.optimizer, self.recipe.clip)
         self.network.step(self.optimizer)
+        if self.recipe.factorization == 'solved':
+            self.solve_factorization(x_age, x_id, ages)
         return losses, climb
+
+    def solve_factorization(self, x_age, x_id, ages):
+        """R in closed form: |ρ| is 0 for every w at once, and there is no turn to take."""
+        R = self.model.factorization
+        x, ages = self.batch.gather((x_id + R.alpha * x_age).detach(), ages)
+        dal.solve_factorization(R, x, ages, self.recipe.memory)
 
     # Whose turn it is, and what changes as training goes on
 

@@ -9,6 +9,7 @@ import.
 
 This file needs torch and nothing else of this repository; copy it where you like.
 """
+import functools
 import math
 import os
 import zipfile
@@ -143,6 +144,31 @@ class ResidualFactorization(nn.Module):
         """`detach` cuts the gradient from R to x: R learns to read the age, and x stays."""
         x_age = self.age(x.detach() if detach else x)
         return x_age, x - self.alpha * x_age
+
+
+class SolvedFactorization(nn.Module):
+    """The factorization with R in closed form: x_age = (x − x̄)·P is what of x correlates with age,
+    and x_id = x − α·x_age correlates with it no more. Arguments: dim D, age variates K.
+
+    (N, D) -> x_age (N, D), x_id (N, D), float32. Nothing here is a weight: dal.solve_factorization
+    sets P and x̄ from running moments, which are kept beside them.
+    """
+
+    def __init__(self, dim: int, variates: int = 3):
+        super().__init__()
+        self.register_buffer('alpha', torch.ones(()))
+        self.register_buffer('mean', torch.zeros(dim))
+        self.register_buffer('projection', torch.zeros(dim, dim))
+        self.register_buffer('covariance', torch.zeros(dim, dim))   # of x, within batches
+        self.register_buffer('cross', torch.zeros(dim, variates))   # of x with the age variates
+        self.register_buffer('filled', torch.zeros(()))             # how far the memory is, to 1
+
+    def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """`detach` as in ResidualFactorization."""
+        with torch.autocast(x.device.type, enabled=False):  # a bfloat16 would let age through
+            x = x.float()
+            x_age = ((x.detach() if detach else x) - self.mean) @ self.projection
+            return x_age, x - self.alpha * x_age
 
 
 class MarginHead(nn.Module):
@@ -302,12 +328,13 @@ class DALModel(nn.Module):
     `backbone` is any module (N, 3, 112, 96) -> (N, D) of normalised faces, or, with an attribute
     `takes_pixels`, of pixel values as they are; `width` is then the width that it sees, 96 or 112.
     D is found by asking it. `head` makes the identity head of (D, classes, scale, m), `age_head`
-    the age head of (D, cutoffs).
+    the age head of (D, cutoffs), `factorization` that of D.
     """
 
     def __init__(self, backbone: nn.Module, classes: int, cutoffs: Sequence[float] = AGE_CUTOFFS,
                  head: Callable[..., nn.Module] = CosFace,
-                 age_head: Callable[..., AgeHead] = AgeGroups, scale: float = 64., m: float = .35):
+                 age_head: Callable[..., AgeHead] = AgeGroups, scale: float = 64., m: float = .35,
+                 factorization: Callable[[int], nn.Module] = ResidualFactorization):
         super().__init__()
         self.backbone = backbone
         self.width = getattr(backbone, 'width', WIDTH)
@@ -319,7 +346,7 @@ class DALModel(nn.Module):
         if x.ndim != 2:
             raise ValueError(f'the backbone made {tuple(x.shape)} of one face; expected (1, D)')
         self.dim = x.shape[1]
-        self.factorization = ResidualFactorization(self.dim)
+        self.factorization = factorization(self.dim)
         self.identity = head(self.dim, classes, scale, m)
         self.age = age_head(self.dim, cutoffs)
 
@@ -396,8 +423,12 @@ class DALModel(nn.Module):
                 if name not in known:
                     raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
+            solved = weights.get('factorization.cross')
+            factorization = ResidualFactorization if solved is None else functools.partial(
+                SolvedFactorization, variates=solved.shape[1])
             model = cls(backbone, len(weights['identity.weight']), cutoffs,
-                        HEADS[heads['identity']], AGE_HEADS[heads['age']])
+                        HEADS[heads['identity']], AGE_HEADS[heads['age']],
+                        factorization=factorization)
             model.load_state_dict(weights)
         except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'

@@ -47,6 +47,8 @@ PAPER = ('variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0
          'lambda_age=.1 lambda_dal=.1')
 OURS = ('variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) '
         'lambda_age=.3 lambda_dal=5')
+SOLVED = ('factorization=solved memory=.98 read_age=.3 split=(.3,.5) variate=label max_steps=0 '
+          'lambda_age=.1 lambda_dal=0')
 ARMS = {
     'untouched': '',  # with --init alone: no training, x_id is x
     'identity only': 'lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0: x_id is x
@@ -64,6 +66,8 @@ ARMS = {
     'ours, λ1 3': f'{OURS} lambda_age=3',
     'ours, λ1 0.1, λ2 1': f'{OURS} lambda_age=.1 lambda_dal=1',
     'ours, λ1 0.1, λ2 2': f'{OURS} lambda_age=.1 lambda_dal=2',
+    'solved': SOLVED,
+    'solved, 5 powers': f'{SOLVED} age_powers=5',
 }
 FIGURES = (  # key, title, scale, digits
     ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),

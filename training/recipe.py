@@ -48,6 +48,11 @@ class Recipe:
     lambda_age: float = 0.1     # λ1, weight of the age loss: the paper's
     lambda_dal: float = 0.1     # λ2, weight of |ρ|: the paper's
 
+    # the split x_id = x − α·R(x)
+    factorization: Literal['learned', 'solved'] = 'learned'  # R: two layers (the paper's); or
+    #                             solved in every step: what of x correlates with age's powers
+    age_powers: int = 3         # of R solved: the age, its square, its cube
+
     # the adversary
     variate: Literal['learned', 'label'] = 'learned'  # v_age: w_age·x_age (the paper's), or the age
     min_steps: int = 50         # iterations of the network in turn: the paper's
@@ -74,7 +79,7 @@ class Recipe:
         for names, holds, must in (
                 ('batch_size', lambda v: v >= 2, 'at least 2'),
                 ('seed workers max_steps save_every skip_corrupt', lambda v: v >= 0, 'at least 0'),
-                ('dim min_steps accumulate', lambda v: v >= 1, 'at least 1'),
+                ('dim min_steps accumulate age_powers', lambda v: v >= 1, 'at least 1'),
                 ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
                 ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),
                 ('lr lr_backbone weight_decay lambda_age lambda_dal margin', lambda v: v >= 0,
@@ -101,6 +106,8 @@ class Recipe:
                             'stages')
         if self.memory and self.variate == 'learned':
             raise UserError(f"memory is {self.memory}; it must be 0 where variate is 'learned'")
+        if self.factorization == 'solved' and not self.memory:
+            raise UserError("memory is 0; it must be above 0 where factorization is 'solved'")
         if self.sample_rate < 1 and not self.shard_head:
             raise UserError(f'sample_rate is {self.sample_rate}; below 1 it needs shard_head=True')
 
