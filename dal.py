@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 RIDGE = 1.  # in units of each feature's variance; keeps w out of directions of low variance
 RIDGE_R = .05  # the same for R in closed form
+NOTHING = 1e-3  # of an age variate's deviation, which is at most 1
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
@@ -92,8 +93,10 @@ def solve(mapping: CanonicalMapping, x_id: Tensor, variate: Tensor,
     mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
     variance = mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
     ridged = mapping.covariance + torch.diag(RIDGE * variance)
+    # not on every release's Apple GPUs; the plain call, without _ex, would wait for the device
     place = torch.device('cpu') if x.device.type == 'mps' else x.device
-    mapping.w_id.copy_(_solve(ridged.to(place), mapping.cross.to(place))[:, 0])
+    factor = torch.linalg.cholesky_ex(ridged.to(place))[0]
+    mapping.w_id.copy_(torch.cholesky_solve(mapping.cross.to(place), factor)[:, 0])
     mapping.renormalize()
     return before, canonical_correlation(*mapping(x_id, variate)).abs()
 
@@ -123,20 +126,23 @@ def solve_factorization(factorization: nn.Module, x: Tensor, ages: Tensor, memor
                           (own.cross, x.T @ z / len(x))):
         moment.lerp_(value, (1 - memory) / own.filled)
     place = torch.device('cpu') if x.device.type == 'mps' else x.device
-    covariance, cross = own.covariance.to(place), own.cross.to(place)
+    covariance, cross = own.covariance.to(place).double(), own.cross.to(place).double()
     variance = covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
-    w = _solve(covariance + torch.diag(RIDGE_R * variance), cross)
-    explained = cross.T @ w
-    # ages of few values have variates that say the same: the sliver keeps their equations solvable
-    sliver = 1e-5 * explained.diagonal().sum() + torch.finfo(torch.float32).tiny
-    own.projection.copy_(w @ _solve(explained + sliver * torch.eye(len(explained), device=place),
-                                    cross.T))
+    factor = torch.linalg.cholesky_ex(covariance + torch.diag(RIDGE_R * variance))[0]
+    basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
+    own.projection.copy_(torch.linalg.solve_triangular(factor.T, basis, upper=True)
+                         @ (factor @ basis).T)
 
 
-def _solve(a: Tensor, b: Tensor) -> Tensor:
-    """a⁻¹ b, a positive definite. Not on every release's Apple GPUs; the plain cholesky, without
-    _ex, would wait for the device."""
-    return torch.cholesky_solve(b, torch.linalg.cholesky_ex(a)[0])
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Gram and Schmidt's basis of the columns (D, K); zeros for one that adds next to nothing, as
+    where ages of few values have variates that say the same. No pivot, for which it would wait."""
+    basis = []
+    for column in columns.T:
+        for other in basis:
+            column = column - (other @ column) * other
+        basis.append(F.normalize(column, dim=0) * (column.norm() > NOTHING))
+    return torch.stack(basis, 1)
 
 
 def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:

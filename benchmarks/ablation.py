@@ -43,31 +43,24 @@ from training.log import read_log  # noqa: E402
 from training.resume import start  # noqa: E402
 
 RECIPES = {'demo': 'demo'}  # two hours on two cores for the drawn table; other data: small
-PAPER = ('variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 split=(0,0) game=(0,0) '
-         'lambda_age=.1 lambda_dal=.1')
-OURS = ('variate=label memory=.95 max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) '
-        'lambda_age=.3 lambda_dal=5')
-SOLVED = ('factorization=solved memory=.98 read_age=.3 split=(.3,.5) variate=label max_steps=0 '
-          'lambda_age=.1 lambda_dal=0')
+PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
+         'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
+RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
+GAME = f'factorization=learned {RAMPS} lambda_dal=5'
+CLOSED = f'factorization=solved {RAMPS} memory=.98 lambda_dal=0'
 ARMS = {
     'untouched': '',  # with --init alone: no training, x_id is x
-    'identity only': 'lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0: x_id is x
+    'identity only': 'factorization=learned lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0
     '+ age': f'{PAPER} lambda_dal=0',
     'paper': PAPER,
     'paper, λ2 1': f'{PAPER} lambda_dal=1',
-    'paper, label': f'{PAPER} variate=label',
-    'ours': OURS,
-    'ours, no game': f'{OURS} lambda_dal=0',
-    'ours, no ramps': f'{OURS} read_age=0 split=(0,0) game=(0,0)',
-    'ours, phases': f'{OURS} memory=0 max_steps=20',
-    'ours, λ2 0.1': f'{OURS} lambda_dal=.1',
-    'ours, λ2 1': f'{OURS} lambda_dal=1',
-    'ours, λ1 0.1': f'{OURS} lambda_age=.1',
-    'ours, λ1 3': f'{OURS} lambda_age=3',
-    'ours, λ1 0.1, λ2 1': f'{OURS} lambda_age=.1 lambda_dal=1',
-    'ours, λ1 0.1, λ2 2': f'{OURS} lambda_age=.1 lambda_dal=2',
-    'solved': SOLVED,
-    'solved, 5 powers': f'{SOLVED} age_powers=5',
+    'game': GAME,
+    'game, λ2 2': f'{GAME} lambda_dal=2',
+    'no game': f'{GAME} lambda_dal=0',
+    'game, no ramps': f'{GAME} read_age=0 split=(0,0) game=(0,0)',
+    'closed form': CLOSED,
+    'closed form, no ramp': f'{CLOSED} read_age=0 split=(0,0)',
+    'closed form, age alone': f'{CLOSED} age_powers=1',
 }
 FIGURES = (  # key, title, scale, digits
     ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),
@@ -276,7 +269,7 @@ def run_all(args):
             utils.write_json({
                 'command': 'python3 benchmarks/ablation.py '
                            f'--dataset {args.dataset} --epochs {args.epochs}'
-                           + f' --init {Path(args.init).name}' * bool(args.init),
+                           + (f' --init {Path(args.init).name}' if args.init else ''),
                 'summary': summary(results), 'runs': results}, table)
     picture(results, args.dataset)
     print(markdown(summary(results)))

@@ -25,7 +25,8 @@ SETTINGS = ('precision=float32', *PHASES, 'scale=8.')
 FACES = 8
 # step 0 is the network's, step 1 the adversary's
 ALTERNATING = dict(max_steps=1, min_steps=1, memory=0., variate='learned')
-KINDS = {'phases': ALTERNATING, 'memory': dict(max_steps=0, memory=.5, variate='label')}
+KINDS = {'phases': ALTERNATING, 'memory': dict(max_steps=0, memory=.5, variate='label'),
+         'solved': dict(max_steps=0, memory=.5, variate='label', factorization='solved')}
 
 
 def begin_child(out=None):

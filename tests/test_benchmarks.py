@@ -15,7 +15,7 @@ def benchmarks(monkeypatch):
     torch.set_num_threads(threads)  # an arm sets it to one
 
 
-@pytest.mark.parametrize('arm', ['identity only', 'ours'])
+@pytest.mark.parametrize('arm', ['identity only', 'game', 'closed form'])
 def test_an_arm_of_the_ablation(entry, tmp_path, monkeypatch, arm):
     import ablation
     monkeypatch.setattr(meta, 'here', entry, raising=False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import dal
+from model import SolvedFactorization
 from training.recipe import paper
 
 
@@ -142,6 +143,92 @@ def test_solve_ignores_dead_features_and_a_variate_without_variance():
     assert dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > .95
     before, after = dal.solve(dal.CanonicalMapping(4, 1), x, torch.full((32, 1), 30.), memory=.5)
     assert before == after == 0
+
+
+def aged(n=600, dim=12, seed=5):
+    """Features (n, dim) in which age, its square and its cube show, and the ages (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    ages = 80 * torch.rand(n, generator=generator)
+    powers = ((ages[:, None] - 40) / 40) ** torch.arange(1, 4)
+    x = torch.randn(n, dim, generator=generator) + 3
+    x[:, :4] += powers @ torch.randn(3, 4, generator=generator)
+    return x @ torch.randn(dim, dim, generator=generator), ages
+
+
+def read_by_least_squares(x, ages):
+    """R² of the best linear reading of the ages, on the faces that it is fitted to."""
+    x, ages = np.column_stack([x.double(), np.ones(len(x))]), ages.double().numpy()
+    error = ages - x @ np.linalg.lstsq(x, ages, rcond=None)[0]
+    return 1 - error.var() / ages.var()
+
+
+def test_age_variates_span_the_powers_of_the_age():
+    ages = torch.linspace(0, 100, 51)
+    powers = (ages[:, None].double() / 50 - 1) ** torch.arange(4)
+    z = dal.age_variates(ages, 3).double()
+    rest = z - powers @ torch.linalg.lstsq(powers, z).solution
+    assert rest.abs().max() < 1e-5 and torch.linalg.matrix_rank(z - z.mean(0)) == 3
+
+
+def test_a_solved_factorization_leaves_no_age_to_any_linear_probe():
+    x, ages = aged()
+    split = SolvedFactorization(12)
+    assert torch.equal(split(x)[1], x) and read_by_least_squares(x, ages) > .5
+    dal.solve_factorization(split, x, ages, memory=0)
+    x_age, x_id = split(x)
+    assert read_by_least_squares(x_id, ages) < 1e-6 and read_by_least_squares(x_age, ages) > .5
+    for power in (1, 2, 3):
+        assert read_by_least_squares(x_id, (ages / 40 - 1) ** power) < 1e-6
+        # and so no w of the game finds anything
+        assert dal.canonical_correlation(x_id[:, 0], (ages / 40 - 1) ** power).abs() < 1e-3
+    assert torch.linalg.matrix_rank(x_age.double(), rtol=1e-5) == 3
+    torch.testing.assert_close(x_age + x_id, x)
+    torch.testing.assert_close(x_id.mean(0), x.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
+    """Belrose et al., theorem 4.2: W⁺ P W with W whitening x and P onto the columns of W Σ_xz."""
+    monkeypatch.setattr(dal, 'RIDGE_R', 0.)
+    x, ages = aged()
+    split = SolvedFactorization(12)
+    dal.solve_factorization(split, x, ages, memory=0)
+    z = dal.age_variates(ages, 3).double().numpy()
+    covariance, cross = np.cov(x.T), np.cov(x.T, z.T)[:12, 12:]
+    length, axes = np.linalg.eigh(covariance)
+    whiten, colour = (axes * length ** power @ axes.T for power in (-.5, .5))
+    basis = np.linalg.qr(whiten @ cross)[0]
+    np.testing.assert_allclose(split.projection.T, colour @ basis @ basis.T @ whiten, atol=2e-3)
+
+
+def test_a_solved_factorization_remembers_means_over_its_batches():
+    x, ages = aged()
+    split, whole = SolvedFactorization(12), SolvedFactorization(12)
+    for start in range(0, 600, 200):
+        dal.solve_factorization(split, x[start:start + 200], ages[start:start + 200], memory=.9)
+    weights = torch.tensor([.81, .9, 1.])
+    batches = [(part - part.mean(0), part.mean(0)) for part in x.split(200)]
+    for name, parts in (('covariance', [centred.T @ centred / 200 for centred, _ in batches]),
+                        ('mean', [mean for _, mean in batches])):
+        expected = sum(w * part for w, part in zip(weights, parts, strict=True)) / weights.sum()
+        torch.testing.assert_close(getattr(split, name), expected, rtol=1e-4, atol=1e-4)
+    dal.solve_factorization(whole, x, ages, memory=.9)
+    torch.testing.assert_close(whole.mean, x.mean(0))
+
+
+@pytest.mark.parametrize('values', [[12., 40.], [33.]])
+def test_a_solved_factorization_of_few_ages(values):
+    """Their powers say the same; where all ages are one there is nothing to take out."""
+    x, _ = aged()
+    ages = torch.tensor(values)[torch.arange(600) % len(values)]
+    x[:, 0] += ages
+    split = SolvedFactorization(12)
+    dal.solve_factorization(split, x, ages, memory=0)
+    x_age, x_id = split(x)
+    assert x_id.isfinite().all()
+    if len(values) > 1:
+        assert read_by_least_squares(x_id, ages) < 1e-3
+    else:
+        assert x_age.abs().max() < 1e-3
 
 
 def test_phases_are_a_function_of_the_global_step():

@@ -10,6 +10,7 @@ from training.recipe import finetune, paper, ramped
 SMALL = dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
 RECIPES = {
     'paper': paper, 'ramped': ramped,
+    'solved': replace(ramped, factorization='solved', lambda_dal=0.),
     'fine-tuning': replace(finetune, freeze=.05, batchnorm='frozen', margin_warmup=.1),
     'sharded': replace(ramped, shard_head=True, sample_rate=.3),
     'accumulate': replace(paper, accumulate=3), 'ordinal': replace(ramped, age_head='ordinal'),

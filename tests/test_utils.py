@@ -120,7 +120,8 @@ def test_override_refuses_another_kind(key, text):
     'variate=age', 'head=sphereface', 'age_head=mean', 'horizon=0', 'accumulate=0', 'clip=0',
     'weight_decay=-1', 'lambda_age=-1', 'lambda_dal=-1', 'adversary_lr=0', 'min_steps=0',
     'max_steps=-1', 'workers=-1', 'skip_corrupt=-1', 'save_every=-1', 'layers=(1,)', 'widths=()',
-    'widths=(0,1,1,1)', 'layers=(-1,0,0,0)'])
+    'widths=(0,1,1,1)', 'layers=(-1,0,0,0)',
+    'factorization=none', 'age_powers=0'])
 def test_values_that_can_not_be_are_named(setting):
     key = setting.split('=')[0]
     with pytest.raises(utils.UserError, match=f'{key}.* (is|must) ') as error:
