@@ -44,9 +44,9 @@ morph = {  # 009055_1M54.JPG
     'n_cls': 13617,
 }
 
-lag = {  # Large Age-Gap: photographs of people young and grown, as prepare.py names them
-    'train_root': 'data/lag/train',
-    'val_root': 'data/lag/val',
+photographs = {  # of docs/ablation.md: people young and grown, of the set Large Age-Gap
+    'train_root': 'data/photographs/train',
+    'val_root': 'data/photographs/val',
     'pat': r'_|\.',
     'pos': 1,
     'n_cls': 400,

@@ -1,15 +1,16 @@
 """Does it decorrelate? Variants of the method at one budget, over seeds, measured on people whom
 the network has never seen: the ablation of docs/ablation.md.
 
-    python3 benchmarks/ablation.py [--dataset demo] [--seeds 5] [--epochs 24] [--arms NAME …]
-    python3 benchmarks/ablation.py --dataset lag --init FILE --epochs 8 [--arms NAME …]
+    python3 benchmarks/ablation.py [demo] [--seeds 5] [--epochs 24] [--arms NAME …]
+    python3 benchmarks/ablation.py photographs --init FILE --epochs 8 [--last-blocks]
 
-`--dataset` is an entry of meta.py with a val_root of other people. With `--init` every arm starts
-from that backbone, and one arm is the backbone as it came. Within a seed all arms share initial
-weights, order, flips and budget. benchmarks/ablation-<dataset>.json is written anew after every
-run; what is in it already, or in the folder --runs, is not done again. At the end
-docs/ablation-<dataset>.png is drawn and the table printed. Rows of variants that lost and left the
-code are kept: each of their runs names the commit at which it can be repeated.
+The first argument is an entry of meta.py with a val_root of other people. With `--init` every arm
+starts from that backbone, and one arm is the backbone as it came; `--last-blocks` trains the end of
+it alone (last_blocks.py). Within a seed all arms share initial weights, order, flips and budget.
+benchmarks/ablation-<dataset>.json is written anew after every run; what is in it already, or in the
+folder --runs, is not done again. At the end docs/ablation-<dataset>.png is drawn and the table
+printed. Rows of variants that lost and left the code are kept: each of their runs names the commit
+at which it can be repeated.
 """
 import argparse
 import itertools
@@ -27,21 +28,33 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import last_blocks  # noqa: E402
+
+import backbones  # noqa: E402
 import dal  # noqa: E402
 import main  # noqa: E402
 import meta  # noqa: E402
 import synthetic  # noqa: E402
 import utils  # noqa: E402
-from dataset import Faces, evaluation_loader, training_loader  # noqa: E402
+from dataset import Batches, Faces, evaluation_loader  # noqa: E402
 from evaluation.extraction import extract  # noqa: E402
+from evaluation.intervals import bootstrap, share_interval  # noqa: E402
+from evaluation.intervals import interval as middle  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
-from evaluation.metrics import cosines, people_report, roc_figures  # noqa: E402
+from evaluation.metrics import (  # noqa: E402
+    cosines,
+    leave_one_out,
+    number,
+    people_report,
+    roc_figures,
+)
 from evaluation.pairs import gap_pairs  # noqa: E402
 from training.checkpoint import load_weights  # noqa: E402
 from training.command import chosen_recipe  # noqa: E402
 from training.log import read_log  # noqa: E402
-from training.resume import start  # noqa: E402
+from training.resume import start as resume  # noqa: E402
 
+EMBEDDINGS = 'val.npy'
 RECIPES = {'demo': 'demo'}  # two hours on two cores for the drawn table; other data: small
 PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
          'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
@@ -63,7 +76,8 @@ ARMS = {
     'closed form, age alone': f'{CLOSED} age_powers=1',
 }
 FIGURES = (  # key, title, scale, digits
-    ('auc', 'AUC', 1, 3), ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),
+    ('auc', 'AUC', 1, 3), ('auc_to_10', 'AUC at gaps to 10 years', 1, 3),
+    ('auc_over_20', 'AUC at gaps over 20 years', 1, 3), ('auc_over_30', 'over 30', 1, 3),
     ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id: R²', 1, 2),
     ('mae_id', 'MAE, years', 1, 1), ('balanced_id', 'groups, %', 100, 0),
     ('r2_age', 'age in x_age: R²', 1, 2), ('var_x_age', 'var(x_age)', 1, 2),
@@ -72,10 +86,12 @@ FIGURES = (  # key, title, scale, digits
 )
 
 
-def run(dataset, arm, seed, epochs, folder, init=None):
+GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)}
+
+
+def run(dataset, entry, arm, seed, epochs, folder, init=None, end_alone=False):
     """Trains one arm with one seed, or resumes where that stopped, and measures it."""
     torch.set_num_threads(1)
-    entry = getattr(meta, dataset)
     meta.ablation = entry | {'val_root': None}  # measured here, once
     sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
                 '--save', str(folder), '--seed', str(seed),
@@ -83,31 +99,40 @@ def run(dataset, arm, seed, epochs, folder, init=None):
                 *(['--set', *ARMS[arm].split()] if ARMS[arm] else [])]
     args = main.arguments()
     recipe, _ = chosen_recipe(args, False, init)
+    train, val = (read(entry, root, recipe, init if end_alone else None, folder.parent)
+                  for root in ('train_root', 'val_root'))
     common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm]}
     if arm == 'untouched':
-        model, info = load_weights(init, backbone=recipe.backbone)
+        model = (last_blocks.untrained(recipe, train, init).model if end_alone
+                 else load_weights(init, backbone=recipe.backbone)[0])
         none = dict.fromkeys(('closed', 'floor', 'adversary', 'climb', 'images_per_s', 'loss_id'))
-        return {**common, **none, **measure(model, faces(entry['val_root'], entry, model.width)),
-                'weights_sha256': info.sha256}
-    main.run(args)
-    people = Faces(meta.ablation['train_root'], entry['pat'], entry['pos']).classes
-    training = main.Training(recipe, people, meta.age_cutoffs, torch.device('cpu'))
-    train, val = (faces(entry[root], entry, training.model.width)
-                  for root in ('train_root', 'val_root'))
-    state = folder / 'last.pth'
-    start(training, state, True, 1)
-    training.model.eval()
-    log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
-    return {**common, **climb(training, train), **measure(training.model, val),
+        return {**common, **none, **measure(model, val, folder)}
+    trained = last_blocks.train(recipe, train, init, epochs) if end_alone else whole(args, recipe)
+    training, record, log = trained
+    return {**common, **climb(training, train), **measure(training.model, val, folder),
             'images_per_s': float(np.median([row['images_per_s'] for row in log])),
-            'loss_id': log[-1]['loss_id'],
-            'run': json.loads((folder / 'run.json').read_text())}
+            'loss_id': log[-1]['loss_id'], 'run': record}
 
 
-def faces(root, entry, width):
-    found = Faces(root, entry['pat'], entry['pos'], width)
-    found.check()
-    return found
+def read(entry, root, recipe, init, cache):
+    """The faces; their activations where the first blocks of the backbone in `init` are given."""
+    if init:
+        return last_blocks.Activations(entry[root], entry, init, cache)
+    width = 96 if recipe.backbone == 'dal' else backbones.build(recipe.backbone).width
+    faces = Faces(entry[root], entry['pat'], entry['pos'], width)
+    faces.check()
+    return faces
+
+
+def whole(args, recipe):
+    """Trains by main.py: the Training, what it recorded of itself, its log."""
+    main.run(args)
+    people = Faces(meta.ablation['train_root'], meta.ablation['pat'], meta.ablation['pos']).classes
+    training = main.Training(recipe, people, meta.age_cutoffs, torch.device('cpu'))
+    resume(training, Path(args.save) / 'last.pth', True, 1)
+    training.model.eval()
+    return (training, json.loads((Path(args.save) / 'run.json').read_text()),
+            [row for row in read_log(Path(args.save) / 'log.jsonl') if row['kind'] == 'epoch'])
 
 
 @torch.no_grad()
@@ -120,9 +145,11 @@ def climb(training, train):
     """
     recipe, played = training.recipe, training.recipe.lambda_dal > 0
     if played:  # the network made the last step: now it is w's turn
-        batches = training_loader(train, recipe.batch_size, recipe.seed, 0, False)
-        for images, _, ages, _ in itertools.islice(batches, max(1, recipe.max_steps)):
+        batches = Batches(len(train), recipe.batch_size, recipe.seed)
+        for indices in itertools.islice(batches, max(1, recipe.max_steps)):
+            images, _, ages, _ = train.__getitems__(indices)
             with torch.enable_grad():
+                training.batch.begin([len(images)], recipe.seed)
                 training.max_step(images, ages)
     features = [(*training.network.features(images), ages)
                 for images, _, ages, _ in evaluation_loader(train)]
@@ -139,18 +166,21 @@ def climb(training, train):
             'dead': float((x_age == 0).all(0).float().mean())}
 
 
-def measure(model, val):
-    """Recognition and leakage on people who were not trained on."""
+def measure(model, val, folder):
+    """Recognition and leakage on people who were not trained on; their embeddings stay in
+    `folder`."""
     features = extract(model, evaluation_loader(val), torch.device('cpu'))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / EMBEDDINGS, features['embedding'])
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
-    pairs = gap_pairs(val.labels, val.ages, 0)
-    far = pairs.gap > 20
-    scores = cosines(features['embedding'], pairs.left[far], pairs.right[far])
     result = {'auc': people['verification']['auc'], 'accuracy': people['verification']['accuracy'],
               'rank1': people['rank1'],
-              'auc_over_20': float(roc_figures(scores, pairs.same[far])['auc'][0]),
               'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']},
               'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']}}
+    pairs = gap_pairs(val.labels, val.ages, 0)
+    for name, here in within(pairs).items():
+        scores = cosines(features['embedding'], here.left, here.right)
+        result[name] = number(roc_figures(scores, here.same)['auc'][0])
     for part in ('id', 'age'):
         leak = age_leakage(features[f'x_{part}'], val.labels, val.ages, meta.age_cutoffs)
         result |= {f'r2_{part}': leak['r2'], f'mae_{part}': leak['mae'],
@@ -158,6 +188,46 @@ def measure(model, val):
     held_out = held_out_correlation(features['x_id'], features['x_age'], val.labels)
     return result | {'held_out': held_out['rho'], 'shuffled': held_out['shuffled'],
                      'var_x_age': float(features['x_age'].var(0).mean())}
+
+
+def within(pairs):
+    """{figure: the pairs of its age gaps}."""
+    return {name: pairs.where((pairs.gap >= low + (low > 0)) & (pairs.gap <= high))
+            for name, (low, high) in GAPS.items()}
+
+
+def over_people(results, place, val):
+    """{arm: {figure: [difference, low, high]}}: what each arm is better by than identity only, mean
+    over the seeds that both have, with the middle 95 % of a bootstrap over the people of `val`."""
+    pairs = gap_pairs(val.labels, val.ages, 0)
+    kinds, drawn, found = {'auc': pairs} | within(pairs), {}, {}
+    for row in results:
+        path = place(row['arm'], row['seed']) / EMBEDDINGS
+        if not path.exists():
+            continue
+        embeddings, of = np.load(path), {}
+        for name, here in kinds.items():
+            scores = cosines(embeddings, here.left, here.right)
+            of[name] = bootstrap(scores, here.same, here.fold, None, here.people)[0]['auc']
+        probes, nearest = leave_one_out(embeddings, val.labels)
+        of['rank1'] = val.labels[probes] == val.labels[nearest]
+        drawn.setdefault(row['arm'], {})[row['seed']] = row, of
+    base = drawn.pop('identity only', {})
+    for arm, seeds in drawn.items():
+        common = [(seeds[seed], base[seed]) for seed in seeds if seed in base]
+        if arm == 'untouched':  # which has no seed
+            common = [(row, other) for row in seeds.values() for other in base.values()]
+        if not common:
+            continue
+        found[arm] = {'n': len(common)}
+        for name in (*kinds, 'rank1'):
+            point = np.mean([row[0][name] - other[0][name] for row, other in common])
+            spread = np.mean([row[1][name].astype(float) - other[1][name]
+                              for row, other in common], axis=0)
+            low, high = (share_interval(spread, val.labels[probes]) if name == 'rank1'
+                         else middle(spread))
+            found[arm][name] = [float(point), low, high]
+    return found
 
 
 def interval(values):
@@ -185,20 +255,22 @@ def summary(results):
         rows = [row for row in results if row['arm'] == arm]
         arms[arm] = {'n': len(rows)}
         for key in (*(key for key, *_ in FIGURES), 'images_per_s'):
-            arms[arm][key] = interval([row[key] for row in rows])
+            arms[arm][key] = interval([row.get(key) for row in rows])
         paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
         arms[arm]['minus identity only'] = {
             key: interval([row[key] - other[key] for row, other in paired
-                           if None not in (row[key], other[key])]) for key, *_ in FIGURES}
+                           if None not in (row.get(key), other.get(key))])
+            for key, *_ in FIGURES}
     return arms
 
 
 def markdown(arms):
-    """The table of docs/ablation.md, a row per arm: mean ± half of the 95 % interval."""
+    """The table of docs/ablation.md, a row per arm that is still in the code: mean ± half of the
+    95 % interval."""
     lines = ['| | n | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |',
              '|---' * (len(FIGURES) + 2) + '|']
-    for arm, row in arms.items():
-        cells = []
+    for arm in (arm for arm in arms if arm in ARMS):
+        row, cells = arms[arm], []
         for key, _, scale, digits in FIGURES:
             mean, half = row[key]
             cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + (
@@ -232,25 +304,36 @@ def picture(results, dataset):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dataset', default='demo')
+    parser.add_argument('dataset', nargs='?', default='demo', help='an entry of meta.py')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--epochs', type=int, default=24)
     parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
     parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
     parser.add_argument('--init', metavar='FILE', help='start from this backbone, as of main.py')
+    parser.add_argument('--last-blocks', action='store_true',
+                        help='train the end of MobileFaceNet alone, see last_blocks.py')
     parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
-    parser.add_argument('--table', type=Path, help='instead of benchmarks/ablation-<dataset>.json')
+    parser.add_argument('--train', metavar='PATH', help="in place of the entry's train_root")
+    parser.add_argument('--val', metavar='PATH', help="in place of the entry's val_root")
+    parser.add_argument('--name', help='of table and picture, in place of <dataset>')
     return parser.parse_args()
 
 
 def run_all(args):
     """Every arm with every seed that is missing; then the picture and the table."""
     if not hasattr(meta, args.dataset):
-        raise utils.UserError(f'--dataset {args.dataset}: meta.py has no such data set')
+        raise utils.UserError(f'{args.dataset}: meta.py has no such data set')
+    if args.last_blocks and not args.init:
+        raise utils.UserError('--last-blocks needs --init FILE, the weights of a MobileFaceNet')
     if args.dataset == 'demo' and not (ROOT / 'data' / 'demo').exists():
         synthetic.make(ROOT / 'data' / 'demo')
-    table = args.table or ROOT / 'benchmarks' / f'ablation-{args.dataset}.json'
+    name = args.name or args.dataset + '-last-blocks' * args.last_blocks
+    table = ROOT / 'benchmarks' / f'ablation-{name}.json'
+    entry = dict(getattr(meta, args.dataset))
+    entry |= {key: value for key, value in (('train_root', args.train), ('val_root', args.val))
+              if value}
+    entry['n_cls'] = len(Faces(entry['train_root'], entry['pat'], entry['pos']).classes)
     results = json.loads(table.read_text())['runs'] if table.exists() else []
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     wanted = [(arm, seed) for seed in seeds for arm in args.arms
@@ -259,19 +342,33 @@ def run_all(args):
              if row['epochs'] == args.epochs and row['settings'] == ARMS.get(row['arm'])}
     results = [row for row in results if (row['arm'], row['seed']) in there
                or (row['arm'], row['seed']) not in wanted]
+
+    def place(arm, seed):
+        return args.runs.resolve() / f'{name}-{arm}-{seed}'.replace(' ', '-')
+
+    def write():
+        utils.write_json({
+            'command': f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
+                       + (f' --init {Path(args.init).name}' if args.init else '')
+                       + ' --last-blocks' * args.last_blocks
+                       + f' --name {args.name}' * bool(args.name),
+            'summary': summary(results), 'over people': people, 'runs': results}, table)
+    people = {}
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-        jobs = [pool.submit(run, args.dataset, arm, seed, args.epochs,
-                            args.runs / f'{args.dataset}-{arm}-{seed}'.replace(' ', '-'),
-                            args.init)
+        jobs = [pool.submit(run, args.dataset, entry, arm, seed, args.epochs, place(arm, seed),
+                            args.init, args.last_blocks)
                 for arm, seed in wanted if (arm, seed) not in there]
-        for job in as_completed(jobs):
-            results = ordered([*results, job.result()])
-            utils.write_json({
-                'command': 'python3 benchmarks/ablation.py '
-                           f'--dataset {args.dataset} --epochs {args.epochs}'
-                           + (f' --init {Path(args.init).name}' if args.init else ''),
-                'summary': summary(results), 'runs': results}, table)
-    picture(results, args.dataset)
+        try:
+            for job in as_completed(jobs):
+                results = ordered([*results, job.result()])
+                write()
+        except BaseException:  # at once, not after every other run
+            pool.shutdown(cancel_futures=True)
+            raise
+    val = Faces(entry['val_root'], entry['pat'], entry['pos'])
+    people = over_people(results, place, val)
+    write()
+    picture(results, name)
     print(markdown(summary(results)))
 
 

@@ -18,11 +18,10 @@ def benchmarks(monkeypatch):
 @pytest.mark.parametrize('arm', ['identity only', 'game', 'closed form'])
 def test_an_arm_of_the_ablation(entry, tmp_path, monkeypatch, arm):
     import ablation
-    monkeypatch.setattr(meta, 'here', entry, raising=False)
     monkeypatch.setattr(meta, 'ablation', None, raising=False)
     monkeypatch.setattr('sys.argv', [])
     monkeypatch.setitem(ablation.ARMS, arm, f'{" ".join(TINY)} {ablation.ARMS[arm]}')
-    rows = [ablation.run('here', arm, seed, 1, tmp_path / f'run{seed}') for seed in (0, 1)]
+    rows = [ablation.run('here', entry, arm, seed, 1, tmp_path / f'run{seed}') for seed in (0, 1)]
     assert ablation.markdown(ablation.summary(rows)).splitlines()[2].startswith(f'| {arm} | 2 | 0.')
 
 
