@@ -154,7 +154,7 @@ class SolvedFactorization(nn.Module):
     sets P and x̄ from running moments, which are kept beside them.
     """
 
-    def __init__(self, dim: int, variates: int = 3):
+    def __init__(self, dim: int, variates: int = 4):
         super().__init__()
         self.register_buffer('alpha', torch.ones(()))
         self.register_buffer('mean', torch.zeros(dim))

@@ -65,7 +65,7 @@ PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=
          'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
 RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
 GAME = f'factorization=learned {RAMPS} lambda_dal=5'
-CLOSED = f'factorization=solved {RAMPS} memory=.98 lambda_dal=0'
+CLOSED = f'factorization=solved {RAMPS} memory=.98 age_powers=4 lambda_dal=0'
 ARMS = {
     'untouched': '',  # with --init alone: no training, x_id is x
     'identity only': 'factorization=learned lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0
@@ -285,13 +285,15 @@ def summary(results):
 
 
 def markdown(arms):
-    """The table of docs/ablation.md, a row per arm that is still in the code: mean ± half of the
-    95 % interval."""
-    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in FIGURES) + ' |',
-             '|---' * (len(FIGURES) + 2) + '|']
-    for arm in (arm for arm in arms if arm in ARMS):
-        row, cells = arms[arm], []
-        for key, _, scale, digits in FIGURES:
+    """The table of docs/ablation.md, a row per arm that is still in the code, a column per figure
+    that one of them has: mean ± half of the 95 % interval."""
+    arms = {arm: row for arm, row in arms.items() if arm in ARMS}
+    figures = [one for one in FIGURES if any(row[one[0]][0] is not None for row in arms.values())]
+    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in figures) + ' |',
+             '|---' * (len(figures) + 2) + '|']
+    for arm, row in arms.items():
+        cells = []
+        for key, _, scale, digits in figures:
             mean, half = row[key]
             cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + (
                 '' if half is None else f' ± {scale * half:.{digits}f}'))

@@ -6,6 +6,7 @@ from conftest import tiny
 
 import main
 import meta
+from training.checkpoint import load_weights, save_checkpoint, weights_of
 from training.recipe import paper
 
 
@@ -64,6 +65,25 @@ def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
         assert moved(w, run.mapping) == ({'w_id', 'covariance', 'cross'} if memory else set())
         gradients.append(run.model.backbone.project.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_a_solved_factorization_follows_every_min_step(batch, tmp_path):
+    """R moves by its moments alone, the adversary never; the file holds it."""
+    run = training(factorization='solved', variate='label', memory=.5, max_steps=0, lambda_dal=0.)
+    network, w = snapshot(run.model), snapshot(run.mapping)
+    for _ in range(3):
+        run.min_step(*batch)
+    still = set(network) - moved(network, run.model)
+    assert still == {'factorization.alpha'} and not moved(w, run.mapping)
+    assert not run.is_max_step() and not list(run.model.factorization.parameters())
+    save_checkpoint(weights_of(run), tmp_path / 'weights.pth')
+    model, _ = load_weights(tmp_path / 'weights.pth')
+    for ours, theirs in zip(model.features(batch[0]), run.model.eval().features(batch[0]),
+                            strict=True):
+        torch.testing.assert_close(ours, theirs)
+    x, x_age, x_id = model.features(batch[0])
+    assert x_age.abs().max() > 0
+    torch.testing.assert_close(x - x_age, x_id)
 
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
