@@ -29,6 +29,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -98,6 +99,7 @@ GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)
 def run(dataset, entry, arm, seed, epochs, folder, init=None, end_alone=False):
     """Trains one arm with one seed, or resumes where that stopped, and measures it."""
     torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's threads would wait for each other: --jobs takes every core
     meta.ablation = entry | {'val_root': None}  # measured here, once
     sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
                 '--save', str(folder), '--seed', str(seed),
