@@ -315,7 +315,7 @@ def picture(results, name):
                            for row in results if row['arm'] == arm])
         color, (x, y) = f'C{turn % 10}', points.mean(0)
         axis.plot(*points.T, '.', color=color, alpha=.4)
-        axis.plot(x, y, 'os^Dv'[turn % 5], markersize=9, color=color,
+        axis.plot(x, y, 'os^DvPX'[turn % 7], markersize=9, color=color,
                   label=f'{arm} ({len(points)})')
         start = start or (x, y)
         axis.plot((start[0], x), (start[1], y), color=color, linewidth=.6, alpha=.5)

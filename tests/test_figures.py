@@ -40,6 +40,69 @@ def test_the_ablation_is_the_scripts(name):
         in page('ablation')
 
 
+def sentences_about(arms, people):
+    """What docs/ablation.md says of the photographs, from the figures themselves."""
+    def mean(arm, key, digits=2, scale=1):
+        return f'{scale * arms[arm][key][0]:.{digits}f}'
+
+    def less(arm, key='rank1'):
+        return f'{100 * (arms["identity only"][key][0] - arms[arm][key][0]):.1f} points'
+
+    def signed(value, digits):
+        return f'{value:+.{digits}f}'.replace('-', '−')
+
+    closed, kernel, far = 'closed form', 'kernel_r2_id', 'auc_over_30'
+    gap, rank = (people[closed][key] for key in (far, 'rank1'))
+    return (
+        f'R² falls from {mean("untouched", "r2_id")} in the backbone as it came to '
+        f'{mean(closed, "r2_id")}, where identity alone leaves {mean("identity only", "r2_id")}',
+        f'reads {mean(closed, kernel)} in place of {mean("identity only", kernel)}',
+        f'(ρ₁ {mean(closed, "held_out")} beside {mean(closed, "shuffled")}); everywhere else they '
+        f'are at {min(row["held_out"][0] for arm, row in arms.items() if closed not in arm):.2f}',
+        f'rises from {mean("untouched", far, 3)} to {mean("identity only", far, 3)} by identity '
+        f'alone and to {mean(closed, far, 3)} with R',
+        f'it is {-arms[closed]["minus identity only"]["auc_to_10"][0]:.4f} below',
+        f'over 30 years is {signed(gap[0], 3)} [{signed(gap[1], 3)}, {signed(gap[2], 3)}], that '
+        'in rank-1 ' + '{} points [{}, {}]'.format(*(signed(100 * value, 1) for value in rank)),
+        f'R² {mean("paper", "r2_id")}, although its adversary reaches '
+        f'{100 * arms["paper"]["climb"][0]:.0f} % of',
+        f'λ2 1*: {mean("paper, λ2 1", "r2_id")}) but rank-1, which falls by {less("paper, λ2 1")}',
+        f'a ridge reads {mean("game, λ2 2", "r2_id")}, a kernel still '
+        f'{mean("game, λ2 2", kernel)}, and rank-1 is {less("game, λ2 2")} below identity alone; '
+        f'with λ2 5 {less("game")}',
+        f'Without ramps {less("game, no ramps")}',
+        f'rank-1 falls by {less("closed form, age alone")[:3]}')
+
+
+def test_what_the_ablation_says_of_photographs_is_so():
+    report = read('ablation-photographs-last-blocks')
+    for sentence in sentences_about(report['summary'], report['over people']):
+        assert sentence in prose('ablation'), sentence
+    by = {(row['arm'], row['seed']): row for row in report['runs']}
+    for seed in range(5):  # "above in each of the five seeds"
+        for key in ('auc', 'auc_over_20', 'auc_over_30'):
+            assert by['closed form', seed][key] > by['identity only', seed][key]
+    arms = report['summary']
+    for sentence in (
+            'rises from {:.3f} to {:.3f}'.format(
+                *(arms[arm]['auc_over_30'][0] for arm in ('untouched', 'closed form'))),
+            'rank-1 from {:.1f} % to {:.1f} %'.format(
+                *(100 * arms[arm]['rank1'][0] for arm in ('untouched', 'closed form'))),
+            'falls from {:.2f} to {:.2f}'.format(
+                *(arms[arm]['r2_id'][0] for arm in ('untouched', 'closed form'))),
+            f'R² stays at {arms["identity only"]["r2_id"][0]:.2f}'):
+        assert sentence in prose('finetuning'), sentence
+
+
+def test_what_the_ablation_says_of_lfw_is_so():
+    only, game = (read('ablation-lfw')['summary'][arm] for arm in ('identity only', 'game'))
+    r2 = [row['r2_id'][0] for row in (only, game)]
+    for sentence in ('R² falls from {:.2f} to {:.2f} with the game'.format(*r2),
+                     f'rank-1 falls from {100 * only["rank1"][0]:.1f} % to '
+                     f'{100 * game["rank1"][0]:.1f} %'):
+        assert sentence in prose('ablation'), sentence
+
+
 def test_the_first_page_has_the_ablations_figures():
     import ablation
     excerpts = re.findall(r'<!-- benchmarks/ablation.py (.*), excerpt -->\n((?:\|.*\n)+)',
