@@ -222,7 +222,9 @@ def over_people(results, place, val):
     """{arm: {figure: [difference, low, high]}}: what each arm is better by than identity only, mean
     over the seeds that both have, with the middle 95 % of a bootstrap over the people of `val`."""
     pairs = gap_pairs(val.labels, val.ages, 0)
-    kinds, drawn, found = {'auc': pairs} | within(pairs), {}, {}
+    kinds = {name: here for name, here in ({'auc': pairs} | within(pairs)).items()
+             if here.same.any() and not here.same.all()}
+    drawn, found = {}, {}
     for row in results:
         path = place(row['arm'], row['seed']) / EMBEDDINGS
         if not path.exists():

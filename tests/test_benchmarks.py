@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, tiny
 
+import backbones
 import meta
 from dataset import Faces
 
@@ -23,6 +24,38 @@ def test_an_arm_of_the_ablation(entry, tmp_path, monkeypatch, arm):
     monkeypatch.setitem(ablation.ARMS, arm, f'{" ".join(TINY)} {ablation.ARMS[arm]}')
     rows = [ablation.run('here', entry, arm, seed, 1, tmp_path / f'run{seed}') for seed in (0, 1)]
     assert ablation.markdown(ablation.summary(rows)).splitlines()[2].startswith(f'| {arm} | 2 | 0.')
+
+
+def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
+    """They make of the kept activations what the whole network makes of the faces, and their
+    mirrors; they are trained and measured like it."""
+    import ablation
+    import last_blocks
+    init = tmp_path / 'mobilefacenet.pth'
+    torch.manual_seed(0)
+    torch.save(backbones.build('mobilefacenet').state_dict(), init)
+    kept = last_blocks.Activations(entry['val_root'], entry, init, tmp_path / 'kept')
+    end = last_blocks.LastBlocks(init).eval()
+    network = backbones.load('mobilefacenet', init).eval()
+    images = Faces(entry['val_root'], entry['pat'], entry['pos'], 112).__getitems__(range(4))[0]
+    with torch.no_grad():
+        for flip in (lambda x: x, lambda x: x.flip(-1)):
+            torch.testing.assert_close(end(flip(kept.values[:4]).float()), network(flip(images)),
+                                       rtol=.02, atol=.02)
+    monkeypatch.setattr(meta, 'ablation', None, raising=False)
+    monkeypatch.setattr('sys.argv', [])
+    for arm in ('identity only', 'closed form'):
+        monkeypatch.setitem(ablation.ARMS, arm, f'{ablation.ARMS[arm]} batch_size=8')
+    arms = [('untouched', 0), ('identity only', 0), ('closed form', 0)]
+
+    def place(arm, seed):
+        return tmp_path / f'{arm}-{seed}'
+    rows = [ablation.run('here', entry, *arm, 1, place(*arm), str(init), True) for arm in arms]
+    val = Faces(entry['val_root'], entry['pat'], entry['pos'])
+    people = ablation.over_people(rows, place, val)
+    assert set(people) == {'untouched', 'closed form'} and people['closed form']['n'] == 1
+    assert people['closed form']['auc'][0] == pytest.approx(rows[2]['auc'] - rows[1]['auc'])
+    assert len(ablation.markdown(ablation.summary(rows)).splitlines()) == 5
 
 
 def test_trainers_and_their_convolutions(drawn):
