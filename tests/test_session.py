@@ -161,6 +161,9 @@ def test_other_architectures_are_refused(train, tmp_path):
     first = train(-1, 1)
     with pytest.raises(utils.UserError, match="its network is not the one .* 'dim': 16"):
         train(-1, 1, first / 'last.pth', save=tmp_path / 'b', settings=('dim=8',))
+    with pytest.raises(utils.UserError, match="'factorization.* and factorization=learned: choose"):
+        train(-1, 1, first / 'last.pth', save=tmp_path / 'c',
+              settings=('factorization=solved', 'memory=.9', 'variate=label'))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):

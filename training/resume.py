@@ -4,6 +4,7 @@ from pathlib import Path
 from training import sharded_files
 from training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint, weights_of
 from training.distributed import on_rank_zero, raised_by_all
+from training.recipe import Recipe
 from utils import UserError
 
 MEANS = ('means', 'climbs', 'epoch_means')
@@ -126,8 +127,9 @@ def _load_network(training, state, fresh, path):
     if differ:
         raise UserError(f'{path}: its network is not the one that main.py builds (first '
                         f'difference: {differ[0]!r}); it was saved with backbone '
-                        f'{state["backbone"]}: choose the same recipe, or set layers, widths and '
-                        'dim to these')
+                        f'{state["backbone"]} and factorization='
+                        f'{Recipe.of(state.get("recipe")).factorization}: choose the same recipe, '
+                        'or set layers, widths, dim and factorization to these')
     try:
         training.model.load_state_dict(weights)
     except RuntimeError as error:
