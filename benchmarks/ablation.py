@@ -61,7 +61,7 @@ from training.log import read_log  # noqa: E402
 from training.resume import start as resume  # noqa: E402
 
 EMBEDDINGS = 'val.npy'
-RECIPES = {'demo': 'demo'}  # two hours on two cores for the drawn table; other data: small
+RECIPES = {'demo': 'demo'}  # without --init; other data: small
 PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
          'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
 RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
@@ -91,8 +91,7 @@ FIGURES = (  # key, title, scale, digits
     ('held_out', 'held-out ρ₁', 1, 2), ('shuffled', 'shuffled', 1, 2),
     ('climb', 'climb ratio', 1, 2),
 )
-
-
+# years: from after the first, or 0, to the second
 GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)}
 
 
