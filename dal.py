@@ -108,8 +108,14 @@ def age_variates(ages: Tensor, count: int) -> Tensor:
     return torch.cos(angle[:, None] * torch.arange(1, count + 1, device=ages.device))
 
 
+def person_means(values: Tensor, labels: Tensor, people: int) -> Tensor:
+    """Each person's mean (people, K) of the values (N, K) of the faces with these labels (N,)."""
+    return values.new_zeros(people, values.shape[1]).scatter_reduce(
+        0, labels[:, None].expand_as(values), values, 'mean', include_self=False)
+
+
 @torch.no_grad()
-def solve_factorization(factorization: nn.Module, x: Tensor, ages: Tensor, memory: float) -> None:
+def solve_factorization(factorization: nn.Module, x: Tensor, z: Tensor, memory: float) -> None:
     """R in closed form, by moments of x (N, D) and of the ages' variates z (N, K) that run over
     1 / (1 − memory) batches:
 
@@ -118,8 +124,7 @@ def solve_factorization(factorization: nn.Module, x: Tensor, ages: Tensor, memor
     So cov(x_id, z) = 0 at α = 1: ρ is 0 whatever w is, and the linear game is at its end. With
     S = Σ no other affine map does that and changes x less (LEACE: Belrose et al., NeurIPS 2023).
     """
-    z, own = age_variates(ages, factorization.cross.shape[1]), factorization
-    mean = x.float().mean(0)
+    own, mean = factorization, x.float().mean(0)
     x, z = x.float() - mean, z - z.mean(0)
     own.filled.lerp_(torch.ones_like(own.filled), 1 - memory)
     for moment, value in ((own.mean, mean), (own.covariance, x.T @ x / len(x)),

@@ -69,6 +69,7 @@ class Training:
         self.best = self.decision = None  # best validation score; its thresholds
         self.pretrained = False  # whether it began with weights that know faces
         self.opening = None  # |ρ| at the first step of the max phase under way
+        self.person_means = None  # (C, K): of the age variates, see learn_ages
         self.means, self.climbs, self.epoch_means = Mean(), Mean(), Mean()
         self.watch = NotFinite()
 
@@ -129,14 +130,29 @@ class Training:
         losses['gradient'] = self.network.clip_gradient(self.optimizer, self.recipe.clip)
         self.network.step(self.optimizer)
         if self.recipe.factorization == 'solved':
-            self.solve_factorization(x_age, x_id, ages)
+            self.solve_factorization(x_age, x_id, labels, ages)
         return losses, climb
 
-    def solve_factorization(self, x_age, x_id, ages):
+    def solve_factorization(self, x_age, x_id, labels, ages):
         """R in closed form: |ρ| is 0 for every w at once, and there is no turn to take."""
-        R = self.model.factorization
-        x, ages = self.batch.gather((x_id + R.alpha * x_age).detach(), ages)
-        dal.solve_factorization(R, x, ages, self.recipe.memory)
+        R, z = self.model.factorization, dal.age_variates(ages, self.recipe.age_powers)
+        if self.recipe.within_person:
+            z = z - self.person_means[labels]
+        x, z = self.batch.gather((x_id + R.alpha * x_age).detach(), z)
+        dal.solve_factorization(R, x, z, self.recipe.memory)
+
+    def learn_ages(self, labels, ages):
+        """Where the recipe is within_person: each person's mean age variates, from all faces of
+        training. Raises UserError where nobody is seen at two ages."""
+        if self.recipe.factorization == 'learned' or not self.recipe.within_person:
+            return
+        z = dal.age_variates(torch.as_tensor(ages), self.recipe.age_powers)
+        labels = torch.as_tensor(labels)
+        self.person_means = dal.person_means(z, labels, len(self.classes))
+        if (z - self.person_means[labels]).abs().max() < dal.NOTHING:
+            raise utils.UserError('within_person is True, but nobody here is seen at two ages: '
+                                  '--set within_person=False takes the age between people')
+        self.person_means = self.person_means.to(self.device)
 
     # Whose turn it is, and what changes as training goes on
 

@@ -66,7 +66,8 @@ PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=
          'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
 RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
 GAME = f'factorization=learned {RAMPS} lambda_dal=5'
-CLOSED = f'factorization=solved {RAMPS} memory=.98 age_powers=4 lambda_dal=0'
+CLOSED = ('factorization=solved memory=.98 variate=label max_steps=0 age_powers=4 '
+          'within_person=True read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=0')
 ARMS = {
     'untouched': '',  # with --init alone: no training, x_id is x
     'identity only': 'factorization=learned lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0
@@ -78,7 +79,8 @@ ARMS = {
     'no game': f'{GAME} lambda_dal=0',
     'game, no ramps': f'{GAME} read_age=0 split=(0,0) game=(0,0)',
     'closed form': CLOSED,
-    'closed form, no ramp': f'{CLOSED} read_age=0 split=(0,0)',
+    'closed form, ramps': f'{CLOSED} read_age=.3 split=(.3,.5)',
+    'closed form, all ages': f'{CLOSED} within_person=False',
     'closed form, age alone': f'{CLOSED} age_powers=1',
 }
 FIGURES = (  # key, title, scale, digits

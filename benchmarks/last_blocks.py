@@ -90,6 +90,7 @@ def untrained(recipe, faces, init):
         training = main.Training(recipe, faces.classes, meta.age_cutoffs, torch.device('cpu'))
     finally:
         main.make_backbone = make
+    training.learn_ages(faces.labels, faces.ages)
     training.pretrained = True
     training.model.factorization.alpha.zero_()
     pretrained.set_centres(training, faces)

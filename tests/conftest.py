@@ -40,8 +40,8 @@ def python(folder, *line, text=True, **options):
 
 def command_line(save, *line, settings=()):
     """sys.argv of `main.py line…` on the dict meta.here, with a tiny network."""
-    return ['main.py', *map(str, line), '--dataset', 'here', '--save', str(save),
-            '--recipe', 'small', '--set', *TINY, *settings]
+    return ['main.py', '--recipe', 'small', *map(str, line), '--dataset', 'here',
+            '--save', str(save), '--set', *TINY, *settings]
 
 
 def state_dict_of(file):

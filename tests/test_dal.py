@@ -175,7 +175,7 @@ def test_a_solved_factorization_leaves_no_age_to_any_linear_probe():
     x, ages = aged()
     split = SolvedFactorization(12, 3)
     assert torch.equal(split(x)[1], x) and read_by_least_squares(x, ages) > .5
-    dal.solve_factorization(split, x, ages, memory=0)
+    dal.solve_factorization(split, x, dal.age_variates(ages, 3), memory=0)
     x_age, x_id = split(x)
     assert read_by_least_squares(x_id, ages) < .01 and read_by_least_squares(x_age, ages) > .5
     for power in (1, 2, 3):
@@ -192,8 +192,9 @@ def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
     monkeypatch.setattr(dal, 'RIDGE_R', 0.)
     x, ages = aged()
     split = SolvedFactorization(12, 3)
-    dal.solve_factorization(split, x, ages, memory=0)
-    z = dal.age_variates(ages, 3).double().numpy()
+    z = dal.age_variates(ages, 3)
+    dal.solve_factorization(split, x, z, memory=0)
+    z = z.double().numpy()
     covariance, cross = np.cov(x.T), np.cov(x.T, z.T)[:12, 12:]
     length, axes = np.linalg.eigh(covariance)
     whiten, colour = (axes * length ** power @ axes.T for power in (-.5, .5))
@@ -204,16 +205,35 @@ def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
 def test_a_solved_factorization_remembers_means_over_its_batches():
     x, ages = aged()
     split, whole = SolvedFactorization(12), SolvedFactorization(12)
+    z = dal.age_variates(ages, 4)
     for start in range(0, 600, 200):
-        dal.solve_factorization(split, x[start:start + 200], ages[start:start + 200], memory=.9)
+        dal.solve_factorization(split, x[start:start + 200], z[start:start + 200], memory=.9)
     weights = torch.tensor([.81, .9, 1.])
     batches = [(part - part.mean(0), part.mean(0)) for part in x.split(200)]
     for name, parts in (('covariance', [centred.T @ centred / 200 for centred, _ in batches]),
                         ('mean', [mean for _, mean in batches])):
         expected = sum(w * part for w, part in zip(weights, parts, strict=True)) / weights.sum()
         torch.testing.assert_close(getattr(split, name), expected, rtol=1e-4, atol=1e-4)
-    dal.solve_factorization(whole, x, ages, memory=.9)
+    dal.solve_factorization(whole, x, z, memory=.9)
     torch.testing.assert_close(whole.mean, x.mean(0))
+
+
+def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
+    """Older people have more of feature 1 here, and everybody's own years move feature 0."""
+    labels = torch.arange(600) % 100
+    own, between = 20 * torch.randn(600).clamp(-1, 1), 40 + torch.linspace(-10, 10, 100)[labels]
+    ages, x = own + between, torch.randn(600, 12)
+    x[:, 0] += own / 5
+    x[:, 1] += between / 5
+    z = dal.age_variates(ages, 2)
+    means = dal.person_means(z, labels, 100)
+    torch.testing.assert_close(means[7], z[labels == 7].mean(0))
+    split = SolvedFactorization(12, 2)
+    dal.solve_factorization(split, x, z - means[labels], memory=0)
+    x_id = split(x)[1]
+    within = ages - dal.person_means(ages[:, None], labels, 100)[labels, 0]
+    assert read_by_least_squares(x, within) > .5 and read_by_least_squares(x_id, within) < .05
+    assert read_by_least_squares(x_id, between) > .9 * read_by_least_squares(x, between)
 
 
 @pytest.mark.parametrize('values', [[12., 40.], [33.]])
@@ -223,7 +243,7 @@ def test_a_solved_factorization_of_few_ages(values):
     ages = torch.tensor(values)[torch.arange(600) % len(values)]
     x[:, 0] += ages / 10
     split = SolvedFactorization(12)
-    dal.solve_factorization(split, x, ages, memory=0)
+    dal.solve_factorization(split, x, dal.age_variates(ages, 4), memory=0)
     x_age, x_id = split(x)
     assert x_id.isfinite().all()
     if len(values) > 1:

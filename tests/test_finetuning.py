@@ -131,11 +131,20 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
     assert moved(untouched, {k: start[f'backbone.{k}'] for k in untouched})
 
 
+def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp_path):
+    lines = [f'{image} {image.parent.name} 30' for image in sorted(drawn.glob('train/*/*.jpg'))]
+    (tmp_path / 'train.txt').write_text('\n'.join(lines))
+    data = entry | {'train_root': str(tmp_path / 'train.txt')}
+    with pytest.raises(utils.UserError, match='nobody here is seen at two ages'):
+        train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
+    train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data,
+          settings=('within_person=False',))
+
+
 def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(train, first, tmp_path,
                                                                      capsys):
     folder = train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', settings=(
-        'lr=1.', 'lr_backbone=1.', 'clip=100.', 'split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.',
-        'lambda_dal=0.', 'scale=4.'))
+        'lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.'))
     best = load_weights(folder / 'best.pth')
     assert best[1].epoch == 0 and 'best.pth, of epoch 0' in capsys.readouterr().out
     untouched = load_weights(first)[0].backbone.state_dict()
@@ -169,7 +178,7 @@ def test_a_published_file_says_which_backbone_it_is(train, tmp_path, capsys):
     assert json.loads((folder / 'run.json').read_text())['recipe']['backbone'] == 'mobilefacenet'
     file.unlink()
     train(-1, 2, '--init', file, *FINETUNE, '--resume')
-    again = train(-1, 1, folder / 'epoch_002.pth', save=tmp_path / 'again')
+    again = train(-1, 1, folder / 'epoch_002.pth', *FINETUNE, save=tmp_path / 'again')
     assert load_weights(again / 'epoch_001.pth')[1].backbone == {'name': 'mobilefacenet'}
 
 

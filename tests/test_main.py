@@ -67,9 +67,12 @@ def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_a_solved_factorization_follows_every_min_step(batch, tmp_path):
+@pytest.mark.parametrize('within', [False, True])
+def test_a_solved_factorization_follows_every_min_step(batch, tmp_path, within):
     """R moves by its moments alone, the adversary never; the file holds it."""
-    run = training(factorization='solved', variate='label', memory=.5, max_steps=0, lambda_dal=0.)
+    run = training(factorization='solved', variate='label', memory=.5, max_steps=0, lambda_dal=0.,
+                   within_person=within)
+    run.learn_ages(batch[1], batch[2])
     network, w = snapshot(run.model), snapshot(run.mapping)
     for _ in range(3):
         run.min_step(*batch)

@@ -52,6 +52,7 @@ class Recipe:
     factorization: Literal['learned', 'solved'] = 'learned'  # R: two layers (the paper's); or
     #                             solved in every step: what correlates with powers of the age
     age_powers: int = 4         # of R solved: the age, its square, and so on up to this power
+    within_person: bool = False  # of R solved: by the years from a person's own mean alone
 
     # the adversary
     variate: Literal['learned', 'label'] = 'learned'  # v_age: w_age·x_age (the paper's), or the age
@@ -182,7 +183,8 @@ small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256,
 # and for the drawn faces: more layers find less there
 demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
 # from a backbone that already knows faces (docs/finetuning.md): that learns at a fifth of the rate,
-# and R in closed form takes the age out of it
-finetune = replace(ramped, lr_backbone=0.2, factorization='solved', memory=0.98, lambda_dal=0.)
+# and R in closed form takes out of it what a person's own years change
+finetune = replace(paper, lr_backbone=0.2, factorization='solved', within_person=True, memory=0.98,
+                   variate='label', max_steps=0, lambda_dal=0.)
 recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo,
            'finetune': finetune}

@@ -38,6 +38,7 @@ def run(make_training, args, dataset, save, init) -> None:
         wanted = [*args.validate, *([] if val or not entry['val_root'] else [entry['val_root']])]
         on_rank_zero(lambda: pair_lists.update(read_lists(wanted)))
         training = make_training(recipe, train.classes, meta.age_cutoffs, device)
+        on_every_rank(training.learn_ages, train.labels, train.ages)
         broadcast(training.mapping)
         if init:
             on_every_rank(pretrained.load, training, init, recipe)
