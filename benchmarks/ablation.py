@@ -2,7 +2,7 @@
 the network has never seen: the ablation of docs/ablation.md.
 
     python3 benchmarks/ablation.py [demo] [--seeds 5] [--epochs 24] [--arms NAME …]
-    python3 benchmarks/ablation.py photographs --init FILE --epochs 8 [--last-blocks]
+    python3 benchmarks/ablation.py photographs --init FILE --epochs 8 [--last-blocks] [--set …]
 
 The first argument is an entry of meta.py with a val_root of other people. With `--init` every arm
 starts from that backbone, and one arm is the backbone as it came; `--last-blocks` trains the end of
@@ -97,7 +97,7 @@ FIGURES = (  # key, title, scale, digits
 GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)}
 
 
-def run(dataset, entry, arm, seed, epochs, folder, init=None, end_alone=False):
+def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alone=False):
     """Trains one arm with one seed, or resumes where that stopped, and measures it."""
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's threads would wait for each other: --jobs takes every core
@@ -105,12 +105,12 @@ def run(dataset, entry, arm, seed, epochs, folder, init=None, end_alone=False):
     sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
                 '--save', str(folder), '--seed', str(seed),
                 *(['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]),
-                *(['--set', *ARMS[arm].split()] if ARMS[arm] else [])]
+                *(['--set', *settings.split()] if settings else [])]
     args = main.arguments()
     recipe, _ = chosen_recipe(args, False, init)
     train, val = (read(entry, root, recipe, init if end_alone else None, folder.parent)
                   for root in ('train_root', 'val_root'))
-    common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': ARMS[arm]}
+    common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
     if arm == 'untouched':
         model = (last_blocks.untrained(recipe, train, init).model if end_alone
                  else load_weights(init, backbone=recipe.backbone)[0])
@@ -341,6 +341,8 @@ def arguments():
     parser.add_argument('--init', metavar='FILE', help='start from this backbone, as of main.py')
     parser.add_argument('--last-blocks', action='store_true',
                         help='train the end of MobileFaceNet alone, see last_blocks.py')
+    parser.add_argument('--set', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='of the recipe, for every arm; name the table then')
     parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
     parser.add_argument('--train', metavar='PATH', help="in place of the entry's train_root")
     parser.add_argument('--val', metavar='PATH', help="in place of the entry's val_root")
@@ -356,7 +358,10 @@ def run_all(args):
         raise utils.UserError('--last-blocks needs --init FILE, the weights of a MobileFaceNet')
     if args.dataset == 'demo' and not (ROOT / 'data' / 'demo').exists():
         synthetic.make(ROOT / 'data' / 'demo')
+    if args.set and not args.name:
+        raise utils.UserError('--set makes another table: --name NAME')
     name = args.name or args.dataset + '-last-blocks' * args.last_blocks
+    settings = {arm: ' '.join([own, *args.set]).strip() for arm, own in ARMS.items()}
     table = ROOT / 'benchmarks' / f'ablation-{name}.json'
     entry = dict(getattr(meta, args.dataset))
     entry |= {key: value for key, value in (('train_root', args.train), ('val_root', args.val))
@@ -367,7 +372,7 @@ def run_all(args):
     wanted = [(arm, seed) for seed in seeds for arm in args.arms
               if arm != 'untouched' or args.init and seed == args.first_seed]
     there = {(row['arm'], row['seed']) for row in results
-             if row['epochs'] == args.epochs and row['settings'] == ARMS.get(row['arm'])}
+             if row['epochs'] == args.epochs and row['settings'] == settings.get(row['arm'])}
     results = [row for row in results if (row['arm'], row['seed']) in there
                or (row['arm'], row['seed']) not in wanted]
 
@@ -379,12 +384,13 @@ def run_all(args):
             'command': f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
                        + (f' --init {Path(args.init).name}' if args.init else '')
                        + ' --last-blocks' * args.last_blocks
+                       + f' --set {" ".join(args.set)}' * bool(args.set)
                        + f' --name {args.name}' * bool(args.name),
             'summary': summary(results), 'over people': people, 'runs': results}, table)
     people = {}
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-        jobs = [pool.submit(run, args.dataset, entry, arm, seed, args.epochs, place(arm, seed),
-                            args.init, args.last_blocks)
+        jobs = [pool.submit(run, args.dataset, entry, arm, settings[arm], seed, args.epochs,
+                            place(arm, seed), args.init, args.last_blocks)
                 for arm, seed in wanted if (arm, seed) not in there]
         try:
             for job in as_completed(jobs):

@@ -21,8 +21,9 @@ def test_an_arm_of_the_ablation(entry, tmp_path, monkeypatch, arm):
     import ablation
     monkeypatch.setattr(meta, 'ablation', None, raising=False)
     monkeypatch.setattr('sys.argv', [])
-    monkeypatch.setitem(ablation.ARMS, arm, f'{" ".join(TINY)} {ablation.ARMS[arm]}')
-    rows = [ablation.run('here', entry, arm, seed, 1, tmp_path / f'run{seed}') for seed in (0, 1)]
+    settings = f'{" ".join(TINY)} {ablation.ARMS[arm]}'
+    rows = [ablation.run('here', entry, arm, settings, seed, 1, tmp_path / f'run{seed}')
+            for seed in (0, 1)]
     assert ablation.markdown(ablation.summary(rows)).splitlines()[2].startswith(f'| {arm} | 2 | 0.')
 
 
@@ -44,13 +45,12 @@ def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
                                        rtol=.02, atol=.02)
     monkeypatch.setattr(meta, 'ablation', None, raising=False)
     monkeypatch.setattr('sys.argv', [])
-    for arm in ('identity only', 'closed form'):
-        monkeypatch.setitem(ablation.ARMS, arm, f'{ablation.ARMS[arm]} batch_size=8')
     arms = [('untouched', 0), ('identity only', 0), ('closed form', 0)]
 
     def place(arm, seed):
         return tmp_path / f'{arm}-{seed}'
-    rows = [ablation.run('here', entry, *arm, 1, place(*arm), str(init), True) for arm in arms]
+    rows = [ablation.run('here', entry, arm, f'{ablation.ARMS[arm]} batch_size=8', seed, 1,
+                         place(arm, seed), str(init), True) for arm, seed in arms]
     val = Faces(entry['val_root'], entry['pat'], entry['pos'])
     people = ablation.over_people(rows, place, val)
     assert set(people) == {'untouched', 'closed form'} and people['closed form']['n'] == 1
