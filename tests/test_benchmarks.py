@@ -7,6 +7,8 @@ import backbones
 import meta
 from dataset import Faces
 
+CPU = torch.device('cpu')
+
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
@@ -65,6 +67,7 @@ def test_trainers_and_their_convolutions(drawn):
     recipe = tiny()
     changed = [parts.variant(faces, name, recipe, -1) for name in ('', *parts.VARIANTS)
                if name != 'compiled']  # which takes a compiler
-    for trainer in (speed.Conventional(faces, recipe, -1), *changed):
+    fine = tiny(factorization='solved', within_person=True, lambda_dal=0.)
+    for trainer in (speed.Conventional(faces, recipe, -1), speed.Ours(faces, fine, CPU), *changed):
         trainer.step('min')
-    speed.convolutions(changed[0].training, 8, torch.device('cpu'))()
+    speed.convolutions(changed[0].training, 8, CPU)()
