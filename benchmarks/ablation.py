@@ -114,8 +114,10 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     if arm == 'untouched':
         model = (last_blocks.untrained(recipe, train, init).model if end_alone
                  else load_weights(init, backbone=recipe.backbone)[0])
-        none = dict.fromkeys(('closed', 'floor', 'adversary', 'climb', 'images_per_s', 'loss_id'))
-        return {**common, **none, **measure(model, val, folder)}
+        none = dict.fromkeys(('closed', 'floor', 'adversary', 'climb', 'images_per_s', 'loss_id',
+                              'r2_age', 'mae_age', 'balanced_age', 'var_x_age', 'held_out',
+                              'shuffled'))  # it has no x_age
+        return {**common, **measure(model, val, folder), **none}
     trained = last_blocks.train(recipe, train, init, epochs) if end_alone else whole(args, recipe)
     training, record, log = trained
     return {**common, **climb(training, train), **measure(training.model, val, folder),

@@ -31,7 +31,7 @@ def cells(table):
 
 
 @pytest.mark.parametrize('name', ['demo', 'lfw', *(f'photographs{kind}' for kind in (
-    '', '-last-blocks', '-lfw', '-young-old'))])
+    '', '-last-blocks', '-lfw', '-young-old', '-batch-512'))])
 def test_the_ablation_is_the_scripts(name):
     import ablation
     report = read(f'ablation-{name}')
@@ -43,35 +43,41 @@ def test_the_ablation_is_the_scripts(name):
 def sentences_about(arms, people):
     """What docs/ablation.md says of the photographs, from the figures themselves."""
     def mean(arm, key, digits=2, scale=1):
-        return f'{scale * arms[arm][key][0]:.{digits}f}'
+        return f'{scale * arms[arm][key][0]:.{digits}f}'.replace('-', '−')
 
     def less(arm, key='rank1'):
         return f'{100 * (arms["identity only"][key][0] - arms[arm][key][0]):.1f} points'
 
-    def signed(value, digits):
-        return f'{value:+.{digits}f}'.replace('-', '−')
+    def over_people(key, digits, scale=1):
+        return '{} [{}, {}]'.format(*(
+            f'{scale * value:+.{digits}f}'.replace('-', '−') for value in people[closed][key]))
 
-    closed, kernel, far = 'closed form', 'kernel_r2_id', 'auc_over_30'
-    gap, rank = (people[closed][key] for key in (far, 'rank1'))
+    def rises(key):
+        return (f'from {mean("untouched", key, 3)} to {mean("identity only", key, 3)}',
+                f'to {mean(closed, key, 3)}')
+
+    closed, kernel, middle, far = 'closed form', 'kernel_r2_id', 'auc_over_20', 'auc_over_30'
     return (
         f'R² falls from {mean("untouched", "r2_id")} in the backbone as it came to '
         f'{mean(closed, "r2_id")}, where identity alone leaves {mean("identity only", "r2_id")}',
         f'reads {mean(closed, kernel)} in place of {mean("identity only", kernel)}',
         f'(ρ₁ {mean(closed, "held_out")} beside {mean(closed, "shuffled")}); everywhere else they '
-        f'are at {min(row["held_out"][0] for arm, row in arms.items() if closed not in arm):.2f}',
-        f'rises from {mean("untouched", far, 3)} to {mean("identity only", far, 3)} by identity '
-        f'alone and to {mean(closed, far, 3)} with R',
-        f'it is {-arms[closed]["minus identity only"]["auc_to_10"][0]:.4f} below',
-        f'over 30 years is {signed(gap[0], 3)} [{signed(gap[1], 3)}, {signed(gap[2], 3)}], that '
-        'in rank-1 ' + '{} points [{}, {}]'.format(*(signed(100 * value, 1) for value in rank)),
+        'are at {:.2f}'.format(min(row['held_out'][0] for arm, row in arms.items()
+                                   if closed not in arm and arm != 'untouched')),
+        'rises {} by identity alone and {} with R in closed form'.format(*rises(middle)),
+        'over 30 years {} and {}, and'.format(*rises(far)),
+        f'in AUC is {over_people("auc", 3)}, at gaps over 20 years {over_people(middle, 3)}, over '
+        f'30 years {over_people(far, 3)}, and in rank-1 ' + over_people('rank1', 1, 100).replace(
+            ' [', ' points ['),
+        f'AUC over 30 years is {mean("closed form, all ages", far, 3)}',
+        f'four powers it is {mean("closed form, age alone", far, 3)}',
         f'R² {mean("paper", "r2_id")}, although its adversary reaches '
         f'{100 * arms["paper"]["climb"][0]:.0f} % of',
         f'λ2 1*: {mean("paper, λ2 1", "r2_id")}) but rank-1, which falls by {less("paper, λ2 1")}',
         f'a ridge reads {mean("game, λ2 2", "r2_id")}, a kernel still '
         f'{mean("game, λ2 2", kernel)}, and rank-1 is {less("game, λ2 2")} below identity alone; '
         f'with λ2 5 {less("game")}',
-        f'Without ramps {less("game, no ramps")}',
-        f'rank-1 falls by {less("closed form, age alone")[:3]}')
+        f'Without ramps {less("game, no ramps")}')
 
 
 def test_what_the_ablation_says_of_photographs_is_so():
@@ -80,7 +86,7 @@ def test_what_the_ablation_says_of_photographs_is_so():
         assert sentence in prose('ablation'), sentence
     by = {(row['arm'], row['seed']): row for row in report['runs']}
     for seed in range(5):  # "above in each of the five seeds"
-        for key in ('auc', 'auc_over_20', 'auc_over_30'):
+        for key in ('auc', 'auc_to_10', 'auc_over_20', 'auc_over_30'):
             assert by['closed form', seed][key] > by['identity only', seed][key]
     arms = report['summary']
     for sentence in (
@@ -88,10 +94,27 @@ def test_what_the_ablation_says_of_photographs_is_so():
                 *(arms[arm]['auc_over_30'][0] for arm in ('untouched', 'closed form'))),
             'rank-1 from {:.1f} % to {:.1f} %'.format(
                 *(100 * arms[arm]['rank1'][0] for arm in ('untouched', 'closed form'))),
-            'falls from {:.2f} to {:.2f}'.format(
-                *(arms[arm]['r2_id'][0] for arm in ('untouched', 'closed form'))),
-            f'R² stays at {arms["identity only"]["r2_id"][0]:.2f}'):
+            f'falls from {arms["untouched"]["r2_id"][0]:.2f} to nothing',
+            f'R² stays at {arms["identity only"]["r2_id"][0]:.2f}, rank-1 is the same, and AUC '
+            f'over 30 years is {arms["identity only"]["auc_over_30"][0]:.3f}'):
         assert sentence in prose('finetuning'), sentence
+
+
+def test_what_the_ablation_says_of_its_smaller_tables_is_so():
+    def mean(table, arm, key, digits=2, scale=1):
+        return f'{scale * tables[table][arm][key][0]:.{digits}f}'
+
+    tables = {name: read(f'ablation-photographs-{name}')['summary']
+              for name in ('last-blocks', 'young-old', 'batch-512')}
+    far = [mean(table, 'closed form', 'auc_over_20', 3) for table in ('young-old', 'last-blocks')]
+    for sentence in (
+            f'leaves an R² of {mean("young-old", "closed form", "r2_id")}, where estimated ages',
+            'an AUC of {} at gaps over 20 years in place of {}:'.format(*far),
+            f'The game leaves {mean("young-old", "game, λ2 2", "r2_id")}.',
+            f'leaves an R² of {mean("batch-512", "paper", "r2_id")} where identity alone, trained '
+            f'as long, leaves {mean("batch-512", "identity only", "r2_id")}:',
+            f'adversary reaches {mean("batch-512", "paper", "climb", 0, 100)} % of'):
+        assert sentence in prose('ablation'), sentence
 
 
 def test_what_the_ablation_says_of_lfw_is_so():
