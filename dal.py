@@ -121,8 +121,8 @@ def solve_factorization(factorization: nn.Module, x: Tensor, z: Tensor, memory: 
 
         x_age = Σ_xz (Σ_zx S⁻¹ Σ_xz)⁻¹ Σ_zx S⁻¹ (x − x̄),  S = Σ + RIDGE_R·diag Σ
 
-    So cov(x_id, z) = 0 at α = 1: ρ is 0 whatever w is, and the linear game is at its end. With
-    S = Σ no other affine map does that and changes x less (LEACE: Belrose et al., NeurIPS 2023).
+    So cov(x_id, z) = 0 at α = 1, and the ρ of w·x_id with any of z is 0 whatever w is. With S = Σ
+    no other affine map does that and changes x less (LEACE: Belrose et al., NeurIPS 2023).
     """
     own, mean = factorization, x.float().mean(0)
     x, z = x.float() - mean, z - z.mean(0)

@@ -134,7 +134,7 @@ class Training:
         return losses, climb
 
     def solve_factorization(self, x_age, x_id, labels, ages):
-        """R in closed form: |ρ| is 0 for every w at once, and there is no turn to take."""
+        """R in closed form: x_id has no covariance with z, and there is no turn to take."""
         R, z = self.model.factorization, dal.age_variates(ages, self.recipe.age_powers)
         if self.recipe.within_person:
             z = z - self.person_means[labels]
@@ -142,16 +142,16 @@ class Training:
         dal.solve_factorization(R, x, z, self.recipe.memory)
 
     def learn_ages(self, labels, ages):
-        """Where the recipe is within_person: each person's mean age variates, from all faces of
-        training. Raises UserError where nobody is seen at two ages."""
+        """Before the first step, for a recipe that is within_person: each person's mean age
+        variates, of all faces of training. Raises UserError where nobody is seen at two ages."""
         if self.recipe.factorization == 'learned' or not self.recipe.within_person:
             return
         z = dal.age_variates(torch.as_tensor(ages), self.recipe.age_powers)
         labels = torch.as_tensor(labels)
         self.person_means = dal.person_means(z, labels, len(self.classes))
         if (z - self.person_means[labels]).abs().max() < dal.NOTHING:
-            raise utils.UserError('within_person is True, but nobody here is seen at two ages: '
-                                  '--set within_person=False takes the age between people')
+            raise utils.UserError('within_person: nobody in the training set is seen at two ages; '
+                                  '--set within_person=False takes out the age between people')
         self.person_means = self.person_means.to(self.device)
 
     # Whose turn it is, and what changes as training goes on

@@ -147,8 +147,9 @@ class ResidualFactorization(nn.Module):
 
 
 class SolvedFactorization(nn.Module):
-    """The factorization with R in closed form: x_age = (x − x̄)·P is what of x correlates with age,
-    and x_id = x − α·x_age correlates with it no more. Arguments: dim D, age variates K.
+    """The factorization with R in closed form: x_age = (x − x̄)·P is what of x correlates with the
+    age variates, and x_id = x − α·x_age correlates with them no more. Arguments: dim D, their
+    number K.
 
     (N, D) -> x_age (N, D), x_id (N, D), float32. Nothing here is a weight: dal.solve_factorization
     sets P and x̄ from running moments, which are kept beside them.

@@ -13,6 +13,7 @@ printed. Rows of variants that lost and left the code are kept: each of their ru
 at which it can be repeated.
 """
 import argparse
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -229,7 +230,7 @@ def over_people(results, place, val):
              if here.same.any() and not here.same.all()}
     drawn, found = {}, {}
     for row in results:
-        path = place(row['arm'], row['seed']) / EMBEDDINGS
+        path = place(*(row[key] for key in ('arm', 'seed', 'settings', 'epochs'))) / EMBEDDINGS
         if not path.exists():
             continue
         embeddings, of = np.load(path), {}
@@ -273,12 +274,10 @@ def ordered(results):
 
 
 def summary(results):
-    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same}}}.
-
-    The last is of the differences from that arm, seed by seed.
-    """
+    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same}}} of the
+    arms that are still in the code. The last is of the differences from that arm, seed by seed."""
     arms, base = {}, {row['seed']: row for row in results if row['arm'] == 'identity only'}
-    for arm in dict.fromkeys(row['arm'] for row in results):
+    for arm in dict.fromkeys(row['arm'] for row in results if row['arm'] in ARMS):
         rows = [row for row in results if row['arm'] == arm]
         arms[arm] = {'n': len(rows)}
         for key in (*(key for key, *_ in FIGURES), 'images_per_s'):
@@ -292,9 +291,8 @@ def summary(results):
 
 
 def markdown(arms):
-    """The table of docs/ablation.md, a row per arm that is still in the code, a column per figure
-    that one of them has: mean ± half of the 95 % interval."""
-    arms = {arm: row for arm, row in arms.items() if arm in ARMS}
+    """The table of docs/ablation.md, a row per arm, a column per figure that one of them has: mean
+    ± half of the 95 % interval."""
     figures = [one for one in FIGURES if any(row[one[0]][0] is not None for row in arms.values())]
     lines = ['| | n | ' + ' | '.join(title for _, title, *_ in figures) + ' |',
              '|---' * (len(figures) + 2) + '|']
@@ -302,8 +300,9 @@ def markdown(arms):
         cells = []
         for key, _, scale, digits in figures:
             mean, half = row[key]
-            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}' + (
-                '' if half is None else f' ± {scale * half:.{digits}f}'))
+            spread = (f' ± {scale * half:.{digits}f}' if half is not None else
+                      f' (1 of {row["n"]})' if row['n'] > 1 else '')
+            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}{spread}')
         lines.append(f'| {arm} | {row["n"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -378,8 +377,10 @@ def run_all(args):
     results = [row for row in results if (row['arm'], row['seed']) in there
                or (row['arm'], row['seed']) not in wanted]
 
-    def place(arm, seed):
-        return args.runs.resolve() / f'{name}-{arm}-{seed}'.replace(' ', '-')
+    def place(arm, seed, settings, epochs):
+        """A run of other settings has another folder: it would be resumed."""
+        key = hashlib.sha256(f'{settings} {epochs}'.encode()).hexdigest()[:8]
+        return args.runs.resolve() / f'{name}-{arm}-{seed}-{key}'.replace(' ', '-')
 
     def write():
         utils.write_json({
@@ -392,7 +393,8 @@ def run_all(args):
     people = {}
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
         jobs = [pool.submit(run, args.dataset, entry, arm, settings[arm], seed, args.epochs,
-                            place(arm, seed), args.init, args.last_blocks)
+                            place(arm, seed, settings[arm], args.epochs), args.init,
+                            args.last_blocks)
                 for arm, seed in wanted if (arm, seed) not in there]
         try:
             for job in as_completed(jobs):

@@ -49,7 +49,7 @@ def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', [])
     arms = [('untouched', 0), ('identity only', 0), ('closed form', 0)]
 
-    def place(arm, seed):
+    def place(arm, seed, *_):
         return tmp_path / f'{arm}-{seed}'
     rows = [ablation.run('here', entry, arm, f'{ablation.ARMS[arm]} batch_size=8', seed, 1,
                          place(arm, seed), str(init), True) for arm, seed in arms]

@@ -135,7 +135,7 @@ def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp
     lines = [f'{image} {image.parent.name} 30' for image in sorted(drawn.glob('train/*/*.jpg'))]
     (tmp_path / 'train.txt').write_text('\n'.join(lines))
     data = entry | {'train_root': str(tmp_path / 'train.txt')}
-    with pytest.raises(utils.UserError, match='nobody here is seen at two ages'):
+    with pytest.raises(utils.UserError, match='nobody in the training set is seen'):
         train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
     train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data,
           settings=('within_person=False',))
