@@ -149,9 +149,13 @@ class Training:
         z = dal.age_variates(torch.as_tensor(ages), self.recipe.age_powers)
         labels = torch.as_tensor(labels)
         self.person_means = dal.person_means(z, labels, len(self.classes))
-        if (z - self.person_means[labels]).abs().max() < dal.NOTHING:
+        own = z - self.person_means[labels]
+        if own.abs().max() < dal.NOTHING:
             raise utils.UserError('within_person: nobody in the training set is seen at two ages; '
                                   '--set within_person=False takes out the age between people')
+        if (share := own[:, 0].var() / z[:, 0].var()) < .25:
+            print(f'warning: {share:.0%} of the variance of age lies within people: within_person '
+                  'takes out no more; --set within_person=False goes by the ages as they are')
         self.person_means = self.person_means.to(self.device)
 
     # Whose turn it is, and what changes as training goes on
