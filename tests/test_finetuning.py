@@ -146,7 +146,8 @@ def test_within_person_says_where_most_of_the_age_lies_between_people(years, cap
     run = training(factorization='solved', variate='label', memory=.5, within_person=True)
     people = torch.arange(8) % 4
     run.learn_ages(people, 20. + 10 * people + years * (torch.arange(8) // 4))
-    assert ('0% of the variance of age lies within people' in capsys.readouterr().out) == (years < 2)
+    said = '0% of the variance of age lies within people' in capsys.readouterr().out
+    assert said == (years < 2)
 
 
 def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(train, first, tmp_path,
