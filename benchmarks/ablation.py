@@ -10,7 +10,7 @@ it alone (last_blocks.py). Within a seed all arms share initial weights, order, 
 benchmarks/ablation-<dataset>.json is written anew after every run; what is in it already, or in the
 folder --runs, is not done again. At the end docs/ablation-<dataset>.png is drawn and the table
 printed. Rows of variants that lost and left the code are kept: each of their runs names the commit
-at which it can be repeated.
+on which it ran.
 """
 import argparse
 import hashlib

@@ -132,7 +132,7 @@ def test_what_the_ablation_says_of_its_other_tables_is_so():
             f'{mean(many, closed + ", age alone", far, 3)} to {mean(many, closed, far, 3)}',
             f'The game leaves {mean(young, "game, λ2 2", "r2_id")}.',
             f'without LFW (R² {mean(more, only, "r2_id")}), and the game leaves '
-            f'{mean(more, "game, λ2 2", "r2_id")} of it; R in closed form leaves '
+            f'{mean(more, "game, λ2 2", "r2_id")}; R in closed form leaves '
             f'{mean(more, closed, "r2_id")}. At gaps over 20 years its AUC is '
             f'{mean(more, closed, far, 3)} beside {mean(more, only, far, 3)}, over 30 years '
             f'{mean(more, closed, "auc_over_30", 3)} beside {mean(more, only, "auc_over_30", 3)}',
