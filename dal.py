@@ -1,11 +1,12 @@
 """Decorrelated adversarial learning itself: the canonical mapping, the correlation that it climbs,
 and whose turn it is."""
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RIDGE = 1.  # in units of each feature's variance; keeps w out of directions of low variance
-RIDGE_R = .05  # the same for R in closed form
+RIDGE = 1.0  # in units of each feature's variance; keeps w out of directions of low variance
+RIDGE_R = 0.05  # the same for R in closed form
 NOTHING = 1e-3  # of an age variate's deviation, which is at most 1
 
 
@@ -43,7 +44,7 @@ class CanonicalMapping(nn.Module):
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
         self.register_buffer('covariance', torch.zeros(dim, dim))  # of x_id, within batches
-        self.register_buffer('cross', torch.zeros(dim, age_dim))   # of x_id with the variate
+        self.register_buffer('cross', torch.zeros(dim, age_dim))  # of x_id with the variate
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id: Tensor, variate: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +57,9 @@ class CanonicalMapping(nn.Module):
             w.copy_(F.normalize(w, dim=0))
 
 
-def ascend(mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Tensor,
-           variate: Tensor) -> tuple[Tensor, Tensor]:
+def ascend(
+    mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Tensor, variate: Tensor
+) -> tuple[Tensor, Tensor]:
     """One gradient step of w up |ρ| on detached features; |ρ| before and after, () and detached.
 
     The loss is |ρ| unweighted, by the adversary's own optimizer (maximize=True): scaled by λ2 it
@@ -77,8 +79,9 @@ def ascend(mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Te
 
 
 @torch.no_grad()
-def solve(mapping: CanonicalMapping, x_id: Tensor, variate: Tensor,
-          memory: float) -> tuple[Tensor, Tensor]:
+def solve(
+    mapping: CanonicalMapping, x_id: Tensor, variate: Tensor, memory: float
+) -> tuple[Tensor, Tensor]:
     """The w_id that correlates most with a supervised variate (N, 1) over 1 / (1 − memory) batches,
     in closed form; |ρ| before and after, as `ascend`.
 
@@ -111,7 +114,8 @@ def age_variates(ages: Tensor, count: int) -> Tensor:
 def person_means(values: Tensor, labels: Tensor, people: int) -> Tensor:
     """Each person's mean (people, K) of the values (N, K) of the faces with these labels (N,)."""
     return values.new_zeros(people, values.shape[1]).scatter_reduce(
-        0, labels[:, None].expand_as(values), values, 'mean', include_self=False)
+        0, labels[:, None].expand_as(values), values, 'mean', include_self=False
+    )
 
 
 @torch.no_grad()
@@ -127,16 +131,20 @@ def solve_factorization(factorization: nn.Module, x: Tensor, z: Tensor, memory: 
     own, mean = factorization, x.float().mean(0)
     x, z = x.float() - mean, z - z.mean(0)
     own.filled.lerp_(torch.ones_like(own.filled), 1 - memory)
-    for moment, value in ((own.mean, mean), (own.covariance, x.T @ x / len(x)),
-                          (own.cross, x.T @ z / len(x))):
+    for moment, value in (
+        (own.mean, mean),
+        (own.covariance, x.T @ x / len(x)),
+        (own.cross, x.T @ z / len(x)),
+    ):
         moment.lerp_(value, (1 - memory) / own.filled)
     place = torch.device('cpu') if x.device.type == 'mps' else x.device
     covariance, cross = own.covariance.to(place).double(), own.cross.to(place).double()
     variance = covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
     factor = torch.linalg.cholesky_ex(covariance + torch.diag(RIDGE_R * variance))[0]
     basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
-    own.projection.copy_(torch.linalg.solve_triangular(factor.T, basis, upper=True)
-                         @ (factor @ basis).T)
+    own.projection.copy_(
+        torch.linalg.solve_triangular(factor.T, basis, upper=True) @ (factor @ basis).T
+    )
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
@@ -163,12 +171,13 @@ def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:
 def ramp(progress: float, start: float, end: float) -> float:
     """0 before `start`, 1 after `end`, linear between; all are fractions of the training."""
     if end > start:
-        return min(max((progress - start) / (end - start), 0.), 1.)
+        return min(max((progress - start) / (end - start), 0.0), 1.0)
     return float(progress >= start)
 
 
-def first_canonical_correlation(x: Tensor, y: Tensor,
-                                ridge: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def first_canonical_correlation(
+    x: Tensor, y: Tensor, ridge: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
     """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions:
     ρ (), w_x (A,), w_y (B,).
 

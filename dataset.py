@@ -1,4 +1,5 @@
 """From faces to batches: every age is read and every image decoded once, before training starts."""
+
 import functools
 import glob
 import os
@@ -133,7 +134,7 @@ class Faces(Dataset):
 
         def work(start):
             bad = {}
-            for index in order[start:start + size].tolist():
+            for index in order[start : start + size].tolist():
                 try:
                     face = self.read(index)
                     if pixels is not None:

@@ -25,6 +25,7 @@ one. Of raw photographs, --align finds and aligns the faces first. The report is
 results.json and pictures in DIR, by default eval/<benchmark>-<hash of the weights> beside the
 weights. Features are kept in DIR/cache: a second report on the same faces is immediate.
 """
+
 import argparse
 import json
 import os
@@ -49,9 +50,16 @@ from training.checkpoint import load_weights
 from verification import calibration
 from verification.drawing import draw_reliability
 
-READERS = {'lfw': lists.lfw, 'calfw': lists.calfw, 'cacd-vs': lists.cacd_vs, 'bin': lists.bin_file,
-           'pairs': lists.pair_list, 'fgnet': lists.fgnet, 'morph': lists.morph,
-           'folder': lists.folder}
+READERS = {
+    'lfw': lists.lfw,
+    'calfw': lists.calfw,
+    'cacd-vs': lists.cacd_vs,
+    'bin': lists.bin_file,
+    'pairs': lists.pair_list,
+    'fgnet': lists.fgnet,
+    'morph': lists.morph,
+    'folder': lists.folder,
+}
 PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked
 
 
@@ -59,31 +67,63 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, checked; `weights` are the files, `ctx` the device."""
     parser = argparse.ArgumentParser(
         usage='%(prog)s [options] ctx weights benchmark path\n       '
-              '%(prog)s [options] --compare weights weights [weights …] [ctx] benchmark path',
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        '%(prog)s [options] --compare weights weights [weights …] [ctx] benchmark path',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     option = parser.add_argument
-    option('models', nargs='+', metavar='ctx weights',
-           help='the device and one weights file; with --compare two or more')
+    option(
+        'models',
+        nargs='+',
+        metavar='ctx weights',
+        help='the device and one weights file; with --compare two or more',
+    )
     option('benchmark', choices=READERS)
     option('path')
-    option('--compare', action='store_true',
-           help='several weights side by side, each against the first by a paired bootstrap')
+    option(
+        '--compare',
+        action='store_true',
+        help='several weights side by side, each against the first by a paired bootstrap',
+    )
     option('--out', metavar='DIR', help='where the report goes')
-    option('--align', action='store_true',
-           help='the images are raw photographs: find the faces and align them')
-    option('--backbone', metavar='NAME',
-           help='the weights are an untouched backbone of this name, as others publish it')
-    option('--write-pairs', action='store_true',
-           help='leave the pairs that are drawn by age gap in DIR, as a list for `pairs`')
-    option('--distractors', metavar='DIR',
-           help='fgnet: a folder of faces of other people, however deep')
-    option('--subjects', type=int, default=10000,
-           help='morph: 10000 (default) or 3000 people, drawn by the seed')
-    option('--seed', type=int, default=0,
-           help='of what is drawn: pairs by age gap, subjects, bootstrap (default 0)')
+    option(
+        '--align',
+        action='store_true',
+        help='the images are raw photographs: find the faces and align them',
+    )
+    option(
+        '--backbone',
+        metavar='NAME',
+        help='the weights are an untouched backbone of this name, as others publish it',
+    )
+    option(
+        '--write-pairs',
+        action='store_true',
+        help='leave the pairs that are drawn by age gap in DIR, as a list for `pairs`',
+    )
+    option(
+        '--distractors',
+        metavar='DIR',
+        help='fgnet: a folder of faces of other people, however deep',
+    )
+    option(
+        '--subjects',
+        type=int,
+        default=10000,
+        help='morph: 10000 (default) or 3000 people, drawn by the seed',
+    )
+    option(
+        '--seed',
+        type=int,
+        default=0,
+        help='of what is drawn: pairs by age gap, subjects, bootstrap (default 0)',
+    )
     option('--batch-size', type=int, default=64, metavar='B')
-    option('--bf16', action='store_true',
-           help='bfloat16: faster on hardware that has it, figures move a little')
+    option(
+        '--bf16',
+        action='store_true',
+        help='bfloat16: faster on hardware that has it, figures move a little',
+    )
     option('--pat', help='folder: as in meta.py (default of a path: _|\\.)')
     option('--pos', type=int, help='folder: as in meta.py (default of a path: 1)')
     args = parser.parse_intermixed_args(argv)
@@ -107,8 +147,10 @@ def run(args: argparse.Namespace) -> None:
     device = utils.pick_device(args.ctx)
     listed, drawn, name = read_list(args)
     if args.write_pairs and listed.pairs:
-        raise utils.UserError(f'--write-pairs is for benchmarks whose pairs are drawn by age gap; '
-                              f'{args.benchmark} has a list of its own')
+        raise utils.UserError(
+            f'--write-pairs is for benchmarks whose pairs are drawn by age gap; '
+            f'{args.benchmark} has a list of its own'
+        )
     for notice in listed.notices:
         print(notice)
     distractors = lists.images_below(args.distractors) if args.distractors else None
@@ -122,41 +164,66 @@ def run(args: argparse.Namespace) -> None:
     alignment = None
     if args.align:
         listed, distractors, alignment = _aligned(args, listed, distractors, faces)
-    reports, evidence = zip(*(measure(args, model, info, listed, distractors, device, out / 'cache')
-                              for model, info in models), strict=True)
-    versions = {'python': platform.python_version(), 'torch': torch.__version__,
-                'numpy': np.__version__}
-    result = {'benchmark': name, 'path': args.path,
-              'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]), 'seed': args.seed,
-              'device': device.type, 'bf16': args.bf16, 'versions': versions,
-              'notices': list(listed.notices), 'models': list(reports)}
+    reports, evidence = zip(
+        *(
+            measure(args, model, info, listed, distractors, device, out / 'cache')
+            for model, info in models
+        ),
+        strict=True,
+    )
+    versions = {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+    }
+    result = {
+        'benchmark': name,
+        'path': args.path,
+        'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]),
+        'seed': args.seed,
+        'device': device.type,
+        'bf16': args.bf16,
+        'versions': versions,
+        'notices': list(listed.notices),
+        'models': list(reports),
+    }
     if alignment:
         for report in reports:
             report['alignment'] = alignment
     labels = _labels(args.weights)
-    reports, evidence = dict(zip(labels, reports, strict=True)), dict(zip(labels, evidence,
-                                                                          strict=True))
+    reports, evidence = (
+        dict(zip(labels, reports, strict=True)),
+        dict(zip(labels, evidence, strict=True)),
+    )
     print(table(name, reports))
     by_age = {label: report['by_age'] for label, report in reports.items() if 'by_age' in report}
     for label, found in by_age.items():
         print(f'\n{label}: {calibration.table(found)}')
     if args.compare:
         first, *others = labels
-        result['differences'] = [{'of': label, 'against': first,
-                                  **protocols.compare(evidence[first], evidence[label])}
-                                 for label in others]
+        result['differences'] = [
+            {'of': label, 'against': first, **protocols.compare(evidence[first], evidence[label])}
+            for label in others
+        ]
         print(*map(differences_table, result['differences']), sep='\n')
     if drawn:
-        utils.write_whole(out / 'subjects.txt',
-                          lambda temporary: temporary.write_bytes(os.fsencode(drawn)))
+        utils.write_whole(
+            out / 'subjects.txt', lambda temporary: temporary.write_bytes(os.fsencode(drawn))
+        )
     if args.write_pairs:
         first = evidence[labels[0]]
-        write_pairs(out / f'pairs-seed-{args.seed}.txt', first.pairs, listed.names,
-                    f'label, image, image, fold; drawn by age gap with --seed {args.seed}')
+        write_pairs(
+            out / f'pairs-seed-{args.seed}.txt',
+            first.pairs,
+            listed.names,
+            f'label, image, image, fold; drawn by age gap with --seed {args.seed}',
+        )
     pictures.draw_all(out, reports, evidence)
     if by_age:
-        draw_reliability({label: found['reliability'] for label, found in by_age.items()},
-                         out / 'reliability.png')
+        draw_reliability(
+            {label: found['reliability'] for label, found in by_age.items()},
+            out / 'reliability.png',
+        )
     text = json.dumps(result, indent=1, allow_nan=False) + '\n'
     utils.write_whole(out / 'results.json', lambda temporary: temporary.write_text(text))
     print(f'{out}: results.json and pictures')
@@ -179,8 +246,11 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
     if isinstance(entry, dict) and not Path(path).is_dir():
         check_entry(args.path, entry, meta.age_cutoffs)
         path = entry['val_root'] or entry['train_root']
-        which = f'val_root, {path}' if entry['val_root'] else (
-            f'train_root, {path}: of people trained on, figures say little')
+        which = (
+            f'val_root, {path}'
+            if entry['val_root']
+            else (f'train_root, {path}: of people trained on, figures say little')
+        )
         print(f'{args.path}: reading its {which}')
     else:
         entry = {'pat': r'_|\.', 'pos': 1}
@@ -195,6 +265,7 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
 def _aligned(args, listed, distractors, folder):
     """Both with the faces of their photographs in their place, and in how many none was found."""
     from evaluation.aligning import align_files  # what finds faces is an extra requirement
+
     if isinstance(listed.sources[0], bytes):
         raise utils.UserError(f'{args.path}: --align is for photographs, not for faces in shards')
     sources, found = align_files(listed.sources, listed.names, folder, os.cpu_count())
@@ -205,27 +276,47 @@ def _aligned(args, listed, distractors, folder):
 
 def measure(args, model, info, listed, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
+
     def features(sources, names, keep, title):
-        return extract_files(model, sources, device, names, args.batch_size, args.bf16, keep, title,
-                             cache, info.sha256)
+        return extract_files(
+            model,
+            sources,
+            device,
+            names,
+            args.batch_size,
+            args.bf16,
+            keep,
+            title,
+            cache,
+            info.sha256,
+        )
 
     leaks = not listed.pairs and listed.probes is None
-    arrays, digest = features(listed.sources, listed.names, FEATURES if leaks else ('embedding',),
-                              Path(info.path).name)
+    arrays, digest = features(
+        listed.sources, listed.names, FEATURES if leaks else ('embedding',), Path(info.path).name
+    )
     evidence = protocols.Evidence(listed, arrays['embedding'], args.seed)
-    report = {'weights': info.path, 'weights_sha256': info.sha256, 'list_sha256': listed.digest,
-              'images_sha256': digest, **evidence.report()}
+    report = {
+        'weights': info.path,
+        'weights_sha256': info.sha256,
+        'list_sha256': listed.digest,
+        'images_sha256': digest,
+        **evidence.report(),
+    }
     if leaks:
-        report['leakage'] = protocols.leakage_report(arrays, listed.labels, listed.ages,
-                                                     meta.age_cutoffs, args.seed)
+        report['leakage'] = protocols.leakage_report(
+            arrays, listed.labels, listed.ages, meta.age_cutoffs, args.seed
+        )
         decided = (info.decision or {}).get('ages')
         if decided:
-            report['by_age'] = calibration.report(decided, arrays['embedding'], listed.labels,
-                                                  listed.ages)
+            report['by_age'] = calibration.report(
+                decided, arrays['embedding'], listed.labels, listed.ages
+            )
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
-        report['megaface'] = protocols.distractor_report(arrays['embedding'], listed.labels,
-                                                         others['embedding'], args.seed)
+        report['megaface'] = protocols.distractor_report(
+            arrays['embedding'], listed.labels, others['embedding'], args.seed
+        )
         report['megaface']['distractors_sha256'] = digest
     return report, evidence
 
@@ -243,12 +334,14 @@ def _claim(out, hashes, path, digest):
         reason = getattr(error, 'strerror', None) or 'its results.json is not ours'
         raise utils.UserError(f'{out}: {reason}: --out names a folder for the report') from None
     if known and [sha256 for sha256, _ in known] != hashes:
-        raise utils.UserError(f'{out} holds a report on other weights, {known[0][1]}: --out names '
-                              'another folder')
+        raise utils.UserError(
+            f'{out} holds a report on other weights, {known[0][1]}: --out names another folder'
+        )
     for other, its_digest in listed:  # a list that was mended has a new report in the old place
         if other != path and its_digest != digest:
-            raise utils.UserError(f'{out} holds a report on another list, {other}: --out names '
-                                  'another folder')
+            raise utils.UserError(
+                f'{out} holds a report on another list, {other}: --out names another folder'
+            )
 
 
 def _labels(weights):

@@ -54,8 +54,11 @@ def _published(state, weights):
     config = state.get('backbone')
     if not isinstance(config, dict) or 'name' not in config:
         return None
-    weights_of_it = {name.removeprefix('backbone.'): tensor for name, tensor
-                     in state['model'].items() if name.startswith('backbone.')}
+    weights_of_it = {
+        name.removeprefix('backbone.'): tensor
+        for name, tensor in state['model'].items()
+        if name.startswith('backbone.')
+    }
     try:
         return _load('backbones').rebuild(config, weights_of_it)
     except ValueError as error:

@@ -6,6 +6,7 @@
 Without a change it draws its own faces and trains on them. For yours: describe them in meta.py,
 then edit `dataset` and `save` here. Every other value, with its reason, is in training/recipe.py.
 """
+
 from functools import partial
 
 import torch
@@ -22,9 +23,9 @@ from training.microbatches import MicroBatches
 from training.schedule import parameter_groups, warmup_cosine
 from training.sharded import identity_head
 
-dataset = meta.demo   # the data set to train on: a dict of meta.py
-save = 'runs/demo'    # where weights, state, log and curves go
-init = None           # a backbone to fine-tune, as --init: a file of its weights, or 'sface'
+dataset = meta.demo  # the data set to train on: a dict of meta.py
+save = 'runs/demo'  # where weights, state, log and curves go
+init = None  # a backbone to fine-tune, as --init: a file of its weights, or 'sface'
 
 
 def make_backbone(recipe):
@@ -52,20 +53,32 @@ class Training:
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.batch = device, Batch()
-        R = (partial(SolvedFactorization, variates=recipe.age_powers)
-             if recipe.factorization == 'solved' else ResidualFactorization)
-        self.model = DALModel(make_backbone(recipe), len(classes), cutoffs,
-                              identity_head(recipe, self.batch), AGE_HEADS[recipe.age_head],
-                              recipe.scale, recipe.margin, R)
+        R = (
+            partial(SolvedFactorization, variates=recipe.age_powers)
+            if recipe.factorization == 'solved'
+            else ResidualFactorization
+        )
+        self.model = DALModel(
+            make_backbone(recipe),
+            len(classes),
+            cutoffs,
+            identity_head(recipe, self.batch),
+            AGE_HEADS[recipe.age_head],
+            recipe.scale,
+            recipe.margin,
+            R,
+        )
         age_dim = self.model.dim if recipe.variate == 'learned' else 1
         self.mapping = dal.CanonicalMapping(self.model.dim, age_dim).to(device)
         self.network = MicroBatches(self.model, self.batch, recipe, device)
-        self.optimizer = torch.optim.SGD(parameter_groups(self.model, recipe), recipe.lr,
-                                         recipe.momentum, fused=True)
-        self.adversary = torch.optim.Adam(self.mapping.parameters(), recipe.adversary_lr,
-                                          maximize=True)
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.model, recipe), recipe.lr, recipe.momentum, fused=True
+        )
+        self.adversary = torch.optim.Adam(
+            self.mapping.parameters(), recipe.adversary_lr, maximize=True
+        )
         self.step = self.epoch = self.total_steps = 0
-        self.lambda_dal, self.detach = 0., False
+        self.lambda_dal, self.detach = 0.0, False
         self.best = self.decision = None  # best validation score; its thresholds
         self.pretrained = False  # whether it began with weights that know faces
         self.opening = None  # |ρ| at the first step of the max phase under way
@@ -80,14 +93,21 @@ class Training:
         loss_id, right = self.model.identity.loss(x_id, labels)
         logits = self.model.age(x_age)
         loss_id, loss_age, accuracy, age_accuracy = self.batch.mean(
-            loss_id, self.model.age.loss(logits, ages), right, self.model.age.correct(logits, ages))
+            loss_id, self.model.age.loss(logits, ages), right, self.model.age.correct(logits, ages)
+        )
         loss, game = loss_id + self.recipe.lambda_age * loss_age, {}
         if self.lambda_dal:
             variates = self.mapping(x_id, self.variate(x_age, ages))
             rho = dal.canonical_correlation(*self.batch.gather(*variates)).abs()
             loss, game = loss + self.lambda_dal * rho, {'rho': rho}
-        return dict(loss=loss, loss_id=loss_id, loss_age=loss_age, **game, accuracy=accuracy,
-                    age_accuracy=age_accuracy)
+        return dict(
+            loss=loss,
+            loss_id=loss_id,
+            loss_age=loss_age,
+            **game,
+            accuracy=accuracy,
+            age_accuracy=age_accuracy,
+        )
 
     def variate(self, x_age, ages):
         """What v_age is made of, (N, D) or (N, 1)."""
@@ -106,7 +126,8 @@ class Training:
         """w goes up |ρ| of the whole batch: a gradient step, or solved from running
         moments."""
         x_id, variate, x_age = self.batch.gather(
-            x_id.detach(), self.variate(x_age, ages).detach(), x_age.detach())
+            x_id.detach(), self.variate(x_age, ages).detach(), x_age.detach()
+        )
         if self.recipe.memory:
             before, after = dal.solve(self.mapping, x_id, variate, self.recipe.memory)
         else:
@@ -114,8 +135,13 @@ class Training:
         with torch.no_grad():
             v_id, v_age = self.mapping(x_id, variate)
             dead = (x_age == 0).all(0).float().mean()
-            return dict(rho_before=before, rho_after=after, var_id=v_id.var(), var_age=v_age.var(),
-                        dead=dead)
+            return dict(
+                rho_before=before,
+                rho_after=after,
+                var_id=v_id.var(),
+                var_age=v_age.var(),
+                dead=dead,
+            )
 
     # 2. The network, everything but w, descends the losses.
 
@@ -151,11 +177,15 @@ class Training:
         self.person_means = dal.person_means(z, labels, len(self.classes))
         own = z - self.person_means[labels]
         if own.abs().max() < dal.NOTHING:
-            raise utils.UserError('within_person: nobody in the training set is seen at two ages; '
-                                  '--set within_person=False takes out the age between people')
-        if (share := own[:, 0].var() / z[:, 0].var()) < .25:
-            print(f'warning: {share:.0%} of the variance of age lies within people: within_person '
-                  'takes out no more; --set within_person=False goes by the ages as they are')
+            raise utils.UserError(
+                'within_person: nobody in the training set is seen at two ages; '
+                '--set within_person=False takes out the age between people'
+            )
+        if (share := own[:, 0].var() / z[:, 0].var()) < 0.25:
+            print(
+                f'warning: {share:.0%} of the variance of age lies within people: within_person '
+                'takes out no more; --set within_person=False goes by the ages as they are'
+            )
         self.person_means = self.person_means.to(self.device)
 
     # Whose turn it is, and what changes as training goes on
@@ -169,7 +199,7 @@ class Training:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group['lr'] = recipe.lr * group['factor'] * warmup_cosine(progress, recipe.warmup)
-        self.model.identity.m = recipe.margin * dal.ramp(progress, 0., recipe.margin_warmup)
+        self.model.identity.m = recipe.margin * dal.ramp(progress, 0.0, recipe.margin_warmup)
         self.model.factorization.alpha.fill_(dal.ramp(progress, *recipe.split))
         self.lambda_dal = recipe.lambda_dal * dal.ramp(progress, *recipe.game)
         self.detach = progress < recipe.read_age
@@ -177,9 +207,12 @@ class Training:
 
     def settings(self):
         """Where the schedule stands, for the log."""
-        return dict(lr=self.optimizer.param_groups[-1]['lr'], lambda_dal=self.lambda_dal,
-                    margin=self.model.identity.m,
-                    alpha=dal.ramp(self.step / self.total_steps, *self.recipe.split))
+        return dict(
+            lr=self.optimizer.param_groups[-1]['lr'],
+            lambda_dal=self.lambda_dal,
+            margin=self.model.identity.m,
+            alpha=dal.ramp(self.step / self.total_steps, *self.recipe.split),
+        )
 
     def iterate(self, images, labels, ages, sizes=None):
         """One global step, a max or a min step, on faces (n, 3, 112, W) uint8, labels (n,) and ages
@@ -188,7 +221,9 @@ class Training:
         # each step has a seed of its own: a resumed run restores no generator
         self.batch.begin(sizes or [len(images)], utils.seed_of(self.recipe.seed, self.step))
         images, labels, ages = utils.to_device(self.device, images, labels, ages)
-        flip = self.batch.share(torch.rand(sum(self.batch.sizes), 1, 1, 1, device=self.device)) < .5
+        flip = (
+            self.batch.share(torch.rand(sum(self.batch.sizes), 1, 1, 1, device=self.device)) < 0.5
+        )
         images = torch.where(flip, images.flip(-1), images)
         if self.is_max_step():
             climb = self.max_step(images, ages)

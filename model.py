@@ -9,6 +9,7 @@ import.
 
 This file needs torch and nothing else of this repository; copy it where you like.
 """
+
 import functools
 import math
 import os
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 HEIGHT, WIDTH = 112, 96
 AGE_CUTOFFS = (12, 18, 25, 35, 45, 55, 65)  # the paper's age groups: inclusive upper bounds, years
-OLDEST = 90.                                # where the last age group ends, for an expected age
+OLDEST = 90.0  # where the last age group ends, for an expected age
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def fit_width(images: Tensor, width: int) -> Tensor:
     if extra > 0:
         columns = torch.arange(width, device=images.device) - extra // 2
         return images.index_select(-1, columns.clamp(0, images.shape[-1] - 1))
-    return images[..., -extra // 2:images.shape[-1] + extra // 2] if extra else images
+    return images[..., -extra // 2 : images.shape[-1] + extra // 2] if extra else images
 
 
 def read_state(path, map_location='cpu'):
@@ -56,11 +57,17 @@ def read_state(path, map_location='cpu'):
             raise ValueError(f'{unsafe} ({type(error).__name__})') from None
         # torch.save compresses nothing, from the first byte on; torch.load would inflate what is
         # compressed, and believe any size
-        if (not plain or not entries or min(entry.header_offset for entry in entries)
-                or any(entry.compress_type for entry in entries)
-                or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size):
-            raise ValueError(f'{unsafe} (it is compressed, claims to be more than the file holds, '
-                             'or is no archive of torch.save)')
+        if (
+            not plain
+            or not entries
+            or min(entry.header_offset for entry in entries)
+            or any(entry.compress_type for entry in entries)
+            or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size
+        ):
+            raise ValueError(
+                f'{unsafe} (it is compressed, claims to be more than the file holds, '
+                'or is no archive of torch.save)'
+            )
     try:
         # torch.load does not compare checksums: damage within a tensor would be other weights
         damaged = zipfile.ZipFile(path).testzip()
@@ -76,8 +83,11 @@ class ConvUnit(nn.Sequential):
     """3×3 convolution, batch normalisation, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -99,14 +109,22 @@ class Backbone(nn.Module):
     are the paper's 64 layers; other depths and widths are other tuples of any common length.
     """
 
-    def __init__(self, layers: Sequence[int] = (3, 4, 10, 3),
-                 widths: Sequence[int] = (64, 128, 256, 512), dim: int = 512):
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 10, 3),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        dim: int = 512,
+    ):
         super().__init__()
         self.config = {'layers': list(layers), 'widths': list(widths), 'dim': dim}
         stages, inputs, (height, width) = [], 3, (HEIGHT, WIDTH)
         for blocks, outputs in zip(layers, widths, strict=True):
-            stages.append(nn.Sequential(ConvUnit(inputs, outputs, stride=2),
-                                        *(ResidualBlock(outputs) for _ in range(blocks))))
+            stages.append(
+                nn.Sequential(
+                    ConvUnit(inputs, outputs, stride=2),
+                    *(ResidualBlock(outputs) for _ in range(blocks)),
+                )
+            )
             inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.project = nn.Linear(inputs * height * width, dim)
@@ -160,9 +178,9 @@ class SolvedFactorization(nn.Module):
         self.register_buffer('alpha', torch.ones(()))
         self.register_buffer('mean', torch.zeros(dim))
         self.register_buffer('projection', torch.zeros(dim, dim))
-        self.register_buffer('covariance', torch.zeros(dim, dim))   # of x, within batches
-        self.register_buffer('cross', torch.zeros(dim, variates))   # of x with the age variates
-        self.register_buffer('filled', torch.zeros(()))             # how far the memory is, to 1
+        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x, within batches
+        self.register_buffer('cross', torch.zeros(dim, variates))  # of x with the age variates
+        self.register_buffer('filled', torch.zeros(()))  # how far the memory is, to 1
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """`detach` as in ResidualFactorization."""
@@ -179,7 +197,7 @@ class MarginHead(nn.Module):
     Arguments: dim D, classes C, scale s and margin m; training may raise `self.m` from 0 to m.
     """
 
-    def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35):
+    def __init__(self, dim: int, classes: int, scale: float = 64.0, m: float = 0.35):
         super().__init__()
         self.scale, self.m = scale, m
         self.weight = nn.Parameter(self.centres(dim, classes))
@@ -238,8 +256,9 @@ class ArcFace(MarginHead):
 
     def margin(self, cosine, label):
         angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
-        return torch.where(angle <= math.pi - self.m, (angle + self.m).cos(),
-                           cosine - self.m * math.sin(self.m))
+        return torch.where(
+            angle <= math.pi - self.m, (angle + self.m).cos(), cosine - self.m * math.sin(self.m)
+        )
 
 
 class AgeHead(nn.Sequential):
@@ -253,9 +272,14 @@ class AgeHead(nn.Sequential):
 
     def __init__(self, dim: int, cutoffs: Sequence[float] = AGE_CUTOFFS):
         groups = len(cutoffs) + 1
-        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(),
-                         nn.Linear(dim, type(self).outputs(groups)))
-        bounds = torch.tensor([0., *cutoffs, OLDEST])
+        super().__init__(
+            nn.Linear(dim, dim),
+            nn.ReLU(),
+            nn.Linear(dim, dim),
+            nn.ReLU(),
+            nn.Linear(dim, type(self).outputs(groups)),
+        )
+        bounds = torch.tensor([0.0, *cutoffs, OLDEST])
         self.register_buffer('cutoffs', bounds[1:-1], persistent=False)
         self.register_buffer('centres', (bounds[1:] + bounds[:-1]) / 2, persistent=False)
 
@@ -311,15 +335,16 @@ class OrdinalAge(AgeHead):
 
     def loss(self, logits, ages):
         older = self.groups(ages)[:, None] > torch.arange(logits.shape[1], device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits, older.to(logits.dtype),
-                                                  reduction='none').sum(1)
+        return F.binary_cross_entropy_with_logits(
+            logits, older.to(logits.dtype), reduction='none'
+        ).sum(1)
 
     def probabilities(self, logits):
-        older = F.pad(logits.float().sigmoid(), (1, 0), value=1.)
+        older = F.pad(logits.float().sigmoid(), (1, 0), value=1.0)
         return older - F.pad(older[:, 1:], (0, 1))
 
 
-HEADS = {'cosface': CosFace, 'arcface': ArcFace}             # by the name that a weights file holds
+HEADS = {'cosface': CosFace, 'arcface': ArcFace}  # by the name that a weights file holds
 AGE_HEADS = {'groups': AgeGroups, 'ordinal': OrdinalAge}
 
 
@@ -332,10 +357,17 @@ class DALModel(nn.Module):
     the age head of (D, cutoffs), `factorization` that of D.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int, cutoffs: Sequence[float] = AGE_CUTOFFS,
-                 head: Callable[..., nn.Module] = CosFace,
-                 age_head: Callable[..., AgeHead] = AgeGroups, scale: float = 64., m: float = .35,
-                 factorization: Callable[[int], nn.Module] = ResidualFactorization):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        cutoffs: Sequence[float] = AGE_CUTOFFS,
+        head: Callable[..., nn.Module] = CosFace,
+        age_head: Callable[..., AgeHead] = AgeGroups,
+        scale: float = 64.0,
+        m: float = 0.35,
+        factorization: Callable[[int], nn.Module] = ResidualFactorization,
+    ):
         super().__init__()
         self.backbone = backbone
         self.width = getattr(backbone, 'width', WIDTH)
@@ -398,16 +430,22 @@ class DALModel(nn.Module):
     @classmethod
     def of(cls, state, path, backbone: nn.Module | None = None) -> 'DALModel':
         """The network in what `read_state` gave of `path`; as `load`."""
-        if (not isinstance(state, dict) or not isinstance(state.get('model'), dict)
-                or not isinstance(state.get('backbone', 0), dict | None)):
+        if (
+            not isinstance(state, dict)
+            or not isinstance(state.get('model'), dict)
+            or not isinstance(state.get('backbone', 0), dict | None)
+        ):
             raise ValueError(f'{path}: no weights file of this repository')
         weights, config = state['model'], state['backbone']
         if backbone is None and config is None:
-            raise ValueError(f'{path}: trained with a backbone of your own: build it and pass it '
-                             'as backbone=')
+            raise ValueError(
+                f'{path}: trained with a backbone of your own: build it and pass it as backbone='
+            )
         if backbone is None and 'name' in config:
-            raise ValueError(f'{path}: trained with the backbone {config["name"]}: '
-                             'training.checkpoint.load_weights builds it')
+            raise ValueError(
+                f'{path}: trained with the backbone {config["name"]}: '
+                'training.checkpoint.load_weights builds it'
+            )
         try:
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
             if size > os.path.getsize(path):
@@ -415,8 +453,9 @@ class DALModel(nn.Module):
             if backbone is None:
                 # before anything is built of a size that a stranger's file merely states
                 lengths = {tensor.shape[:1].numel() for tensor in weights.values()}
-                if (not {*config['widths'], config['dim']} <= lengths
-                        or sum(config['layers']) > len(weights)):
+                if not {*config['widths'], config['dim']} <= lengths or sum(config['layers']) > len(
+                    weights
+                ):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
             heads = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
@@ -425,11 +464,19 @@ class DALModel(nn.Module):
                     raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
             solved = weights.get('factorization.cross')
-            factorization = ResidualFactorization if solved is None else functools.partial(
-                SolvedFactorization, variates=solved.shape[1])
-            model = cls(backbone, len(weights['identity.weight']), cutoffs,
-                        HEADS[heads['identity']], AGE_HEADS[heads['age']],
-                        factorization=factorization)
+            factorization = (
+                ResidualFactorization
+                if solved is None
+                else functools.partial(SolvedFactorization, variates=solved.shape[1])
+            )
+            model = cls(
+                backbone,
+                len(weights['identity.weight']),
+                cutoffs,
+                HEADS[heads['identity']],
+                AGE_HEADS[heads['age']],
+                factorization=factorization,
+            )
             model.load_state_dict(weights)
         except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
@@ -441,12 +488,16 @@ def check_faces(images: Tensor) -> None:
     """Raises ValueError where `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
     shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
     if images.ndim == 4 and shape[3] == 3 and shape[1] != 3:
-        raise ValueError(f'faces of shape {shape} have their channels last; expected {wanted}: '
-                         'images.permute(0, 3, 1, 2)')
+        raise ValueError(
+            f'faces of shape {shape} have their channels last; expected {wanted}: '
+            'images.permute(0, 3, 1, 2)'
+        )
     if images.ndim != 4 or shape[1:3] != (3, HEIGHT) or shape[3] not in (WIDTH, HEIGHT):
         raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned')
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if low < 0 or high > 255 or high <= 1 and (images != images.round()).any():
-            raise ValueError(f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not '
-                             'normalised: the network does that itself')
+            raise ValueError(
+                f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not '
+                'normalised: the network does that itself'
+            )

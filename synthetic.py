@@ -7,6 +7,7 @@
 decides proportions, wrinkles and grey; shot decides what a photographer would: pose, light,
 expression, glasses, background, camera. Lengths are in pixels of the 112 high x 96 wide crop.
 """
+
 import argparse
 import os
 import shutil
@@ -127,5 +128,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     from utils import one_line_errors  # with torch, which the processes that draw don't need
+
     with one_line_errors():
         main()

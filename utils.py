@@ -1,4 +1,5 @@
 """What knows no faces: errors in one line, the device, seeds, files written whole."""
+
 import contextlib
 import ctypes
 import functools
@@ -39,8 +40,9 @@ def pick_device(ctx: int) -> torch.device:
     if ctx == count == 0 and torch.backends.mps.is_available():
         return torch.device('mps')
     if ctx >= count:
-        raise UserError(f'ctx {ctx}: this machine has {count} GPU(s) that PyTorch can use; -1 is '
-                        'the CPU')
+        raise UserError(
+            f'ctx {ctx}: this machine has {count} GPU(s) that PyTorch can use; -1 is the CPU'
+        )
     _check_kernels(ctx)
     torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
@@ -58,9 +60,11 @@ def _check_kernels(ctx):
         # machine code runs on later minor versions, PTX on whatever is later
         if made_for <= found and (kind == 'compute' or made_for[0] == found[0]):
             return
-    raise UserError(f'ctx {ctx}: {torch.cuda.get_device_name(ctx)} has compute capability '
-                    f'{found[0]}.{found[1]}, and PyTorch {torch.__version__} is built for '
-                    f'{", ".join(built)}: install a build for it (pytorch.org), or use -1, the CPU')
+    raise UserError(
+        f'ctx {ctx}: {torch.cuda.get_device_name(ctx)} has compute capability '
+        f'{found[0]}.{found[1]}, and PyTorch {torch.__version__} is built for '
+        f'{", ".join(built)}: install a build for it (pytorch.org), or use -1, the CPU'
+    )
 
 
 def _keep_freed_memory():
@@ -69,8 +73,8 @@ def _keep_freed_memory():
     training (benchmarks/parts.py). Blocks of 32 MiB and more go and come as before."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept
-        libc.mallopt(-3, 2 ** 25)      # M_MMAP_THRESHOLD: the largest there is
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest there is
 
 
 def fastest_precision(device: torch.device) -> str:
@@ -133,14 +137,18 @@ def one_line_errors():
         file = f'{error.filename}: ' if error.filename else ''
         sys.exit(f'error: {file}{error.strerror or error}')
     except torch.OutOfMemoryError as error:
-        sys.exit(f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from '
-                 'the last save')
+        sys.exit(
+            f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from '
+            'the last save'
+        )
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        sys.exit(f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of '
-                 'memory: fewer --workers or a smaller --batch-size; --resume continues from the '
-                 'last save')
+        sys.exit(
+            f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of '
+            'memory: fewer --workers or a smaller --batch-size; --resume continues from the '
+            'last save'
+        )
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -115,16 +115,23 @@ def find(args: argparse.Namespace) -> int:
     face, where = args.find
     known = matcher(args)
     portrait = portraits.read_file(face, known.width)
-    features, = known.features([portrait.face])
+    (features,) = known.features([portrait.face])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
     found = answers.find(known, archive, features, args.top, age, args.far, face)
     if args.json:
         looked_for = answers.face(portrait, features)
-        print(json.dumps({
-            'looked_for': looked_for, 'archive': where, 'searched': len(archive),
-            'left_out': len(archive.left_out), 'found': found,
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    'looked_for': looked_for,
+                    'archive': where,
+                    'searched': len(archive),
+                    'left_out': len(archive.left_out),
+                    'found': found,
+                }
+            )
+        )
     else:
         print_found(portrait, features, archive, found)
     if not found:
@@ -149,7 +156,7 @@ def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
         line = answers.about_found(one, archive.is_aligned(one['face']))
         print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {line}')
     if found and found[0]['threshold'] is not None:
-        which = ('for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}')
+        which = 'for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}'
         print(
             f'* above the threshold {which}, which is one for pairs: '
             'among many faces other people pass it too'
@@ -174,6 +181,7 @@ def compare_table(args: argparse.Namespace) -> int:
             table.writerows(results)
 
     if args.out:
+
         def fill(temporary):
             with open(temporary, 'w', encoding='utf-8', newline='') as file:
                 write(file)
@@ -196,14 +204,20 @@ def index(args: argparse.Namespace) -> int:
     archive, counts = indexing.update(matcher(args), folder, path, args.people)
     people = f' of {len(archive.people)} people' if args.people else ''
     facts = {
-        'index': str(path), 'faces': len(archive), 'photographs': len(archive.rows),
-        'people': len(archive.people), 'left_out': len(archive.left_out), **counts,
-    }  # fmt: skip
+        'index': str(path),
+        'faces': len(archive),
+        'photographs': len(archive.rows),
+        'people': len(archive.people),
+        'left_out': len(archive.left_out),
+        **counts,
+    }
     if args.json:
         print(json.dumps(facts))
         return 0
-    print(f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images '
-          f'({counts["new"]} new, {counts["changed"]} changed, {counts["gone"]} gone)')  # fmt: skip
+    print(
+        f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images '
+        f'({counts["new"]} new, {counts["changed"]} changed, {counts["gone"]} gone)'
+    )
     if archive.left_out:
         print(f'{len(archive.left_out)} without a face: {"; ".join(archive.left_out[:3])}')
     return 0
@@ -253,8 +267,14 @@ def run(args: argparse.Namespace) -> int:
         raise utils.UserError(f'{args.out} is there already: remove it, or name another with --out')
     if args.out and not args.out.absolute().parent.is_dir():
         raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
-    modes = ((args.find, find), (args.pairs, compare_table), (args.index, index),
-             (args.calibrate, calibrate), (args.images, compare), (True, serve))  # fmt: skip
+    modes = (
+        (args.find, find),
+        (args.pairs, compare_table),
+        (args.index, index),
+        (args.calibrate, calibrate),
+        (args.images, compare),
+        (True, serve),
+    )
     return next(work for asked, work in modes if asked)(args)
 
 

@@ -6,6 +6,7 @@
 `build`, `read_weights` and `load` take one of `NAMES` or a name of torchvision's. Every error is
 a ValueError of one line. A file's licence is its publisher's; none is downloaded here.
 """
+
 import functools
 
 import torch
@@ -20,15 +21,29 @@ from .mobilefacenet import MobileFaceNet
 from .sface import SFace
 from .torchvision_models import TorchvisionModel
 
-__all__ = ['NAMES', 'PretrainedBackbone', 'build', 'fit', 'identify', 'layout', 'load',
-           'read_state', 'read_weights', 'rebuild']
+__all__ = [
+    'NAMES',
+    'PretrainedBackbone',
+    'build',
+    'fit',
+    'identify',
+    'layout',
+    'load',
+    'read_state',
+    'read_weights',
+    'rebuild',
+]
 
-_CLASSES = {**dict.fromkeys(iresnet.LAYERS, IResNet), **dict.fromkeys(adaface.LAYERS, AdaFace),
-            'inception_resnet_v1': InceptionResnetV1, 'mobilefacenet': MobileFaceNet,
-            'sface': SFace}
+_CLASSES = {
+    **dict.fromkeys(iresnet.LAYERS, IResNet),
+    **dict.fromkeys(adaface.LAYERS, AdaFace),
+    'inception_resnet_v1': InceptionResnetV1,
+    'mobilefacenet': MobileFaceNet,
+    'sface': SFace,
+}
 NAMES = tuple(_CLASSES)
 NO_FILE = ('sface',)  # what can be loaded without a path
-ALIKE = 0.5           # share of entries in common from which a file is said to be near a layout
+ALIKE = 0.5  # share of entries in common from which a file is said to be near a layout
 
 
 def build(name: str, **config) -> PretrainedBackbone:
@@ -41,8 +56,10 @@ def build(name: str, **config) -> PretrainedBackbone:
             raise ValueError(f'backbone {name} takes no {", ".join(config)}')
         return _CLASSES[name](name)
     if name not in torchvision_models.names():
-        raise ValueError(f'no backbone {name!r}: there are {", ".join(NAMES)}, and what '
-                         f'torchvision.models has{torchvision_models.nearest(name)}')
+        raise ValueError(
+            f'no backbone {name!r}: there are {", ".join(NAMES)}, and what '
+            f'torchvision.models has{torchvision_models.nearest(name)}'
+        )
     if unknown := {*config} - {'dim', 'size'}:
         raise ValueError(f'backbone {name} takes dim and size, no {", ".join(sorted(unknown))}')
     return TorchvisionModel(name, **config)
@@ -84,11 +101,16 @@ def read_weights(name: str, path=None, **config) -> dict[str, torch.Tensor]:
     published = blank.read(path)
     found, wanted = blank.unwrap(published), blank.state_dict()
     if difference := _difference(_shapes(wanted), _shapes(found)):
-        raise ValueError(f'{path or "its file"}: not the layout of {name} (first difference: '
-                         f'{difference}){_likeness(name, published)}')
+        raise ValueError(
+            f'{path or "its file"}: not the layout of {name} (first difference: '
+            f'{difference}){_likeness(name, published)}'
+        )
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
-        wanted[entry] = found[entry].to(empty.dtype) if entry in found \
+        wanted[entry] = (
+            found[entry].to(empty.dtype)
+            if entry in found
             else torch.zeros(empty.shape, dtype=empty.dtype)
+        )
     return wanted
 
 
@@ -97,8 +119,9 @@ def layout(name: str, **config) -> dict[str, tuple[int, ...]]:
 
     What a stranger's file claims can be compared with it before anything is built.
     """
-    return {entry: tuple(empty.shape)
-            for entry, empty in _blank(name, **config).state_dict().items()}
+    return {
+        entry: tuple(empty.shape) for entry, empty in _blank(name, **config).state_dict().items()
+    }
 
 
 def identify(state: dict[str, torch.Tensor]) -> str | None:
@@ -109,8 +132,13 @@ def identify(state: dict[str, torch.Tensor]) -> str | None:
 
 def _blank(name, **config):
     """`build` without memory for weights: it knows names, shapes and how to read a file."""
-    return _kept_blank(name, tuple((key, tuple(value) if isinstance(value, list) else value)
-                                   for key, value in config.items()))
+    return _kept_blank(
+        name,
+        tuple(
+            (key, tuple(value) if isinstance(value, list) else value)
+            for key, value in config.items()
+        ),
+    )
 
 
 @functools.cache
@@ -124,8 +152,11 @@ def _kept_blank(name, config):
 
 def _shapes(state):
     """{name: shape}, less the counters of batches, which no layout depends on."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()
-            if not name.endswith('.num_batches_tracked')}
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if not name.endswith('.num_batches_tracked')
+    }
 
 
 def _difference(wanted, found):
@@ -141,7 +172,7 @@ def _difference(wanted, found):
 
 def _nearest(state):
     """The known layout that has most in common with `state`, and the share: 1 is all of it."""
-    best = None, 0.
+    best = None, 0.0
     for name in (*NAMES, *torchvision_models.names()):
         if best[1] == 1:
             break

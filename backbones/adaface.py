@@ -4,12 +4,17 @@
 A plain state dict of the same names is taken for AdaFace's too, that is for BGR. face.evoLVe and
 InsightFace_Pytorch have one batch normalisation less in each block: another layout.
 """
+
 from torch import nn
 
 from .base import PretrainedBackbone
 
-LAYERS = {'adaface_ir18': (2, 2, 2, 2), 'adaface_ir34': (3, 4, 6, 3),
-          'adaface_ir50': (3, 4, 14, 3), 'adaface_ir101': (3, 13, 30, 3)}
+LAYERS = {
+    'adaface_ir18': (2, 2, 2, 2),
+    'adaface_ir34': (3, 4, 6, 3),
+    'adaface_ir50': (3, 4, 14, 3),
+    'adaface_ir101': (3, 13, 30, 3),
+}
 WIDTHS = 64, 128, 256, 512
 
 
@@ -20,14 +25,19 @@ class Unit(nn.Module):
         super().__init__()
         self.shortcut_layer = nn.Identity()
         if inputs != outputs:
-            self.shortcut_layer = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
-                                                nn.BatchNorm2d(outputs))
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
         elif stride != 1:
             self.shortcut_layer = nn.MaxPool2d(1, stride)
         self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs), nn.PReLU(outputs),
-            nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs))
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
 
     def forward(self, x):
         return self.res_layer(x) + self.shortcut_layer(x)
@@ -43,8 +53,11 @@ class AdaFace(PretrainedBackbone):
 
     def __init__(self, name):
         super().__init__(name)
-        self.input_layer = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
-                                         nn.BatchNorm2d(WIDTHS[0]), nn.PReLU(WIDTHS[0]))
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTHS[0]),
+            nn.PReLU(WIDTHS[0]),
+        )
         units, inputs = [], WIDTHS[0]
         for count, width in zip(LAYERS[name], WIDTHS, strict=True):
             for index in range(count):
@@ -52,13 +65,20 @@ class AdaFace(PretrainedBackbone):
                 inputs = width
         self.body = nn.Sequential(*units)
         self.output_layer = nn.Sequential(
-            nn.BatchNorm2d(inputs), nn.Dropout(0.4), nn.Flatten(),
-            nn.Linear(inputs * 7 * 7, self.dim), nn.BatchNorm1d(self.dim, affine=False))
+            nn.BatchNorm2d(inputs),
+            nn.Dropout(0.4),
+            nn.Flatten(),
+            nn.Linear(inputs * 7 * 7, self.dim),
+            nn.BatchNorm1d(self.dim, affine=False),
+        )
 
     def encode(self, faces):
         return self.output_layer(self.body(self.input_layer(faces)))
 
     def unwrap(self, state):
         """The LightningModule's `model`; its `head` held the training's classes."""
-        return {name.removeprefix('model.'): tensor for name, tensor in state.items()
-                if not name.startswith('head.')}
+        return {
+            name.removeprefix('model.'): tensor
+            for name, tensor in state.items()
+            if not name.startswith('head.')
+        }

@@ -1,4 +1,5 @@
 """What every backbone here shares: it takes pixels, and fits, orders and normalises them itself."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,8 +18,10 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     face, resized bilinearly. Raises ValueError for faces of another shape.
     """
     if images.ndim != 4 or images.shape[1:] not in ((3, HEIGHT, NARROW), (3, HEIGHT, WIDE)):
-        raise ValueError(f'faces of shape {tuple(images.shape)}: a backbone takes '
-                         f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})')
+        raise ValueError(
+            f'faces of shape {tuple(images.shape)}: a backbone takes '
+            f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})'
+        )
     wanted = NARROW if tuple(size) == (HEIGHT, NARROW) else WIDE
     if images.shape[3] > wanted:
         images = images[..., MARGIN:-MARGIN]
@@ -38,10 +41,10 @@ class PretrainedBackbone(nn.Module):
     `build(**backbone.config)` makes the same network again, without its weights.
     """
 
-    takes_pixels = True           # DALModel hands it 0…255 and leaves the normalisation to it
+    takes_pixels = True  # DALModel hands it 0…255 and leaves the normalisation to it
     dim = 512
     size = (HEIGHT, WIDE)
-    width = WIDE                  # of the faces that lose nothing on the way to `size`
+    width = WIDE  # of the faces that lose nothing on the way to `size`
     mean = deviation = (127.5,) * 3  # of pixel values, in the order of the network's channels
     bgr = False
 

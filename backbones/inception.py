@@ -5,6 +5,7 @@ needs for its detector, pins old releases of others. Input RGB 160×160, (v − 
 faces were cropped more loosely than ours, which are enlarged to 160 here: it sees less than it
 was trained on, and fine-tuning has that to make good.
 """
+
 import torch
 from torch import nn
 
@@ -34,8 +35,9 @@ class Branches(nn.Module):
         self.count = len(branches)
 
     def forward(self, x):
-        return torch.cat([self.get_submodule(f'branch{index}')(x) for index in range(self.count)],
-                         dim=1)
+        return torch.cat(
+            [self.get_submodule(f'branch{index}')(x) for index in range(self.count)], dim=1
+        )
 
 
 class Residual(Branches):
@@ -52,29 +54,50 @@ class Residual(Branches):
 
 
 def _block35():
-    return Residual(256, 96, 0.17, Conv(256, 32, 1),
-                    nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1)),
-                    nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1),
-                                  Conv(32, 32, 3, padding=1)))
+    return Residual(
+        256,
+        96,
+        0.17,
+        Conv(256, 32, 1),
+        nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1)),
+        nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1), Conv(32, 32, 3, padding=1)),
+    )
 
 
 def _block17():
-    return Residual(896, 256, 0.10, Conv(896, 128, 1),
-                    nn.Sequential(Conv(896, 128, 1), Conv(128, 128, (1, 7), padding=(0, 3)),
-                                  Conv(128, 128, (7, 1), padding=(3, 0))))
+    return Residual(
+        896,
+        256,
+        0.10,
+        Conv(896, 128, 1),
+        nn.Sequential(
+            Conv(896, 128, 1),
+            Conv(128, 128, (1, 7), padding=(0, 3)),
+            Conv(128, 128, (7, 1), padding=(3, 0)),
+        ),
+    )
 
 
 def _block8(fraction=0.20, rectify=True):
-    return Residual(1792, 384, fraction, Conv(1792, 192, 1),
-                    nn.Sequential(Conv(1792, 192, 1), Conv(192, 192, (1, 3), padding=(0, 1)),
-                                  Conv(192, 192, (3, 1), padding=(1, 0))), rectify=rectify)
+    return Residual(
+        1792,
+        384,
+        fraction,
+        Conv(1792, 192, 1),
+        nn.Sequential(
+            Conv(1792, 192, 1),
+            Conv(192, 192, (1, 3), padding=(0, 1)),
+            Conv(192, 192, (3, 1), padding=(1, 0)),
+        ),
+        rectify=rectify,
+    )
 
 
 class InceptionResnetV1(PretrainedBackbone):
     """x is `last_bn`, which the package scales to unit length; its `logits` are left out."""
 
     size = 160, 160
-    deviation = (128.,) * 3
+    deviation = (128.0,) * 3
 
     def __init__(self, name='inception_resnet_v1'):
         super().__init__(name)
@@ -88,18 +111,22 @@ class InceptionResnetV1(PretrainedBackbone):
         self.repeat_1 = nn.Sequential(*(_block35() for _ in range(5)))
         self.mixed_6a = Branches(
             Conv(256, 384, 3, stride=2),
-            nn.Sequential(Conv(256, 192, 1), Conv(192, 192, 3, padding=1),
-                          Conv(192, 256, 3, stride=2)),
-            nn.MaxPool2d(3, stride=2))
+            nn.Sequential(
+                Conv(256, 192, 1), Conv(192, 192, 3, padding=1), Conv(192, 256, 3, stride=2)
+            ),
+            nn.MaxPool2d(3, stride=2),
+        )
         self.repeat_2 = nn.Sequential(*(_block17() for _ in range(10)))
         self.mixed_7a = Branches(
             nn.Sequential(Conv(896, 256, 1), Conv(256, 384, 3, stride=2)),
             nn.Sequential(Conv(896, 256, 1), Conv(256, 256, 3, stride=2)),
-            nn.Sequential(Conv(896, 256, 1), Conv(256, 256, 3, padding=1),
-                          Conv(256, 256, 3, stride=2)),
-            nn.MaxPool2d(3, stride=2))
+            nn.Sequential(
+                Conv(896, 256, 1), Conv(256, 256, 3, padding=1), Conv(256, 256, 3, stride=2)
+            ),
+            nn.MaxPool2d(3, stride=2),
+        )
         self.repeat_3 = nn.Sequential(*(_block8() for _ in range(5)))
-        self.block8 = _block8(fraction=1., rectify=False)
+        self.block8 = _block8(fraction=1.0, rectify=False)
         self.avgpool_1a = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.6)
         self.last_linear = nn.Linear(1792, self.dim, bias=False)

@@ -3,12 +3,18 @@
 Han et al., "Deep pyramidal residual networks" and Deng et al., "ArcFace" (CVPR 2019): batch
 normalisation first, PReLU, no activation after the sum. Input RGB 112×112, (v/255 − .5)/.5.
 """
+
 from torch import nn
 
 from .base import PretrainedBackbone
 
-LAYERS = {'iresnet18': (2, 2, 2, 2), 'iresnet34': (3, 4, 6, 3), 'iresnet50': (3, 4, 14, 3),
-          'iresnet100': (3, 13, 30, 3), 'iresnet200': (6, 26, 60, 6)}
+LAYERS = {
+    'iresnet18': (2, 2, 2, 2),
+    'iresnet34': (3, 4, 6, 3),
+    'iresnet50': (3, 4, 14, 3),
+    'iresnet100': (3, 13, 30, 3),
+    'iresnet200': (6, 26, 60, 6),
+}
 WIDTHS = 64, 128, 256, 512
 
 
@@ -25,8 +31,9 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
-                                            nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x):
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -43,8 +50,10 @@ class IResNet(PretrainedBackbone):
         self.prelu = nn.PReLU(WIDTHS[0])
         inputs = WIDTHS[0]
         for stage, (blocks, width) in enumerate(zip(LAYERS[name], WIDTHS, strict=True), 1):
-            stack = nn.Sequential(Block(inputs, width, stride=2),
-                                  *(Block(width, width, stride=1) for _ in range(blocks - 1)))
+            stack = nn.Sequential(
+                Block(inputs, width, stride=2),
+                *(Block(width, width, stride=1) for _ in range(blocks - 1)),
+            )
             self.add_module(f'layer{stage}', stack)
             inputs = width
         self.bn2 = nn.BatchNorm2d(inputs)

@@ -2,6 +2,7 @@
 
 Input RGB 112×112, normalised by ImageNet's mean and deviation; x is 128 numbers.
 """
+
 from torch import nn
 
 from .base import PretrainedBackbone
@@ -16,7 +17,9 @@ class ConvUnit(nn.Sequential):
     def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+            nn.BatchNorm2d(outputs),
+            nn.ReLU6(inplace=True),
+        )
 
 
 class SeparableConv(nn.Module):
@@ -42,9 +45,12 @@ class InvertedResidual(nn.Module):
         super().__init__()
         wide = inputs * expansion
         self.identity = stride == 1 and inputs == outputs
-        self.conv = nn.Sequential(ConvUnit(inputs, wide, kernel=1),
-                                  ConvUnit(wide, wide, stride=stride, groups=wide),
-                                  nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.conv = nn.Sequential(
+            ConvUnit(inputs, wide, kernel=1),
+            ConvUnit(wide, wide, stride=stride, groups=wide),
+            nn.Conv2d(wide, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
 
     def forward(self, x):
         return x + self.conv(x) if self.identity else self.conv(x)

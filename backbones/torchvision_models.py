@@ -3,6 +3,7 @@
 Input RGB of the size and normalisation of the model's default weights (224×224 for most), faces
 enlarged to it. Published files fit as they are, their classifier of 1,000 classes left out.
 """
+
 import difflib
 import re
 
@@ -13,8 +14,10 @@ from .base import PretrainedBackbone
 CLASSES = 1000
 # what else a builder needs to know: nothing beside the logits, and how torchvision's files were
 # trained; transform_input undoes ImageNet's normalisation for the two that were not
-ARGUMENTS = {'googlenet': dict(aux_logits=False, init_weights=False, transform_input=True),
-             'inception_v3': dict(aux_logits=False, init_weights=False, transform_input=True)}
+ARGUMENTS = {
+    'googlenet': dict(aux_logits=False, init_weights=False, transform_input=True),
+    'inception_v3': dict(aux_logits=False, init_weights=False, transform_input=True),
+}
 AUXILIARY = re.compile(r'(AuxLogits|aux1|aux2)\.')
 # densenet's files are of a time when a module's name could hold a point
 DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
@@ -28,6 +31,7 @@ class TorchvisionModel(PretrainedBackbone):
 
     def __init__(self, name, dim=None, size=None):
         from torchvision import models  # here, so that the other backbones do without
+
         facts = models.get_model_weights(name).DEFAULT.transforms()
         size = facts.crop_size * 2 if size is None else size
         if not isinstance(size, (list, tuple)) or [type(side) for side in size] != [int, int]:
@@ -36,16 +40,20 @@ class TorchvisionModel(PretrainedBackbone):
             raise ValueError(f'backbone {name}: dim is a whole number, not {dim!r:.80}')
         super().__init__(name, dim=dim, size=list(size))
         self.size = tuple(size)
-        self.set_normalisation([255 * value for value in facts.mean],
-                               [255 * value for value in facts.std])
+        self.set_normalisation(
+            [255 * value for value in facts.mean], [255 * value for value in facts.std]
+        )
         arguments = dict(ARGUMENTS.get(name, {}))
         if name.startswith('vit_'):
             arguments['image_size'] = size[0]
         if name.startswith('maxvit_'):
             arguments['input_size'] = self.size
         self.net = models.get_model(name, weights=None, num_classes=dim or CLASSES, **arguments)
-        self.classifier, last = [(path, module) for path, module in self.net.named_modules()
-                                 if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+        self.classifier, last = [
+            (path, module)
+            for path, module in self.net.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d))
+        ][-1]
         self.dim = dim
         if dim is None:
             self.dim = last.weight.shape[1]
@@ -57,9 +65,11 @@ class TorchvisionModel(PretrainedBackbone):
     def unwrap(self, state):
         """torchvision's names below `net`, without the training's extra heads."""
         dropped = f'{self.classifier}.' if self.config['dim'] is None else None
-        return {'net.' + DENSENET.sub(r'\1\2', name.removeprefix('net.')): tensor
-                for name, tensor in state.items() if not AUXILIARY.match(name)
-                and not (dropped and name.startswith(dropped))}
+        return {
+            'net.' + DENSENET.sub(r'\1\2', name.removeprefix('net.')): tensor
+            for name, tensor in state.items()
+            if not AUXILIARY.match(name) and not (dropped and name.startswith(dropped))
+        }
 
 
 def names() -> list[str]:

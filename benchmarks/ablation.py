@@ -12,6 +12,7 @@ folder --runs, is not done again. At the end docs/ablation-<dataset>.png is draw
 printed. Rows of variants that lost and left the code are kept: each of their runs names the commit
 on which it ran.
 """
+
 import argparse
 import hashlib
 import itertools
@@ -63,12 +64,16 @@ from training.resume import start as resume  # noqa: E402
 
 EMBEDDINGS = 'val.npy'
 RECIPES = {'demo': 'demo'}  # without --init; other data: small
-PAPER = ('factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
-         'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1')
+PAPER = (
+    'factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
+    'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
+)
 RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
 GAME = f'factorization=learned {RAMPS} lambda_dal=5'
-CLOSED = ('factorization=solved memory=.98 variate=label max_steps=0 age_powers=4 '
-          'within_person=True read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=0')
+CLOSED = (
+    'factorization=solved memory=.98 variate=label max_steps=0 age_powers=4 '
+    'within_person=True read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=0'
+)
 ARMS = {
     'untouched': '',  # with --init alone: no training, x_id is x
     'identity only': 'factorization=learned lambda_age=0 lambda_dal=0 split=(1,1)',  # α stays 0
@@ -85,13 +90,19 @@ ARMS = {
     'closed form, age alone': f'{CLOSED} age_powers=1',
 }
 FIGURES = (  # key, title, scale, digits
-    ('auc', 'AUC', 1, 3), ('auc_to_10', 'AUC at gaps to 10 years', 1, 3),
-    ('auc_over_20', 'AUC at gaps over 20 years', 1, 3), ('auc_over_30', 'over 30', 1, 3),
-    ('rank1', 'rank-1, %', 100, 1), ('r2_id', 'age in x_id: R²', 1, 2),
-    ('kernel_r2_id', 'by a kernel', 1, 2), ('mae_id', 'MAE, years', 1, 1),
+    ('auc', 'AUC', 1, 3),
+    ('auc_to_10', 'AUC at gaps to 10 years', 1, 3),
+    ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),
+    ('auc_over_30', 'over 30', 1, 3),
+    ('rank1', 'rank-1, %', 100, 1),
+    ('r2_id', 'age in x_id: R²', 1, 2),
+    ('kernel_r2_id', 'by a kernel', 1, 2),
+    ('mae_id', 'MAE, years', 1, 1),
     ('balanced_id', 'groups, %', 100, 0),
-    ('r2_age', 'age in x_age: R²', 1, 2), ('var_x_age', 'var(x_age)', 1, 2),
-    ('held_out', 'held-out ρ₁', 1, 2), ('shuffled', 'shuffled', 1, 2),
+    ('r2_age', 'age in x_age: R²', 1, 2),
+    ('var_x_age', 'var(x_age)', 1, 2),
+    ('held_out', 'held-out ρ₁', 1, 2),
+    ('shuffled', 'shuffled', 1, 2),
     ('climb', 'climb ratio', 1, 2),
 )
 # years: from after the first, or 0, to the second
@@ -103,27 +114,60 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's threads would wait for each other: --jobs takes every core
     meta.ablation = entry | {'val_root': None}  # measured here, once
-    sys.argv = ['main.py', '-1', str(epochs), '--resume', '--dataset', 'ablation',
-                '--save', str(folder), '--seed', str(seed),
-                *(['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]),
-                *(['--set', *settings.split()] if settings else [])]
+    sys.argv = [
+        'main.py',
+        '-1',
+        str(epochs),
+        '--resume',
+        '--dataset',
+        'ablation',
+        '--save',
+        str(folder),
+        '--seed',
+        str(seed),
+        *(['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]),
+        *(['--set', *settings.split()] if settings else []),
+    ]
     args = main.arguments()
     recipe, _ = chosen_recipe(args, False, init)
-    train, val = (read(entry, root, recipe, init if end_alone else None, folder.parent)
-                  for root in ('train_root', 'val_root'))
+    train, val = (
+        read(entry, root, recipe, init if end_alone else None, folder.parent)
+        for root in ('train_root', 'val_root')
+    )
     common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
     if arm == 'untouched':
-        model = (last_blocks.untrained(recipe, train, init).model if end_alone
-                 else load_weights(init, backbone=recipe.backbone)[0])
-        none = dict.fromkeys(('closed', 'floor', 'adversary', 'climb', 'images_per_s', 'loss_id',
-                              'r2_age', 'mae_age', 'balanced_age', 'var_x_age', 'held_out',
-                              'shuffled'))  # it has no x_age
+        model = (
+            last_blocks.untrained(recipe, train, init).model
+            if end_alone
+            else load_weights(init, backbone=recipe.backbone)[0]
+        )
+        none = dict.fromkeys(
+            (
+                'closed',
+                'floor',
+                'adversary',
+                'climb',
+                'images_per_s',
+                'loss_id',
+                'r2_age',
+                'mae_age',
+                'balanced_age',
+                'var_x_age',
+                'held_out',
+                'shuffled',
+            )
+        )  # it has no x_age
         return {**common, **measure(model, val, folder), **none}
     trained = last_blocks.train(recipe, train, init, epochs) if end_alone else whole(args, recipe)
     training, record, log = trained
-    return {**common, **climb(training, train), **measure(training.model, val, folder),
-            'images_per_s': float(np.median([row['images_per_s'] for row in log])),
-            'loss_id': log[-1]['loss_id'], 'run': record}
+    return {
+        **common,
+        **climb(training, train),
+        **measure(training.model, val, folder),
+        'images_per_s': float(np.median([row['images_per_s'] for row in log])),
+        'loss_id': log[-1]['loss_id'],
+        'run': record,
+    }
 
 
 def read(entry, root, recipe, init, cache):
@@ -143,8 +187,11 @@ def whole(args, recipe):
     training = main.Training(recipe, people, meta.age_cutoffs, torch.device('cpu'))
     resume(training, Path(args.save) / 'last.pth', True, 1)
     training.model.eval()
-    return (training, json.loads((Path(args.save) / 'run.json').read_text()),
-            [row for row in read_log(Path(args.save) / 'log.jsonl') if row['kind'] == 'epoch'])
+    return (
+        training,
+        json.loads((Path(args.save) / 'run.json').read_text()),
+        [row for row in read_log(Path(args.save) / 'log.jsonl') if row['kind'] == 'epoch'],
+    )
 
 
 @torch.no_grad()
@@ -163,19 +210,27 @@ def climb(training, train):
             with torch.enable_grad():
                 training.batch.begin([len(images)], recipe.seed)
                 training.max_step(images, ages)
-    features = [(*training.network.features(images), ages)
-                for images, _, ages, _ in evaluation_loader(train)]
+    features = [
+        (*training.network.features(images), ages)
+        for images, _, ages, _ in evaluation_loader(train)
+    ]
     x_age, x_id, ages = map(torch.cat, zip(*features, strict=True))
     variate = training.variate(x_age, ages)
     order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
-    closed, floor = (float(dal.first_canonical_correlation(x_id, other)[0])
-                     for other in (variate, variate[order]))
+    closed, floor = (
+        float(dal.first_canonical_correlation(x_id, other)[0])
+        for other in (variate, variate[order])
+    )
     adversary = None
     if played:
         adversary = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs())
-    return {'closed': closed, 'floor': floor, 'adversary': adversary,
-            'climb': adversary / closed if played and closed > 1.5 * floor else None,
-            'dead': float((x_age == 0).all(0).float().mean())}
+    return {
+        'closed': closed,
+        'floor': floor,
+        'adversary': adversary,
+        'climb': adversary / closed if played and closed > 1.5 * floor else None,
+        'dead': float((x_age == 0).all(0).float().mean()),
+    }
 
 
 def measure(model, val, folder):
@@ -185,22 +240,32 @@ def measure(model, val, folder):
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / EMBEDDINGS, features['embedding'])
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
-    result = {'auc': people['verification']['auc'], 'accuracy': people['verification']['accuracy'],
-              'rank1': people['rank1'],
-              'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']},
-              'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']}}
+    result = {
+        'auc': people['verification']['auc'],
+        'accuracy': people['verification']['accuracy'],
+        'rank1': people['rank1'],
+        'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']},
+        'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']},
+    }
     pairs = gap_pairs(val.labels, val.ages, 0)
     for name, here in within(pairs).items():
         scores = cosines(features['embedding'], here.left, here.right)
         result[name] = number(roc_figures(scores, here.same)['auc'][0])
     for part in ('id', 'age'):
         leak = age_leakage(features[f'x_{part}'], val.labels, val.ages, meta.age_cutoffs)
-        result |= {f'r2_{part}': leak['r2'], f'mae_{part}': leak['mae'],
-                   f'balanced_{part}': leak['balanced_accuracy'], 'groups': leak['groups']}
+        result |= {
+            f'r2_{part}': leak['r2'],
+            f'mae_{part}': leak['mae'],
+            f'balanced_{part}': leak['balanced_accuracy'],
+            'groups': leak['groups'],
+        }
     result['kernel_r2_id'] = kernel_r2(features['x_id'], val.labels, val.ages)
     held_out = held_out_correlation(features['x_id'], features['x_age'], val.labels)
-    return result | {'held_out': held_out['rho'], 'shuffled': held_out['shuffled'],
-                     'var_x_age': float(features['x_age'].var(0).mean())}
+    return result | {
+        'held_out': held_out['rho'],
+        'shuffled': held_out['shuffled'],
+        'var_x_age': float(features['x_age'].var(0).mean()),
+    }
 
 
 def kernel_r2(features, labels, ages):
@@ -208,26 +273,40 @@ def kernel_r2(features, labels, ages):
     linear probe would miss. The best of 20 settings on these very people, so rather too high."""
     if len(np.unique(labels)) < 5:
         return None
-    read = [cross_val_predict(
-        make_pipeline(StandardScaler(), KernelRidge(kernel='rbf', gamma=width / features.shape[1],
-                                                    alpha=penalty)),
-        features, ages - ages.mean(), groups=labels, cv=GroupKFold(5))
-        for width in (.03, .1, .3, 1.) for penalty in (.03, .1, .3, 1., 3.)]
+    read = [
+        cross_val_predict(
+            make_pipeline(
+                StandardScaler(),
+                KernelRidge(kernel='rbf', gamma=width / features.shape[1], alpha=penalty),
+            ),
+            features,
+            ages - ages.mean(),
+            groups=labels,
+            cv=GroupKFold(5),
+        )
+        for width in (0.03, 0.1, 0.3, 1.0)
+        for penalty in (0.03, 0.1, 0.3, 1.0, 3.0)
+    ]
     return max(float(r2_score(ages - ages.mean(), one)) for one in read)
 
 
 def within(pairs):
     """{figure: the pairs of its age gaps}."""
-    return {name: pairs.where((pairs.gap >= low + (low > 0)) & (pairs.gap <= high))
-            for name, (low, high) in GAPS.items()}
+    return {
+        name: pairs.where((pairs.gap >= low + (low > 0)) & (pairs.gap <= high))
+        for name, (low, high) in GAPS.items()
+    }
 
 
 def over_people(results, place, val):
     """{arm: {figure: [difference, low, high]}}: what each arm is better by than identity only, mean
     over the seeds that both have, with the middle 95 % of a bootstrap over the people of `val`."""
     pairs = gap_pairs(val.labels, val.ages, 0)
-    kinds = {name: here for name, here in ({'auc': pairs} | within(pairs)).items()
-             if here.same.any() and not here.same.all()}
+    kinds = {
+        name: here
+        for name, here in ({'auc': pairs} | within(pairs)).items()
+        if here.same.any() and not here.same.all()
+    }
     drawn, found = {}, {}
     for row in results:
         path = place(*(row[key] for key in ('arm', 'seed', 'settings', 'epochs'))) / EMBEDDINGS
@@ -250,10 +329,12 @@ def over_people(results, place, val):
         found[arm] = {'n': len(common)}
         for name in (*kinds, 'rank1'):
             point = np.mean([row[0][name] - other[0][name] for row, other in common])
-            spread = np.mean([row[1][name].astype(float) - other[1][name]
-                              for row, other in common], axis=0)
-            low, high = (share_interval(spread, val.labels[probes]) if name == 'rank1'
-                         else middle(spread))
+            spread = np.mean(
+                [row[1][name].astype(float) - other[1][name] for row, other in common], axis=0
+            )
+            low, high = (
+                share_interval(spread, val.labels[probes]) if name == 'rank1' else middle(spread)
+            )
             found[arm][name] = [float(point), low, high]
     return found
 
@@ -263,14 +344,15 @@ def interval(values):
     values = [value for value in values if value is not None]
     if len(values) < 2:
         return float(values[0]) if values else None, None
-    return float(np.mean(values)), float(stats.t.ppf(.975, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def ordered(results):
     """In the order of ARMS; arms that left the code come last."""
     place = {arm: number for number, arm in enumerate(ARMS)}
-    return sorted(results, key=lambda row: (
-        place.get(row['arm'], len(place)), row['arm'], row['seed']))
+    return sorted(
+        results, key=lambda row: (place.get(row['arm'], len(place)), row['arm'], row['seed'])
+    )
 
 
 def summary(results):
@@ -284,9 +366,15 @@ def summary(results):
             arms[arm][key] = interval([row.get(key) for row in rows])
         paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
         arms[arm]['minus identity only'] = {
-            key: interval([row[key] - other[key] for row, other in paired
-                           if None not in (row.get(key), other.get(key))])
-            for key, *_ in FIGURES}
+            key: interval(
+                [
+                    row[key] - other[key]
+                    for row, other in paired
+                    if None not in (row.get(key), other.get(key))
+                ]
+            )
+            for key, *_ in FIGURES
+        }
     return arms
 
 
@@ -294,14 +382,21 @@ def markdown(arms):
     """The table of docs/ablation.md, a row per arm, a column per figure that one of them has: mean
     ± half of the 95 % interval."""
     figures = [one for one in FIGURES if any(row[one[0]][0] is not None for row in arms.values())]
-    lines = ['| | n | ' + ' | '.join(title for _, title, *_ in figures) + ' |',
-             '|---' * (len(figures) + 2) + '|']
+    lines = [
+        '| | n | ' + ' | '.join(title for _, title, *_ in figures) + ' |',
+        '|---' * (len(figures) + 2) + '|',
+    ]
     for arm, row in arms.items():
         cells = []
         for key, _, scale, digits in figures:
             mean, half = row[key]
-            spread = (f' ± {scale * half:.{digits}f}' if half is not None else
-                      f' (1 of {row["n"]})' if row['n'] > 1 else '')
+            spread = (
+                f' ± {scale * half:.{digits}f}'
+                if half is not None
+                else f' (1 of {row["n"]})'
+                if row['n'] > 1
+                else ''
+            )
             cells.append('–' if mean is None else f'{scale * mean:.{digits}f}{spread}')
         lines.append(f'| {arm} | {row["n"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
@@ -315,24 +410,27 @@ def picture(results, name):
     axis, arms = figure.subplots(), [arm for arm in ARMS if arm in {row['arm'] for row in results}]
     start = None
     for turn, arm in enumerate(arms):
-        points = np.array([(row['r2_id'], row['auc_over_20'])
-                           for row in results if row['arm'] == arm])
+        points = np.array(
+            [(row['r2_id'], row['auc_over_20']) for row in results if row['arm'] == arm]
+        )
         color, (x, y) = f'C{turn % 10}', points.mean(0)
-        axis.plot(*points.T, '.', color=color, alpha=.4)
-        axis.plot(x, y, 'os^DvPX'[turn % 7], markersize=9, color=color,
-                  label=f'{arm} ({len(points)})')
+        axis.plot(*points.T, '.', color=color, alpha=0.4)
+        axis.plot(
+            x, y, 'os^DvPX'[turn % 7], markersize=9, color=color, label=f'{arm} ({len(points)})'
+        )
         start = start or (x, y)
-        axis.plot((start[0], x), (start[1], y), color=color, linewidth=.6, alpha=.5)
+        axis.plot((start[0], x), (start[1], y), color=color, linewidth=0.6, alpha=0.5)
     axis.set_xlabel('age that a ridge regression reads from x_id of people never seen: R²')
     axis.set_ylabel('AUC at age gaps over 20 years')
-    axis.grid(alpha=.3)
+    axis.grid(alpha=0.3)
     figure.legend(loc='outside right upper', fontsize='small', title='(seeds)')
     figure.savefig(ROOT / 'docs' / f'ablation-{name}.png', dpi=100)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('dataset', nargs='?', default='demo', help='an entry of meta.py')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--first-seed', type=int, default=0)
@@ -340,10 +438,18 @@ def arguments():
     parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
     parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
     parser.add_argument('--init', metavar='FILE', help='start from this backbone, as of main.py')
-    parser.add_argument('--last-blocks', action='store_true',
-                        help='train the end of MobileFaceNet alone, see last_blocks.py')
-    parser.add_argument('--set', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='of the recipe, for every arm; name the table then')
+    parser.add_argument(
+        '--last-blocks',
+        action='store_true',
+        help='train the end of MobileFaceNet alone, see last_blocks.py',
+    )
+    parser.add_argument(
+        '--set',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='of the recipe, for every arm; name the table then',
+    )
     parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
     parser.add_argument('--train', metavar='PATH', help="in place of the entry's train_root")
     parser.add_argument('--val', metavar='PATH', help="in place of the entry's val_root")
@@ -365,17 +471,28 @@ def run_all(args):
     settings = {arm: ' '.join([own, *args.set]).strip() for arm, own in ARMS.items()}
     table = ROOT / 'benchmarks' / f'ablation-{name}.json'
     entry = dict(getattr(meta, args.dataset))
-    entry |= {key: value for key, value in (('train_root', args.train), ('val_root', args.val))
-              if value}
+    entry |= {
+        key: value for key, value in (('train_root', args.train), ('val_root', args.val)) if value
+    }
     entry['n_cls'] = len(Faces(entry['train_root'], entry['pat'], entry['pos']).classes)
     results = json.loads(table.read_text())['runs'] if table.exists() else []
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    wanted = [(arm, seed) for seed in seeds for arm in args.arms
-              if arm != 'untouched' or args.init and seed == args.first_seed]
-    there = {(row['arm'], row['seed']) for row in results
-             if row['epochs'] == args.epochs and row['settings'] == settings.get(row['arm'])}
-    results = [row for row in results if (row['arm'], row['seed']) in there
-               or (row['arm'], row['seed']) not in wanted]
+    wanted = [
+        (arm, seed)
+        for seed in seeds
+        for arm in args.arms
+        if arm != 'untouched' or args.init and seed == args.first_seed
+    ]
+    there = {
+        (row['arm'], row['seed'])
+        for row in results
+        if row['epochs'] == args.epochs and row['settings'] == settings.get(row['arm'])
+    }
+    results = [
+        row
+        for row in results
+        if (row['arm'], row['seed']) in there or (row['arm'], row['seed']) not in wanted
+    ]
 
     def place(arm, seed, settings, epochs):
         """A run of other settings has another folder: it would be resumed."""
@@ -383,19 +500,38 @@ def run_all(args):
         return args.runs.resolve() / f'{name}-{arm}-{seed}-{key}'.replace(' ', '-')
 
     def write():
-        utils.write_json({
-            'command': f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
-                       + (f' --init {Path(args.init).name}' if args.init else '')
-                       + ' --last-blocks' * args.last_blocks
-                       + f' --set {" ".join(args.set)}' * bool(args.set)
-                       + f' --name {args.name}' * bool(args.name),
-            'summary': summary(results), 'over people': people, 'runs': results}, table)
+        utils.write_json(
+            {
+                'command': f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
+                + (f' --init {Path(args.init).name}' if args.init else '')
+                + ' --last-blocks' * args.last_blocks
+                + f' --set {" ".join(args.set)}' * bool(args.set)
+                + f' --name {args.name}' * bool(args.name),
+                'summary': summary(results),
+                'over people': people,
+                'runs': results,
+            },
+            table,
+        )
+
     people = {}
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-        jobs = [pool.submit(run, args.dataset, entry, arm, settings[arm], seed, args.epochs,
-                            place(arm, seed, settings[arm], args.epochs), args.init,
-                            args.last_blocks)
-                for arm, seed in wanted if (arm, seed) not in there]
+        jobs = [
+            pool.submit(
+                run,
+                args.dataset,
+                entry,
+                arm,
+                settings[arm],
+                seed,
+                args.epochs,
+                place(arm, seed, settings[arm], args.epochs),
+                args.init,
+                args.last_blocks,
+            )
+            for arm, seed in wanted
+            if (arm, seed) not in there
+        ]
         try:
             for job in as_completed(jobs):
                 results = ordered([*results, job.result()])

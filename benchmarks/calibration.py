@@ -44,13 +44,18 @@ def read(name, known, seed):
 def split(embeddings, labels, ages, fars, seed):
     """One split's rows, of every cell with ENOUGH pairs of two people and a rate promised."""
     half = calibration.halves(labels, seed)
-    first, second = (calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k], seed)
-                     for k in (half, ~half))  # fmt: skip
+    first, second = (
+        calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k], seed)
+        for k in (half, ~half)
+    )
     stored, rows = calibration.fit(first), []
     for far in fars:
         single = float(np.quantile(first.similarity[~first.same], 1 - far))
-        rows += [row | {'asked': far} for row in calibration.measure(stored, second, far, single)
-                 if row['impostor'] >= ENOUGH and row['promised']]  # fmt: skip
+        rows += [
+            row | {'asked': far}
+            for row in calibration.measure(stored, second, far, single)
+            if row['impostor'] >= ENOUGH and row['promised']
+        ]
     return rows, calibration.reliability(stored, second)['ece']
 
 
@@ -62,13 +67,17 @@ def summary(rows):
         entry = {'asked': far, 'cells': len({row['cell'] for row in here}), 'rows': len(here)}
         for way in ('far', 'single_far'):
             ratios = np.array([row[way] / far for row in here])
-            cells = [np.mean([row[way] / far for row in here if row['cell'] == cell])
-                     for cell in {row['cell'] for row in here}]  # fmt: skip
+            cells = [
+                np.mean([row[way] / far for row in here if row['cell'] == cell])
+                for cell in {row['cell'] for row in here}
+            ]
             entry[way] = {
-                'worst_cell': float(max(cells)), 'best_cell': float(min(cells)),
+                'worst_cell': float(max(cells)),
+                'best_cell': float(min(cells)),
                 'cells_beyond': int(sum(value > FACTOR for value in cells)),
-                'splits_beyond': float((ratios > FACTOR).mean()), 'worst': float(ratios.max()),
-            }  # fmt: skip
+                'splits_beyond': float((ratios > FACTOR).mean()),
+                'worst': float(ratios.max()),
+            }
         for way in ('tar', 'single_tar'):
             weights = [row['genuine'] for row in here if row[way] is not None]
             values = [row[way] for row in here if row[way] is not None]
@@ -78,8 +87,11 @@ def summary(rows):
 
 
 def markdown(report):
-    lines = ['| asked | thresholds | cells beyond 1.5, mean of the splits | most in a cell | '
-             'splits × cells beyond 1.5 | true accepts |', '|---|---|---|---|---|---|']  # fmt: skip
+    lines = [
+        '| asked | thresholds | cells beyond 1.5, mean of the splits | most in a cell | '
+        'splits × cells beyond 1.5 | true accepts |',
+        '|---|---|---|---|---|---|',
+    ]
     for entry in report:
         for way, name in (('far', 'by age'), ('single_far', 'one for all')):
             one, tar = entry[way], entry[way.replace('far', 'tar')]
@@ -97,12 +109,18 @@ def run(args):
     splits = [split(embeddings, labels, ages, args.far, seed) for seed in range(args.splits)]
     rows, errors = [row for part, _ in splits for row in part], [error for _, error in splits]
     report = {
-        'data': args.name, 'weights_sha256': known.info.sha256, 'faces': len(labels),
-        'people': len(np.unique(labels)), 'splits': args.splits, 'summary': summary(rows),
+        'data': args.name,
+        'weights_sha256': known.info.sha256,
+        'faces': len(labels),
+        'people': len(np.unique(labels)),
+        'splits': args.splits,
+        'summary': summary(rows),
         'ece': float(np.mean(errors)),
-    }  # fmt: skip
-    print(f'{args.name}: {len(labels)} faces of {report["people"]} people; '
-          f'expected calibration error {report["ece"]:.3f}')  # fmt: skip
+    }
+    print(
+        f'{args.name}: {len(labels)} faces of {report["people"]} people; '
+        f'expected calibration error {report["ece"]:.3f}'
+    )
     print(markdown(report['summary']))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + '\n')

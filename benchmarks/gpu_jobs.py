@@ -1,4 +1,5 @@
 """What benchmarks/gpu.py checks of whole runs and of several processes; as gpu_checks.py."""
+
 import os
 import signal
 import subprocess
@@ -20,21 +21,48 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # by the command line
 
+
 def command(folder, ctx, save, *line, ranks=0):
     """main.py on the drawn faces of `folder`, started; with `ranks` under torchrun."""
     script = Path(folder, 'train.py')
-    entry = {'train_root': f'{folder}/drawn/train', 'val_root': f'{folder}/drawn/val',
-             'pat': r'_|\.', 'pos': 1, 'n_cls': len(os.listdir(f'{folder}/drawn/train'))}
-    script.write_text(f'import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport meta\n'
-                      f'meta.here = {entry!r}\nsys.argv[0] = "main.py"\n'
-                      f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n')
+    entry = {
+        'train_root': f'{folder}/drawn/train',
+        'val_root': f'{folder}/drawn/val',
+        'pat': r'_|\.',
+        'pos': 1,
+        'n_cls': len(os.listdir(f'{folder}/drawn/train')),
+    }
+    script.write_text(
+        f'import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport meta\n'
+        f'meta.here = {entry!r}\nsys.argv[0] = "main.py"\n'
+        f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
+    )
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', ranks] * (
-        ranks > 0)
+        ranks > 0
+    )
     recipe = ['--recipe', 'demo', '--set', 'batch_size=16', 'precision=float32']
-    words = [sys.executable, *launcher, script, ctx, *line, '--dataset', 'here', '--save', save,
-             '--save-every', 1, '--resume', *recipe]
-    return subprocess.Popen(list(map(str, words)), text=True, cwd=folder,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words = [
+        sys.executable,
+        *launcher,
+        script,
+        ctx,
+        *line,
+        '--dataset',
+        'here',
+        '--save',
+        save,
+        '--save-every',
+        1,
+        '--resume',
+        *recipe,
+    ]
+    return subprocess.Popen(
+        list(map(str, words)),
+        text=True,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def struck(folder, ctx, save, number, ranks=0, **options):
@@ -45,7 +73,7 @@ def struck(folder, ctx, save, number, ranks=0, **options):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f'it did not train: {process.communicate()[0][-800:]}')
-        time.sleep(.05)
+        time.sleep(0.05)
     os.kill(int(Path(save, '.lock').read_text().split()[1]), number)
     said = process.communicate(timeout=300)[0]
     assert process.returncode, f'it went on: {said[-800:]}'
@@ -75,16 +103,28 @@ def killed_rank(folder, ctx):
 
 def by_torchrun(ctx, folder):
     """N processes against one, by the launcher."""
-    words = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-             ranks_of(ctx), Path(__file__).with_name('gpu.py'), '--ctx', ctx,
-             '--out', folder / 'ranks.json']
-    done = subprocess.run(list(map(str, words)), text=True, capture_output=True, check=False,
-                          timeout=600)
+    words = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        ranks_of(ctx),
+        Path(__file__).with_name('gpu.py'),
+        '--ctx',
+        ctx,
+        '--out',
+        folder / 'ranks.json',
+    ]
+    done = subprocess.run(
+        list(map(str, words)), text=True, capture_output=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-500:]
     return f'{done.stdout.count("PASS")} checks'
 
 
 # of several processes, under torchrun
+
 
 def as_one(recipe, reference, device):
     """Losses, the gradients' norm and every gradient that is not a slice are those of one
@@ -113,9 +153,11 @@ def _shares():
     return sizes, lambda part: part.split(sizes)[distributed.rank()]
 
 
-KINDS = {'replicated': dict(sync_batchnorm=True),
-         'solved adversary': dict(sync_batchnorm=True, **SOLVED),
-         'sharded head': dict(sync_batchnorm=True, shard_head=True)}
+KINDS = {
+    'replicated': dict(sync_batchnorm=True),
+    'solved adversary': dict(sync_batchnorm=True, **SOLVED),
+    'sharded head': dict(sync_batchnorm=True, shard_head=True),
+}
 
 
 def rank_checks(ctx):
@@ -129,8 +171,13 @@ def rank_checks(ctx):
             references[name] = train(training, 1), gradients(training)
     with distributed.process_group(ctx) as device:
         for name, recipe in recipes.items():
-            yield f'{distributed.world_size()} processes as one: {name}', as_one, recipe, \
-                references[name], device
+            yield (
+                f'{distributed.world_size()} processes as one: {name}',
+                as_one,
+                recipe,
+                references[name],
+                device,
+            )
         folder = Path(distributed.on_rank_zero(tempfile.mkdtemp))
         yield 'slices are saved and read', slices_are_read, device, folder
 

@@ -4,6 +4,7 @@ once: a run of the ablation on photographs takes a minute in place of ten.
 A face is here what the first blocks make of it and of its mirror, side by side, so that a flip
 exchanges the two; everything after it is main.Training as it is.
 """
+
 import hashlib
 import time
 from pathlib import Path
@@ -59,7 +60,8 @@ def first_blocks(network, faces):
         for images, *_ in evaluation_loader(faces, 64):
             face, mirror = (
                 network.features[:FIRST](network.dw_conv(network.conv1(network.prepare(side))))
-                for side in (images, images.flip(-1)))
+                for side in (images, images.flip(-1))
+            )
             parts.append(torch.cat([face, mirror.flip(-1)], -1).half())
             bar.update(len(images))
     return torch.cat(parts)
@@ -79,7 +81,7 @@ class LastBlocks(nn.Module):
         network = self.network
         if activations.shape[1] == 3:  # a blank face, by which DALModel asks for the length of x
             return activations.new_zeros(len(activations), network.dim)
-        x = network.features(activations[..., :activations.shape[-1] // 2])
+        x = network.features(activations[..., : activations.shape[-1] // 2])
         return network.bn(network.conv3(network.gdconv(network.conv2(x)))).flatten(1)
 
 
@@ -107,7 +109,9 @@ def train(recipe, faces, init, epochs):
         start = time.perf_counter()
         for indices in batches:
             training.iterate(*faces.__getitems__(indices)[:3])
-        log.append(training.epoch_means.flush() | {
-            'images_per_s': len(batches) * recipe.batch_size / (time.perf_counter() - start)})
+        log.append(
+            training.epoch_means.flush()
+            | {'images_per_s': len(batches) * recipe.batch_size / (time.perf_counter() - start)}
+        )
     training.model.eval()
     return training, run_summary(training.device) | {'recipe': recipe.as_dict()}, log

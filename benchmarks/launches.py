@@ -5,6 +5,7 @@ the host's time whatever the batch.
 
 Below a batch of 128 faces it is they that limit a fast GPU, not its arithmetic.
 """
+
 import argparse
 import collections
 import sys
@@ -21,8 +22,18 @@ import main
 import meta
 from training.recipe import recipes
 
-NO_LAUNCH = {'empty', 'empty_like', 'new_empty', 'empty_strided', 'new_empty_strided',
-             'lift_fresh', 'device', 'resize_', 'set_', '_local_scalar_dense'}
+NO_LAUNCH = {
+    'empty',
+    'empty_like',
+    'new_empty',
+    'empty_strided',
+    'new_empty_strided',
+    'lift_fresh',
+    'device',
+    'resize_',
+    'set_',
+    '_local_scalar_dense',
+}
 
 
 class Launches(TorchDispatchMode):
@@ -70,8 +81,13 @@ def launches(recipe, phase='min', device=None, people=100) -> Launches:
 def run(args):
     for name in args.recipes:
         # neither widths nor the batch change their number
-        recipe = replace(recipes[name], batch_size=4, precision='bf16', dim=16,
-                         widths=tuple(width // 16 for width in recipes[name].widths))
+        recipe = replace(
+            recipes[name],
+            batch_size=4,
+            precision='bf16',
+            dim=16,
+            widths=tuple(width // 16 for width in recipes[name].widths),
+        )
         for phase in ('min', 'max') if recipe.max_steps else ('min',):
             counted = launches(recipe, phase)
             most = ', '.join(f'{count} {what}' for what, count in counted.counts.most_common(8))
@@ -79,8 +95,9 @@ def run(args):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('recipes', nargs='*', default=['paper', 'ramped', 'demo'])
     return parser.parse_args()
 

@@ -9,6 +9,7 @@ images/s of the variant over those of the loop as it is, in the same round. The 
 has batches of 16 on a CPU, so that all variants fit into memory together. On a GPU they are large
 enough that arithmetic limits it, not the launches.
 """
+
 import argparse
 import functools
 import sys
@@ -45,14 +46,22 @@ def variant(faces, name, recipe, ctx):
         utils.pick_device(ctx)
     if name != 'decoding':
         faces.check()
-    ours = Ours(faces, replace(recipe, compile=name == 'compiled',
-                               **{'precision': 'float32'} if name == 'float32' else {}), device)
+    ours = Ours(
+        faces,
+        replace(
+            recipe,
+            compile=name == 'compiled',
+            **{'precision': 'float32'} if name == 'float32' else {},
+        ),
+        device,
+    )
     training, batches = ours.training, ours.batches
     if name == 'contiguous':
         training.model.to(memory_format=torch.contiguous_format)
         # moved first: a contiguous copy in main memory would not be pinned
-        ours.batches = ((images.to(device, non_blocking=True).contiguous(), *rest)
-                        for images, *rest in batches)
+        ours.batches = (
+            (images.to(device, non_blocking=True).contiguous(), *rest) for images, *rest in batches
+        )
     elif name == 'unfused':
         for group in training.optimizer.param_groups:
             group['fused'] = False
@@ -64,6 +73,7 @@ def variant(faces, name, recipe, ctx):
             losses, climb = step(*args)
             losses['loss'].item()
             return losses, climb
+
         training.min_step = min_step
     return ours
 
@@ -81,17 +91,22 @@ def run(args):
         for network, batch_size in sizes.items():
             recipe = replace(NETWORKS[network], batch_size=batch_size)
             steps = 4 if network == '64-layer' else 16
-            trainers = {name: Apart(variant, str(root), name, recipe, args.ctx)
-                        for name in ('', *variants)}
-            works = {name: (functools.partial(trainer.step, 'min', steps), steps * batch_size)
-                     for name, trainer in trainers.items()}
+            trainers = {
+                name: Apart(variant, str(root), name, recipe, args.ctx) for name in ('', *variants)
+            }
+            works = {
+                name: (functools.partial(trainer.step, 'min', steps), steps * batch_size)
+                for name, trainer in trainers.items()
+            }
             seconds = measure(works, torch.device('cpu'), args.rounds)
             for trainer in trainers.values():
                 trainer.pool.shutdown()
             rates = {name: [works[name][1] / s for s in taken] for name, taken in seconds.items()}
-            report[network] = {'batch_size': batch_size, 'images_per_s': middle(rates['']),
-                               'ratios': {VARIANTS[name]: ratio(rates[name], rates[''])
-                                          for name in variants}}
+            report[network] = {
+                'batch_size': batch_size,
+                'images_per_s': middle(rates['']),
+                'ratios': {VARIANTS[name]: ratio(rates[name], rates['']) for name in variants},
+            }
     command = ' '.join(['python3', 'benchmarks/parts.py', *sys.argv[1:]])
     about = {**machine(device), 'command': command, 'rounds': args.rounds, 'networks': report}
     out = Path(args.out or Path(__file__).parent / 'results' / f'parts-{about["kind"]}.json')
@@ -105,19 +120,27 @@ def markdown(report):
     heads = [f'{name}, batch {part["batch_size"]}' for name, part in networks.items()]
     lines = [f'| | {" | ".join(heads)} |', '|---|' + '---|' * len(networks)]
     for what in next(iter(networks.values()))['ratios']:
-        cells = ['{median:.2f} [{min:.2f}, {max:.2f}]'.format(**part['ratios'][what])
-                 for part in networks.values()]
+        cells = [
+            '{median:.2f} [{min:.2f}, {max:.2f}]'.format(**part['ratios'][what])
+            for part in networks.values()
+        ]
         lines.append(f'| {what} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ctx', type=int, default=-1,
-                        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
-    parser.add_argument('--rounds', type=int, default=5,
-                        help='how often everything is measured (%(default)s)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--ctx',
+        type=int,
+        default=-1,
+        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)',
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='how often everything is measured (%(default)s)'
+    )
     parser.add_argument('--batch-size', type=int, help='of the 64-layer network (16; 256 on a GPU)')
     parser.add_argument('--out', help='the JSON file (benchmarks/results/parts-<machine>.json)')
     return parser.parse_args()

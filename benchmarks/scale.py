@@ -9,6 +9,7 @@ The faces are hard links to one drawn face, in a temporary folder. Each size run
 its own, whose memory is counted from before it began its work. The check is what main.py does
 before the first step; with --decode every face is also decoded into the cache.
 """
+
 import argparse
 import itertools
 import os
@@ -36,9 +37,9 @@ from model import CosFace
 from training.distributed import Batch, all_reduce, process_group
 from training.sharded import sharded
 
-PER_PERSON = 20    # faces of a person
-LINKS = 30_000     # to one file: file systems have a limit
-MIB = 2 ** 20
+PER_PERSON = 20  # faces of a person
+LINKS = 30_000  # to one file: file systems have a limit
+MIB = 2**20
 
 
 def resident():
@@ -81,14 +82,21 @@ def list_faces(root, decode):
     batches = itertools.islice(training_loader(faces, 64, 0, 0, False), 10)
     clock('first ten batches of 64', lambda: list(batches))
     arrays = sum(array.nbytes for array in (faces.places, faces.labels, faces.ages))
-    memory = {'listed': listed / MIB, 'arrays that a worker shares': arrays / MIB,
-              'most': (peak_resident() - before) / MIB}
-    return {'faces': len(faces), 'people': len(faces.classes), 'seconds': seconds,
-            'memory_mib': memory}
+    memory = {
+        'listed': listed / MIB,
+        'arrays that a worker shares': arrays / MIB,
+        'most': (peak_resident() - before) / MIB,
+    }
+    return {
+        'faces': len(faces),
+        'people': len(faces.classes),
+        'seconds': seconds,
+        'memory_mib': memory,
+    }
 
 
 def sgd(module):
-    return torch.optim.SGD(module.parameters(), .02, .9, weight_decay=5e-4, fused=True)
+    return torch.optim.SGD(module.parameters(), 0.02, 0.9, weight_decay=5e-4, fused=True)
 
 
 def spread(seconds):
@@ -115,15 +123,23 @@ def head(identities, batch_size, dim, device, rounds):
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
-    return {'identities': identities, 'seconds': spread(seconds[1:]),
-            'memory_mib': {'weights': module.weight.nbytes / MIB, 'most': (most() - before) / MIB}}
+    return {
+        'identities': identities,
+        'seconds': spread(seconds[1:]),
+        'memory_mib': {'weights': module.weight.nbytes / MIB, 'most': (most() - before) / MIB},
+    }
 
 
 def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, port):
     """As `head`, of the sharded head on the CPU: one process, with its share of the batch."""
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(processes),
-                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
-                   'TORCHELASTIC_RUN_ID': 'benchmark'}
+    os.environ |= {
+        'RANK': str(rank),
+        'LOCAL_RANK': str(rank),
+        'WORLD_SIZE': str(processes),
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port),
+        'TORCHELASTIC_RUN_ID': 'benchmark',
+    }
     torch.set_num_threads(max(1, os.cpu_count() // processes))
     with process_group(-1):
         all_reduce(torch.zeros(1))
@@ -140,10 +156,16 @@ def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, po
             batch.mean(module.loss(features, labels)[0]).backward()
             optimizer.step()
             seconds.append(time.perf_counter() - begin)
-    return {'identities': identities, 'processes': processes, 'sample_rate': sample_rate,
-            'seconds': spread(seconds[1:]),
-            'memory_mib': {'weights': module.weight.nbytes / MIB,
-                           'most': (peak_resident() - before) / MIB}}
+    return {
+        'identities': identities,
+        'processes': processes,
+        'sample_rate': sample_rate,
+        'seconds': spread(seconds[1:]),
+        'memory_mib': {
+            'weights': module.weight.nbytes / MIB,
+            'most': (peak_resident() - before) / MIB,
+        },
+    }
 
 
 def together(processes, *arguments):
@@ -154,8 +176,9 @@ def together(processes, *arguments):
         jobs = [pool.submit(slices, *arguments, rank, processes, port) for rank in range(processes)]
         rows = [job.result() for job in jobs]
     largest = max(rows, key=lambda row: row['memory_mib']['most'])
-    return largest | {'seconds': max((row['seconds'] for row in rows),
-                                     key=lambda each: each['median'])}
+    return largest | {
+        'seconds': max((row['seconds'] for row in rows), key=lambda each: each['median'])
+    }
 
 
 def alone(work, *arguments):
@@ -169,13 +192,20 @@ def run(args):
     device = utils.pick_device(args.ctx)
     # a GPU's step on 64 faces would be the time of its launches
     batch_size = 1024 if device.type == 'cuda' else 64
-    report = {**machine(device),
-              'command': ' '.join(['python3', 'benchmarks/scale.py', *sys.argv[1:]]),
-              'rounds': args.rounds, 'batch_size': batch_size, 'dim': 512,
-              'faces': [], 'heads': [], 'slices': []}
+    report = {
+        **machine(device),
+        'command': ' '.join(['python3', 'benchmarks/scale.py', *sys.argv[1:]]),
+        'rounds': args.rounds,
+        'batch_size': batch_size,
+        'dim': 512,
+        'faces': [],
+        'heads': [],
+        'slices': [],
+    }
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        synthetic.make(Path(folder, 'drawn'), people=1, val_people=1, images=1, val_images=1,
-                       progress=False)
+        synthetic.make(
+            Path(folder, 'drawn'), people=1, val_people=1, images=1, val_images=1, progress=False
+        )
         for n in sizes:
             root = Path(folder, f'{n}', 'train')
             link(root, n, folder)
@@ -189,7 +219,8 @@ def run(args):
         say(f'{n:>9,} identities', report['heads'][-1])
         if args.processes > 1:
             report['slices'].append(
-                together(args.processes, *problem, args.rounds, args.sample_rate))
+                together(args.processes, *problem, args.rounds, args.sample_rate)
+            )
             say(f'{n:>9,} in {args.processes} slices', report['slices'][-1])
     out = Path(args.out or Path(__file__).parent / 'results' / f'scale-{report["kind"]}.json')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -227,34 +258,54 @@ def picture(report, path):
         title = f'{parts[0]["processes"]} slices, rate {parts[0]["sample_rate"]:g}'
         people = [row['identities'] for row in parts]
         line(axes[2], people, [row['seconds']['median'] for row in parts], title, 's')
-        line(axes[3], people, [row['memory_mib']['most'] for row in parts],
-             f'most, each of {title}', 's')
+        line(
+            axes[3],
+            people,
+            [row['memory_mib']['most'] for row in parts],
+            f'most, each of {title}',
+            's',
+        )
     labels = ('faces', 's'), ('faces', 'MiB'), ('identities', 's'), ('identities', 'MiB')
     for axis, (label, unit) in zip(axes, labels, strict=True):
         axis.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
         axis.legend(fontsize='x-small')
-        axis.grid(alpha=.3)
+        axis.grid(alpha=0.3)
     figure.suptitle(f'{report["machine"]}, torch {report["torch"]}', fontsize='small')
     utils.write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--ctx', type=int, default=-1,
-        help='device of the head: below 0 the CPU, else the ctx-th GPU (%(default)s)')
+    add(
+        '--ctx',
+        type=int,
+        default=-1,
+        help='device of the head: below 0 the CPU, else the ctx-th GPU (%(default)s)',
+    )
     add('--quick', action='store_true', help='1,000 only')
     add('--full', action='store_true', help='up to 1,000,000')
     add('--decode', action='store_true', help='decode into the cache too')
-    add('--processes', type=int, default=1,
-        help='the sharded head too, by this many processes on the CPU (%(default)s: without)')
-    add('--sample-rate', type=float, default=1.,
-        help='the part of the other people that a step compares with (%(default)s)')
+    add(
+        '--processes',
+        type=int,
+        default=1,
+        help='the sharded head too, by this many processes on the CPU (%(default)s: without)',
+    )
+    add(
+        '--sample-rate',
+        type=float,
+        default=1.0,
+        help='the part of the other people that a step compares with (%(default)s)',
+    )
     add('--rounds', type=int, default=5, help='training steps of the head (%(default)s)')
     add('--folder', help='where the temporary folder goes')
-    add('--out', help='the JSON file, and beside it the picture '
-        '(benchmarks/results/scale-<machine>.json)')
+    add(
+        '--out',
+        help='the JSON file, and beside it the picture (benchmarks/results/scale-<machine>.json)',
+    )
     return parser.parse_args()
 
 

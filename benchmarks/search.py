@@ -69,8 +69,12 @@ def half(vectors, queries):
     kept = vectors.astype(np.float16)
 
     def nearest(query):
-        scores = np.concatenate([kept[start : start + 8192].astype(np.float32) @ query
-                                 for start in range(0, len(kept), 8192)])  # fmt: skip
+        scores = np.concatenate(
+            [
+                kept[start : start + 8192].astype(np.float32) @ query
+                for start in range(0, len(kept), 8192)
+            ]
+        )
         best = np.argpartition(scores, -MOST)[-MOST:]
         return best[np.argsort(-scores[best])]
 
@@ -117,8 +121,9 @@ def hnsw(vectors, queries):
 
 def usearch(vectors, queries):
     library = importlib.import_module('usearch.index')
-    made = library.Index(ndim=vectors.shape[1], metric='ip', connectivity=16, expansion_add=100,
-                         expansion_search=200)  # fmt: skip
+    made = library.Index(
+        ndim=vectors.shape[1], metric='ip', connectivity=16, expansion_add=100, expansion_search=200
+    )
     start = time.perf_counter()
     made.add(np.arange(len(vectors)), vectors)
     built = time.perf_counter() - start
@@ -126,8 +131,14 @@ def usearch(vectors, queries):
     return found, {'build_s': built, **times}
 
 
-WAYS = {'index, exact': exact, 'float16, exact': half, 'faiss Flat': faiss_flat,
-        'faiss IVF': faiss_ivf, 'usearch HNSW': usearch, 'hnswlib HNSW': hnsw}  # fmt: skip
+WAYS = {
+    'index, exact': exact,
+    'float16, exact': half,
+    'faiss Flat': faiss_flat,
+    'faiss IVF': faiss_ivf,
+    'usearch HNSW': usearch,
+    'hnswlib HNSW': hnsw,
+}
 
 
 def timed(nearest, queries):
@@ -139,8 +150,11 @@ def timed(nearest, queries):
         found.append(nearest(query))
         times.append(time.perf_counter() - start)
     times = 1000 * np.array(times)
-    return found, {'fastest_ms': float(times.min()), 'query_ms': float(np.median(times)),
-                   'slowest_ms': float(times.max())}  # fmt: skip
+    return found, {
+        'fastest_ms': float(times.min()),
+        'query_ms': float(np.median(times)),
+        'slowest_ms': float(times.max()),
+    }
 
 
 def people_report(name, weights):
@@ -153,9 +167,17 @@ def people_report(name, weights):
     for each in (2, 3, 5):
         runs = [enrolled(embeddings, faces.labels, each, seed) for seed in range(5)]
         if runs[0] is not None:
-            report.append({'enrolled': each, 'people': runs[0]['people'], **{
-                f'{way}_{key}': float(np.mean([run[way][key] for run in runs]))
-                for way in ('best', 'mean') for key in ('rank1', 'found')}})  # fmt: skip
+            report.append(
+                {
+                    'enrolled': each,
+                    'people': runs[0]['people'],
+                    **{
+                        f'{way}_{key}': float(np.mean([run[way][key] for run in runs]))
+                        for way in ('best', 'mean')
+                        for key in ('rank1', 'found')
+                    },
+                }
+            )
     return report
 
 
@@ -173,8 +195,10 @@ def enrolled(embeddings, labels, each, seed):
     gallery = np.stack(kept)
     means = gallery.mean(1) / np.linalg.norm(gallery.mean(1), axis=1, keepdims=True)
     probes = embeddings[images]
-    scores = {'best': np.max([probes @ gallery[:, k].T for k in range(each)], axis=0),
-              'mean': probes @ means.T}  # fmt: skip
+    scores = {
+        'best': np.max([probes @ gallery[:, k].T for k in range(each)], axis=0),
+        'mean': probes @ means.T,
+    }
     report, place = {'people': len(kept)}, np.arange(len(whose))
     for way, score in scores.items():
         own = score[place, whose].copy()
@@ -186,11 +210,14 @@ def enrolled(embeddings, labels, each, seed):
 
 
 def markdown(report):
-    lines = ['| way | built, s | query, ms: fastest | median | slowest | recall@10 |',
-             '|---|---|---|---|---|---|']  # fmt: skip
+    lines = [
+        '| way | built, s | query, ms: fastest | median | slowest | recall@10 |',
+        '|---|---|---|---|---|---|',
+    ]
     for row in report['ways']:
-        times = ' | '.join(f'{row[key]:.1f}' for key in (
-            'build_s', 'fastest_ms', 'query_ms', 'slowest_ms'))  # fmt: skip
+        times = ' | '.join(
+            f'{row[key]:.1f}' for key in ('build_s', 'fastest_ms', 'query_ms', 'slowest_ms')
+        )
         lines.append(f'| {row["way"]} | {times} | {row["recall"]:.3f} |')
     return '\n'.join(lines)
 
@@ -198,9 +225,16 @@ def markdown(report):
 def run(args):
     rng = np.random.default_rng(0)
     vectors, queries = faces_of(args.faces // args.each, args.each, args.dim, args.cosine, rng)
-    report = {'faces': len(vectors), 'dim': args.dim, 'cosine': args.cosine, 'each': args.each,
-              'cores': os.cpu_count(), 'machine': platform.machine(), 'numpy': np.__version__,
-              'ways': []}  # fmt: skip
+    report = {
+        'faces': len(vectors),
+        'dim': args.dim,
+        'cosine': args.cosine,
+        'each': args.each,
+        'cores': os.cpu_count(),
+        'machine': platform.machine(),
+        'numpy': np.__version__,
+        'ways': [],
+    }
     truth = None
     for way in args.ways or WAYS:
         try:

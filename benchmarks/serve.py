@@ -26,8 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def form(images):
     """A multipart/form-data body of two image files."""
     head = '--b\r\nContent-Disposition: form-data; name="{}"; filename="a.jpg"\r\n\r\n'
-    parts = [head.format(name).encode() + Path(image).read_bytes() + b'\r\n'
-             for name, image in zip(('first', 'second'), images, strict=True)]  # fmt: skip
+    parts = [
+        head.format(name).encode() + Path(image).read_bytes() + b'\r\n'
+        for name, image in zip(('first', 'second'), images, strict=True)
+    ]
     return b''.join(parts) + b'--b--\r\n'
 
 
@@ -36,8 +38,9 @@ def client(port, body, end, times, statuses):
     connection = HTTPConnection('127.0.0.1', port, timeout=120)
     while time.perf_counter() < end:
         start = time.perf_counter()
-        connection.request('POST', '/compare', body, {
-            'Content-Type': 'multipart/form-data; boundary=b'})  # fmt: skip
+        connection.request(
+            'POST', '/compare', body, {'Content-Type': 'multipart/form-data; boundary=b'}
+        )
         answer = connection.getresponse()
         answer.read()
         times.append(time.perf_counter() - start)
@@ -48,8 +51,10 @@ def client(port, body, end, times, statuses):
 def load(port, body, clients, seconds):
     """Requests a second and latencies in ms with so many clients."""
     times, statuses, start = [], [], time.perf_counter()
-    threads = [threading.Thread(target=client, args=(port, body, start + seconds, times, statuses))
-               for _ in range(clients)]  # fmt: skip
+    threads = [
+        threading.Thread(target=client, args=(port, body, start + seconds, times, statuses))
+        for _ in range(clients)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,12 +62,15 @@ def load(port, body, clients, seconds):
     took = time.perf_counter() - start
     milliseconds = 1000 * np.array(times)
     return {
-        'clients': clients, 'requests_per_s': len(times) / took, 'answers': len(times),
+        'clients': clients,
+        'requests_per_s': len(times) / took,
+        'answers': len(times),
         'refused': sum(status == 503 for status in statuses),
         'failed': sum(status not in (200, 503) for status in statuses),
         'median_ms': float(np.median(milliseconds)),
-        'p95_ms': float(np.quantile(milliseconds, 0.95)), 'most_ms': float(milliseconds.max()),
-    }  # fmt: skip
+        'p95_ms': float(np.quantile(milliseconds, 0.95)),
+        'most_ms': float(milliseconds.max()),
+    }
 
 
 def run(args):

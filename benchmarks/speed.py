@@ -8,6 +8,7 @@ A figure is the median over the rounds, a ratio the median of the rounds' ratios
 smallest and largest value. Training is the real loop, main.Training with the real loader on drawn
 faces; beside it the loop that most face repositories have, written out here, on the same network.
 """
+
 import argparse
 import collections
 import functools
@@ -48,9 +49,11 @@ from training.log import run_summary
 from training.recipe import recipes
 
 NETWORKS = {  # name: the recipe that trains it
-    '64-layer': recipes['paper'], 'small': recipes['small'],
+    '64-layer': recipes['paper'],
+    'small': recipes['small'],
     'MobileFaceNet': replace(recipes['finetune'], backbone='mobilefacenet'),
-    'iresnet50': replace(recipes['finetune'], backbone='iresnet50')}
+    'iresnet50': replace(recipes['finetune'], backbone='iresnet50'),
+}
 OURS = ['64-layer', 'small']  # what is measured unless --networks asks for others
 
 
@@ -73,9 +76,10 @@ class Ours:
         self.training.learn_ages(faces.labels, faces.ages)
         self.period = recipe.min_steps + recipe.max_steps
         self.training.total_steps = 1000 * self.period
-        self.batches = endless(training_loader(
-            faces, recipe.batch_size, 0, recipe.workers, device.type == 'cuda'))
-        self.waited = 0.
+        self.batches = endless(
+            training_loader(faces, recipe.batch_size, 0, recipe.workers, device.type == 'cuda')
+        )
+        self.waited = 0.0
 
     def step(self, phase):
         begin = time.perf_counter()
@@ -98,13 +102,20 @@ class Conventional:
         self.model = model.to(device).train()
         self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.lr / 10, recipe.momentum,
-            weight_decay=recipe.weight_decay)
-        self.transform = transforms.Compose([
-            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize([.5] * 3, [.5] * 3)])
+            self.model.parameters(),
+            recipe.lr / 10,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
         self.batches = endless(DataLoader(self, recipe.batch_size, shuffle=True, drop_last=True))
-        self.waited = 0.
+        self.waited = 0.0
 
     def __len__(self):
         return len(self.faces)
@@ -120,8 +131,8 @@ class Conventional:
         images, labels, ages = (part.to(self.device) for part in (images, labels, ages))
         x_age, x_id = self.model.factorization(self.model.backbone(images))
         loss = F.cross_entropy(self.model.identity(x_id, labels), labels)
-        loss = loss + .1 * self.model.age.loss(self.model.age(x_age), ages).mean()
-        loss = loss + .1 * dal.canonical_correlation(*self.mapping(x_id, x_age)).abs()
+        loss = loss + 0.1 * self.model.age.loss(self.model.age(x_age), ages).mean()
+        loss = loss + 0.1 * dal.canonical_correlation(*self.mapping(x_id, x_age)).abs()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -133,7 +144,7 @@ class Apart:
     process reaches it."""
 
     def __init__(self, make, root, *args):
-        self.waited = 0.
+        self.waited = 0.0
         self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (make, root, args))
 
     @staticmethod
@@ -143,7 +154,7 @@ class Apart:
 
     @staticmethod
     def _step(phase, times):
-        trainer.waited = 0.
+        trainer.waited = 0.0
         for _ in range(times):
             trainer.step(phase)
         if torch.cuda.is_initialized():  # so far a GPU has only queued them
@@ -160,7 +171,7 @@ def random(*shape, dtype, device):
 
 def convolution(channels, height, width, dtype, device):
     """A 3×3 convolution of about 25 GFLOP (400 on a GPU), and how many operations it takes."""
-    wanted, each = 4e11 if device.type == 'cuda' else 2.5e10, 18 * channels ** 2 * height * width
+    wanted, each = 4e11 if device.type == 'cuda' else 2.5e10, 18 * channels**2 * height * width
     batch = max(1, round(wanted / each))
     image = random(batch, channels, height, width, dtype=dtype, device=device)
     weight = random(channels, channels, 3, 3, dtype=dtype, device=device)
@@ -169,7 +180,7 @@ def convolution(channels, height, width, dtype, device):
 
 def product(size, dtype, device):
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * size ** 3
+    return lambda: a @ b, 2 * size**3
 
 
 def convolutions(training, batch_size, device):
@@ -180,14 +191,27 @@ def convolutions(training, batch_size, device):
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
 
     def note(module, inputs):
-        shapes.update([(module.weight.shape, module.stride, module.padding, module.groups,
-                        inputs[0].shape[1:])])
+        shapes.update(
+            [
+                (
+                    module.weight.shape,
+                    module.stride,
+                    module.padding,
+                    module.groups,
+                    inputs[0].shape[1:],
+                )
+            ]
+        )
 
-    hooks = [module.register_forward_pre_hook(note) for module in training.model.modules()
-             if isinstance(module, torch.nn.Conv2d)]
+    hooks = [
+        module.register_forward_pre_hook(note)
+        for module in training.model.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
     with torch.no_grad():  # two faces, since batch norm on 1 × 1 takes no single one
         training.network.features(
-            torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device))
+            torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
+        )
     for hook in hooks:
         hook.remove()
     works = []
@@ -205,8 +229,11 @@ def _convolved(image, weight, stride, padding, groups):
 
 
 def _there_and_back(image, weight, how, gradient):
-    torch.autograd.grad(_convolved(image, weight, *how),
-                        [part for part in (image, weight) if part.requires_grad], gradient)
+    torch.autograd.grad(
+        _convolved(image, weight, *how),
+        [part for part in (image, weight) if part.requires_grad],
+        gradient,
+    )
 
 
 def clock(work, device):
@@ -240,21 +267,26 @@ def contestants(faces, batch_sizes, device, args):
         for name, trainer in (('train', ours), ('conventional', theirs)):
             trainers[f'{network} {name}'] = trainer
             works[f'{network} {name}'] = (
-                repeat(functools.partial(trainer.step, 'min'), steps), images)
+                repeat(functools.partial(trainer.step, 'min'), steps),
+                images,
+            )
         if recipe.max_steps:
             works[f'{network} max step'] = (
-                repeat(functools.partial(ours.step, 'max'), steps), images)
+                repeat(functools.partial(ours.step, 'max'), steps),
+                images,
+            )
         alone = convolutions(ours.training, recipe.batch_size, device)
         works[f'{network} convolutions'] = repeat(alone, steps), images
         # each face is embedded with its mirror: half the faces make passes of the same size
         half, n = evaluation_loader(faces, recipe.batch_size // 2), 2 * steps
         works[f'{network} embed'] = (
             functools.partial(embed, ours.training, half, n, device),
-            n * (recipe.batch_size // 2))
+            n * (recipe.batch_size // 2),
+        )
     shapes = ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix('torch.')
-        for shape in shapes[::2 if args.quick else 1]:
+        for shape in shapes[:: 2 if args.quick else 1]:
             name = f'convolution {"×".join(map(str, shape))} {kind}'
             works[name] = convolution(*shape, dtype, device)
         for size in (8192, 4096) if device.type == 'cuda' else (3072, 1024):
@@ -270,17 +302,20 @@ def embed(training, loader, batches, device):
 def one_core(faces, uncached):
     """{name: (work, images)} of the data path, without a network."""
     indices = list(range(min(256, len(faces))))
-    transform = transforms.Compose([transforms.ToTensor(),
-                                    transforms.Normalize([.5] * 3, [.5] * 3)])
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    )
 
     def by_pil():
         torch.stack([transform(Image.open(faces.path(i)).convert('RGB')) for i in indices])
 
-    works = {'PIL + ToTensor + Normalize': by_pil,
-             'decoded': lambda: uncached.__getitems__(indices),
-             'decoded and normalised': lambda: normalize(uncached.__getitems__(indices)[0]),
-             'cached': lambda: faces.__getitems__(indices),
-             'cached and normalised': lambda: normalize(faces.__getitems__(indices)[0])}
+    works = {
+        'PIL + ToTensor + Normalize': by_pil,
+        'decoded': lambda: uncached.__getitems__(indices),
+        'decoded and normalised': lambda: normalize(uncached.__getitems__(indices)[0]),
+        'cached': lambda: faces.__getitems__(indices),
+        'cached and normalised': lambda: normalize(faces.__getitems__(indices)[0]),
+    }
     return {name: (work, len(indices)) for name, work in works.items()}
 
 
@@ -331,23 +366,31 @@ def machine(device):
             found = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text())
             name = found[1] if found else name
         kind = f'{os.cpu_count()} cores {name}'
-    return {'machine': kind, 'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'),
-            'cores': os.cpu_count(), **run_summary(device),
-            'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16',
-            'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE')}
+    return {
+        'machine': kind,
+        'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'),
+        'cores': os.cpu_count(),
+        **run_summary(device),
+        'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16',
+        'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
+    }
 
 
 def run(args):
     device = utils.pick_device(args.ctx)
     gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
-    batch_sizes = {name: (args.small_batch_size or (1024 if gpu else 64)) if name == 'small' else
-                   args.batch_size or (256 if gpu else NETWORKS[name].batch_size)
-                   for name in args.networks}
+    batch_sizes = {
+        name: (args.small_batch_size or (1024 if gpu else 64))
+        if name == 'small'
+        else args.batch_size or (256 if gpu else NETWORKS[name].batch_size)
+        for name in args.networks
+    }
     with tempfile.TemporaryDirectory() as folder:
         root, images = os.path.join(folder, 'drawn', 'train'), 8
         people = max(64, 2 * max(batch_sizes.values()) // images)
-        synthetic.make(Path(root).parent, people=people, val_people=1, images=images,
-                       progress=False)
+        synthetic.make(
+            Path(root).parent, people=people, val_people=1, images=images, progress=False
+        )
         faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
         faces.check()
         works, trainers = contestants(faces, batch_sizes, device, args)
@@ -357,10 +400,13 @@ def run(args):
             works[name] = functools.partial(_timed, trainer, work, waited[name]), count
         seconds = measure(works, device, rounds)
         rates = {name: [works[name][1] / s for s in seconds[name]] for name in works}
-        waiting = {name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)]
-                   for name in trainers}
-        operations = {name: operations_of(trainers[f'{name} train'].training, device)
-                      for name in batch_sizes}
+        waiting = {
+            name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)]
+            for name in trainers
+        }
+        operations = {
+            name: operations_of(trainers[f'{name} train'].training, device) for name in batch_sizes
+        }
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -380,22 +426,31 @@ def run(args):
             # a process of its own, since a peak never falls again
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:
                 memory[f'{network} {kind}'] = pool.submit(
-                    peak_memory, network, kind, batch_sizes[network], root, args.ctx).result()
+                    peak_memory, network, kind, batch_sizes[network], root, args.ctx
+                ).result()
     by_pil = path_rates['PIL + ToTensor + Normalize']
     report = {
-        **machine(device), 'command': ' '.join(['python3', 'benchmarks/speed.py', *sys.argv[1:]]),
-        'rounds': rounds, 'batch_sizes': batch_sizes, 'faces': len(faces),
-        'operations_per_pass': operations, **summary(rates, operations),
+        **machine(device),
+        'command': ' '.join(['python3', 'benchmarks/speed.py', *sys.argv[1:]]),
+        'rounds': rounds,
+        'batch_sizes': batch_sizes,
+        'faces': len(faces),
+        'operations_per_pass': operations,
+        **summary(rates, operations),
         'data_path_per_core': {
             name: {'images_per_s': middle(values), 'against_pil': ratio(values, by_pil)}
-            for name, values in path_rates.items()},
+            for name, values in path_rates.items()
+        },
         'waiting_for_data': {name: middle(shares) for name, shares in waiting.items()},
         'memory_mib': memory,
-        'seconds': {name: [round(s, 5) for s in values]
-                    for name, values in (seconds | path_seconds).items()}}
+        'seconds': {
+            name: [round(s, 5) for s in values] for name, values in (seconds | path_seconds).items()
+        },
+    }
     others = '' if args.networks == OURS else f'-{"-".join(args.networks).lower()}'
-    out = Path(args.out or Path(__file__).parent / 'results'
-               / f'speed-{report["kind"]}{others}.json')
+    out = Path(
+        args.out or Path(__file__).parent / 'results' / f'speed-{report["kind"]}{others}.json'
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     utils.write_json(report, out)
     picture(report, out.with_suffix('.png'))
@@ -405,7 +460,7 @@ def run(args):
 
 def _timed(trainer, work, waited):
     """Does the work and notes the seconds in which the trainer waited for its loader."""
-    trainer.waited = 0.
+    trainer.waited = 0.0
     work()
     waited.append(trainer.waited)
 
@@ -421,19 +476,32 @@ def operations_of(training, device):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--ctx', type=int, default=-1,
-        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)')
+    add(
+        '--ctx',
+        type=int,
+        default=-1,
+        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)',
+    )
     add('--quick', action='store_true', help='two rounds, to see that it runs')
     add('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
-    add('--networks', nargs='+', default=OURS, choices=NETWORKS, metavar='NAME',
-        help=f'of {", ".join(NETWORKS)}')
+    add(
+        '--networks',
+        nargs='+',
+        default=OURS,
+        choices=NETWORKS,
+        metavar='NAME',
+        help=f'of {", ".join(NETWORKS)}',
+    )
     add('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
     add('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
-    add('--out', help='the JSON file, and beside it the picture '
-        '(benchmarks/results/speed-<machine>.json)')
+    add(
+        '--out',
+        help='the JSON file, and beside it the picture (benchmarks/results/speed-<machine>.json)',
+    )
     return parser.parse_args()
 
 

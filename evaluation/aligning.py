@@ -1,4 +1,5 @@
 """Benchmarks from raw photographs: each face is found, aligned and kept as a file of its own."""
+
 import hashlib
 import io
 import os
@@ -18,8 +19,9 @@ SIDE = 112  # of the faces that are kept; what a network of 96 columns sees is t
 NOT_FOUND = '-middle'  # ends the names of those that are the middle of their photograph
 
 
-def align_files(sources: list[str], names: list[str], folder: Path,
-                workers: int) -> tuple[list[str], dict]:
+def align_files(
+    sources: list[str], names: list[str], folder: Path, workers: int
+) -> tuple[list[str], dict]:
     """The paths of the aligned faces (PNG, 112 × 112) of photographs, in their order; and
     {'photographs', 'not_found', 'share'}.
 
@@ -32,8 +34,11 @@ def align_files(sources: list[str], names: list[str], folder: Path,
     folder.mkdir(parents=True, exist_ok=True)
     kept = set(os.listdir(folder))
     stems = [_stem(source) for source in sources]
-    todo = [(source, str(folder / stem)) for source, stem in zip(sources, stems, strict=True)
-            if not kept & {f'{stem}.png', f'{stem}{NOT_FOUND}.png'}]
+    todo = [
+        (source, str(folder / stem))
+        for source, stem in zip(sources, stems, strict=True)
+        if not kept & {f'{stem}.png', f'{stem}{NOT_FOUND}.png'}
+    ]
     if todo:
         reasons = each(_keep_face, todo, Detector(), Detector, workers)
         reasons = progress(reasons, 'faces', len(todo), unit=' photographs')
@@ -42,8 +47,10 @@ def align_files(sources: list[str], names: list[str], folder: Path,
             raise DataError(f"{len(bad)} of {len(sources)} photographs can't be read: {some(bad)}")
         kept = set(os.listdir(folder))
     missed = [f'{stem}{NOT_FOUND}.png' in kept for stem in stems]
-    paths = [str(folder / f'{stem}{NOT_FOUND if middle_ else ""}.png')
-             for stem, middle_ in zip(stems, missed, strict=True)]
+    paths = [
+        str(folder / f'{stem}{NOT_FOUND if middle_ else ""}.png')
+        for stem, middle_ in zip(stems, missed, strict=True)
+    ]
     count = sum(missed)
     return paths, {'photographs': len(sources), 'not_found': count, 'share': count / len(sources)}
 

@@ -2,6 +2,7 @@
 
 The result is kept beside the report, so that a second report on the same faces is immediate.
 """
+
 import hashlib
 import os
 from collections import deque
@@ -21,8 +22,9 @@ FEATURES = ('embedding', 'x', 'x_age', 'x_id')
 
 
 @torch.inference_mode()
-def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
-            progress: str | None = None) -> dict[str, np.ndarray]:
+def extract(
+    model, batches, device, bf16: bool = False, keep: tuple = FEATURES, progress: str | None = None
+) -> dict[str, np.ndarray]:
     """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), 'x',
     'x_age' and 'x_id' (N, D).
 
@@ -38,18 +40,21 @@ def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
         model.eval()
     kept = {name: [] for name in keep}
     try:
-        for images in bars.progress(batches, progress or '', disable=not progress,
-                                    unit=' batches'):
+        for images in bars.progress(batches, progress or '', disable=not progress, unit=' batches'):
             images = images if torch.is_tensor(images) else images[0]
             images = images.to(device, non_blocking=True)
             both = torch.cat([images, images.flip(-1)])
             both = both.contiguous(memory_format=torch.channels_last)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 x, x_age, x_id = (part.float() for part in model.features(both))
-            parts = {'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
-                     'x': x, 'x_age': x_age, 'x_id': x_id}
+            parts = {
+                'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
+                'x': x,
+                'x_age': x_age,
+                'x_id': x_id,
+            }
             for name in keep:
-                kept[name].append(parts[name][:len(images)].cpu().numpy())
+                kept[name].append(parts[name][: len(images)].cpu().numpy())
     finally:
         if training:
             model.train()
@@ -58,9 +63,18 @@ def extract(model, batches, device, bf16: bool = False, keep: tuple = FEATURES,
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def extract_files(model, sources: list, device, names: list | None = None,
-                  batch_size: int = 64, bf16: bool = False, keep: tuple = FEATURES,
-                  progress: str | None = None, cache=None, weights: str = '') -> tuple[dict, str]:
+def extract_files(
+    model,
+    sources: list,
+    device,
+    names: list | None = None,
+    batch_size: int = 64,
+    bf16: bool = False,
+    keep: tuple = FEATURES,
+    progress: str | None = None,
+    cache=None,
+    weights: str = '',
+) -> tuple[dict, str]:
     """extract() of `sources`, each a path or an encoded image (bytes): features, and the sha256 of
     the list of sources.
 
@@ -98,8 +112,10 @@ def _kept(file, keep, n):
             found = {name: arrays[name] for name in keep}
     except Exception:  # zip, header, key and checksum errors: whatever damage leads to
         return None
-    whole = all(array.ndim == 2 and len(array) == n and array.dtype == np.float32
-                for array in found.values())
+    whole = all(
+        array.ndim == 2 and len(array) == n and array.dtype == np.float32
+        for array in found.values()
+    )
     return found if whole else None
 
 
@@ -123,8 +139,10 @@ def digest_of(sources: list, names: list) -> str:
         else:
             digest.update(b'%s\0%d\0%d\n' % (os.fsencode(source), stat.st_size, stat.st_mtime_ns))
     if missing:
-        raise DataError(f'{len(missing)} of {len(sources)} images are missing: looked for '
-                        f'{some(missing)}: add them, or name the folder that holds them')
+        raise DataError(
+            f'{len(missing)} of {len(sources)} images are missing: looked for '
+            f'{some(missing)}: add them, or name the folder that holds them'
+        )
     return digest.hexdigest()
 
 
@@ -154,9 +172,11 @@ class _Decoded:
                     if faces and not bad:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
-            raise DataError(f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}: "
-                            f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected; '
-                            'align them, or remove them')
+            raise DataError(
+                f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}: "
+                f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected; '
+                'align them, or remove them'
+            )
 
     def _read(self, index):
         """The face (112, width, 3), or what is wrong with it."""

@@ -4,6 +4,7 @@ Everything here is linear, closed form and split by person: probes are fitted on
 and measured on the others. One that was fitted and measured on the same people would read a
 person's age from who they are.
 """
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
@@ -17,11 +18,12 @@ from evaluation.pairs import gap_pairs
 from evaluation.rates import check_finite, cosines, roc_figures
 
 # penalties on standardised features: a ridge's beside their mean squares, a covariance's diagonal
-STRENGTHS = 10. ** np.arange(-4, 4)
+STRENGTHS = 10.0 ** np.arange(-4, 4)
 
 
-def age_leakage(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, cutoffs: tuple,
-                seed: int = 0) -> dict:
+def age_leakage(
+    features: np.ndarray, labels: np.ndarray, ages: np.ndarray, cutoffs: tuple, seed: int = 0
+) -> dict:
     """{'r2', 'mae', 'balanced_accuracy', 'groups'}: how well people's ages are read from features
     (N, D) of other people.
 
@@ -36,12 +38,17 @@ def age_leakage(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, cuto
     read = _out_of_fold(_ridge, mean_squared_error, features, ages, fold)
     names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
     guess = _out_of_fold(_discriminant, _unbalanced, features, group, fold)
-    return {'r2': float(r2_score(ages, read)), 'mae': float(mean_absolute_error(ages, read)),
-            'groups': len(names), 'balanced_accuracy': 1 - _unbalanced(guess, group)}
+    return {
+        'r2': float(r2_score(ages, read)),
+        'mae': float(mean_absolute_error(ages, read)),
+        'groups': len(names),
+        'balanced_accuracy': 1 - _unbalanced(guess, group),
+    }
 
 
-def age_r2(features: np.ndarray, labels: np.ndarray, ages: np.ndarray,
-           seed: int = 0) -> float | None:
+def age_r2(
+    features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
+) -> float | None:
     """The R² of age_leakage alone, over three folds of people: cheap enough for every epoch.
 
     None where there are fewer than five people or one age.
@@ -73,7 +80,7 @@ def _out_of_fold(fit, error, features, target, fold):
         inner = (fold != k) & ~held
         probes = fit(features[inner], target[inner], STRENGTHS)
         errors = [error(probe(features[held]), target[held]) for probe in probes]
-        probe, = fit(features[fold != k], target[fold != k], [STRENGTHS[np.argmin(errors)]])
+        (probe,) = fit(features[fold != k], target[fold != k], [STRENGTHS[np.argmin(errors)]])
         read[fold == k] = probe(features[fold == k])
     return read
 
@@ -93,10 +100,14 @@ def _ridge(features, ages, strengths):
     x, alpha = standardize(features), np.asarray(strengths) * len(features)
     # a column of targets for each penalty: one Gram matrix serves them all
     fitted = Ridge(alpha, solver='cholesky').fit(x, np.tile(ages[:, None], len(alpha)))
-    return [lambda new, weight=weight, offset=offset: np.clip(
-        standardize(new) @ weight + offset, ages.min(), ages.max())
-        for weight, offset in zip(fitted.coef_.reshape(len(alpha), -1),
-                                  np.atleast_1d(fitted.intercept_), strict=True)]
+    return [
+        lambda new, weight=weight, offset=offset: np.clip(
+            standardize(new) @ weight + offset, ages.min(), ages.max()
+        )
+        for weight, offset in zip(
+            fitted.coef_.reshape(len(alpha), -1), np.atleast_1d(fitted.intercept_), strict=True
+        )
+    ]
 
 
 class _Covariance(BaseEstimator):
@@ -106,8 +117,9 @@ class _Covariance(BaseEstimator):
         self.strength = strength
 
     def fit(self, features):
-        self.covariance_ = (np.cov(features, rowvar=False, bias=True)
-                            + self.strength * np.eye(features.shape[1]))
+        self.covariance_ = np.cov(features, rowvar=False, bias=True) + self.strength * np.eye(
+            features.shape[1]
+        )
         return self
 
 
@@ -120,13 +132,15 @@ def _discriminant(features, group, strengths):
     standardize, probes = _standardizer(features), []
     for strength in strengths:
         fitted = LinearDiscriminantAnalysis(
-            solver='lsqr', covariance_estimator=_Covariance(strength))
+            solver='lsqr', covariance_estimator=_Covariance(strength)
+        )
         fitted.fit(standardize(features), group)
 
         def probe(new, fitted=fitted):
             # the groups' shares weigh the covariance alone, not the decision
             scores = fitted.predict_log_proba(standardize(new)) - np.log(fitted.priors_)
             return fitted.classes_[scores.argmax(1)]
+
         probes.append(probe)
     return probes
 
@@ -148,9 +162,7 @@ def identity_in(features, labels, ages, seed=0):
     features = _standardizer(features)(np.asarray(features, np.float32))
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     pairs = gap_pairs(labels, ages, seed)
-    auc = roc_figures(cosines(features, pairs.left, pairs.right), pairs.same)[
-        'auc'
-    ][0]
+    auc = roc_figures(cosines(features, pairs.left, pairs.right), pairs.same)['auc'][0]
     counts = np.bincount(np.unique(labels, return_inverse=True)[1])
     mates = counts[counts > 1]
     chance = (
@@ -214,4 +226,4 @@ def _correlation(a, b):
     """|Pearson's correlation| of two variates; 0 where one is constant."""
     a, b = a - a.mean(), b - b.mean()
     length = a.norm() * b.norm()
-    return float((a @ b).abs() / length) if length > 0 else 0.
+    return float((a @ b).abs() / length) if length > 0 else 0.0

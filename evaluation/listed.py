@@ -1,4 +1,5 @@
 """What every benchmark is read into: its images, and its pairs or its people and ages."""
+
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class Listed(NamedTuple):
     list. `every_score`: thresholds are chosen among all scores, not from the field's grid.
     `notices` are lines for the user: what was left out, what looks wrong.
     """
+
     sources: list
     names: list
     pairs: Pairs | None = None
@@ -37,8 +39,9 @@ class Listed(NamedTuple):
         return GRID if self.pairs and not self.every_score else None
 
 
-def listed_pairs(rows: list, path: Path, below: tuple, digest: str | None,
-                 people: list | None = None) -> Listed:
+def listed_pairs(
+    rows: list, path: Path, below: tuple, digest: str | None, people: list | None = None
+) -> Listed:
     """Rows (image, image, same, fold) as Listed, each image once; they lie below the first of the
     folders path/<below> that holds any. `people` are the two names of each row."""
     names = list(dict.fromkeys(name for row in rows for name in row[:2]))

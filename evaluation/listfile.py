@@ -1,4 +1,5 @@
 """Lists of pairs as people have them: separators, labels and headers; and the images they name."""
+
 import csv
 import hashlib
 import os
@@ -10,8 +11,16 @@ from storage.files import find, is_image, numbered_lines_of, seen_from
 from storage.images import some
 from utils import DataError, write_whole
 
-LABELS = {'1': True, '+1': True, '1.0': True, 'true': True,
-          '0': False, '-1': False, '0.0': False, 'false': False}
+LABELS = {
+    '1': True,
+    '+1': True,
+    '1.0': True,
+    'true': True,
+    '0': False,
+    '-1': False,
+    '0.0': False,
+    'false': False,
+}
 # in the first line of a list whose threshold candidates are all of its scores, and no grid
 EVERY_SCORE = 'thresholds: every score'
 QUOTED = re.compile(r'"([^"]*)"|([^ \t]+)')
@@ -25,8 +34,9 @@ def read_lines(file: Path) -> tuple[list[tuple[int, str]], str]:
     try:
         data = Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise DataError(f'{file}: {error.strerror}{seen_from(str(file))}: the list is looked for '
-                        'there') from None
+        raise DataError(
+            f'{file}: {error.strerror}{seen_from(str(file))}: the list is looked for there'
+        ) from None
     lines = numbered_lines_of(data)
     if any('\0' in line for _, line in lines):
         raise DataError(f'{file}: no text file: save the list as text, in UTF-8')
@@ -81,23 +91,34 @@ def why_no_pair(line: str) -> str:
         return f"columns are cut at tabs, spaces, commas or semicolons, not at '|': {expected}"
     fields = next((fields for fields in ways if len(fields) in (3, 4)), ways[0])
     if len(fields) == 3:
-        return (f'the label is looked for in the first column, {fields[0]!r:.40}, and in the last, '
-                f'{fields[2]!r:.40}: {expected}')
-    if len(fields) == 4 and fields[0].isdecimal() and LABELS.keys() & {
-            fields[1].lower(), fields[3].lower()}:
-        return (f'4 columns, the first, {fields[0]!r:.40}, seems to be an index: write the list '
-                f'without it: {expected}')
+        return (
+            f'the label is looked for in the first column, {fields[0]!r:.40}, and in the last, '
+            f'{fields[2]!r:.40}: {expected}'
+        )
+    if (
+        len(fields) == 4
+        and fields[0].isdecimal()
+        and LABELS.keys() & {fields[1].lower(), fields[3].lower()}
+    ):
+        return (
+            f'4 columns, the first, {fields[0]!r:.40}, seems to be an index: write the list '
+            f'without it: {expected}'
+        )
     if len(fields) == 4 and fields[0].lower() in LABELS:
-        return (f'the fourth column, {fields[3]!r:.40}, is no number of a fold: {expected}; names '
-                'with spaces need tabs between the columns')
-    return (f'{len(fields)} column(s): {expected}; names with spaces need tabs between the columns')
+        return (
+            f'the fourth column, {fields[3]!r:.40}, is no number of a fold: {expected}; names '
+            'with spaces need tabs between the columns'
+        )
+    return f'{len(fields)} column(s): {expected}; names with spaces need tabs between the columns'
 
 
 def is_header(line: str) -> bool:
     """Whether a first line that is no pair names the columns: no image, no path, no number."""
     fields = re.split(r'[\s,;]+', line.strip())
-    return not any(is_image(field) or re.search(r'[/\\]', field)
-                   or re.fullmatch(r'[-+.\d]+', field) for field in fields)
+    return not any(
+        is_image(field) or re.search(r'[/\\]', field) or re.fullmatch(r'[-+.\d]+', field)
+        for field in fields
+    )
 
 
 def locate(root: Path, name: str) -> str:
@@ -116,8 +137,10 @@ def root_of(path: Path, names: list[str], *below: str) -> Path:
         if any(os.path.exists(locate(root, name)) for name in names):
             return root
     places = some([str(Path(path, part, names[0])) for part in below])
-    raise DataError(f'{some(names[:1])}, the first image of the list, is not there, nor any other: '
-                    f'looked for {places}')
+    raise DataError(
+        f'{some(names[:1])}, the first image of the list, is not there, nor any other: '
+        f'looked for {places}'
+    )
 
 
 def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
@@ -128,7 +151,9 @@ def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
     for name in paths:
         if set(name) & set('\t\r\n"'):
             raise DataError(f'{some([name])}: a list can hold no tab, quote or line end in a name')
-    lines = [f'{same:d}\t{paths[left]}\t{paths[right]}\t{fold}'
-             for left, right, same, fold in zip(*pairs[:4], strict=True)]
+    lines = [
+        f'{same:d}\t{paths[left]}\t{paths[right]}\t{fold}'
+        for left, right, same, fold in zip(*pairs[:4], strict=True)
+    ]
     text = os.fsencode('\n'.join([f'# {note}; {EVERY_SCORE}', *lines, '']))
     write_whole(path, lambda temporary: temporary.write_bytes(text))

@@ -4,6 +4,7 @@ Every reader takes the folder or file that the user names, tells in one DataErro
 missing and where it looked, and refuses another count than the published one (the keyword
 arguments, there for lists of one's own).
 """
+
 import hashlib
 import os
 import re
@@ -23,11 +24,15 @@ from storage.validation import check_ages
 from utils import DataError
 
 # 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
-FGNET = re.compile(rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
-                   re.IGNORECASE | re.ASCII)
+FGNET = re.compile(
+    rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
+    re.IGNORECASE | re.ASCII,
+)
 # 009055_1M54.JPG: subject, picture, sex, age
-MORPH = re.compile(rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
-                   re.IGNORECASE | re.ASCII)
+MORPH = re.compile(
+    rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
+    re.IGNORECASE | re.ASCII,
+)
 NUMBER = re.compile(r'[0-9]{1,9}')
 # what LFW's archives unpack to
 LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
@@ -41,9 +46,11 @@ def lfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
         file = file.parent.with_name('pairs.txt')
     lines, digest = read_lines(file)
     if lines[0][1].split() != [str(folds), str(per_fold)]:
-        raise DataError(f'{file}: the first line is {lines[0][1]!r}; LFW has {folds} folds of '
-                        f'{per_fold} and {per_fold} pairs; a list of your own in this format is '
-                        f'read by the benchmark `pairs`')
+        raise DataError(
+            f'{file}: the first line is {lines[0][1]!r}; LFW has {folds} folds of '
+            f'{per_fold} and {per_fold} pairs; a list of your own in this format is '
+            f'read by the benchmark `pairs`'
+        )
     rows, people = _lfw_rows(file, lines[1:], per_fold, folds)
     return listed_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
 
@@ -56,13 +63,22 @@ def _lfw_rows(file, lines, per_fold, folds):
     for index, (number, line) in enumerate(lines):
         fields = [field.strip() for field in line.split('\t' if '\t' in line else None)]
         same = index // per_fold % 2 == 0
-        if (len(fields) != 4 - same or not NUMBER.fullmatch(fields[1])
-                or not NUMBER.fullmatch(fields[-1])):
+        if (
+            len(fields) != 4 - same
+            or not NUMBER.fullmatch(fields[1])
+            or not NUMBER.fullmatch(fields[-1])
+        ):
             form = 'name number number' if same else 'name number name number'
             raise DataError(f'{file}, line {number}: {line!r}: expected {form}')
         a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if same else fields
-        rows.append((f'{a}/{a}_{int(i):04d}.jpg', f'{b}/{b}_{int(j):04d}.jpg', same,
-                     index // (2 * per_fold)))
+        rows.append(
+            (
+                f'{a}/{a}_{int(i):04d}.jpg',
+                f'{b}/{b}_{int(j):04d}.jpg',
+                same,
+                index // (2 * per_fold),
+            )
+        )
         people.append((a, b))
     return rows, people
 
@@ -79,28 +95,37 @@ def calfw(path, folds: int = 10, per_fold: int = 300) -> Listed:
         raise DataError(f'{file}: {len(lines)} lines; expected {4 * folds * per_fold}, two a pair')
     rows, people = [], []
     for index in range(0, len(lines), 2):
-        (a, token), (b, other) = ((line.rsplit(maxsplit=1) + [''])[:2]
-                                  for _, line in lines[index:index + 2])
+        (a, token), (b, other) = (
+            (line.rsplit(maxsplit=1) + [''])[:2] for _, line in lines[index : index + 2]
+        )
         same = index < len(lines) // 2
-        if token != other or not NUMBER.fullmatch(token) or (
-                not 1 <= int(token) <= folds if same else int(token)):
-            raise DataError(f'{file}, line {lines[index][0]}: tokens {token!r} and {other!r}: '
-                            'expected ' + (f'one fold of 1 to {folds}' if same else '0'))
+        if (
+            token != other
+            or not NUMBER.fullmatch(token)
+            or (not 1 <= int(token) <= folds if same else int(token))
+        ):
+            raise DataError(
+                f'{file}, line {lines[index][0]}: tokens {token!r} and {other!r}: '
+                'expected ' + (f'one fold of 1 to {folds}' if same else '0')
+            )
         fold = int(token) - 1 if same else (index // 2 - folds * per_fold) // per_fold
         rows.append((a, b, same, fold))
         people.append(tuple(re.sub(r'_\d+\.\w+$', '', name) for name in (a, b)))
     counts = np.bincount([fold for *_, same, fold in rows if same], minlength=folds)
     if (counts != per_fold).any():
-        raise DataError(f'{file}: {counts.tolist()} genuine pairs in the folds; expected '
-                        f'{per_fold} in each')
+        raise DataError(
+            f'{file}: {counts.tolist()} genuine pairs in the folds; expected {per_fold} in each'
+        )
     return listed_pairs(rows, Path(path), ('aligned images', 'images', ''), digest, people)
 
 
 def cacd_vs(path, folds: int = 10, per_fold: int = 200) -> Listed:
     """CACD-VS: path/0000_0.jpg and 0000_1.jpg to 3999, or below path/images; no list: in each 400
     pairs, 200 genuine and 200 not."""
-    rows = [(f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
-            for i in range(2 * folds * per_fold)]
+    rows = [
+        (f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
+        for i in range(2 * folds * per_fold)
+    ]
     return listed_pairs(rows, Path(path), ('images', ''), None)
 
 
@@ -111,9 +136,12 @@ def bin_file(path) -> Listed:
     index, fold = np.arange(len(same)), np.empty(len(same), int)
     for k, part in enumerate(np.array_split(index, 10)):
         fold[part] = k
-    return Listed(images, [f'{path}: image {i}' for i in range(len(images))],
-                  Pairs(2 * index, 2 * index + 1, same, fold),
-                  digest=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    return Listed(
+        images,
+        [f'{path}: image {i}' for i in range(len(images))],
+        Pairs(2 * index, 2 * index + 1, same, fold),
+        digest=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+    )
 
 
 def pair_list(path) -> Listed:
@@ -182,8 +210,13 @@ def folder(path, pat: str, pos: int) -> Listed:
     sources = paths = [faces.path(i) for i in range(len(faces))]
     if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
         sources = [faces.encoded(i) for i in range(len(faces))]
-    return Listed(sources, paths, labels=faces.labels, ages=faces.ages,
-                  notices=(*faces.source.notices, *check_ages(faces)))
+    return Listed(
+        sources,
+        paths,
+        labels=faces.labels,
+        ages=faces.ages,
+        notices=(*faces.source.notices, *check_ages(faces)),
+    )
 
 
 def images_below(path) -> list[str]:
@@ -210,25 +243,36 @@ def _named(path, pattern, shape, images=None, people=None):
             found.append((match, file))
         else:
             others.append(os.path.relpath(file, path))
-    found.sort(key=lambda item: [int(text) if text.isdigit() else text.lower()
-                                 for text in re.split(r'(\d+)', Path(item[1]).stem)])
+    found.sort(
+        key=lambda item: [
+            int(text) if text.isdigit() else text.lower()
+            for text in re.split(r'(\d+)', Path(item[1]).stem)
+        ]
+    )
     if not found:
         raise DataError(f'{path}: no image here or below is named {shape}')
     first = {}
     for match, file in found:
         other = first.setdefault(match['photograph'].lower(), file)
         if other != file:
-            raise DataError(f'{path}: two images of one photograph, {some([other, file])}: '
-                            'remove one of them')
+            raise DataError(
+                f'{path}: two images of one photograph, {some([other, file])}: remove one of them'
+            )
     subjects, ages = zip(*((match['subject'], match['age']) for match, _ in found), strict=True)
     names, labels = np.unique(np.array(subjects, int), return_inverse=True)
     if images is not None and (len(found), len(names)) != (images, people):
         absent = [str(number) for number in range(1, people + 1) if number not in names]
-        raise DataError(f'{path}: {len(found)} images of {len(names)} people named {shape}; '
-                        f'the published set has {images} of {people}'
-                        + (f'; no image of subject {some(absent)}' if absent else ''))
+        raise DataError(
+            f'{path}: {len(found)} images of {len(names)} people named {shape}; '
+            f'the published set has {images} of {people}'
+            + (f'; no image of subject {some(absent)}' if absent else '')
+        )
     paths = [file for _, file in found]
-    notices = [f'{path}: {len(others)} image(s) left out, whose names are not {shape}: '
-               f'{some(others)}'] if others else []
-    return Listed(paths, paths, labels=labels, ages=np.array(ages, np.float32),
-                  notices=tuple(notices))
+    notices = (
+        [f'{path}: {len(others)} image(s) left out, whose names are not {shape}: {some(others)}']
+        if others
+        else []
+    )
+    return Listed(
+        paths, paths, labels=labels, ages=np.array(ages, np.float32), notices=tuple(notices)
+    )

@@ -3,28 +3,28 @@
 numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and None where the data
 can't tell.
 """
+
 from collections import Counter
 
 import numpy as np
 
 from evaluation.intervals import REPLICATES, bootstrap, interval, share_interval
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
-from evaluation.rates import (
-    GRID,
-    check_finite,
-    cosines,
-    decide,
-    far_thresholds,
-    roc_figures,
-)
+from evaluation.rates import GRID, check_finite, cosines, decide, far_thresholds, roc_figures
 
 # below as many pairs of either kind, one pair more or less moves every figure by points
 ENOUGH = 10
 
 
-def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
-                 people: np.ndarray | None = None, thresholds: np.ndarray | None = GRID,
-                 replicates: int = 0, seed: int = 0) -> dict:
+def verification(
+    scores: np.ndarray,
+    same: np.ndarray,
+    folds: np.ndarray,
+    people: np.ndarray | None = None,
+    thresholds: np.ndarray | None = GRID,
+    replicates: int = 0,
+    seed: int = 0,
+) -> dict:
     """Accuracy over the folds, AUC, EER and TAR@FAR of n scores (n,) with `same` (n,) bool and
     `folds` (n,) any tokens.
 
@@ -49,21 +49,30 @@ def verification(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     if reason:
         right = None
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
-    report = {'pairs': len(scores), 'genuine': int(same.sum()), 'impostor': int((~same).sum()),
-              'accuracy': number(np.mean(by_fold)) if by_fold else None,
-              'accuracy_std': number(np.std(by_fold)) if by_fold else None,
-              'fold_accuracy': [number(value) for value in by_fold], 'threshold': best,
-              **{name: number(values[0]) for name, values in roc_figures(scores, same).items()},
-              'far': {rate: {'threshold': float(values[0]), 'interval': None}
-                      for rate, values in far_thresholds(scores, same).items()}}
+    report = {
+        'pairs': len(scores),
+        'genuine': int(same.sum()),
+        'impostor': int((~same).sum()),
+        'accuracy': number(np.mean(by_fold)) if by_fold else None,
+        'accuracy_std': number(np.std(by_fold)) if by_fold else None,
+        'fold_accuracy': [number(value) for value in by_fold],
+        'threshold': best,
+        **{name: number(values[0]) for name, values in roc_figures(scores, same).items()},
+        'far': {
+            rate: {'threshold': float(values[0]), 'interval': None}
+            for rate, values in far_thresholds(scores, same).items()
+        },
+    }
     if reason:
         report['reason'] = reason
     if replicates and _few(same):
         report['intervals'] = dict.fromkeys(('accuracy', *roc_figures(scores, same)))
     elif replicates:
         drawn, thresholds = bootstrap(scores, same, folds, right, people, replicates, seed)
-        report['intervals'] = {name: interval(values) if report[name] is not None else None
-                               for name, values in drawn.items()}
+        report['intervals'] = {
+            name: interval(values) if report[name] is not None else None
+            for name, values in drawn.items()
+        }
         for rate, values in thresholds.items():
             report['far'][rate]['interval'] = interval(values)
     return report
@@ -77,8 +86,10 @@ def _missing(same, folds):
         return f'all pairs are of {"one person" if same.all() else "two people"}'
     genuine = int(same.sum())
     if _few(same):
-        return (f'{genuine} pairs of one person and {len(same) - genuine} of two: accuracy and '
-                f'intervals need {ENOUGH} of each')
+        return (
+            f'{genuine} pairs of one person and {len(same) - genuine} of two: accuracy and '
+            f'intervals need {ENOUGH} of each'
+        )
     counts = Counter(zip(folds.tolist(), same.tolist(), strict=True))
     names = sorted({fold for fold, _ in counts})
     if len(names) < 2:
@@ -87,8 +98,10 @@ def _missing(same, folds):
     ask = 'is the column of folds something else? Without it, ten folds are cut'
     one = [fold for fold in names if not (counts[fold, True] and counts[fold, False])]
     if one:
-        return (f'{len(one)} of {len(names)} folds, {one[0]} first, have pairs of one kind alone, '
-                f'and no accuracy: {ask}')
+        return (
+            f'{len(one)} of {len(names)} folds, {one[0]} first, have pairs of one kind alone, '
+            f'and no accuracy: {ask}'
+        )
     if len(names) > 10 and max(sizes) > 2 * min(sizes):
         return f'{len(names)} folds of {min(sizes)} to {max(sizes)} pairs give no accuracy: {ask}'
     return None
@@ -105,9 +118,15 @@ def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0)
     rows, gaps = [], gap_bin(pairs.gap)
     for k in np.unique(gaps):
         here = pairs.where(gaps == k)
-        rows.append({'years': GAP_NAMES[k], 'mean_gap': float(here.gap.mean()),
-                     **verification(scores[gaps == k], here.same, here.fold, here.people, None,
-                                    replicates, seed)})
+        rows.append(
+            {
+                'years': GAP_NAMES[k],
+                'mean_gap': float(here.gap.mean()),
+                **verification(
+                    scores[gaps == k], here.same, here.fold, here.people, None, replicates, seed
+                ),
+            }
+        )
     return rows
 
 
@@ -121,12 +140,12 @@ def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     check_finite(embeddings)
     _, person, counts = np.unique(labels, return_inverse=True, return_counts=True)
     probes = np.flatnonzero(counts[person] > 1)
-    nearest, rows = np.empty_like(probes), max(1, 2 ** 24 // max(len(embeddings), 1))
+    nearest, rows = np.empty_like(probes), max(1, 2**24 // max(len(embeddings), 1))
     for start in range(0, len(probes), rows):
-        part = probes[start:start + rows]
+        part = probes[start : start + rows]
         scores = embeddings[part] @ embeddings.T
         scores[np.arange(len(part)), part] = -np.inf
-        nearest[start:start + rows] = scores.argmax(1)
+        nearest[start : start + rows] = scores.argmax(1)
     return probes, nearest
 
 
@@ -137,8 +156,9 @@ def leave_one_out_rank1(embeddings: np.ndarray, labels: np.ndarray) -> float | N
     return number((labels[probes] == labels[nearest]).mean()) if len(probes) else None
 
 
-def rank1_report(hits: np.ndarray, people: np.ndarray, intervals: bool = True,
-                 seed: int = 0) -> dict:
+def rank1_report(
+    hits: np.ndarray, people: np.ndarray, intervals: bool = True, seed: int = 0
+) -> dict:
     """{'rank1', 'rank1_probes', 'rank1_interval'} of the probes' hits (P,) bool and people (P,)."""
     report = {'rank1': number(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
     if intervals:
@@ -149,12 +169,19 @@ def rank1_report(hits: np.ndarray, people: np.ndarray, intervals: bool = True,
 def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
     """{'genuine', 'impostor'}: the scores (n,) of each kind as 101 percentiles, the 0th to the
     100th, lowest first; an empty list where there are none."""
-    return {name: np.quantile(scores[kind], np.linspace(0, 1, 101)).tolist() if kind.any() else []
-            for name, kind in (('genuine', same), ('impostor', ~same))}
+    return {
+        name: np.quantile(scores[kind], np.linspace(0, 1, 101)).tolist() if kind.any() else []
+        for name, kind in (('genuine', same), ('impostor', ~same))
+    }
 
 
-def gap_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0,
-               intervals: bool = True) -> dict:
+def gap_report(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    ages: np.ndarray,
+    seed: int = 0,
+    intervals: bool = True,
+) -> dict:
     """{'verification', 'percentiles', 'by_gap'} over gap_pairs of unit embeddings (N, D), labels
     (N,) and ages (N,) in years.
 
@@ -167,15 +194,27 @@ def gap_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, see
     report = verification(scores, pairs.same, pairs.fold, pairs.people, None, replicates, seed)
     if not len(scores):
         counts = np.unique(labels, return_counts=True)[1]
-        report['reason'] = ('every person has one image alone' if counts.max() == 1 else
-                            'there is one person alone' if len(counts) == 1 else
-                            'no pair of two people has the ages of a pair of one')
-    return {'verification': report, 'percentiles': percentiles(scores, pairs.same),
-            'by_gap': by_gap(scores, pairs, replicates, seed)}
+        report['reason'] = (
+            'every person has one image alone'
+            if counts.max() == 1
+            else 'there is one person alone'
+            if len(counts) == 1
+            else 'no pair of two people has the ages of a pair of one'
+        )
+    return {
+        'verification': report,
+        'percentiles': percentiles(scores, pairs.same),
+        'by_gap': by_gap(scores, pairs, replicates, seed),
+    }
 
 
-def people_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0,
-                  intervals: bool = True) -> dict:
+def people_report(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    ages: np.ndarray,
+    seed: int = 0,
+    intervals: bool = True,
+) -> dict:
     """Recognition of people of known age: {'images', 'people', 'rank1', 'rank1_probes',
     'verification', 'percentiles', 'by_gap'}, ready for JSON.
 
@@ -183,9 +222,12 @@ def people_report(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, 
     folder` are this function.
     """
     probes, nearest = leave_one_out(embeddings, labels)
-    return {'images': len(labels), 'people': len(np.unique(labels)),
-            **rank1_report(labels[probes] == labels[nearest], labels[probes], intervals, seed),
-            **gap_report(embeddings, labels, ages, seed, intervals)}
+    return {
+        'images': len(labels),
+        'people': len(np.unique(labels)),
+        **rank1_report(labels[probes] == labels[nearest], labels[probes], intervals, seed),
+        **gap_report(embeddings, labels, ages, seed, intervals),
+    }
 
 
 def decision(report: dict) -> dict | None:
@@ -201,9 +243,14 @@ def decision(report: dict) -> dict | None:
     return None if kept['threshold'] is None else kept | report['percentiles']
 
 
-def difference(first: np.ndarray, second: np.ndarray, pairs: Pairs,
-               thresholds: np.ndarray | None = GRID, replicates: int = REPLICATES,
-               seed: int = 0) -> dict:
+def difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    pairs: Pairs,
+    thresholds: np.ndarray | None = GRID,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> dict:
     """What the second model's scores (n,) are better by than the first's on the same pairs:
     {figure: {'difference', 'interval'}}.
 
@@ -216,11 +263,17 @@ def difference(first: np.ndarray, second: np.ndarray, pairs: Pairs,
     for scores in (first, second):
         right, _ = decide(scores, pairs.same, pairs.fold, thresholds)
         point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
-        drawn.append(bootstrap(scores, pairs.same, pairs.fold, right, pairs.people, replicates,
-                               seed)[0])
-    return {name: {'difference': point[1][name] - point[0][name],
-                   'interval': interval(drawn[1][name] - drawn[0][name])}
-            for name in drawn[0] if point[0][name] is not None and point[1][name] is not None}
+        drawn.append(
+            bootstrap(scores, pairs.same, pairs.fold, right, pairs.people, replicates, seed)[0]
+        )
+    return {
+        name: {
+            'difference': point[1][name] - point[0][name],
+            'interval': interval(drawn[1][name] - drawn[0][name]),
+        }
+        for name in drawn[0]
+        if point[0][name] is not None and point[1][name] is not None
+    }
 
 
 def number(value: float) -> float | None:

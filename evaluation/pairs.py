@@ -1,5 +1,6 @@
 """Pairs of faces to compare: the type every list is read into, and pairs drawn from people of
 known age."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ class Pairs(NamedTuple):
     `people` (n, 2) are the two identities of each pair, None where a list doesn't tell; `gap` (n,)
     is in years, None where ages are unknown.
     """
+
     left: np.ndarray
     right: np.ndarray
     same: np.ndarray
@@ -35,12 +37,15 @@ def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
 
     Raises DataError where a list can't tell one network from another, naming the first pair:
     an image with itself, two images as one person and as two, pairs of one kind alone."""
+
     def refuse(kept, what, remedy):
         if kept.any():
             first = int(np.flatnonzero(kept)[0])
             two = ' and '.join(some([names[side[first]]]) for side in (pairs.left, pairs.right))
-            raise DataError(f'{path}: {what} ({int(kept.sum())} of {len(kept)} pairs; the first is '
-                            f'{two}): {remedy}')
+            raise DataError(
+                f'{path}: {what} ({int(kept.sum())} of {len(kept)} pairs; the first is '
+                f'{two}): {remedy}'
+            )
 
     refuse(pairs.left == pairs.right, 'an image is paired with itself', 'remove such pairs')
     two = np.sort(np.stack([pairs.left, pairs.right], 1), axis=1)
@@ -48,15 +53,23 @@ def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
     place = place.reshape(-1)
     shares = np.bincount(place, pairs.same) / np.bincount(place)
     contradicted = (shares > 0) & (shares < 1)
-    refuse(contradicted[place], 'the same two images are one person and two people',
-           'keep what is true')
+    refuse(
+        contradicted[place],
+        'the same two images are one person and two people',
+        'keep what is true',
+    )
     if pairs.same.all() or not pairs.same.any():
         kind = 'one person' if pairs.same.all() else 'two people'
-        raise DataError(f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
-                        'need pairs of both kinds')
+        raise DataError(
+            f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
+            'need pairs of both kinds'
+        )
     again = len(place) - len(np.unique(place))
-    return [f'{path}: {again} of {len(place)} pairs stand in the list before, and count each time'
-            ] if again else []
+    return (
+        [f'{path}: {again} of {len(place)} pairs stand in the list before, and count each time']
+        if again
+        else []
+    )
 
 
 def gap_bin(gap: np.ndarray) -> np.ndarray:
@@ -64,8 +77,14 @@ def gap_bin(gap: np.ndarray) -> np.ndarray:
     return np.searchsorted(GAP_BOUNDS, gap)
 
 
-def gap_pairs(labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int = 5000,
-              per_person: int = 30, folds: int = 10) -> Pairs:
+def gap_pairs(
+    labels: np.ndarray,
+    ages: np.ndarray,
+    seed: int = 0,
+    per_bin: int = 5000,
+    per_person: int = 30,
+    folds: int = 10,
+) -> Pairs:
     """Genuine pairs, each with an impostor pair of the same age gap.
 
     At most `per_bin` genuine pairs of each age gap, and of `per_person` images of anybody, so that
@@ -87,14 +106,20 @@ def gap_pairs(labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int 
     kept = [np.flatnonzero(gaps == k) for k in range(len(GAP_NAMES))]
     kept = [k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in kept]
     kept = np.sort(np.concatenate(kept))
-    swap = rng.random(len(kept)) < .5
+    swap = rng.random(len(kept)) < 0.5
     anchor, mate = np.where(swap, (second[kept], first[kept]), (first[kept], second[kept]))
     fold = (rng.permutation(len(names)) % folds)[person]
     other = _impostors(anchor, mate, person, ages, fold, rng)
     anchor, mate, other = (part[other >= 0] for part in (anchor, mate, other))
     left, right = np.tile(anchor, 2), np.concatenate([mate, other])
-    return Pairs(left, right, np.repeat([True, False], len(anchor)), fold[left],
-                 np.stack([person[left], person[right]], 1), np.abs(ages[left] - ages[right]))
+    return Pairs(
+        left,
+        right,
+        np.repeat([True, False], len(anchor)),
+        fold[left],
+        np.stack([person[left], person[right]], 1),
+        np.abs(ages[left] - ages[right]),
+    )
 
 
 def _genuine_pairs(person, per_person, limit, rng):
@@ -120,14 +145,22 @@ def _impostors(anchor, mate, person, ages, fold, rng):
     """For each genuine pair a face of somebody else of the mate's age, as gap_pairs tells; −1 where
     there is none."""
     found, gaps = np.full(len(anchor), -1), gap_bin(np.abs(ages[anchor] - ages[mate]))
-    for own_fold, years, tries in ((True, .5, 4), (True, 2, 4), (False, .5, 4), (False, 2, 4),
-                                   (False, 10, 8), (False, 200, 40)):
-        place = ages + own_fold * fold * 1000.  # one axis: first the fold, then the age
+    for own_fold, years, tries in (
+        (True, 0.5, 4),
+        (True, 2, 4),
+        (False, 0.5, 4),
+        (False, 2, 4),
+        (False, 10, 8),
+        (False, 200, 40),
+    ):
+        place = ages + own_fold * fold * 1000.0  # one axis: first the fold, then the age
         order = np.argsort(place)
         for _ in range(tries):
             todo = np.flatnonzero(found < 0)
-            low, high = (np.searchsorted(place[order], place[mate[todo]] + shift, side)
-                         for shift, side in ((-years, 'left'), (years, 'right')))
+            low, high = (
+                np.searchsorted(place[order], place[mate[todo]] + shift, side)
+                for shift, side in ((-years, 'left'), (years, 'right'))
+            )
             # the mate itself is always between
             face = order[low + (rng.random(len(todo)) * (high - low)).astype(np.int64)]
             of_gap = gap_bin(np.abs(ages[anchor[todo]] - ages[face])) == gaps[todo]

@@ -4,6 +4,7 @@ A pickle is a program. This one may build lists, tuples, bytes and numbers and n
 names that arrays and bytes are pickled under lead to the stand-ins below, which keep a type code
 and raw bytes; any other name ends the reading before it is called.
 """
+
 import io
 import pickle
 
@@ -13,7 +14,7 @@ from storage.images import some
 from utils import DataError
 
 CODES = {'u1', 'i1', 'b1', '?', 'i4', 'i8', 'u4', 'u8'}
-LARGEST_FILE, LARGEST_IMAGE, MOST_PAIRS = 4 * 2 ** 30, 16 * 2 ** 20, 1_000_000
+LARGEST_FILE, LARGEST_IMAGE, MOST_PAIRS = 4 * 2**30, 16 * 2**20, 1_000_000
 
 
 class _Type:
@@ -65,12 +66,17 @@ def _encode(text, encoding):
     return text.encode('latin1')
 
 
-ADMITTED = {('numpy', 'dtype'): _Type, ('numpy', 'ndarray'): 'ndarray',
-            ('_codecs', 'encode'): _encode}
+ADMITTED = {
+    ('numpy', 'dtype'): _Type,
+    ('numpy', 'ndarray'): 'ndarray',
+    ('_codecs', 'encode'): _encode,
+}
 for _core in ('numpy.core', 'numpy._core'):
-    ADMITTED |= {(f'{_core}.multiarray', '_reconstruct'): _Array,
-                 (f'{_core}.multiarray', 'scalar'): _scalar,
-                 (f'{_core}.numeric', '_frombuffer'): _array_of}
+    ADMITTED |= {
+        (f'{_core}.multiarray', '_reconstruct'): _Array,
+        (f'{_core}.multiarray', 'scalar'): _scalar,
+        (f'{_core}.numeric', '_frombuffer'): _array_of,
+    }
 for _module in ('builtins', '__builtin__'):
     ADMITTED |= {(_module, 'bytes'): bytes, (_module, 'bytearray'): bytearray}
 
@@ -78,8 +84,9 @@ for _module in ('builtins', '__builtin__'):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no list of faces '
-                                         'needs; nothing of it was run')
+            raise pickle.UnpicklingError(
+                f'it asks for {module}.{name}, which no list of faces needs; nothing of it was run'
+            )
         return ADMITTED[module, name]
 
 
@@ -102,18 +109,23 @@ def read_bin(path) -> tuple[list[bytes], np.ndarray]:
     except pickle.UnpicklingError as error:
         raise DataError(f'{path}: refused: {some([str(error)])}') from None
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise DataError(f'{path}: not a pickle of (images, issame) that can be read '
-                        f'({type(error).__name__}: {some([str(error)])})') from None
+        raise DataError(
+            f'{path}: not a pickle of (images, issame) that can be read '
+            f'({type(error).__name__}: {some([str(error)])})'
+        ) from None
     if not isinstance(content, (tuple, list)) or len(content) != 2:
         raise DataError(f'{path}: expected a pair (images, issame), found {type(content).__name__}')
     images, same = content
     same = same.values.tolist() if isinstance(same, _Array) else same
     if not isinstance(images, (tuple, list)) or not isinstance(same, (tuple, list)):
-        raise DataError(f'{path}: expected lists of images and of issame, found '
-                        f'{type(images).__name__} and {type(same).__name__}')
+        raise DataError(
+            f'{path}: expected lists of images and of issame, found '
+            f'{type(images).__name__} and {type(same).__name__}'
+        )
     if len(images) != 2 * len(same) or not same or len(same) > MOST_PAIRS:
-        raise DataError(f'{path}: {len(images)} images and {len(same)} pairs: expected two images '
-                        'a pair')
+        raise DataError(
+            f'{path}: {len(images)} images and {len(same)} pairs: expected two images a pair'
+        )
     if not all(isinstance(flag, int) and flag in (0, 1) for flag in same):
         raise DataError(f'{path}: issame must hold booleans')
     encoded = [_encoded(image, f'{path}: image {i}') for i, image in enumerate(images)]
@@ -124,8 +136,10 @@ def _encoded(image, what):
     """One image's bytes, of whatever kind the pickle holds."""
     if isinstance(image, _Array):
         if image.values.ndim != 1 or image.values.dtype != np.uint8:
-            raise DataError(f'{what}: an array {image.values.shape} of {image.values.dtype}; '
-                            'expected the encoded file as 1-D uint8')
+            raise DataError(
+                f'{what}: an array {image.values.shape} of {image.values.dtype}; '
+                'expected the encoded file as 1-D uint8'
+            )
         image = image.values.tobytes()
     elif isinstance(image, str):  # Python 2's bytes, read as latin1
         try:

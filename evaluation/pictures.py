@@ -2,6 +2,7 @@
 
 No global state of matplotlib is touched.
 """
+
 import functools
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def _drawable():
 def readable(name: str) -> str:
     """A name for a picture: what the font lacks, or is no character at all, as its code; and no
     dollar signs, between which matplotlib reads formulas."""
-    return ''.join(char if char in _drawable() and char.isprintable() else
-                   f'\\u{ord(char):04x}' for char in name).replace('$', r'\$')
+    return ''.join(
+        char if char in _drawable() and char.isprintable() else f'\\u{ord(char):04x}'
+        for char in name
+    ).replace('$', r'\$')
 
 
 def _end(name, length=22):
@@ -47,14 +50,13 @@ def _end(name, length=22):
 def draw_all(out: Path, reports: dict, evidence: dict) -> None:
     """Every picture that the benchmark has something for, of the models' reports and Evidence,
     {label: …}; score histograms, errors and leakage of each model."""
-    draw_roc({label: (one.scores, one.pairs.same) for label, one in evidence.items()},
-             out / 'roc.png')
+    draw_roc(
+        {label: (one.scores, one.pairs.same) for label, one in evidence.items()}, out / 'roc.png'
+    )
     if all(report.get('by_gap') for report in reports.values()):
-        draw_gaps({label: report['by_gap'] for label, report in reports.items()},
-                  out / 'gaps.png')
+        draw_gaps({label: report['by_gap'] for label, report in reports.items()}, out / 'gaps.png')
     if all('megaface' in report for report in reports.values()):
-        draw_cmc({label: report['megaface'] for label, report in reports.items()},
-                 out / 'cmc.png')
+        draw_cmc({label: report['megaface'] for label, report in reports.items()}, out / 'cmc.png')
     for k, (label, one) in enumerate(evidence.items()):
         suffix = f'_{k + 1}' if len(evidence) > 1 else ''
         if len(one.scores):
@@ -68,7 +70,7 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
 def draw_roc(models: dict, path) -> None:
     """TAR over FAR of {name: (scores, same)}, logarithmic, down to what one impostor pair is."""
     figure = Figure(figsize=(6, 4.5), layout='constrained')
-    axis, lowest = figure.subplots(), .1
+    axis, lowest = figure.subplots(), 0.1
     for name, (scores, same) in models.items():
         if same.any() and not same.all():
             (far,), (tar,) = roc(scores, same)
@@ -76,9 +78,15 @@ def draw_roc(models: dict, path) -> None:
             axis.step(np.maximum(far, lowest / 2), tar, where='post', label=readable(name))
     chance = np.geomspace(lowest, 1)
     axis.plot(chance, chance, color='grey', linestyle=':', label='chance')
-    axis.set(xscale='log', xlim=(lowest, 1), ylim=(0, 1.01), xlabel='false accept rate',
-             ylabel='true accept rate', title='Verification')
-    axis.grid(alpha=.3, which='both')
+    axis.set(
+        xscale='log',
+        xlim=(lowest, 1),
+        ylim=(0, 1.01),
+        xlabel='false accept rate',
+        ylabel='true accept rate',
+        title='Verification',
+    )
+    axis.grid(alpha=0.3, which='both')
     axis.legend(loc='lower right' if lowest > 1e-2 else 'upper left')
     save(figure, path)
 
@@ -91,20 +99,27 @@ def draw_gaps(models: dict, path) -> None:
     titles = {'accuracy': 'accuracy', 'auc': 'AUC', 'tar@1e-1': 'TAR at FAR 0.1'}
     for axis, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for k, (label, rows) in enumerate(models.items()):
-            shift = (k - (len(models) - 1) / 2) * .12
+            shift = (k - (len(models) - 1) / 2) * 0.12
             rows = [row for row in rows if row[name] is not None]
             middle = np.array([row[name] for row in rows])
             limits = [row['intervals'][name] or [row[name]] * 2 for row in rows]
             low, high = np.array(limits).reshape(-1, 2).T
-            axis.errorbar([list(years).index(row['years']) + shift for row in rows], middle,
-                          np.clip([middle - low, high - middle], 0, None), fmt='o-', capsize=3,
-                          label=readable(label))
-        axis.axhline(.1 if name.startswith('tar') else .5, color='grey', linestyle=':',
-                     label='chance')
-        axis.set(title=title, xlabel='age gap in years (genuine pairs)',
-                 xlim=(-.5, len(years) - .5))
+            axis.errorbar(
+                [list(years).index(row['years']) + shift for row in rows],
+                middle,
+                np.clip([middle - low, high - middle], 0, None),
+                fmt='o-',
+                capsize=3,
+                label=readable(label),
+            )
+        axis.axhline(
+            0.1 if name.startswith('tar') else 0.5, color='grey', linestyle=':', label='chance'
+        )
+        axis.set(
+            title=title, xlabel='age gap in years (genuine pairs)', xlim=(-0.5, len(years) - 0.5)
+        )
         axis.set_xticks(range(len(years)), [f'{key}\n({count})' for key, count in years.items()])
-        axis.grid(alpha=.3)
+        axis.grid(alpha=0.3)
     axis.legend(fontsize='small')
     save(figure, path)
 
@@ -114,22 +129,30 @@ def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path)
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis, bins = figure.subplots(), np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60)
     for kind, name, colour in ((same, 'genuine', GENUINE), (~same, 'impostor', IMPOSTOR)):
-        axis.hist(scores[kind], bins, density=True, alpha=.55, color=colour,
-                  label=f'{name} ({kind.sum()})')
-    axis.axvline(threshold, color='black', linestyle='--', linewidth=1,
-                 label=f'threshold {threshold:.3f}')
+        axis.hist(
+            scores[kind],
+            bins,
+            density=True,
+            alpha=0.55,
+            color=colour,
+            label=f'{name} ({kind.sum()})',
+        )
+    axis.axvline(
+        threshold, color='black', linestyle='--', linewidth=1, label=f'threshold {threshold:.3f}'
+    )
     axis.set(xlabel='score: cosine of the embeddings', ylabel='density', title='Scores')
     axis.legend()
     save(figure, path)
 
 
-def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path,
-                each: int = 8) -> None:
+def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path, each: int = 8) -> None:
     """The lowest-scoring genuine pairs over the highest-scoring impostor pairs, with ages where
     known, scores and file names."""
     order = np.argsort(scores)
-    kinds = (('same person, scored low', GENUINE, order[pairs.same[order]][:each]),
-             ('two people, scored high', IMPOSTOR, order[~pairs.same[order]][::-1][:each]))
+    kinds = (
+        ('same person, scored low', GENUINE, order[pairs.same[order]][:each]),
+        ('two people, scored high', IMPOSTOR, order[~pairs.same[order]][::-1][:each]),
+    )
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
     for part, (title, colour, chosen) in zip(figure.subfigures(2, 1), kinds, strict=True):
         part.suptitle(title, color=colour, fontweight='bold')
@@ -144,8 +167,9 @@ def draw_errors(listed: Listed, pairs: Pairs, scores: np.ndarray, path,
                 ages, parts = ' · '.join(f'{listed.ages[i]:g}' for i in two) + ' years\n', 2
             names = '\n'.join(_end('/'.join(Path(listed.names[i]).parts[-parts:])) for i in two)
             axis.set_title(f'{ages}score {scores[k]:.3f}', fontsize=9, color=colour)
-            axis.text(.5, -.04, names, fontsize=6.5, ha='center', va='top',
-                      transform=axis.transAxes)
+            axis.text(
+                0.5, -0.04, names, fontsize=6.5, ha='center', va='top', transform=axis.transAxes
+            )
     save(figure, path)
 
 
@@ -158,11 +182,20 @@ def draw_cmc(models: dict, path) -> None:
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis = figure.subplots()
     for name, report in models.items():
-        axis.step(range(1, len(report['cmc']) + 1), report['cmc'], where='post',
-                  label=f'{readable(name)} ({report["distractors"]:,} distractors)')
-    axis.set(xscale='log', ylim=(0, 1.01), xlabel='rank', ylabel='share of probes',
-             title='CMC: the mate at this rank or better')
-    axis.grid(alpha=.3, which='both')
+        axis.step(
+            range(1, len(report['cmc']) + 1),
+            report['cmc'],
+            where='post',
+            label=f'{readable(name)} ({report["distractors"]:,} distractors)',
+        )
+    axis.set(
+        xscale='log',
+        ylim=(0, 1.01),
+        xlabel='rank',
+        ylabel='share of probes',
+        title='CMC: the mate at this rank or better',
+    )
+    axis.grid(alpha=0.3, which='both')
     axis.legend(loc='lower right')
     save(figure, path)
 
@@ -174,43 +207,69 @@ def draw_leakage(report: dict, path) -> None:
     An R² far below 0 is cut off at the axis, its number is not.
     """
     figure = Figure(figsize=(10.5, 3.8), layout='constrained')
-    age, identity, correlation = figure.subplots(1, 3, width_ratios=(1.2, 1, .8))
+    age, identity, correlation = figure.subplots(1, 3, width_ratios=(1.2, 1, 0.8))
     parts = ('x', 'x_age', 'x_id')
-    _bars(age, parts, {
-        'R² (ridge)': ([report['age'][part]['r2'] for part in parts], '#4c72b0'),
-        'balanced accuracy of groups': (
-            [report['age'][part]['balanced_accuracy'] for part in parts], '#dd8452')})
+    _bars(
+        age,
+        parts,
+        {
+            'R² (ridge)': ([report['age'][part]['r2'] for part in parts], '#4c72b0'),
+            'balanced accuracy of groups': (
+                [report['age'][part]['balanced_accuracy'] for part in parts],
+                '#dd8452',
+            ),
+        },
+    )
     groups = report['age']['x']['groups']
     if groups:
         age.axhline(1 / groups, color='#dd8452', linestyle=':', label=f'chance of {groups} groups')
-    age.set(title='age that can be read', ylim=(-.16, 1.05))
-    _bars(identity, parts, {
-        'AUC': ([report['identity'][part]['auc'] for part in parts], '#55a868'),
-        'rank-1': ([report['identity'][part]['rank1'] for part in parts], '#8172b3')})
-    identity.axhline(.5, color='#55a868', linestyle=':', label='chance of AUC')
+    age.set(title='age that can be read', ylim=(-0.16, 1.05))
+    _bars(
+        identity,
+        parts,
+        {
+            'AUC': ([report['identity'][part]['auc'] for part in parts], '#55a868'),
+            'rank-1': ([report['identity'][part]['rank1'] for part in parts], '#8172b3'),
+        },
+    )
+    identity.axhline(0.5, color='#55a868', linestyle=':', label='chance of AUC')
     identity.set(title='people told apart', ylim=(0, 1.05))
     rho = report['correlation']
-    _bars(correlation, ('x_id and\nx_age', 'shuffled\npairs'),
-          {'': ([rho['rho'], rho['shuffled']], '#937860')})
+    _bars(
+        correlation,
+        ('x_id and\nx_age', 'shuffled\npairs'),
+        {'': ([rho['rho'], rho['shuffled']], '#937860')},
+    )
     if rho['shuffled_95'] is not None:
-        correlation.axhline(rho['shuffled_95'], color='grey', linestyle=':',
-                            label='95 % of shuffles')
+        correlation.axhline(
+            rho['shuffled_95'], color='grey', linestyle=':', label='95 % of shuffles'
+        )
     correlation.set(title='correlation, held out', ylim=(0, 1.05))
     for axis in (age, identity, correlation):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize='small', loc='upper center', bbox_to_anchor=(.5, -.14), ncols=2,
-                        frameon=False)
+            axis.legend(
+                fontsize='small',
+                loc='upper center',
+                bbox_to_anchor=(0.5, -0.14),
+                ncols=2,
+                frameon=False,
+            )
     save(figure, path)
 
 
 def _bars(axis, names, series):
     """Groups of bars with their value above; None is left empty."""
-    width = .8 / len(series)
+    width = 0.8 / len(series)
     for k, (label, (values, colour)) in enumerate(series.items()):
-        drawn = axis.bar(np.arange(len(names)) + (k + .5) * width - .4,
-                         [max(value or 0, -.1) for value in values], width, color=colour,
-                         label=label or None)
-        axis.bar_label(drawn, ['–' if value is None else f'{value:.2f}' for value in values],
-                       fontsize=8)
+        drawn = axis.bar(
+            np.arange(len(names)) + (k + 0.5) * width - 0.4,
+            [max(value or 0, -0.1) for value in values],
+            width,
+            color=colour,
+            label=label or None,
+        )
+        axis.bar_label(
+            drawn, ['–' if value is None else f'{value:.2f}' for value in values], fontsize=8
+        )
     axis.set_xticks(range(len(names)), names)
-    axis.grid(alpha=.3, axis='y')
+    axis.grid(alpha=0.3, axis='y')

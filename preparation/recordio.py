@@ -9,6 +9,7 @@ the number of float32 labels that follow. Then comes the image, encoded.
 the images and one past the last. The keys between are a record an identity, whose labels are the
 first key of its images and one past the last. Some packs lack these: then every key is an image.
 """
+
 import os
 import struct
 from pathlib import Path
@@ -19,7 +20,7 @@ from preparation import foreign
 from storage.progress import progress
 from utils import DataError
 
-MAGIC = struct.pack('<I', 0xced7230a)
+MAGIC = struct.pack('<I', 0xCED7230A)
 WHOLE, FIRST, MIDDLE, LAST = range(4)  # the part flags
 HEADER = struct.Struct('<IfQQ')
 
@@ -51,9 +52,11 @@ class RecordFile:
         while flag not in (WHOLE, LAST):
             head = os.pread(self.file.fileno(), 8, offset)
             if len(head) < 8 or head[:4] != MAGIC:
-                raise DataError(f'{self.path}: no record at byte {offset} of {self.size}, where '
-                                'the .idx has one: cut short, or of another download: '
-                                'fetch both again')
+                raise DataError(
+                    f'{self.path}: no record at byte {offset} of {self.size}, where '
+                    'the .idx has one: cut short, or of another download: '
+                    'fetch both again'
+                )
             before, (length,) = flag, struct.unpack('<I', head[4:])
             flag, length = length >> 29, length & (1 << 29) - 1
             if flag > LAST or (flag in (WHOLE, FIRST)) != (before is None):
@@ -71,12 +74,13 @@ class RecordFile:
             raise DataError(f'{self.path}: the record at byte {offset} is too short for its header')
         flag, label, _, _ = HEADER.unpack_from(data)
         if not flag:
-            return np.float32([label]), data[HEADER.size:]
+            return np.float32([label]), data[HEADER.size :]
         start = HEADER.size + 4 * flag
         if len(data) < start:
-            raise DataError(f'{self.path}: the record at byte {offset} is too short for its '
-                            f'{flag} labels')
-        return np.frombuffer(data[HEADER.size:start], '<f4'), data[start:]
+            raise DataError(
+                f'{self.path}: the record at byte {offset} is too short for its {flag} labels'
+            )
+        return np.frombuffer(data[HEADER.size : start], '<f4'), data[start:]
 
 
 def identity_of(labels: np.ndarray, where: str) -> int:
@@ -99,9 +103,11 @@ class Records:
         self.file, index = RecordFile(path), Path(path).with_suffix('.idx')
         keys, offsets = _read_index(index)
         if offsets.max() >= self.file.size:
-            raise DataError(f'{path}: {self.file.size} bytes, but {index.name} has a record at '
-                            f'byte {offsets.max()}: cut short, or of another download: '
-                            'fetch both again')
+            raise DataError(
+                f'{path}: {self.file.size} bytes, but {index.name} has a record at '
+                f'byte {offsets.max()}: cut short, or of another download: '
+                'fetch both again'
+            )
         end = self.file.end(int(offsets.max()))  # the last one is whole
         labels, image = self.file.record(int(offsets[0]))
         if keys[0] == 0 and not image:
@@ -110,9 +116,11 @@ class Records:
         else:
             # records of identities tell of all keys; here only the file's end does
             if end < self.file.size:
-                raise DataError(f'{path} goes on for {self.file.size - end} bytes after the last '
-                                f'record that {index.name} has: the .idx is cut short, or of '
-                                'another download: fetch both again')
+                raise DataError(
+                    f'{path} goes on for {self.file.size - end} bytes after the last '
+                    f'record that {index.name} has: the .idx is cut short, or of '
+                    'another download: fetch both again'
+                )
             self.keys, self.offsets = keys, offsets
             self.labels = self._labels_of_each()
         self._check_property(Path(path).with_name('property'))
@@ -121,10 +129,12 @@ class Records:
         return len(self.keys)
 
     def _labels_of_each(self):
-        numbers = progress(range(len(self.keys)), f'listing {self.file.path}', len(self.keys),
-                           unit=' records')
-        return np.array([self._label(int(self.offsets[number]), int(self.keys[number]))
-                         for number in numbers])
+        numbers = progress(
+            range(len(self.keys)), f'listing {self.file.path}', len(self.keys), unit=' records'
+        )
+        return np.array(
+            [self._label(int(self.offsets[number]), int(self.keys[number])) for number in numbers]
+        )
 
     def _label(self, offset, key):
         return identity_of(self.file.record(offset)[0], f'{self.file.path}, key {key}')
@@ -139,24 +149,32 @@ class Records:
             raise DataError(f'{self.file.path}: record 0 has {len(labels)} labels; expected 2')
         first, end = map(int, labels.tolist())
         if not 1 < first < end or not np.array_equal(keys, np.arange(end)):
-            raise DataError(f'{name}: record 0 tells of keys 0 to {end - 1}, identities from '
-                            f'{first} on; {index.name} has {len(keys)} keys, up to {keys[-1]}: '
-                            'they are of two downloads, or one is cut short: fetch both again')
+            raise DataError(
+                f'{name}: record 0 tells of keys 0 to {end - 1}, identities from '
+                f'{first} on; {index.name} has {len(keys)} keys, up to {keys[-1]}: '
+                'they are of two downloads, or one is cut short: fetch both again'
+            )
         owner = np.full(first, -1)
         for key in range(first, end):
             labels = self.file.record(int(offsets[key]))[0]
             start, stop = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
             if not 1 <= start < stop <= first or (owner[start:stop] >= 0).any():
-                raise DataError(f'{name}: the identity of key {key} has images {labels.tolist()}, '
-                                f'which are not its own among 1 to {first - 1}: fetch both again')
+                raise DataError(
+                    f'{name}: the identity of key {key} has images {labels.tolist()}, '
+                    f'which are not its own among 1 to {first - 1}: fetch both again'
+                )
             owner[start:stop] = self._label(int(offsets[start]), start)
         if (owner[1:] < 0).any():
-            raise DataError(f'{name}: the image of key {1 + int(np.argmin(owner[1:]))} is of no '
-                            'identity: fetch both again')
+            raise DataError(
+                f'{name}: the image of key {1 + int(np.argmin(owner[1:]))} is of no '
+                'identity: fetch both again'
+            )
         people = len(np.unique(owner[1:]))
         if people != end - first:
-            raise DataError(f'{name}: {end - first} identities by the .idx, {people} by the labels '
-                            'of their images: they are of two sets: fetch both again')
+            raise DataError(
+                f'{name}: {end - first} identities by the .idx, {people} by the labels '
+                'of their images: they are of two sets: fetch both again'
+            )
         return np.arange(1, first), owner[1:]
 
     def _check_property(self, path):
@@ -166,8 +184,10 @@ class Records:
             return  # not every pack has it
         people = len(np.unique(self.labels))
         if classes != people:
-            raise DataError(f'{path}: {classes} identities; {self.file.path} has {people}: '
-                            'they are of two sets: fetch both again')
+            raise DataError(
+                f'{path}: {classes} identities; {self.file.path} has {people}: '
+                'they are of two sets: fetch both again'
+            )
 
 
 def _read_index(path):
@@ -176,7 +196,7 @@ def _read_index(path):
         text = path.read_bytes()
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}: it belongs beside the .rec file') from None
-    if what := foreign.what(text[:foreign.READ]):
+    if what := foreign.what(text[: foreign.READ]):
         raise DataError(f'{path}: {what}')
     try:
         numbers = np.array(text.split(), np.int64).reshape(-1, 2)

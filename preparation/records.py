@@ -1,4 +1,5 @@
 """From a .rec file of InsightFace to tar shards with ages: each image is copied as it is."""
+
 import contextlib
 import csv
 import functools
@@ -50,8 +51,10 @@ class Look:
             labels, data = self.file.record(int(offset))
             where = f'{self.file.path}, key {key}'
             if identity_of(labels, where) != identity:
-                raise DataError(f'{where}: its label is {labels[0]:g}, its identity in the .idx '
-                                f'{identity}: they are of two sets: fetch both again')
+                raise DataError(
+                    f'{where}: its label is {labels[0]:g}, its identity in the .idx '
+                    f'{identity}: they are of two sets: fetch both again'
+                )
             try:
                 pixels = decode(data)
             except DataError as error:
@@ -97,8 +100,9 @@ class Faces:
         return hashed.hexdigest()
 
 
-def run(source: str, target: str, ages: Sequence[str], dex: str | None,
-        workers: int) -> tuple[str, int, list[str]]:
+def run(
+    source: str, target: str, ages: Sequence[str], dex: str | None, workers: int
+) -> tuple[str, int, list[str]]:
     """Writes the faces of a .rec file to shards in the folder `target`.
 
     `ages` are tables, by key or identity, and 'estimate'. Returns the shards' pattern, the number
@@ -108,14 +112,18 @@ def run(source: str, target: str, ages: Sequence[str], dex: str | None,
     records, target = Records(source), Path(target)
     tables = [Table(kind) for kind in ages if kind != 'estimate']
     for table in tables:
-        table.check((str(key), str(label)) for key, label in
-                    zip(records.keys.tolist(), records.labels.tolist(), strict=True))
+        table.check(
+            (str(key), str(label))
+            for key, label in zip(records.keys.tolist(), records.labels.tolist(), strict=True)
+        )
     state = State(records, tables, target / 'report.csv')
     state.look('estimate' in ages, dex, workers)
     faces = Faces(records, state.ages())
     reasons = Counter(row[4] for row in state.rows() if row[4])
-    lines = [f'{len(faces)} faces of {len(faces.classes)} people in {target}, of {len(records)} '
-             f'images; what became of each: {state.path}']
+    lines = [
+        f'{len(faces)} faces of {len(faces.classes)} people in {target}, of {len(records)} '
+        f'images; what became of each: {state.path}'
+    ]
     lines += [f'{number:7} skipped: {reason}' for reason, number in reasons.most_common(8)]
     if not len(faces):
         raise DataError(f'{source}: no image with an age: {some(reasons)}')
@@ -138,8 +146,9 @@ class State:
         self.records, self.tables, self.path, n = records, tables, path, len(records)
         self.known, self.estimated = np.full((2, n), np.nan)
         self.told, self.looked, self.wrong, self.origin = np.full(n, -1), np.zeros(n, bool), {}, ''
-        for place, (key, identity) in enumerate(zip(records.keys.tolist(), records.labels.tolist(),
-                                                    strict=True)):
+        for place, (key, identity) in enumerate(
+            zip(records.keys.tolist(), records.labels.tolist(), strict=True)
+        ):
             for number, table in enumerate(tables):
                 with contextlib.suppress(ValueError):
                     self.known[place] = table.age(str(key), str(identity), NO_EXIF)
@@ -152,8 +161,9 @@ class State:
         with open(self.path, newline='', encoding='utf-8') as file:
             rows = csv.reader(file)
             if tuple(next(rows, ())) != FIELDS:
-                raise UserError(f'{self.path}: not a report on a .rec file: '
-                                'TARGET is a folder of its own')
+                raise UserError(
+                    f'{self.path}: not a report on a .rec file: TARGET is a folder of its own'
+                )
             for row in rows:
                 if len(row) < len(FIELDS):  # cut short
                     continue
@@ -171,13 +181,17 @@ class State:
         damaged = np.isin(np.arange(len(wanted)), list(self.wrong))
         todo = np.flatnonzero(~self.looked | wanted & ~damaged)
         records = self.records
-        batches = [(records.keys[part], records.offsets[part], records.labels[part], wanted[part])
-                   for part in (todo[start:start + BATCH] for start in range(0, len(todo), BATCH))]
+        batches = [
+            (records.keys[part], records.offsets[part], records.labels[part], wanted[part])
+            for part in (todo[start : start + BATCH] for start in range(0, len(todo), BATCH))
+        ]
         make = functools.partial(Look, records.file.path, estimates, dex)
         self._write()
         with contextlib.closing(each(Look.look, batches, make(), make, workers)) as looked:
-            self._add(progress(todo.tolist(), records.file.path, len(todo), unit=' images'),
-                      itertools.chain.from_iterable(looked))
+            self._add(
+                progress(todo.tolist(), records.file.path, len(todo), unit=' images'),
+                itertools.chain.from_iterable(looked),
+            )
         self._write()
 
     def _add(self, places, looked):
@@ -189,8 +203,9 @@ class State:
                     self.wrong[place] = wrong
                 writer.writerow(self._row(place))
                 if interrupt.received:
-                    raise UserError(f'{interrupt.received}: stopped; the same command goes on from '
-                                    'here')
+                    raise UserError(
+                        f'{interrupt.received}: stopped; the same command goes on from here'
+                    )
 
     def ages(self) -> np.ndarray:
         """Ages in years (n,), nan where an image is left out."""
@@ -210,8 +225,11 @@ class State:
             age, origin = self.known[place], self.tables[self.told[place]].kind
         else:
             age, origin = self.estimated[place], self.origin
-        return [key, identity, '', '', NO_AGE] if np.isnan(age) else [key, identity, f'{age:g}',
-                                                                      origin, '']
+        return (
+            [key, identity, '', '', NO_AGE]
+            if np.isnan(age)
+            else [key, identity, f'{age:g}', origin, '']
+        )
 
     def _write(self):
         write_csv(self.path, itertools.chain([FIELDS], self.rows()))

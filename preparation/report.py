@@ -1,4 +1,5 @@
 """TARGET: held by one process at a time, with a report of what became of each file."""
+
 import contextlib
 import csv
 import hashlib
@@ -26,6 +27,7 @@ class Outcome(NamedTuple):
     `stamp` tells whether the photograph or its points changed since, `written` is a hash of the
     face as it was written: a face that somebody else changed is theirs.
     """
+
     source: str
     target: str = ''
     age: str = ''
@@ -58,17 +60,25 @@ def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
                 before['ages'] = settings['ages']
             changed = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f'{file} is damaged: remove it to go on with the options of this '
-                            'command') from None
-        if changed and any(path.suffix.lower() in ('.jpg', '.png', '.tar')
-                           for path in target.rglob('*')):
+            raise UserError(
+                f'{file} is damaged: remove it to go on with the options of this command'
+            ) from None
+        if changed and any(
+            path.suffix.lower() in ('.jpg', '.png', '.tar') for path in target.rglob('*')
+        ):
             raise UserError(
                 f'{target} was begun with another {", ".join(changed)}, {before[changed[0]]!r}, '
-                f'now it is {settings[changed[0]]!r}: repeat the options, or choose another TARGET')
-    elif target.is_dir() and not (target / 'report.csv').exists() \
-            and set(os.listdir(target)) - {'.lock'}:
-        raise UserError(f'{target} is there already and is not of prepare.py: '
-                        'TARGET is a new folder, or one to go on with')
+                f'now it is {settings[changed[0]]!r}: repeat the options, or choose another TARGET'
+            )
+    elif (
+        target.is_dir()
+        and not (target / 'report.csv').exists()
+        and set(os.listdir(target)) - {'.lock'}
+    ):
+        raise UserError(
+            f'{target} is there already and is not of prepare.py: '
+            'TARGET is a new folder, or one to go on with'
+        )
     with jobs.claim(target, 'TARGET', 'writing'):
         for stale in target.rglob('.*.????????.tmp'):  # write_whole's, of a process that was killed
             stale.unlink()
@@ -85,15 +95,18 @@ class Report:
             with open(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
                 head, *rows = list(csv.reader(file)) or [[]]
             # releases before had fewer columns
-            if len(head) < 7 or tuple(head) != Outcome._fields[:len(head)]:
-                raise UserError(f'{self.path}: not a report of prepare.py: '
-                                'TARGET is a folder of its own')
+            if len(head) < 7 or tuple(head) != Outcome._fields[: len(head)]:
+                raise UserError(
+                    f'{self.path}: not a report of prepare.py: TARGET is a folder of its own'
+                )
             # what was skipped is tried again, and what was deleted, and a line that was cut short
             rows = [Outcome(*row) for row in rows if len(row) == len(head)]
             there = [row for row in rows if row.target and (self.target / row.target).is_file()]
             # releases before wrote faces of several photographs under one name: it is one's alone
-            owners = {row.target: row.source for row in
-                      sorted(there, key=lambda row: row.source == row.target)}
+            owners = {
+                row.target: row.source
+                for row in sorted(there, key=lambda row: row.source == row.target)
+            }
             self.rows = {row.source: row for row in there if owners[row.target] == row.source}
         self.rewrite()
 
@@ -103,8 +116,9 @@ class Report:
 
     def done(self) -> dict[str, tuple[str, int]]:
         """{source: (person, number)} of the faces that are there, TARGET/<person>/<number>_…"""
-        return {row.source: (os.path.dirname(row.target), number_of(row))
-                for row in self.rows.values()}
+        return {
+            row.source: (os.path.dirname(row.target), number_of(row)) for row in self.rows.values()
+        }
 
     def faces(self) -> dict[str, list[tuple[Path, int | None]]]:
         """{person: [(file, age), …]} of the faces that are there."""
@@ -117,15 +131,20 @@ class Report:
 
     def add_all(self, outcomes: Iterable[Outcome]) -> None:
         """Raises UserError after the row at which SIGINT or SIGTERM came."""
-        with Interrupt() as interrupt, open(self.path, 'a', newline='', encoding='utf-8',
-                                            errors='surrogateescape', buffering=1) as file:
+        with (
+            Interrupt() as interrupt,
+            open(
+                self.path, 'a', newline='', encoding='utf-8', errors='surrogateescape', buffering=1
+            ) as file,
+        ):
             writer = csv.writer(file)
             for outcome in outcomes:
                 self.rows[outcome.source] = outcome
                 writer.writerow(outcome)
                 if interrupt.received:
-                    raise UserError(f'{interrupt.received}: stopped; '
-                                    'the same command goes on from here')
+                    raise UserError(
+                        f'{interrupt.received}: stopped; the same command goes on from here'
+                    )
 
     def withdraw(self, source: str) -> bool:
         """Takes a face out of TARGET; False where somebody changed the file, which then stays."""
@@ -157,7 +176,9 @@ def number_of(row: Outcome) -> int:
 
 def write_csv(path: str | os.PathLike, rows: Iterable[Iterable]) -> None:
     """Writes the rows to a file that is whole at any time; names that aren't UTF-8 stay bytes."""
+
     def write(temporary):
         with open(temporary, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
             csv.writer(file).writerows(rows)
+
     write_whole(path, write)

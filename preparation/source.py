@@ -1,4 +1,5 @@
 """The photographs of a source folder, whose they are, and the number that each gets."""
+
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ class Photograph(NamedTuple):
     The person is None where nothing tells; `wrong` says why the file can't be read; `rival` is the
     photograph whose face has the name that this one's would have, where names are kept.
     """
+
     relative: str
     person: str | None
     number: int = 0
@@ -42,12 +44,12 @@ def find(source: str | os.PathLike, people: str) -> list[Photograph]:
         found.append(Photograph(relative, person, 0, wrong.get(relative, '')))
     if not found:
         raise DataError(f'{source}: no files in this folder or below')
-    return sorted(found, key=lambda item: [os.fsencode(part)
-                                           for part in item.relative.split(os.sep)])
+    return sorted(
+        found, key=lambda item: [os.fsencode(part) for part in item.relative.split(os.sep)]
+    )
 
 
-def numbered(found: list[Photograph],
-             done: Mapping[str, tuple[str, int]]) -> list[Photograph]:
+def numbered(found: list[Photograph], done: Mapping[str, tuple[str, int]]) -> list[Photograph]:
     """`found` with the numbers that name the faces.
 
     What is in `done`, {relative: (person, number)}, keeps its number, and nothing else gets it.

@@ -1,4 +1,5 @@
 """The faces of one root, each read once, as training would read them."""
+
 import hashlib
 import os
 from collections import defaultdict
@@ -26,6 +27,7 @@ class Face(NamedTuple):
 
     `reason` says more; `pixels` is a hash of them, `redness` red − blue in the middle of the face.
     """
+
     person: str
     name: str
     age: float | None
@@ -52,8 +54,9 @@ class Part:
         self.folder = not are_shards(self.root) and not is_list(self.root)
         listed = self._listed(pat, pos) if self.folder else self._of_faces(pat, pos)
         if not listed:
-            raise DataError(f'{self.root}: no images; '
-                            f'expected {self.root}/<identity>/000_[age].jpg')
+            raise DataError(
+                f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
+            )
         with ThreadPoolExecutor(workers) as pool:
             looks = pool.map(lambda item: _look(*item), listed)
             self.faces = list(progress(looks, f'reading {self.root}', len(listed), unit=' faces'))
@@ -76,8 +79,10 @@ class Part:
     def _listed(self, pat, pos):
         """(person, name, age, its encoded bytes when called) of each face in a folder."""
         if not os.path.isdir(self.root):
-            raise DataError(f'{self.root}: no such folder{seen_from(self.root)}: '
-                            'expected one with a folder per person')
+            raise DataError(
+                f'{self.root}: no such folder{seen_from(self.root)}: '
+                'expected one with a folder per person'
+            )
         listed = []
         for person in sorted(os.listdir(self.root)):
             folder = os.path.join(self.root, person)
@@ -87,14 +92,28 @@ class Part:
             there = below(folder, (self.root,))
             self.others += [f'{person}/{name}' for name in there.others + there.loops]
             self.empty += [] if there.images else [person]
-            listed += [(person, name, _age(os.path.basename(name), pat, pos),
-                        _reader(os.path.join(folder, name))) for name in there.images]
+            listed += [
+                (
+                    person,
+                    name,
+                    _age(os.path.basename(name), pat, pos),
+                    _reader(os.path.join(folder, name)),
+                )
+                for name in there.images
+            ]
         return listed
 
     def _of_faces(self, pat, pos):
         faces = Faces(self.root, pat, pos)
-        return [(faces.classes[faces.labels[index]], faces.path(index), float(faces.ages[index]),
-                 lambda index=index: faces.encoded(index)) for index in range(len(faces))]
+        return [
+            (
+                faces.classes[faces.labels[index]],
+                faces.path(index),
+                float(faces.ages[index]),
+                lambda index=index: faces.encoded(index),
+            )
+            for index in range(len(faces))
+        ]
 
 
 def _age(name, pat, pos):
@@ -108,6 +127,7 @@ def _reader(path) -> Callable[[], bytes]:
     def read():
         with open(path, 'rb') as file:
             return file.read()
+
     return read
 
 
@@ -122,5 +142,13 @@ def _look(person, name, age, encoded):
     middle = values[40:100, 24:72].reshape(-1, 3).mean(0)
     grey = bool((values.max(2) - values.min(2)).mean() < GREY)
     wrong = AGELESS if age is None else ''
-    return Face(person, name, age, wrong, wrong, hashlib.sha256(image.tobytes()).hexdigest(), grey,
-                float(middle[0] - middle[2]))
+    return Face(
+        person,
+        name,
+        age,
+        wrong,
+        wrong,
+        hashlib.sha256(image.tobytes()).hexdigest(),
+        grey,
+        float(middle[0] - middle[2]),
+    )

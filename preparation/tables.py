@@ -1,4 +1,5 @@
 """Ages from a table of the user's: a CSV file, or the .mat file of a published set."""
+
 import csv
 import io
 import os
@@ -48,12 +49,16 @@ class Table:
             head = ['path', 'age']
         column = next((name for name in KEYS if name in head), None)
         if column is None or not {'age', 'birth'} & set(head):
-            raise DataError(f'{file}: its first line is {",".join(head)!r:.200}; '
-                            'expected columns path or person, and age or birth')
+            raise DataError(
+                f'{file}: its first line is {",".join(head)!r:.200}; '
+                'expected columns path or person, and age or birth'
+            )
         twice = [name for name in FIELDS if head.count(name) > 1]
         if twice:
-            raise DataError(f'{file}: {head.count(twice[0])} columns {twice[0]!r}: which one is '
-                            'meant? Remove the other')
+            raise DataError(
+                f'{file}: {head.count(twice[0])} columns {twice[0]!r}: which one is '
+                'meant? Remove the other'
+            )
         self.key, self.rows = KEYS[column], {}
         for row in rows:
             fields = dict(zip(head, map(str.strip, row), strict=False))
@@ -83,8 +88,10 @@ class Table:
                 except ValueError as error:
                     wrong, first = wrong + 1, first or (key, error)
         if 2 * wrong > stated:
-            raise DataError(f"{self.kind}: {wrong} of {stated} ages can't be read, as that of "
-                            f'{some(first[:1])}: {first[1]}')
+            raise DataError(
+                f"{self.kind}: {wrong} of {stated} ages can't be read, as that of "
+                f'{some(first[:1])}: {first[1]}'
+            )
 
     def _path(self, name):
         """A path of the table as one below the source."""
@@ -119,18 +126,24 @@ class Table:
             elif not (relative.isascii() or left):
                 left = relative
         if not paths:
-            raise DataError(f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
-                            f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
-                            f'write each {self.key} as it is there')
+            raise DataError(
+                f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
+                f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
+                f'write each {self.key} as it is there'
+            )
         if left and self.western and not set(self.western.values()) & set(paths):
-            raise DataError(f'{self.kind}: not UTF-8, and {some(self.western.values())} fit no '
-                            f'photograph, where {self.source} has {some([left])}: save it as UTF-8')
+            raise DataError(
+                f'{self.kind}: not UTF-8, and {some(self.western.values())} fit no '
+                f'photograph, where {self.source} has {some([left])}: save it as UTF-8'
+            )
         several = {row: fits for row, fits in paths.items() if len(fits) > 1}
         if several:
             row, fits = next(iter(several.items()))
-            raise DataError(f'{self.kind}: {len(several)} bare name(s) fit several photographs: '
-                            f'{some([row])} fits {some(fits)}: '
-                            f'write paths below {self.source}, as {fits[0]!r}')
+            raise DataError(
+                f'{self.kind}: {len(several)} bare name(s) fit several photographs: '
+                f'{some([row])} fits {some(fits)}: '
+                f'write paths below {self.source}, as {fits[0]!r}'
+            )
 
     def age(self, relative: str, person: str | None, image: Image.Image | str) -> int:
         """Age in whole years of a photograph, by its path or its person. Raises ValueError.
@@ -207,7 +220,7 @@ def _decoded(file, data):
     book = os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers'))
     if book or data.startswith(b'\xd0\xcf\x11\xe0'):
         raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
-    if what := foreign.what(data[:foreign.READ]):
+    if what := foreign.what(data[: foreign.READ]):
         raise DataError(f'{file}: {what}')
     for mark, encoding in ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16')):
         if data.startswith(mark):

@@ -2,6 +2,7 @@
 
 Only files of report.csv are renamed or removed: those that prepare.py made.
 """
+
 import os
 from collections import Counter
 from collections.abc import Sequence

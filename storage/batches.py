@@ -1,4 +1,5 @@
 """The order in which a training sees its faces: a function of seed and epoch alone."""
+
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -62,5 +63,5 @@ class Batches(Sampler):
     def _shares(self):
         order = self.order()
         for number in range(self.first, len(self)):
-            batch = order[number * self.batch_size:(number + 1) * self.batch_size]
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield np.array_split(batch, self.processes)[self.process].tolist()

@@ -1,4 +1,5 @@
 """What meta.py says of a data set, checked before anything is read."""
+
 import difflib
 import re
 from collections.abc import Sequence

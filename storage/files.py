@@ -1,6 +1,7 @@
 """Files as people's disks hold them: which names are images, folders below folders, lists of names;
 and reading and writing at a position.
 """
+
 import codecs
 import contextlib
 import os
@@ -13,17 +14,50 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXTENSIONS = (
-    '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff',
-    '.ppm', '.pgm', '.pbm', '.jp2', '.avif', '.heic', '.heif',
-)  # fmt: skip
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.jfif',
+    '.mpo',
+    '.png',
+    '.webp',
+    '.gif',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.jp2',
+    '.avif',
+    '.heic',
+    '.heif',
+)
 
 # what systems and network disks put beside the files of people, in lower case; and see is_system
 SYSTEM = {
-    '@eadir', '@tmp', '@recycle', '@recently-snapshot', '@appstore', '@sharebin', '@__thumb',
-    '#recycle', '#snapshot', '~snapshot', '__macosx', 'lost+found', 'network trash folder',
-    'temporary items', '$recycle.bin', 'recycler', 'recycled', 'system volume information',
-    '_vti_cnf', 'thumbs.db', 'desktop.ini',
-}  # fmt: skip
+    '@eadir',
+    '@tmp',
+    '@recycle',
+    '@recently-snapshot',
+    '@appstore',
+    '@sharebin',
+    '@__thumb',
+    '#recycle',
+    '#snapshot',
+    '~snapshot',
+    '__macosx',
+    'lost+found',
+    'network trash folder',
+    'temporary items',
+    '$recycle.bin',
+    'recycler',
+    'recycled',
+    'system volume information',
+    '_vti_cnf',
+    'thumbs.db',
+    'desktop.ini',
+}
 RECOVERED = re.compile(r'found\.[0-9]{3}')  # folders of Windows' chkdsk
 
 _seeking = threading.Lock()
@@ -114,8 +148,9 @@ def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
     lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
-    return [(number, line.decode('utf-8', 'surrogateescape'))
-            for number, line in lines if line.strip()]
+    return [
+        (number, line.decode('utf-8', 'surrogateescape')) for number, line in lines if line.strip()
+    ]
 
 
 def find(folder: str | os.PathLike, name: str) -> str | None:
@@ -147,7 +182,7 @@ def read_into(number: int, buffer: memoryview, at: int) -> int:
     if hasattr(os, 'preadv'):
         return os.preadv(number, [buffer], at)
     data = read_at(number, buffer.nbytes, at)
-    buffer.cast('B')[:len(data)] = data
+    buffer.cast('B')[: len(data)] = data
     return len(data)
 
 

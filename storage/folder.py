@@ -1,4 +1,5 @@
 """A folder of folders, one a person, as in torchvision's ImageFolder; ages are in file names."""
+
 import contextlib
 import hashlib
 import os

@@ -1,4 +1,5 @@
 """Greys of more than 8 bits as 8; which scale was meant is told by the file, or by the values."""
+
 import numpy as np
 from PIL import Image
 

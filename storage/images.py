@@ -1,4 +1,5 @@
 """One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
+
 import codecs
 import functools
 import importlib.util
@@ -85,7 +86,7 @@ def to_width(face: np.ndarray, width: int) -> np.ndarray:
     missing = width - face.shape[1]
     if missing > 0:
         return np.pad(face, ((0, 0), (missing // 2, missing // 2), (0, 0)), 'edge')
-    return face[:, -missing // 2:][:, :width]
+    return face[:, -missing // 2 :][:, :width]
 
 
 def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -181,6 +182,7 @@ def kinds() -> list[str]:
     """Those of KINDS that can be read here; HEIF where pillow-heif is installed."""
     if importlib.util.find_spec('pillow_heif'):
         import pillow_heif
+
         pillow_heif.register_heif_opener()
     Image.init()
     return [kind for kind in KINDS if kind in Image.OPEN]

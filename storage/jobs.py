@@ -1,4 +1,5 @@
 """A folder that one process at a time writes into, and signals that end its work between steps."""
+
 import contextlib
 import os
 import signal
@@ -74,8 +75,10 @@ def claim(folder: str | os.PathLike, option: str = '--save', work: str = 'traini
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 file.seek(0)
-                raise UserError(f'{folder}: {file.read().decode()} is {work} into it: {option} DIR '
-                                'starts elsewhere') from None
+                raise UserError(
+                    f'{folder}: {file.read().decode()} is {work} into it: {option} DIR '
+                    'starts elsewhere'
+                ) from None
         try:
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

@@ -1,4 +1,5 @@
 """A text file that lists images: `path label age` lines."""
+
 import contextlib
 import csv
 import os

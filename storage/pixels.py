@@ -3,6 +3,7 @@
 They are read and written by position and never mapped into memory. A map would be as fast, but
 where its file is cut short or its disk is full, the system ends the process (SIGBUS) silently.
 """
+
 import contextlib
 import glob
 import io
@@ -143,7 +144,7 @@ class NewPixels:
         if self.error:
             return None
         root = _root_of(self.path)
-        fingerprint = self.path.name[len(root) + 1:][:16]
+        fingerprint = self.path.name[len(root) + 1 :][:16]
         for other in self.path.parent.glob(f'{glob.escape(root)}.{"[0-9a-f]" * 16}*.npy'):
             if not other.name.startswith(f'{root}.{fingerprint}'):
                 _remove_unless_used(other)

@@ -1,4 +1,5 @@
 """How far a long work is: a bar on a terminal, else (nohup, a job's log) a line a minute."""
+
 import sys
 from collections.abc import Iterable
 
@@ -9,8 +10,7 @@ LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left'
 
 
 class _Lines:
-    """A file for tqdm that writes each state as a line, where a terminal would overwrite the last.
-    """
+    """A file for tqdm that writes each state as a line of its own."""
 
     def __init__(self, file):
         self.file = file
@@ -35,7 +35,12 @@ def progress(
     options = {'leave': False} | options
     if not sys.stderr.isatty():
         options |= {
-            'leave': False, 'file': _Lines(sys.stderr), 'bar_format': LINE, 'delay': SECONDS,
-            'mininterval': SECONDS, 'maxinterval': SECONDS, 'miniters': 1,
-        }  # fmt: skip
+            'leave': False,
+            'file': _Lines(sys.stderr),
+            'bar_format': LINE,
+            'delay': SECONDS,
+            'mininterval': SECONDS,
+            'maxinterval': SECONDS,
+            'miniters': 1,
+        }
     return tqdm(iterable, desc, total, **options)

@@ -1,4 +1,5 @@
 """From faces to tar shards: every image copied byte for byte, shuffled, resumable."""
+
 import glob
 import json
 import os
@@ -61,7 +62,7 @@ def write_shards(
     with progress(None, f'writing {pattern}', len(faces), unit=' faces', leave=True) as bar:
         for shard in range(shards):
             path = Path(f'{target}-{shard:0{width}}.tar')
-            indices = order[shard * per_shard:(shard + 1) * per_shard]
+            indices = order[shard * per_shard : (shard + 1) * per_shard]
             if path not in there:
                 _write(faces, indices, path, bar)
             else:
@@ -80,11 +81,13 @@ def _write(faces, indices, path, bar):
                 person, age = faces.classes[faces.labels[index]], float(str(faces.ages[index]))
                 about = {'identity': person, 'age': age, 'file': name}
                 suffix = os.path.splitext(name)[1][1:].lower()
-                tar.write({
-                    '__key__': f'{index:09d}',
-                    suffix: faces.encoded(index),
-                    'json': json.dumps(about).encode(),
-                })
+                tar.write(
+                    {
+                        '__key__': f'{index:09d}',
+                        suffix: faces.encoded(index),
+                        'json': json.dumps(about).encode(),
+                    }
+                )
                 bar.update()
 
     utils.write_whole(path, write)

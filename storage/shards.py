@@ -11,6 +11,7 @@ shard from its first byte to its last and keeps no place to resume at; training 
 and in the same order whatever the number of processes. So the shards are read through once for an
 index of where every image lies, and from then on images are read by position.
 """
+
 import functools
 import glob
 import hashlib

@@ -1,4 +1,5 @@
 """Damage that decoders pass over: found by the checksums of PNG and TIFF."""
+
 import io
 import zlib
 
@@ -46,7 +47,7 @@ def _parts(tags, data):
     """The bytes of each strip or tile."""
     for offsets, sizes in zip(OFFSETS, SIZES, strict=True):
         for start, size in zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=True):
-            yield data[start:start + size]
+            yield data[start : start + size]
 
 
 def _inflate(data):

@@ -1,4 +1,5 @@
 """One tar shard: samples as the webdataset library groups them, images as places in the file."""
+
 import json
 import os
 import re

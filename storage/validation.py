@@ -1,4 +1,5 @@
 """Sets of faces whose figures would mean nothing: said, or refused, before training."""
+
 import hashlib
 import itertools
 from typing import TYPE_CHECKING
@@ -67,15 +68,19 @@ def _numbered(people):
     Two people are enough where no number from 0 or 1 on is missing, else it takes three, and three
     pictures of each where it starts later: that may well be a life.
     """
-    from_one = [label for label, ages in people.items()
-                if ages[0] in (0, 1) and (np.diff(ages) == 1).all()]
+    from_one = [
+        label for label, ages in people.items() if ages[0] in (0, 1) and (np.diff(ages) == 1).all()
+    ]
     if len(from_one) > 1 and len(from_one) > 0.9 * len(people):
         return from_one
     start = min((ages[0] for ages in people.values()), default=0)
     if start > 1:
         people = {label: ages for label, ages in people.items() if len(ages) > 2}
-    counting = [label for label, ages in people.items()
-                if (np.diff(ages) > 0).all() and (ages % 1 == 0).all()]
+    counting = [
+        label
+        for label, ages in people.items()
+        if (np.diff(ages) > 0).all() and (ages % 1 == 0).all()
+    ]
     places = sum(people[label][-1] - start + 1 for label in counting)
     pictures = sum(len(people[label]) for label in counting)
     enough = len(counting) > max(2, 0.9 * len(people)) and places <= FILLED * pictures

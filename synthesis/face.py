@@ -1,4 +1,5 @@
 """A face, drawn in its own frame (x from the midline, y down the crop) and posed point by point."""
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 

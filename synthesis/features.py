@@ -1,4 +1,5 @@
 """Eyes, brows, nostrils and moles, mouth: each a function that paints on the face's canvas."""
+
 import numpy as np
 
 from synthesis.face import Face

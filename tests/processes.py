@@ -1,6 +1,7 @@
 """Jobs of several ranks as torchrun starts them, but forked, which takes milliseconds; they talk
 by gloo. And what the tests of such jobs share: steps and whole trainings, and how to compare them.
 """
+
 import multiprocessing
 import os
 import socket
@@ -24,10 +25,14 @@ from training.recipe import small
 SETTINGS = ('precision=float32', *PHASES, 'scale=8.')
 FACES = 8
 # step 0 is the network's, step 1 the adversary's
-ALTERNATING = dict(max_steps=1, min_steps=1, memory=0., variate='learned')
-KINDS = {'phases': ALTERNATING, 'memory': dict(max_steps=0, memory=.5, variate='label'),
-         'solved': dict(max_steps=0, memory=.5, variate='label', factorization='solved',
-                        within_person=True)}
+ALTERNATING = dict(max_steps=1, min_steps=1, memory=0.0, variate='learned')
+KINDS = {
+    'phases': ALTERNATING,
+    'memory': dict(max_steps=0, memory=0.5, variate='label'),
+    'solved': dict(
+        max_steps=0, memory=0.5, variate='label', factorization='solved', within_person=True
+    ),
+}
 
 
 def begin_child(out=None):
@@ -39,8 +44,7 @@ def begin_child(out=None):
         with open(out, 'w') as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1)
-                                  for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1) for number in (1, 2))
 
 
 def launch(count, work, *args, out=None, **options):
@@ -52,9 +56,14 @@ def launch(count, work, *args, out=None, **options):
     def run(rank):
         begin_child(out and f'{out}.{rank}')
         if count:
-            os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count),
-                           'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
-                           'TORCHELASTIC_RUN_ID': 'test'}
+            os.environ |= {
+                'RANK': str(rank),
+                'LOCAL_RANK': str(rank),
+                'WORLD_SIZE': str(count),
+                'MASTER_ADDR': '127.0.0.1',
+                'MASTER_PORT': str(port),
+                'TORCHELASTIC_RUN_ID': 'test',
+            }
         work(*args, **options)
 
     context = multiprocessing.get_context('fork')
@@ -78,11 +87,19 @@ class Tiny(nn.Sequential):
     """A backbone, without batch norm or with one."""
 
     def __init__(self, norm=nn.Identity):
-        super().__init__(nn.Conv2d(3, 4, 5, 4), nn.Tanh(), nn.Conv2d(4, 8, 3, 3), norm(8),
-                         nn.Tanh(), nn.Flatten(), nn.Linear(8 * 9 * 7, 16))
+        super().__init__(
+            nn.Conv2d(3, 4, 5, 4),
+            nn.Tanh(),
+            nn.Conv2d(4, 8, 3, 3),
+            norm(8),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(8 * 9 * 7, 16),
+        )
 
 
 # single steps, on batches of noise
+
 
 def batches(count):
     """Images (FACES, 3, 112, 96), labels and ages (FACES,) of each batch."""
@@ -91,9 +108,11 @@ def batches(count):
         # squares of 16 pixels: single pixels of noise would make faces so alike that |ρ| hung on
         # the last digits of their features
         squares = torch.randint(0, 256, (FACES, 3, 7, 6), dtype=torch.uint8, generator=generator)
-        yield (squares.repeat_interleave(16, 2).repeat_interleave(16, 3),
-               torch.randint(0, 5, (FACES,), generator=generator),
-               torch.randint(1, 80, (FACES,), generator=generator).float())
+        yield (
+            squares.repeat_interleave(16, 2).repeat_interleave(16, 3),
+            torch.randint(0, 5, (FACES,), generator=generator),
+            torch.randint(1, 80, (FACES,), generator=generator).float(),
+        )
 
 
 def copied(tensors):
@@ -109,8 +128,18 @@ def steps(folder, kinds, double=False, batch_norm=False):
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
     main.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
-    plain = dict(precision='float32', read_age=0., warmup=0., lr=.01, scale=1., lambda_dal=.1,
-                 split=(0., 0.), game=(0., 0.), clip=1e9, adversary_lr=.01)
+    plain = dict(
+        precision='float32',
+        read_age=0.0,
+        warmup=0.0,
+        lr=0.01,
+        scale=1.0,
+        lambda_dal=0.1,
+        split=(0.0, 0.0),
+        game=(0.0, 0.0),
+        clip=1e9,
+        adversary_lr=0.01,
+    )
     with distributed.process_group(-1) as device:
         rank, world_size = distributed.rank(), distributed.world_size()
         for name, kind in kinds.items():
@@ -124,10 +153,15 @@ def steps(folder, kinds, double=False, batch_norm=False):
                 sizes = [len(share) for share in shares[0]]
                 training.iterate(*(share[rank] for share in shares), sizes)
                 gradients = ((key, p.grad) for key, p in training.model.named_parameters())
-                found.append({'gradients': copied(gradients),
-                              'means': training.means.flush(), 'climbs': training.climbs.flush(),
-                              'model': copied(training.model.state_dict().items()),
-                              'mapping': copied(training.mapping.state_dict().items())})
+                found.append(
+                    {
+                        'gradients': copied(gradients),
+                        'means': training.means.flush(),
+                        'climbs': training.climbs.flush(),
+                        'model': copied(training.model.state_dict().items()),
+                        'mapping': copied(training.mapping.state_dict().items()),
+                    }
+                )
             torch.save(found, f'{folder}/{name}.{rank}')
 
 
@@ -136,8 +170,13 @@ def run_steps(folder, count, kinds, **options):
     folder.mkdir()
     statuses = join(launch(count, steps, folder, kinds, out=folder / 'out', **options))
     assert statuses == [0] * max(count, 1), (folder / 'out.0').read_text()
-    return {name: [torch.load(folder / f'{name}.{rank}', weights_only=False)
-                   for rank in range(max(count, 1))] for name in kinds}
+    return {
+        name: [
+            torch.load(folder / f'{name}.{rank}', weights_only=False)
+            for rank in range(max(count, 1))
+        ]
+        for name in kinds
+    }
 
 
 def assert_near(ours, theirs, tolerance):
@@ -147,14 +186,15 @@ def assert_near(ours, theirs, tolerance):
         for kind in a:
             assert a[kind].keys() == b[kind].keys() and (a[kind] or kind in ('means', 'climbs'))
             for name in a[kind]:
-                x, y = (torch.as_tensor(value[kind][name], dtype=torch.float64)
-                        for value in (a, b))
+                x, y = (torch.as_tensor(value[kind][name], dtype=torch.float64) for value in (a, b))
                 difference = (x - y).abs().max()
-                assert difference <= tolerance * max(1, y.abs().max()), \
+                assert difference <= tolerance * max(1, y.abs().max()), (
                     f'step {step}: {kind} {name}: {difference:.1e}'
+                )
 
 
 # whole trainings
+
 
 def run_main(entry, save, *line, settings=(), prepare=lambda: None):
     """What `main.py -1 line…` does on the data of `entry`, in a forked process. `prepare` is
@@ -184,8 +224,11 @@ def state(save):
 def flat(value, name=''):
     """All tensors and numbers in a state, by name."""
     if isinstance(value, dict):
-        return {key: tensor for part in value
-                for key, tensor in flat(value[part], f'{name}.{part}').items()}
+        return {
+            key: tensor
+            for part in value
+            for key, tensor in flat(value[part], f'{name}.{part}').items()
+        }
     if torch.is_tensor(value) or isinstance(value, (int, float)):
         return {name: torch.as_tensor(value, dtype=torch.float64)}
     return {}

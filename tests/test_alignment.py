@@ -1,4 +1,5 @@
 """The warp to the template, what is opened, which face is taken."""
+
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,8 +18,10 @@ def turned(angle, scale, shift):
     return np.array([[a.real, -a.imag, shift[0]], [a.imag, a.real, shift[1]]])
 
 
-@pytest.mark.parametrize('angle, scale, shift', [(0, 1, (0, 0)), (25, 3.1, (210, 40)),
-                                                 (-170, .4, (200, 150)), (90, 12, (900, 30))])
+@pytest.mark.parametrize(
+    'angle, scale, shift',
+    [(0, 1, (0, 0)), (25, 3.1, (210, 40)), (-170, 0.4, (200, 150)), (90, 12, (900, 30))],
+)
 def test_similarity_finds_the_transform_that_was_applied(angle, scale, shift):
     matrix = turned(angle, scale, shift)
     points = TEMPLATE @ matrix[:, :2].T + matrix[:, 2]
@@ -55,25 +58,35 @@ def test_points_land_on_the_template(angle, scale):
     matrix[:, 2] = side / 2 - matrix[:, :2] @ [48, 56]
     points = TEMPLATE @ matrix[:, :2].T + matrix[:, 2]
     for k, (x, y) in enumerate(points):
-        across, down = (np.exp(-((np.arange(side) - middle) / (3 * scale)) ** 2)
-                        for middle in (x, y))
+        across, down = (
+            np.exp(-(((np.arange(side) - middle) / (3 * scale)) ** 2)) for middle in (x, y)
+        )
         aligned = align(
-            Image.fromarray((255 * np.outer(down, across)).astype(np.uint8)).convert('RGB'), points)
+            Image.fromarray((255 * np.outer(down, across)).astype(np.uint8)).convert('RGB'), points
+        )
         assert aligned.size == (96, 112)
         weight = np.asarray(aligned, float).sum(2)
         centre = np.array(
-            [(weight.sum(axis) * np.arange(weight.shape[1 - axis])).sum() / weight.sum()
-             for axis in (0, 1)])
-        assert np.abs(centre - TEMPLATE[k]).max() < .1
+            [
+                (weight.sum(axis) * np.arange(weight.shape[1 - axis])).sum() / weight.sum()
+                for axis in (0, 1)
+            ]
+        )
+        assert np.abs(centre - TEMPLATE[k]).max() < 0.1
 
 
 def test_there_and_back():
     face = Image.fromarray(synthetic.draw(3, 40, 0))
     large = face.resize((96 * 4, 112 * 4), Image.Resampling.BICUBIC).rotate(
-        15, Image.Resampling.BICUBIC, expand=True)
-    turn = np.array([[np.cos(np.radians(15)), np.sin(np.radians(15))],
-                     [-np.sin(np.radians(15)), np.cos(np.radians(15))]])
-    points = ((TEMPLATE + .5) * 4 - [192, 224]) @ turn.T + np.array(large.size) / 2 - .5
+        15, Image.Resampling.BICUBIC, expand=True
+    )
+    turn = np.array(
+        [
+            [np.cos(np.radians(15)), np.sin(np.radians(15))],
+            [-np.sin(np.radians(15)), np.cos(np.radians(15))],
+        ]
+    )
+    points = ((TEMPLATE + 0.5) * 4 - [192, 224]) @ turn.T + np.array(large.size) / 2 - 0.5
     back = np.asarray(align(large, points), float)
     assert np.abs(back - np.asarray(face, float))[8:-8, 8:-8].mean() < 3
 
@@ -82,13 +95,18 @@ def test_a_large_face_is_averaged_not_sampled():
     """Lines a pixel wide, in a face forty times the crop, are grey there and not a pattern."""
     stripes = np.zeros((4480, 3840, 3), np.uint8)
     stripes[:, ::2] = 255
-    aligned = np.asarray(align(Image.fromarray(stripes), (TEMPLATE + .5) * 40 - .5), float)
+    aligned = np.asarray(align(Image.fromarray(stripes), (TEMPLATE + 0.5) * 40 - 0.5), float)
     assert np.abs(aligned[8:-8, 8:-8] - 127.5).max() < 4
 
 
-@pytest.mark.parametrize('orientation, turn', [(3, Image.Transpose.ROTATE_180),
-                                               (6, Image.Transpose.ROTATE_90),
-                                               (8, Image.Transpose.ROTATE_270)])
+@pytest.mark.parametrize(
+    'orientation, turn',
+    [
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
 def test_exif_orientation(tmp_path, orientation, turn):
     photograph(tmp_path / 'upright.png')
     upright = Image.open(tmp_path / 'upright.png')
@@ -96,31 +114,49 @@ def test_exif_orientation(tmp_path, orientation, turn):
     exif[0x0112] = orientation
     upright.transpose(turn).save(tmp_path / 'turned.jpg', exif=exif, quality=95)
     found = open_photograph(tmp_path / 'turned.jpg')
-    assert found.size == upright.size and np.abs(
-        np.asarray(found, float) - np.asarray(upright, float)).mean() < 3
+    assert (
+        found.size == upright.size
+        and np.abs(np.asarray(found, float) - np.asarray(upright, float)).mean() < 3
+    )
 
 
-@pytest.mark.parametrize('kind, mode', [('PNG', 'RGBA'), ('PNG', 'P'), ('PNG', 'L'),
-                                        ('TIFF', 'CMYK'), ('WEBP', 'RGB'), ('PNG', 'I;16')])
+@pytest.mark.parametrize(
+    'kind, mode',
+    [
+        ('PNG', 'RGBA'),
+        ('PNG', 'P'),
+        ('PNG', 'L'),
+        ('TIFF', 'CMYK'),
+        ('WEBP', 'RGB'),
+        ('PNG', 'I;16'),
+    ],
+)
 def test_kinds_and_modes(tmp_path, kind, mode):
     grey = Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (32, 1)))
-    image = Image.fromarray(
-        np.asarray(grey).astype(np.uint16)
-        * 257) if mode == 'I;16' else grey.convert('P' if mode == 'P' else 'RGB').convert(mode)
+    image = (
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        if mode == 'I;16'
+        else grey.convert('P' if mode == 'P' else 'RGB').convert(mode)
+    )
     image.save(tmp_path / 'a', kind)
     found = open_photograph(tmp_path / 'a')
-    assert found.mode == 'RGB' and np.abs(
-        np.asarray(found, float) - np.asarray(grey, float)[..., None]).max() < 8
+    assert (
+        found.mode == 'RGB'
+        and np.abs(np.asarray(found, float) - np.asarray(grey, float)[..., None]).max() < 8
+    )
 
 
 @pytest.mark.skipif(not find_spec('pillow_heif'), reason='pillow-heif is not installed')
 def test_heic(tmp_path):
     import pillow_heif
+
     pillow_heif.register_heif_opener()
     Image.new('RGB', (64, 48), (200, 40, 40)).save(tmp_path / 'a.heic')
     found = open_photograph(tmp_path / 'a.heic')
-    assert found.size == (64, 48) and np.abs(np.asarray(found, float).mean((0, 1))
-                                             - [200, 40, 40]).max() < 8
+    assert (
+        found.size == (64, 48)
+        and np.abs(np.asarray(found, float).mean((0, 1)) - [200, 40, 40]).max() < 8
+    )
 
 
 def test_what_is_no_photograph_is_told_in_a_line(tmp_path):
@@ -139,32 +175,35 @@ def test_sixty_megapixels(tmp_path, recwarn):
     large.save(tmp_path / 'large.jpg', quality=80)
     image = open_photograph(tmp_path / 'large.jpg')
     assert image.size == (9000, 6700) and not [w for w in recwarn if 'Bomb' in str(w.category)]
-    aligned = align(image, (TEMPLATE + .5) * times - .5 + [2000, 1000])
+    aligned = align(image, (TEMPLATE + 0.5) * times - 0.5 + [2000, 1000])
     assert np.abs(np.asarray(aligned, float) - np.asarray(face, float))[4:-4, 4:-4].mean() < 4
 
 
 def test_choose():
-    faces = [Face((0, 0, 50, 60), TEMPLATE, 1.), Face((90, 90, 110, 112), TEMPLATE, .99)]
-    assert choose(faces,
-                  (200, 200), 'largest') is faces[0] and choose(faces,
-                                                                (200, 200), 'central') is faces[1]
+    faces = [Face((0, 0, 50, 60), TEMPLATE, 1.0), Face((90, 90, 110, 112), TEMPLATE, 0.99)]
+    assert (
+        choose(faces, (200, 200), 'largest') is faces[0]
+        and choose(faces, (200, 200), 'central') is faces[1]
+    )
 
 
 @needs_detector
 def test_detector_finds_drawn_faces(tmp_path):
     from preparation.detection import Detector
+
     detector = Detector()
     truth = photograph(tmp_path / 'one.png', seed=3)
-    face, = detector.find(open_photograph(tmp_path / 'one.png'))
+    (face,) = detector.find(open_photograph(tmp_path / 'one.png'))
     matrix = similarity(truth)
-    assert np.abs((face.points - truth) @ matrix[:, :2].T).max() < 9 and face.score > .95
+    assert np.abs((face.points - truth) @ matrix[:, :2].T).max() < 9 and face.score > 0.95
     two = Image.open(tmp_path / 'one.png').resize((800, 600))
     two.paste(Image.open(tmp_path / 'one.png'), (0, 0))
     large, small = detector.find(two)
     assert large.area > 2 * small.area
     # what a photograph of four times the size shows is found where it is
-    again, = detector.find(
-        Image.open(tmp_path / 'one.png').resize((1600, 1200), Image.Resampling.BICUBIC))
-    assert np.abs((again.points + .5) / 4 - .5 - face.points).max() < 3
+    (again,) = detector.find(
+        Image.open(tmp_path / 'one.png').resize((1600, 1200), Image.Resampling.BICUBIC)
+    )
+    assert np.abs((again.points + 0.5) / 4 - 0.5 - face.points).max() < 3
     for size in ((300, 200), (3, 3), (900, 5)):
         assert detector.find(Image.new('RGB', size, (120, 130, 140))) == []

@@ -60,8 +60,13 @@ def test_the_exit_status_is_the_answer(weights, faces, tmp_path, capsys, thresho
 
 def test_the_script_ends_with_the_status(weights, faces, tmp_path):
     def status(*line):
-        done = subprocess.run([sys.executable, ROOT / 'verify.py', weights, *line], cwd=tmp_path,
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, ROOT / 'verify.py', weights, *line],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.returncode, done.stderr
 
     assert status(faces[0], faces[1], '--threshold', '1')[0] == 3
@@ -99,20 +104,34 @@ def test_find_as_json_draws_nothing(weights, faces, tmp_path, monkeypatch, capsy
     assert Image.open('a.png').size[0] > 600
 
 
-@pytest.mark.parametrize('text', [
-    'first,second,first_age,second_age\n{0},{1},4,30\n{2},{3},,\n',
-    '\ufeffsecond_age;note;second;first;first_age\n30;x;{1};{0};4\n;y;{3};{2};\n',
-    '{0}\t{1}\t4\t30\n\n{2}\t{3}\n'], ids=['names', 'bom, other order', 'no names'])  # fmt: skip
+@pytest.mark.parametrize(
+    'text',
+    [
+        'first,second,first_age,second_age\n{0},{1},4,30\n{2},{3},,\n',
+        '\ufeffsecond_age;note;second;first;first_age\n30;x;{1};{0};4\n;y;{3};{2};\n',
+        '{0}\t{1}\t4\t30\n\n{2}\t{3}\n',
+    ],
+    ids=['names', 'bom, other order', 'no names'],
+)
 def test_tables_as_people_have_them(text, aged, faces, tmp_path, capsys):
-    names = [shutil.copy(face, tmp_path / f'{k}.jpg').name
-             for k, face in enumerate((*faces[:2], *faces[8:10]))]  # fmt: skip
+    names = [
+        shutil.copy(face, tmp_path / f'{k}.jpg').name
+        for k, face in enumerate((*faces[:2], *faces[8:10]))
+    ]
     path = table(tmp_path / 'pairs.csv', text.format(*names))
     status, out = run(capsys, aged, '--pairs', path)
     rows = list(csv.DictReader(io.StringIO(out)))
     assert status == 0 and [row['first'] for row in rows] == names[::2]
     for row, two in zip(rows, (faces[:2], faces[8:10]), strict=True):
-        alone = json.loads(run(capsys, aged, *two, '--json', *(
-            ('--ages', 4, 30) if row['first'] == names[0] else ()))[1])  # fmt: skip
+        alone = json.loads(
+            run(
+                capsys,
+                aged,
+                *two,
+                '--json',
+                *(('--ages', 4, 30) if row['first'] == names[0] else ()),
+            )[1]
+        )
         assert float(row['similarity']) == pytest.approx(alone['similarity'], abs=1e-5)
         assert row['same'] == str(alone['same']) and row['by'] == 'ages' and not row['error']
     assert (rows[0]['first_age'], rows[0]['second_age']) == ('4.0', '30.0') and rows[1]['first_age']
@@ -120,8 +139,9 @@ def test_tables_as_people_have_them(text, aged, faces, tmp_path, capsys):
 
 def test_pairs_that_cant_be_compared_say_why(weights, faces, tmp_path, capsys):
     (tmp_path / 'junk.jpg').write_bytes(b'junk')
-    path = table(tmp_path / 'pairs.csv', f'{faces[0]},{faces[1]}\n{faces[0]},junk.jpg\ngone.jpg,'
-                                         f'{faces[1]}\n')  # fmt: skip
+    path = table(
+        tmp_path / 'pairs.csv', f'{faces[0]},{faces[1]}\n{faces[0]},junk.jpg\ngone.jpg,{faces[1]}\n'
+    )
     out = tmp_path / 'out.jsonl'
     with pytest.raises(utils.DataError, match='2 of 3 pairs not compared.*junk.jpg'):
         run(capsys, weights, '--pairs', path, '--json', '--out', out)
@@ -131,9 +151,17 @@ def test_pairs_that_cant_be_compared_say_why(weights, faces, tmp_path, capsys):
     assert rows[1].keys() == rows[0].keys() and rows[1]['similarity'] is None
 
 
-@pytest.mark.parametrize('text, said', [
-    ('', 'no pairs'), ('first,second\n', 'no pairs'), ('a.jpg\n', 'line 1'), ('a,b\nc\n', 'line 2'),
-    ('a,b,old,3\n', "'old' is no age"), ('a,b,1,999\n', '999')])  # fmt: skip
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('', 'no pairs'),
+        ('first,second\n', 'no pairs'),
+        ('a.jpg\n', 'line 1'),
+        ('a,b\nc\n', 'line 2'),
+        ('a,b,old,3\n', "'old' is no age"),
+        ('a,b,1,999\n', '999'),
+    ],
+)
 def test_tables_that_are_none(text, said, tmp_path):
     with pytest.raises(utils.DataError, match=said):
         pairs.read(table(tmp_path / 'pairs.csv', text))
@@ -141,8 +169,11 @@ def test_tables_that_are_none(text, said, tmp_path):
 
 def test_each_image_of_a_table_is_read_once(weights, faces, tmp_path, monkeypatch, capsys):
     read = []
-    monkeypatch.setattr(portraits, 'read_all', lambda data, name, *rest, of=portraits.read_all:
-                        read.append(name) or of(data, name, *rest))  # fmt: skip
+    monkeypatch.setattr(
+        portraits,
+        'read_all',
+        lambda data, name, *rest, of=portraits.read_all: read.append(name) or of(data, name, *rest),
+    )
     path = table(tmp_path / 'p.csv', '\n'.join(f'{faces[0]},{face}' for face in faces[1:6]))
     run(capsys, weights, '--pairs', path)
     assert len(read) == 6
@@ -153,8 +184,15 @@ def test_each_image_of_a_table_is_read_once(weights, faces, tmp_path, monkeypatc
 def test_faces_are_compared_upright(faces, tmp_path, orientation, size):
     """An aligned face that a camera or a program has turned, and its tag that says how."""
     face = Image.open(faces[0]).resize(size)
-    turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE',
-             6: 'ROTATE_90', 7: 'TRANSVERSE', 8: 'ROTATE_270'}  # fmt: skip
+    turns = {
+        2: 'FLIP_LEFT_RIGHT',
+        3: 'ROTATE_180',
+        4: 'FLIP_TOP_BOTTOM',
+        5: 'TRANSPOSE',
+        6: 'ROTATE_90',
+        7: 'TRANSVERSE',
+        8: 'ROTATE_270',
+    }
     turn = turns.get(orientation)
     turned = face.transpose(Image.Transpose[turn]) if turn else face
     exif = Image.Exif()
@@ -192,8 +230,9 @@ def test_an_untouched_backbone_knows_no_ages(untouched, faces, tmp_path, capsys)
     assert answer['ages'] is None
     index = tmp_path / 'a.index'
     assert run(capsys, *line, '--index', faces[0].parent, index)[0] == 0
-    status, out = run(capsys, *line, '--find', faces[9], index, '--top', 2, '--out',
-                      tmp_path / 'a.png')  # fmt: skip
+    status, out = run(
+        capsys, *line, '--find', faces[9], index, '--top', 2, '--out', tmp_path / 'a.png'
+    )
     assert status == 4 and out.count('age unknown') == 3
     known = verify.matcher(verify.arguments([str(word) for word in (*line, '--serve')]))
     row = [0.0] * 101
@@ -209,11 +248,16 @@ def test_an_untouched_backbone_knows_no_ages(untouched, faces, tmp_path, capsys)
 
 
 LINES = (
-    ['a', 'b', '--ages', '4'], ['a', 'b', '--ages', '4', '200'], ['a', 'b', '--far', '0'],
-    ['a', 'b', '--far', '.1', '--threshold', '.2'], ['--pairs', 'p.csv', '--ages', '3'],
-    ['--find', 'a', 'b', '--ages', '3', '4'], ['--index', 'a', 'b', 'c'], ['a', 'b', '--people'],
+    ['a', 'b', '--ages', '4'],
+    ['a', 'b', '--ages', '4', '200'],
+    ['a', 'b', '--far', '0'],
+    ['a', 'b', '--far', '.1', '--threshold', '.2'],
+    ['--pairs', 'p.csv', '--ages', '3'],
+    ['--find', 'a', 'b', '--ages', '3', '4'],
+    ['--index', 'a', 'b', 'c'],
+    ['a', 'b', '--people'],
     ['--index', 'a', '--find', 'b', 'c'],
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize('line', LINES, ids=str)

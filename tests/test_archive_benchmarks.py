@@ -20,16 +20,34 @@ def arguments(monkeypatch, module, *line):
 
 def test_search_counts_what_is_found(tmp_path, monkeypatch, capsys):
     import search
+
     monkeypatch.setattr(search, 'QUERIES', 10)
 
     def worst(vectors, queries):
         return [np.argsort(vectors @ query)[:10] for query in queries], {
-            'build_s': 0.0, 'fastest_ms': 0.0, 'query_ms': 0.0, 'slowest_ms': 0.0}  # fmt: skip
+            'build_s': 0.0,
+            'fastest_ms': 0.0,
+            'query_ms': 0.0,
+            'slowest_ms': 0.0,
+        }
 
     monkeypatch.setitem(search.WAYS, 'faiss Flat', worst)
-    search.run(arguments(monkeypatch, search, '--faces', 500, '--dim', 16, '--out',
-                         tmp_path / 'a.json', '--ways', 'index, exact', 'float16, exact',
-                         'faiss Flat'))  # fmt: skip
+    search.run(
+        arguments(
+            monkeypatch,
+            search,
+            '--faces',
+            500,
+            '--dim',
+            16,
+            '--out',
+            tmp_path / 'a.json',
+            '--ways',
+            'index, exact',
+            'float16, exact',
+            'faiss Flat',
+        )
+    )
     rows = json.loads((tmp_path / 'a.json').read_text())['ways']
     recall = {row['way']: row['recall'] for row in rows}
     assert recall['index, exact'] == 1 and recall['faiss Flat'] == 0
@@ -38,6 +56,7 @@ def test_search_counts_what_is_found(tmp_path, monkeypatch, capsys):
 
 def test_faces_of_a_person_are_as_alike_as_asked():
     import search
+
     vectors, queries = search.faces_of(20, 50, 256, 0.5, np.random.default_rng(0))
     scores = vectors @ vectors.T
     own = np.kron(np.eye(20), np.ones((50, 50))) - np.eye(1000)
@@ -47,6 +66,7 @@ def test_faces_of_a_person_are_as_alike_as_asked():
 
 def test_enrolled_people_are_counted():
     import search
+
     centres = np.repeat(np.eye(30), 4, axis=0)
     found = search.enrolled(centres.astype(np.float32), np.repeat(np.arange(30), 4), 2, 0)
     assert found['people'] == 30 and found['best'] == found['mean'] == {'rank1': 1, 'found': 1}
@@ -54,10 +74,20 @@ def test_enrolled_people_are_counted():
 
 def test_a_summary_is_over_what_was_asked():
     import calibration as benchmark
-    rows = [{'asked': 0.1, 'cell': cell, 'far': far, 'single_far': 0.3, 'tar': 0.5,
-             'single_tar': None, 'genuine': 4}
-            for cell, far in (('a', 0.1), ('a', 0.3), ('b', 0.05))]  # fmt: skip
-    entry, = benchmark.summary(rows)
+
+    rows = [
+        {
+            'asked': 0.1,
+            'cell': cell,
+            'far': far,
+            'single_far': 0.3,
+            'tar': 0.5,
+            'single_tar': None,
+            'genuine': 4,
+        }
+        for cell, far in (('a', 0.1), ('a', 0.3), ('b', 0.05))
+    ]
+    (entry,) = benchmark.summary(rows)
     assert entry['far']['worst_cell'] == pytest.approx(2) and entry['far']['cells_beyond'] == 1
     assert entry['far']['splits_beyond'] == pytest.approx(1 / 3) and entry['tar'] == 0.5
     assert entry['single_far']['cells_beyond'] == 2 and entry['single_tar'] is None
@@ -68,18 +98,34 @@ def test_the_server_is_measured(weights, drawn, tmp_path, monkeypatch):
     import socket
 
     import serve
+
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
     faces = sorted((drawn / 'val').rglob('*.jpg'))[:2]
-    serve.run(arguments(monkeypatch, serve, weights, *faces, '--seconds', 0.2, '--clients', 2,
-                        '--port', port, '--out', tmp_path / 'a.json'))  # fmt: skip
-    row, = json.loads((tmp_path / 'a.json').read_text())['rows']
+    serve.run(
+        arguments(
+            monkeypatch,
+            serve,
+            weights,
+            *faces,
+            '--seconds',
+            0.2,
+            '--clients',
+            2,
+            '--port',
+            port,
+            '--out',
+            tmp_path / 'a.json',
+        )
+    )
+    (row,) = json.loads((tmp_path / 'a.json').read_text())['rows']
     assert row['answers'] >= 2 and row['failed'] == row['refused'] == 0
 
 
 def test_figures_are_the_scripts():
     import calibration as benchmark
     import search
+
     page, results = (ROOT / 'docs' / 'verify.md').read_text(), ROOT / 'benchmarks' / 'results'
     for name in ('youngold', 'drawn'):
         report = json.loads((results / f'calibration-{name}.json').read_text())

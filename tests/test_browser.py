@@ -40,6 +40,7 @@ def served(matcher, gallery):
     server.close()
     thread.join(10)
 
+
 @pytest.fixture(scope='module')
 def browser():
     selenium = pytest.importorskip('selenium.webdriver')
@@ -250,8 +251,10 @@ def test_text_stands_out_and_a_phone_needs_no_sideways_scrolling(browser, served
             assert 1.0 / (ink + 0.05) >= 4.5, selector  # WCAG AA, on a ground of .95 or more
     size = browser.get_window_size()
     try:
-        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', {
-            'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True})  # fmt: skip
+        browser.execute_cdp_cmd(
+            'Emulation.setDeviceMetricsOverride',
+            {'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True},
+        )
         for path in ({'second': faces[1]}, {}):
             submit(browser, served, first=faces[0], **path)
             wide = browser.execute_script('return document.documentElement.scrollWidth')

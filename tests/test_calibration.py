@@ -18,8 +18,12 @@ from verification.decision import Ages, Decision, calibration_file, read_decisio
 
 def scored(similarity, same, younger=25.0, gap=2.0):
     n = len(similarity)
-    return Scored(np.asarray(similarity, float), np.full(n, float(younger)),
-                  np.full(n, float(gap)), np.asarray(same, bool))  # fmt: skip
+    return Scored(
+        np.asarray(similarity, float),
+        np.full(n, float(younger)),
+        np.full(n, float(gap)),
+        np.asarray(same, bool),
+    )
 
 
 def joined(*blocks):
@@ -31,10 +35,14 @@ def stored(**more):
     table = np.broadcast_to(np.arange(10).reshape(-1, 1, 1) / 10, (len(FARS), *SHAPE))
     terms = len(cells.YOUNGER_KNOTS) + len(cells.GAP_KNOTS)
     return {
-        'impostor': np.full(SHAPE, 10**6).tolist(), 'genuine': np.full(SHAPE, 1000).tolist(),
-        'thresholds': table.tolist(), 'oldest': 90.0, 'largest_gap': 80.0,
-        'slope': [5.0] * terms, 'offset': [-1.5] * terms,
-    } | more  # fmt: skip
+        'impostor': np.full(SHAPE, 10**6).tolist(),
+        'genuine': np.full(SHAPE, 1000).tolist(),
+        'thresholds': table.tolist(),
+        'oldest': 90.0,
+        'largest_gap': 80.0,
+        'slope': [5.0] * terms,
+        'offset': [-1.5] * terms,
+    } | more
 
 
 def test_every_pair_is_scored_once():
@@ -92,9 +100,13 @@ def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
     table[place, 6, 4] = 0.99  # stricter, but no neighbour
     impostor = np.array(facts['impostor'])
     impostor[here] = 37
-    threshold = AgeDecision(facts | {
-        'thresholds': np.where(np.isnan(table), None, table).tolist(),
-        'impostor': impostor.tolist()}).threshold(2, 2, 0.001)  # fmt: skip
+    threshold = AgeDecision(
+        facts
+        | {
+            'thresholds': np.where(np.isnan(table), None, table).tolist(),
+            'impostor': impostor.tolist(),
+        }
+    ).threshold(2, 2, 0.001)
     assert threshold.value == 0.71 and threshold.impostor == 37
     assert 'had 37 pairs of two people with a younger face of 0 to 3 years' in threshold.caution
     assert "a FAR of 0.001 can't be promised" in threshold.caution
@@ -164,9 +176,13 @@ def test_false_accepts_on_other_people_are_what_was_asked():
     rng = np.random.default_rng(0)
 
     def drawn():
-        return joined(*(scored(rng.normal(mean, 0.1, 20_000), np.zeros(20_000), younger)
-                        for younger, mean in ((2, 0.4), (10, 0.2), (40, 0.0))),
-                      scored(rng.normal(0.7, 0.1, 500), np.ones(500), 40))  # fmt: skip
+        return joined(
+            *(
+                scored(rng.normal(mean, 0.1, 20_000), np.zeros(20_000), younger)
+                for younger, mean in ((2, 0.4), (10, 0.2), (40, 0.0))
+            ),
+            scored(rng.normal(0.7, 0.1, 500), np.ones(500), 40),
+        )
 
     first, second = drawn(), drawn()
     single = np.quantile(first.similarity[~first.same], 0.99)
@@ -177,10 +193,14 @@ def test_false_accepts_on_other_people_are_what_was_asked():
 
 
 DAMAGE = (
-    {'impostor': [1, 2]}, {'thresholds': 'x'}, {'slope': [1.0]}, {'offset': [math.nan] * 12},
-    {'oldest': None}, {'genuine': np.full(SHAPE, -1).tolist()},
+    {'impostor': [1, 2]},
+    {'thresholds': 'x'},
+    {'slope': [1.0]},
+    {'offset': [math.nan] * 12},
+    {'oldest': None},
+    {'genuine': np.full(SHAPE, -1).tolist()},
     {'thresholds': np.full((10, *SHAPE), 2.0).tolist()},
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize('damage', DAMAGE, ids=lambda damage: next(iter(damage)))
@@ -240,8 +260,11 @@ def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, dr
     faces = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:2]]
     verify.run(verify.arguments([str(copy), *faces, '--ages', '4', '30', '--json']))
     answer = json.loads(capsys.readouterr().out)
-    assert answer['by'] == 'ages' and answer['ages'] == {'first': 4, 'second': 30,
-                                                         'estimated': False}  # fmt: skip
+    assert answer['by'] == 'ages' and answer['ages'] == {
+        'first': 4,
+        'second': 30,
+        'estimated': False,
+    }
     assert 0 < answer['probability'] < 1 and answer['caution']
     with pytest.raises(utils.UserError, match='is there already'):
         verify.run(verify.arguments([str(copy), '--calibrate', 'mine']))

@@ -1,4 +1,5 @@
 """What the ranks exchange in a step: a fake job of eight, of which this process is one."""
+
 import collections
 from dataclasses import replace
 
@@ -14,9 +15,13 @@ import meta
 from training.distributed import rank, world_size
 
 RANKS, SHARE = 8, 2
-HEADS = {'plain': {}, 'arcface': dict(head='arcface'), 'sharded': dict(shard_head=True),
-         'sampled': dict(shard_head=True, sample_rate=.5),
-         'sharded arcface': dict(shard_head=True, head='arcface')}
+HEADS = {
+    'plain': {},
+    'arcface': dict(head='arcface'),
+    'sharded': dict(shard_head=True),
+    'sampled': dict(shard_head=True, sample_rate=0.5),
+    'sharded arcface': dict(shard_head=True, head='arcface'),
+}
 
 
 @pytest.fixture
@@ -56,14 +61,25 @@ def exchanged(monkeypatch):
 def step(exchanged, phase='min', classes=40, **values):
     """The training after a step, and what it exchanged."""
     assert (rank(), world_size()) == (3, RANKS)
-    values = dict(split=(0., 0.), game=(0., 0.), read_age=0., max_steps=1, min_steps=1, memory=0.,
-                  variate='learned') | values
+    values = (
+        dict(
+            split=(0.0, 0.0),
+            game=(0.0, 0.0),
+            read_age=0.0,
+            max_steps=1,
+            min_steps=1,
+            memory=0.0,
+            variate='learned',
+        )
+        | values
+    )
     recipe = replace(tiny(), batch_size=RANKS * SHARE, **values)
-    training = main.Training(recipe, list(map(str, range(classes))), meta.age_cutoffs,
-                             torch.device('cpu'))
+    training = main.Training(
+        recipe, list(map(str, range(classes))), meta.age_cutoffs, torch.device('cpu')
+    )
     training.total_steps, training.step = 100, 50 if phase == 'min' else 51
     images = torch.randint(0, 256, (SHARE, 3, 112, 96), dtype=torch.uint8)
-    batch = images, torch.tensor([5, 39]), torch.tensor([20., 70.])
+    batch = images, torch.tensor([5, 39]), torch.tensor([20.0, 70.0])
     exchanged.clear()
     training.iterate(*batch, [SHARE] * RANKS)
     return training, list(exchanged)
@@ -77,8 +93,11 @@ AGE_HEAD = [('all_reduce', size) for size in (GROUPS, DIM * GROUPS, *2 * (DIM, D
 
 def of_network(training):
     """The gradients of backbone and factorization, in one bucket here, and running statistics."""
-    numbers = sum(p.numel() for part in (training.model.backbone, training.model.factorization)
-                  for p in part.parameters())
+    numbers = sum(
+        p.numel()
+        for part in (training.model.backbone, training.model.factorization)
+        for p in part.parameters()
+    )
     return [('gradients', numbers), ('all_reduce', STATISTICS)]
 
 
@@ -97,7 +116,7 @@ def test_the_collectives_of_a_max_step(exchanged):
 
 
 def test_the_collectives_of_a_solved_adversary(exchanged):
-    training, asked = step(exchanged, memory=.9, variate='label', max_steps=0)
+    training, asked = step(exchanged, memory=0.9, variate='label', max_steps=0)
     climb = [('all_reduce', size) for size in (BATCH * DIM, BATCH, BATCH * DIM)]
     backward = [LOSSES[1], LOSSES[0]]  # an age has no gradient
     head = [('all_reduce', PEOPLE * DIM)]
@@ -113,7 +132,7 @@ def test_the_collectives_of_a_sharded_head(exchanged):
     backward = [*LOSSES[::-1], *logits[::-1], features[0]]
     norm = [('all_reduce', 1)]
     expected = forward + backward + AGE_HEAD + of_network(training) + norm
-    assert sorted(asked) == sorted(expected) and asked[:len(forward)] == forward
+    assert sorted(asked) == sorted(expected) and asked[: len(forward)] == forward
 
 
 def test_synchronized_batch_norm_exchanges_once_a_pass(exchanged):
@@ -121,8 +140,9 @@ def test_synchronized_batch_norm_exchanges_once_a_pass(exchanged):
     _, asked = step(exchanged, sync_batchnorm=True)
     layers = 4, 8, 8, 16, 16, 16, 16
     extra = collections.Counter(asked) - collections.Counter(plain)
-    expected = collections.Counter(('all_reduce', size) for width in layers
-                                   for size in (3 * RANKS * width, 2 * width))
+    expected = collections.Counter(
+        ('all_reduce', size) for width in layers for size in (3 * RANKS * width, 2 * width)
+    )
     assert sum(extra.values()) == 2 * len(layers) and not expected - collections.Counter(asked)
 
 

@@ -1,4 +1,5 @@
 """The correlation and its adversary, against closed forms."""
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_correlation_is_numpys():
         assert dal.canonical_correlation(a, b).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, 7., 1e12, 1e30])
+@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, 7.0, 1e12, 1e30])
 def test_correlation_ignores_scale(scale):
     a, b = variates()
     rho = dal.canonical_correlation(a, b)
@@ -47,7 +48,7 @@ def test_correlation_gradient_is_the_closed_form():
     torch.testing.assert_close(a.grad.double(), expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize('constant', [0., 0.1, -1e20])
+@pytest.mark.parametrize('constant', [0.0, 0.1, -1e20])
 def test_a_constant_variate_has_no_correlation_and_no_gradient(constant):
     a, b = torch.full((64,), constant, requires_grad=True), variates(64)[0].requires_grad_()
     rho = dal.canonical_correlation(a, b).abs()
@@ -110,7 +111,7 @@ def test_ascend_leaves_no_gradient_in_features():
     x, y = (f.requires_grad_() for f in correlated_features(64))
     mapping = dal.CanonicalMapping(24, 24)
     before = [w.clone() for w in mapping.parameters()]
-    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), .01, maximize=True), x, y)
+    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), 0.01, maximize=True), x, y)
     assert x.grad is None and y.grad is None
     assert all((w != old).any() for w, old in zip(mapping.parameters(), before, strict=True))
 
@@ -124,12 +125,17 @@ def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
     mapping = dal.CanonicalMapping(24, 1)
     for batch in range(400):
         part = slice(16 * batch, 16 * (batch + 1))
-        dal.solve(mapping, torch.from_numpy(x[part]).float(), torch.from_numpy(age[part]).float(),
-                  memory=.99)
+        dal.solve(
+            mapping,
+            torch.from_numpy(x[part]).float(),
+            torch.from_numpy(age[part]).float(),
+            memory=0.99,
+        )
     covariance = np.cov(x.T)
-    ridge = np.linalg.solve(covariance + dal.RIDGE * np.diag(np.diag(covariance)),
-                            np.cov(x.T, age.T)[:24, 24])
-    assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > .97
+    ridge = np.linalg.solve(
+        covariance + dal.RIDGE * np.diag(np.diag(covariance)), np.cov(x.T, age.T)[:24, 24]
+    )
+    assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > 0.97
     assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5)
     assert not any(p.requires_grad for p in mapping.parameters())
 
@@ -138,10 +144,10 @@ def test_solve_ignores_dead_features_and_a_variate_without_variance():
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     mapping = dal.CanonicalMapping(4, 1)
     x[:, 2] = 0
-    dal.solve(mapping, x, 30 + 5 * x[:, :1], memory=.5)
+    dal.solve(mapping, x, 30 + 5 * x[:, :1], memory=0.5)
     assert mapping.w_id[2] == 0
-    assert dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > .95
-    before, after = dal.solve(dal.CanonicalMapping(4, 1), x, torch.full((32, 1), 30.), memory=.5)
+    assert dal.canonical_correlation(*mapping(x, x[:, :1])).abs() > 0.95
+    before, after = dal.solve(dal.CanonicalMapping(4, 1), x, torch.full((32, 1), 30.0), memory=0.5)
     assert before == after == 0
 
 
@@ -174,12 +180,12 @@ def test_age_variates_span_the_powers_of_the_age():
 def test_a_solved_factorization_leaves_no_age_to_any_linear_probe():
     x, ages = aged()
     split = SolvedFactorization(12, 3)
-    assert torch.equal(split(x)[1], x) and read_by_least_squares(x, ages) > .5
+    assert torch.equal(split(x)[1], x) and read_by_least_squares(x, ages) > 0.5
     dal.solve_factorization(split, x, dal.age_variates(ages, 3), memory=0)
     x_age, x_id = split(x)
-    assert read_by_least_squares(x_id, ages) < .01 and read_by_least_squares(x_age, ages) > .5
+    assert read_by_least_squares(x_id, ages) < 0.01 and read_by_least_squares(x_age, ages) > 0.5
     for power in (1, 2, 3):
-        assert read_by_least_squares(x_id, (ages / 40 - 1) ** power) < .01
+        assert read_by_least_squares(x_id, (ages / 40 - 1) ** power) < 0.01
         # and so no w of the game finds anything
         assert dal.canonical_correlation(x_id[:, 0], (ages / 40 - 1) ** power).abs() < 1e-3
     assert torch.linalg.matrix_rank(x_age.double(), rtol=1e-5) == 3
@@ -189,7 +195,7 @@ def test_a_solved_factorization_leaves_no_age_to_any_linear_probe():
 
 def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
     """Belrose et al., theorem 4.2: W⁺ P W with W whitening x and P onto the columns of W Σ_xz."""
-    monkeypatch.setattr(dal, 'RIDGE_R', 0.)
+    monkeypatch.setattr(dal, 'RIDGE_R', 0.0)
     x, ages = aged()
     split = SolvedFactorization(12, 3)
     z = dal.age_variates(ages, 3)
@@ -197,7 +203,7 @@ def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
     z = z.double().numpy()
     covariance, cross = np.cov(x.T), np.cov(x.T, z.T)[:12, 12:]
     length, axes = np.linalg.eigh(covariance)
-    whiten, colour = (axes * length ** power @ axes.T for power in (-.5, .5))
+    whiten, colour = (axes * length**power @ axes.T for power in (-0.5, 0.5))
     basis = np.linalg.qr(whiten @ cross)[0]
     np.testing.assert_allclose(split.projection.T, colour @ basis @ basis.T @ whiten, atol=2e-3)
 
@@ -207,14 +213,16 @@ def test_a_solved_factorization_remembers_means_over_its_batches():
     split, whole = SolvedFactorization(12), SolvedFactorization(12)
     z = dal.age_variates(ages, 4)
     for start in range(0, 600, 200):
-        dal.solve_factorization(split, x[start:start + 200], z[start:start + 200], memory=.9)
-    weights = torch.tensor([.81, .9, 1.])
+        dal.solve_factorization(split, x[start : start + 200], z[start : start + 200], memory=0.9)
+    weights = torch.tensor([0.81, 0.9, 1.0])
     batches = [(part - part.mean(0), part.mean(0)) for part in x.split(200)]
-    for name, parts in (('covariance', [centred.T @ centred / 200 for centred, _ in batches]),
-                        ('mean', [mean for _, mean in batches])):
+    for name, parts in (
+        ('covariance', [centred.T @ centred / 200 for centred, _ in batches]),
+        ('mean', [mean for _, mean in batches]),
+    ):
         expected = sum(w * part for w, part in zip(weights, parts, strict=True)) / weights.sum()
         torch.testing.assert_close(getattr(split, name), expected, rtol=1e-4, atol=1e-4)
-    dal.solve_factorization(whole, x, z, memory=.9)
+    dal.solve_factorization(whole, x, z, memory=0.9)
     torch.testing.assert_close(whole.mean, x.mean(0))
 
 
@@ -232,11 +240,11 @@ def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
     dal.solve_factorization(split, x, z - means[labels], memory=0)
     x_id = split(x)[1]
     within = ages - dal.person_means(ages[:, None], labels, 100)[labels, 0]
-    assert read_by_least_squares(x, within) > .5 and read_by_least_squares(x_id, within) < .05
-    assert read_by_least_squares(x_id, between) > .9 * read_by_least_squares(x, between)
+    assert read_by_least_squares(x, within) > 0.5 and read_by_least_squares(x_id, within) < 0.05
+    assert read_by_least_squares(x_id, between) > 0.9 * read_by_least_squares(x, between)
 
 
-@pytest.mark.parametrize('values', [[12., 40.], [33.]])
+@pytest.mark.parametrize('values', [[12.0, 40.0], [33.0]])
 def test_a_solved_factorization_of_few_ages(values):
     """Their powers say the same; where all ages are one there is nothing to take out."""
     x, _ = aged()
@@ -247,7 +255,7 @@ def test_a_solved_factorization_of_few_ages(values):
     x_age, x_id = split(x)
     assert x_id.isfinite().all()
     if len(values) > 1:
-        assert read_by_least_squares(x_id, ages) < .05
+        assert read_by_least_squares(x_id, ages) < 0.05
     else:
         assert x_age.abs().max() < 1e-3
 
@@ -259,5 +267,7 @@ def test_phases_are_a_function_of_the_global_step():
 
 
 def test_ramp():
-    assert [dal.ramp(p, .3, .5) for p in (0, .3, .4, .5, 1)] == pytest.approx([0, 0, .5, 1, 1])
-    assert dal.ramp(0., 0., 0.) == 1
+    assert [dal.ramp(p, 0.3, 0.5) for p in (0, 0.3, 0.4, 0.5, 1)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
+    assert dal.ramp(0.0, 0.0, 0.0) == 1

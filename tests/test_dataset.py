@@ -1,4 +1,5 @@
 """Lists, pixels and batches; each bad input's message."""
+
 import io
 import os
 import pickle
@@ -127,7 +128,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     for ours, theirs in zip(*both, strict=True):
         assert len(ours) == len(theirs) and (not len(ours) or (ours == theirs).all())
     assert cached.__getitems__([0])[0].shape == (1, 3, 112, 96)
-    first, = folder.parent.glob('.train.*.npy')
+    (first,) = folder.parent.glob('.train.*.npy')
     again = listed(folder)
     again.check()
     assert again.pixels.path == str(first)
@@ -140,7 +141,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     changed.write_bytes(replacement)
     third = listed(folder)
     third.check()
-    second, = folder.parent.glob('.train.*.npy')
+    (second,) = folder.parent.glob('.train.*.npy')
     assert second != first
     index = [third.path(i) for i in range(len(third))].index(str(changed))
     assert (
@@ -172,7 +173,7 @@ def test_skipping_corrupt_images_at_the_start(folder):
     clean = listed(folder)
     (folder / 'p00000' / 'bad_20.jpg').write_bytes(b'junk')
     faces = listed(folder)
-    notice, = faces.check(skip_corrupt=1)
+    (notice,) = faces.check(skip_corrupt=1)
     assert '1 image(s) left out: p00000/bad_20.jpg' in notice and len(faces) == len(clean)
     assert (
         faces.__getitems__(list(range(len(clean))))[0]
@@ -222,7 +223,7 @@ def test_odd_file_names(folder):
     os.symlink(folder, folder / 'p00000' / 'loop')
     faces = listed(folder)
     faces.check()
-    assert {20., 21., 22.} <= set(faces.ages.tolist())
+    assert {20.0, 21.0, 22.0} <= set(faces.ages.tolist())
     os.truncate(os.path.join(os.fsencode(folder), b'p00000', b'new\nline_20.jpg'), 10)
     with pytest.raises(DataError) as error:
         listed(folder).check()

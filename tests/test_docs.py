@@ -1,4 +1,5 @@
 """What README and docs/ say is so: commands, settings, links, names and code."""
+
 import argparse
 import ast
 import contextlib
@@ -24,12 +25,28 @@ from training.checkpoint import load_weights
 from training.command import chosen_recipe
 from training.log import read_log
 
-PAGES = {page.name: page.read_text() for page in (
-    ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md',
-    *sorted((ROOT / 'docs').glob('*.md')))}
-TOOLS = ('main.py', 'evaluate.py', 'prepare.py', 'verify.py', 'export.py', 'synthetic.py',
-         *sorted(f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('*.py')
-                 if 'def arguments' in path.read_text()))
+PAGES = {
+    page.name: page.read_text()
+    for page in (
+        ROOT / 'README.md',
+        ROOT / 'CONTRIBUTING.md',
+        ROOT / 'CHANGELOG.md',
+        *sorted((ROOT / 'docs').glob('*.md')),
+    )
+}
+TOOLS = (
+    'main.py',
+    'evaluate.py',
+    'prepare.py',
+    'verify.py',
+    'export.py',
+    'synthetic.py',
+    *sorted(
+        f'benchmarks/{path.name}'
+        for path in (ROOT / 'benchmarks').glob('*.py')
+        if 'def arguments' in path.read_text()
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +96,7 @@ def parse(tool, words, monkeypatch):
 
         def stop(parser):
             raise Parsed(parse_args(parser))
+
         with monkeypatch.context() as patch, pytest.raises(Parsed):
             patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
             module.main()
@@ -93,9 +111,9 @@ def test_commands_are_accepted(page, monkeypatch):
     for words in commands(PAGES[page]):
         place = next(index for index, word in enumerate(words) if word.endswith('.py'))
         if 'torchrun' in words:
-            get_args_parser().parse_args(words[words.index('torchrun') + 1:])
+            get_args_parser().parse_args(words[words.index('torchrun') + 1 :])
         try:
-            parse(words[place], words[place + 1:], monkeypatch)
+            parse(words[place], words[place + 1 :], monkeypatch)
         except SystemExit as error:
             assert error.code == 0 and '-h' in words, f'{page}: {shlex.join(words)}'
         except ValueError as error:
@@ -116,7 +134,8 @@ def test_commands_are_found():
     documented = {word for text in PAGES.values() for words in commands(text) for word in words}
     assert documented.issuperset(TOOLS)
     assert [words[:2] for words in commands('`python3 main.py -1 24` and `python3 x`')] == [
-        ['python3', 'main.py']]
+        ['python3', 'main.py']
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -141,8 +160,10 @@ def test_flags_exist(page, flags):
 
 def slugs(text):
     """Anchors of a page's headings, as GitHub makes them."""
-    return [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
-            for title in re.findall(r'^#+ (.*)', text, re.MULTILINE)]
+    return [
+        re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
+        for title in re.findall(r'^#+ (.*)', text, re.MULTILINE)
+    ]
 
 
 def test_links_and_pictures_exist(page):
@@ -165,8 +186,12 @@ def test_paths_exist(page):
     """Files and folders of ours in `inline code`, and the requirements that pip is given."""
     code = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', PAGES[page], flags=re.DOTALL))
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {'data', 'runs'}
-    paths = [path for path in code if re.fullmatch(r'\w+\.py|[\w.-]+/[\w./-]*', path)
-             and ('/' not in path or path.split('/')[0] in folders)]
+    paths = [
+        path
+        for path in code
+        if re.fullmatch(r'\w+\.py|[\w.-]+/[\w./-]*', path)
+        and ('/' not in path or path.split('/')[0] in folders)
+    ]
     for path in paths + re.findall(r'pip install -r (\S+\.txt)', PAGES[page]):
         assert (ROOT / path).exists(), f'{page}: {path}'
 
@@ -199,15 +224,18 @@ def test_python_is_python(page):
 def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
     save = train(-1, 1, save=tmp_path / 'runs' / 'demo')
     assert (save / 'best.pth').exists()
-    script, = re.findall(r'```python\n(import torch\n.*?)```', PAGES['README.md'], re.DOTALL)
+    (script,) = re.findall(r'```python\n(import torch\n.*?)```', PAGES['README.md'], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(script, {})
 
 
 def extension(defines):
     """What the block of docs/extending.md that defines this name leaves."""
-    block, = (block for block in code_blocks(PAGES['extending.md'], 'python') if re.search(
-        rf'^({defines} =|(?:class|def) {defines}\b)', block, re.MULTILINE))
+    (block,) = (
+        block
+        for block in code_blocks(PAGES['extending.md'], 'python')
+        if re.search(rf'^({defines} =|(?:class|def) {defines}\b)', block, re.MULTILINE)
+    )
     names = {}
     exec(block, names)
     return names
@@ -219,8 +247,8 @@ def test_another_data_set():
 
 def test_another_age_loss(monkeypatch, train):
     head = extension('RegressedAge')['RegressedAge']
-    logits, ages = torch.tensor([[3.], [2.]]), torch.tensor([31., 12.])
-    torch.testing.assert_close(head(4).loss(logits, ages), torch.tensor([.005, .32]))
+    logits, ages = torch.tensor([[3.0], [2.0]]), torch.tensor([31.0, 12.0])
+    torch.testing.assert_close(head(4).loss(logits, ages), torch.tensor([0.005, 0.32]))
     assert head(4).years(logits).tolist() == [30, 20]
     assert head(4).correct(logits, ages).tolist() == [True, False]
     monkeypatch.setitem(model.AGE_HEADS, 'groups', head)
@@ -230,14 +258,18 @@ def test_another_age_loss(monkeypatch, train):
 
 def test_another_identity_margin(monkeypatch, train, tmp_path):
     head = extension('ScaledMargin')['ScaledMargin']
-    cosine = torch.tensor([-1., 0., 1.])
-    harder = head(4, 2, m=.2).margin(cosine, torch.zeros(3, dtype=torch.long))
-    torch.testing.assert_close(harder, torch.tensor([-1., -.1, .8]))
+    cosine = torch.tensor([-1.0, 0.0, 1.0])
+    harder = head(4, 2, m=0.2).margin(cosine, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(harder, torch.tensor([-1.0, -0.1, 0.8]))
     monkeypatch.setitem(model.HEADS, 'cosface', head)
     losses = []
     for sharded in (False, True):
-        save = train(-1, 1, save=tmp_path / str(sharded),
-                     settings=['precision=float32', f'shard_head={sharded}'])
+        save = train(
+            -1,
+            1,
+            save=tmp_path / str(sharded),
+            settings=['precision=float32', f'shard_head={sharded}'],
+        )
         loaded, _ = load_weights(save / 'epoch_001.pth')
         assert type(loaded.identity) is head
         losses.append(read_log(save / 'log.jsonl')[-1]['loss_id'])
@@ -257,12 +289,26 @@ def test_another_backbone(monkeypatch, train):
 def test_another_benchmark(monkeypatch, drawn, weights, tmp_path):
     monkeypatch.setitem(evaluate.READERS, 'folded', extension('folded')['folded'])
     people = [sorted(folder.glob('*.jpg')) for folder in sorted((drawn / 'val').iterdir())]
-    rows = [(fold, int(other == person), people[person][0], people[other][1])
-            for fold in (0, 1) for person in (2 * fold, 2 * fold + 1) for other in (person, 5)]
+    rows = [
+        (fold, int(other == person), people[person][0], people[other][1])
+        for fold in (0, 1)
+        for person in (2 * fold, 2 * fold + 1)
+        for other in (person, 5)
+    ]
     (tmp_path / 'list.txt').write_text(''.join(' '.join(map(str, row)) + '\n' for row in rows))
-    evaluate.run(evaluate.arguments(['-1', str(weights), 'folded', str(tmp_path / 'list.txt'),
-                                     '--out', str(tmp_path / 'out')]))
-    report, = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
+    evaluate.run(
+        evaluate.arguments(
+            [
+                '-1',
+                str(weights),
+                'folded',
+                str(tmp_path / 'list.txt'),
+                '--out',
+                str(tmp_path / 'out'),
+            ]
+        )
+    )
+    (report,) = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
     assert report['verification']['genuine'] == report['verification']['impostor'] == 4
 
 
@@ -277,4 +323,5 @@ def test_the_first_page_is_short():
 
 def test_lines_end_by_column_100(page):
     assert page == 'README.md' or not [
-        line for line in PAGES[page].splitlines() if len(line) > 100 and not line.startswith('|')]
+        line for line in PAGES[page].splitlines() if len(line) > 100 and not line.startswith('|')
+    ]

@@ -1,4 +1,5 @@
 """The doctor: each of its findings provoked on a small set, and none where all is well."""
+
 import csv
 import os
 import shutil
@@ -24,25 +25,31 @@ def healthy(tmp_path):
     ages = [[4, 15, 22], [30, 40, 50], [60, 70, 80]]
     for root, people in (('train', 3), ('val', 2)):
         for k in range(people):
-            synthetic.write_person(tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'),
-                                   ages[k])
+            synthetic.write_person(
+                tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'), ages[k]
+            )
     return {
         'train_root': str(tmp_path / 'train'),
         'val_root': str(tmp_path / 'val'),
         'pat': r'_|\.',
         'pos': 1,
-        'n_cls': 3
+        'n_cls': 3,
     }
 
 
 @pytest.fixture
 def examine(healthy, tmp_path, monkeypatch, capsys):
     """Runs --check on `healthy` with these changes; what it prints, the rows of findings.csv."""
+
     def run(*line, **changes):
         monkeypatch.setattr(meta, 'here', healthy | changes, raising=False)
         prepare.main(['--check', 'here', '--out', str(tmp_path / 'out'), *map(str, line)])
-        with open(tmp_path / 'out' / 'findings.csv', newline='', encoding='utf-8',
-                  errors='surrogateescape') as file:
+        with open(
+            tmp_path / 'out' / 'findings.csv',
+            newline='',
+            encoding='utf-8',
+            errors='surrogateescape',
+        ) as file:
             return capsys.readouterr().out, list(csv.DictReader(file))
 
     return run
@@ -57,7 +64,7 @@ def test_nothing_to_do(examine, healthy, tmp_path):
     with Image.open(tmp_path / 'out' / 'ages.png') as picture:
         assert np.asarray(picture.convert('RGB')).std() > 10
     pasted = {}
-    exec(printed[printed.index('here = {'):], pasted)
+    exec(printed[printed.index('here = {') :], pasted)
     assert pasted['here'] == healthy
 
 
@@ -86,69 +93,89 @@ def rename_all(root, name):
 FINDINGS = {
     'a size': (
         lambda root: replace(first(root), lambda image: image.resize((100, 112))),
-        '1 of 9 images: 112 high × 100 wide: train0/000_4.jpg: align them'),
+        '1 of 9 images: 112 high × 100 wide: train0/000_4.jpg: align them',
+    ),
     'damage': (
         lambda root: first(root).write_bytes(b'x'),
         '1 of 9 images: not readable as an image (not an image of a kind that is read here, '
-        'whatever its name says): train0/000_4.jpg: copy or download them again'),
+        'whatever its name says): train0/000_4.jpg: copy or download them again',
+    ),
     'a name': (
         lambda root: first(root).rename(first(root).with_name('000_x.jpg')),
-        "no age in its name: train0/000_x.jpg: rename them, or mend 'pat'"),
+        "no age in its name: train0/000_x.jpg: rename them, or mend 'pat'",
+    ),
     'an empty folder': (
         lambda root: (root / 'train/nobody').mkdir(),
-        '1 folders without an image: nobody'),
+        '1 folders without an image: nobody',
+    ),
     'n_cls': (
         lambda root: shutil.copytree(root / 'val/val0', root / 'train/val7'),
-        "'n_cls' is 3, the folders in train_root are 4"),
+        "'n_cls' is 3, the folders in train_root are 4",
+    ),
     'a copy': (
         lambda root: shutil.copy(first(root), root / 'train/train0/003_4.jpg'),
-        '1 images are twice in the folder of their person'),
+        '1 images are twice in the folder of their person',
+    ),
     'two names': (
         lambda root: shutil.copy(first(root), root / 'train/train1/003_4.jpg'),
-        '1 images are in the folders of two people'),
+        '1 images are in the folders of two people',
+    ),
     'a leak': (
         lambda root: shutil.copy(first(root), root / 'val/val0/003_4.jpg'),
-        '1 images are in train_root and in val_root'),
+        '1 images are in train_root and in val_root',
+    ),
     'an overlap': (
         lambda root: (root / 'val/val0').rename(root / 'val/train1'),
-        '1 of the 2 people of val_root are in train_root too: train1'),
+        '1 of the 2 people of val_root are in train_root too: train1',
+    ),
     'one image': (
         lambda root: [path.unlink() for path in (root / 'train/train0').glob('00[12]*')],
-        '1 of 3 people have one image, train0'),
-    'an age group': (
-        lambda root: first(root).unlink(),
-        'no image of the age group to 12'),
+        '1 of 3 people have one image, train0',
+    ),
+    'an age group': (lambda root: first(root).unlink(), 'no image of the age group to 12'),
     'grey': (
         lambda root: replace(first(root), lambda image: image.convert('L')),
-        '1 of 9 images are grey: train0/000_4.jpg'),
+        '1 of 9 images are grey: train0/000_4.jpg',
+    ),
     'one BGR': (
         lambda root: replace(first(root), swap_red_and_blue),
-        '1 of 9 images are bluer than skin, train0/000_4.jpg'),
+        '1 of 9 images are bluer than skin, train0/000_4.jpg',
+    ),
     'all BGR': (
         lambda root: [replace(path, swap_red_and_blue) for path in (root / 'train').rglob('*.jpg')],
-        'red and blue are probably exchanged'),
+        'red and blue are probably exchanged',
+    ),
     'val a copy of train': (
         lambda root: (shutil.rmtree(root / 'val'), shutil.copytree(root / 'train', root / 'val')),
-        'val: a copy of images of'),
+        'val: a copy of images of',
+    ),
     'val a link to train': (
         lambda root: (shutil.rmtree(root / 'val'), (root / 'val').symlink_to(root / 'train')),
-        'val: val_root is train_root'),
+        'val: val_root is train_root',
+    ),
     'one person in val': (
         lambda root: shutil.rmtree(root / 'val/val0'),
-        'val: one person: telling people apart takes two'),
+        'val: one person: telling people apart takes two',
+    ),
     'one image each in val': (
         lambda root: [path.unlink() for path in (root / 'val').glob('*/00[12]*')],
-        'val: one image of each person'),
+        'val: one image of each person',
+    ),
     'one age': (
         lambda root: rename_all(root, '{:03d}_30.jpg'.format),
-        'train: every face is of age 30'),
+        'train: every face is of age 30',
+    ),
     'numbers for ages': (
         lambda root: rename_all(root, lambda k: f'x_{k}.jpg'),
-        'is the number of the picture taken for the age?'),
+        'is the number of the picture taken for the age?',
+    ),
     'nobody at two ages': (
-        lambda root: [path.rename(path.with_name(f'{path.name[:3]}_2{path.parent.name[-1]}.jpg'))
-                      for path in sorted((root / 'train').glob('*/*'))],
-        'none of the 3 people with several images is seen at two ages'),
+        lambda root: [
+            path.rename(path.with_name(f'{path.name[:3]}_2{path.parent.name[-1]}.jpg'))
+            for path in sorted((root / 'train').glob('*/*'))
+        ],
+        'none of the 3 people with several images is seen at two ages',
+    ),
 }
 
 
@@ -157,7 +184,7 @@ def test_findings(examine, tmp_path, case):
     change, told = FINDINGS[case]
     change(tmp_path)
     printed, _ = examine()
-    assert told in printed[printed.index('To do:'):]
+    assert told in printed[printed.index('To do:') :]
 
 
 def test_the_same_root_twice(examine, healthy):
@@ -172,8 +199,7 @@ def test_an_unreadable_image_is_no_matter_of_pat(examine, tmp_path):
 
 
 def test_the_entry_counts_what_training_counts(examine, tmp_path):
-    """Folders of the system and files beside the folders are nobody; an empty one is to be mended.
-    """
+    """Folders of the system and files beside the folders are nobody; mend an empty one."""
     for name in ('@eaDir', '__MACOSX', 'lost+found', '.AppleDouble', '$RECYCLE.BIN'):
         shutil.copytree(tmp_path / 'train/train0', tmp_path / 'train' / name)
     shutil.copy(first(tmp_path), tmp_path / 'train/train0/._000_4.jpg')
@@ -210,7 +236,7 @@ def test_a_folder_that_is_not_utf8(healthy, tmp_path):
     report = doctor.examine('here', entry, meta.age_cutoffs, tmp_path / 'out')
     assert 'Nothing to do.' in report and (tmp_path / 'out/ages.png').exists()
     pasted = {}
-    exec(report[report.index('here = {'):], pasted)
+    exec(report[report.index('here = {') :], pasted)
     assert pasted['here'] == entry
 
 
@@ -225,14 +251,19 @@ def test_files_are_listed_one_by_one(examine, tmp_path):
     shutil.copy(tmp_path / 'train/train1/000_30.jpg', tmp_path / 'val/val0/003_30.jpg')
     _, rows = examine()
     assert [(row['file'], row['what'], row['other']) for row in rows] == [
-        (f'{tmp_path}/train/train0/000_4.jpg', 'not readable as an image (not an image of a kind '
-         'that is read here, whatever its name says)', ''),
-        (f'{tmp_path}/train/train1/000_30.jpg', 'same pixels', f'{tmp_path}/val/val0/003_30.jpg')
+        (
+            f'{tmp_path}/train/train0/000_4.jpg',
+            'not readable as an image (not an image of a kind '
+            'that is read here, whatever its name says)',
+            '',
+        ),
+        (f'{tmp_path}/train/train1/000_30.jpg', 'same pixels', f'{tmp_path}/val/val0/003_30.jpg'),
     ]
 
 
 class Colours(Backbone):
     """A backbone whose feature is the face itself, shrunk: what looks alike is alike."""
+
     def __init__(self):
         torch.nn.Module.__init__(self)
 
@@ -253,14 +284,12 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     torch.nn.init.zeros_(model.factorization.age[2].bias)
     monkeypatch.setattr(duplicates, 'load_weights', lambda path: (model.eval(), None))
     printed, rows = examine('--weights', 'any.pth')
-    assert {(row['file'], row['other'])
-            for row in rows
-            if row['what'] == 'same photograph'} >= {(f'{tmp_path}/train/train0/000_4.jpg',
-                                                      f'{tmp_path}/train/train0/003_4.jpg')}
-    assert (f'{tmp_path}/train/train1',
-            f'{tmp_path}/val/stranger') in {(row['file'], row['other'])
-                                            for row in rows
-                                            if row['what'] == 'same person'}
+    assert {(row['file'], row['other']) for row in rows if row['what'] == 'same photograph'} >= {
+        (f'{tmp_path}/train/train0/000_4.jpg', f'{tmp_path}/train/train0/003_4.jpg')
+    }
+    assert (f'{tmp_path}/train/train1', f'{tmp_path}/val/stranger') in {
+        (row['file'], row['other']) for row in rows if row['what'] == 'same person'
+    }
     assert 'look like one photograph' in printed and 'may be of one person' in printed
 
 
@@ -271,9 +300,16 @@ def test_what_is_asked_for_must_be_there(examine, tmp_path):
         examine('--weights', tmp_path / 'none.pth')
 
 
-@pytest.mark.parametrize('name, identifier', [('faces', 'faces'), ('my set', 'my_set'),
-                                              ('2024', '_2024'), ('class', '_class'),
-                                              ('Zoë', 'Zo_')])
+@pytest.mark.parametrize(
+    'name, identifier',
+    [
+        ('faces', 'faces'),
+        ('my set', 'my_set'),
+        ('2024', '_2024'),
+        ('class', '_class'),
+        ('Zoë', 'Zo_'),
+    ],
+)
 def test_identifiers(name, identifier):
     assert doctor.identifier(name) == identifier
     scope = {}
@@ -283,5 +319,5 @@ def test_identifiers(name, identifier):
         'val_root': None,
         'pat': "a'b",
         'pos': 1,
-        'n_cls': 3
+        'n_cls': 3,
     }

@@ -1,4 +1,5 @@
 """What meta.py says of a data set, and ages in the file names of the field."""
+
 import pytest
 
 import meta

@@ -1,4 +1,5 @@
 """Metrics, leakage and extraction: against scikit-learn, slow loops and closed forms."""
+
 import io
 import json
 import re
@@ -24,14 +25,14 @@ def unit(features):
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
-def scored(n=2000, gap=.3, seed=0):
+def scored(n=2000, gap=0.3, seed=0):
     """Scores, same and ten folds of n pairs, either kind in each."""
     rng = np.random.default_rng(seed)
     same = np.arange(n) % 2 == 0
-    return np.clip(rng.normal(.2, .2, n) + gap * same, -1, 1), same, np.arange(n) * 10 // n
+    return np.clip(rng.normal(0.2, 0.2, n) + gap * same, -1, 1), same, np.arange(n) * 10 // n
 
 
-def people(n=60, each=6, spread=.5, dim=24, seed=0):
+def people(n=60, each=6, spread=0.5, dim=24, seed=0):
     """Embeddings that tell people apart, labels, and ages over a life."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(n), each)
@@ -45,6 +46,7 @@ def people(n=60, each=6, spread=.5, dim=24, seed=0):
 
 # verification
 
+
 def test_accuracy_is_insightfaces():
     rng = np.random.default_rng(1)
     embeddings = unit(
@@ -56,9 +58,9 @@ def test_accuracy_is_insightfaces():
     distance = np.square(embeddings[left] - embeddings[right]).sum(1)
     slow = []
     for fit, test in KFold(10, shuffle=False).split(distance):
-        accuracy = [((distance[fit] < t) == same[fit]).mean() for t in np.arange(0, 4, .01)]
+        accuracy = [((distance[fit] < t) == same[fit]).mean() for t in np.arange(0, 4, 0.01)]
         slow.append(
-            ((distance[test] < np.arange(0, 4, .01)[np.argmax(accuracy)]) == same[test]).mean()
+            ((distance[test] < np.arange(0, 4, 0.01)[np.argmax(accuracy)]) == same[test]).mean()
         )
     report = metrics.verification(
         rates.cosines(embeddings, left, right), same, np.arange(600) * 10 // 600
@@ -92,13 +94,13 @@ def test_tar_only_where_impostors_carry_it():
 
 def test_a_fold_is_scored_at_the_others_threshold():
     same = np.array([True, False] * 10)
-    scores = np.where(same, .6, .4)
+    scores = np.where(same, 0.6, 0.4)
     # fold 0 would want .2; all the others say between .4 and .6
-    scores[:2] = .3, .1
+    scores[:2] = 0.3, 0.1
     folds = np.repeat(np.arange(10), 2)
     for thresholds in (rates.GRID, None):
         report = metrics.verification(scores, same, folds, thresholds=thresholds)
-        assert report['fold_accuracy'] == [.5] + [1.] * 9
+        assert report['fold_accuracy'] == [0.5] + [1.0] * 9
 
 
 def test_a_folds_own_scores_move_no_decision():
@@ -115,39 +117,58 @@ def test_a_folds_own_scores_move_no_decision():
 @pytest.mark.parametrize('thresholds', [rates.GRID, None])
 def test_constant_and_random_scores_are_chance(thresholds):
     _, same, folds = scored(4000)
-    constant = metrics.verification(np.full(4000, .7), same, folds, thresholds=thresholds)
+    constant = metrics.verification(np.full(4000, 0.7), same, folds, thresholds=thresholds)
     assert (constant['accuracy'], constant['auc'], constant['eer'], constant['tar@1e-1']) == (
-        .5, .5, .5, 0,
+        0.5,
+        0.5,
+        0.5,
+        0,
     )
     random = metrics.verification(
         np.random.default_rng(0).uniform(-1, 1, 4000), same, folds, thresholds=thresholds
     )
-    assert random['accuracy'] == pytest.approx(.5, abs=.03) and random['auc'] == pytest.approx(
-        .5, abs=.03
+    assert random['accuracy'] == pytest.approx(0.5, abs=0.03) and random['auc'] == pytest.approx(
+        0.5, abs=0.03
     )
 
 
 def test_without_pairs_or_without_one_kind_there_is_no_figure():
     for same in ([], [True], [True, True], [False, False]):
         report = metrics.verification(
-            np.full(len(same), .5), np.array(same, bool), np.arange(len(same)), replicates=20
+            np.full(len(same), 0.5), np.array(same, bool), np.arange(len(same)), replicates=20
         )
         assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
         assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
 
 
-@pytest.mark.parametrize('pairs, folds, why', [
-    (600, lambda same: 2 * (np.arange(600) // 40) + same, '30 of 30 folds, 0 first, have .* alone'),
-    (600, lambda same: np.minimum(np.arange(600) // 6, 11), '12 folds of 6 to 534 .* something'),
-    (8, lambda same: np.arange(8) // 2, '4 pairs of one person and 4 of two: .* need 10 of each'),
-    (2, lambda same: np.arange(2), '1 pairs of one person and 1 of two'),
-    (600, lambda same: np.zeros(600, int), 'all pairs are in one fold: .* on the others')])
+@pytest.mark.parametrize(
+    'pairs, folds, why',
+    [
+        (
+            600,
+            lambda same: 2 * (np.arange(600) // 40) + same,
+            '30 of 30 folds, 0 first, have .* alone',
+        ),
+        (
+            600,
+            lambda same: np.minimum(np.arange(600) // 6, 11),
+            '12 folds of 6 to 534 .* something',
+        ),
+        (
+            8,
+            lambda same: np.arange(8) // 2,
+            '4 pairs of one person and 4 of two: .* need 10 of each',
+        ),
+        (2, lambda same: np.arange(2), '1 pairs of one person and 1 of two'),
+        (600, lambda same: np.zeros(600, int), 'all pairs are in one fold: .* on the others'),
+    ],
+)
 def test_folds_that_give_no_accuracy(pairs, folds, why):
-    scores, same, _ = scored(pairs, gap=.8)
+    scores, same, _ = scored(pairs, gap=0.8)
     report = metrics.verification(scores, same, folds(same), replicates=20)
     assert report['accuracy'] is None and report['accuracy_std'] is None
-    assert report['fold_accuracy'] == [] and report['auc'] > .9 and report['threshold'] is not None
+    assert report['fold_accuracy'] == [] and report['auc'] > 0.9 and report['threshold'] is not None
     assert re.search(why, report['reason'])
     assert (report['intervals']['auc'] is None) == (pairs < 20)  # [100 100] says nothing
     assert report['intervals']['accuracy'] is None
@@ -189,10 +210,11 @@ def test_a_threshold_at_a_far_is_the_lowest_that_keeps_it(digits):
 
 
 def test_a_threshold_at_a_far_by_hand():
-    scores = np.r_[np.arange(100) / 100, np.full(5, .99)]
+    scores = np.r_[np.arange(100) / 100, np.full(5, 0.99)]
     same = np.arange(105) >= 100
     assert metrics.verification(scores, same, np.arange(105) % 10)['far'] == {
-        '0.1': {'threshold': .89, 'interval': None}}  # .90 to .99 are the ten that pass
+        '0.1': {'threshold': 0.89, 'interval': None}
+    }  # .90 to .99 are the ten that pass
 
 
 def test_weighted_thresholds_are_repetition():
@@ -210,10 +232,11 @@ def test_the_interval_of_a_threshold_holds_it():
     embeddings, labels, ages = people()
     far = metrics.people_report(embeddings, labels, ages)['verification']['far']['0.1']
     assert far['interval'][0] <= far['threshold'] <= far['interval'][1]
-    assert 0 < far['interval'][1] - far['interval'][0] < .3
+    assert 0 < far['interval'][1] - far['interval'][0] < 0.3
 
 
 # intervals
+
 
 def test_weighted_roc_is_repetition():
     scores, same, _ = scored(200)
@@ -233,17 +256,23 @@ def test_a_replicate_without_one_kind_has_no_figure():
 
 def test_intervals_over_pairs_are_the_binomial():
     _, same, folds = scored(2000)
-    scores = np.where(np.random.default_rng(0).random(2000) < .9, np.where(same, .8, .2),
-                      np.where(same, .2, .8))
+    scores = np.where(
+        np.random.default_rng(0).random(2000) < 0.9,
+        np.where(same, 0.8, 0.2),
+        np.where(same, 0.2, 0.8),
+    )
     low, high = metrics.verification(scores, same, folds, replicates=400)['intervals']['accuracy']
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(.09 / 2000), rel=.2)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.09 / 2000), rel=0.2)
 
 
 def test_intervals_over_people_see_that_their_pairs_go_together():
     rng = np.random.default_rng(0)
-    same, folds, good = (np.tile([True, False], 500), np.repeat(np.arange(10), 100),
-                         np.repeat(rng.random(20) < .7, 50))
-    scores, owner = np.where(good == same, .8, .2), np.repeat(np.arange(20), 50)
+    same, folds, good = (
+        np.tile([True, False], 500),
+        np.repeat(np.arange(10), 100),
+        np.repeat(rng.random(20) < 0.7, 50),
+    )
+    scores, owner = np.where(good == same, 0.8, 0.2), np.repeat(np.arange(20), 50)
     pairs, grouped = (
         metrics.verification(scores, same, folds, who, replicates=300)['intervals']['accuracy']
         for who in (None, np.stack([owner, owner], 1))
@@ -268,9 +297,19 @@ def test_difference_is_paired():
 
 # pairs by gap
 
+
 def test_gap_bins_have_inclusive_upper_bounds():
-    assert [GAP_NAMES[k] for k in gap_bin(np.array([0, 5, 5.5, 6, 10, 20, 20.1, 30, 31]))] == \
-        ['0-5', '0-5', '6-10', '6-10', '6-10', '11-20', '21-30', '21-30', '31+']
+    assert [GAP_NAMES[k] for k in gap_bin(np.array([0, 5, 5.5, 6, 10, 20, 20.1, 30, 31]))] == [
+        '0-5',
+        '0-5',
+        '6-10',
+        '6-10',
+        '6-10',
+        '11-20',
+        '21-30',
+        '21-30',
+        '31+',
+    ]
 
 
 def test_gap_pairs_are_all_genuine_ones_with_matched_impostors():
@@ -281,7 +320,7 @@ def test_gap_pairs_are_all_genuine_ones_with_matched_impostors():
         for pair in zip(*(side[pairs.same].tolist() for side in pairs[:2]), strict=True)
     }
     expected = {frozenset((i, j)) for i in range(360) for j in range(i) if labels[i] == labels[j]}
-    assert genuine <= expected and len(genuine) == pairs.same.sum() >= .99 * len(expected)
+    assert genuine <= expected and len(genuine) == pairs.same.sum() >= 0.99 * len(expected)
     impostor = ~pairs.same
     assert (labels[pairs.left] == labels[pairs.right]).tolist() == pairs.same.tolist()
     assert (pairs.gap == np.abs(ages[pairs.left] - ages[pairs.right])).all()
@@ -300,7 +339,7 @@ def test_gap_pairs_share_no_people_between_folds_where_ages_allow():
     pairs = gap_pairs(labels, ages)
     fold = np.empty(200, int)
     fold[pairs.people[pairs.same][:, 0]] = pairs.fold[pairs.same]
-    assert (fold[pairs.people] == pairs.fold[:, None]).mean() > .98
+    assert (fold[pairs.people] == pairs.fold[:, None]).mean() > 0.98
 
 
 def test_gap_pairs_are_bounded_in_each_gap():
@@ -328,13 +367,14 @@ def test_age_alone_tells_no_pair():
     )
     only_age = unit(np.stack([np.cos(ages / 60), np.sin(ages / 60)], 1))
     report = metrics.people_report(only_age, labels, ages, intervals=False)
-    assert report['verification']['auc'] == pytest.approx(.5, abs=.03)
+    assert report['verification']['auc'] == pytest.approx(0.5, abs=0.03)
 
 
 # leave-one-out
 
+
 def test_leave_one_out_is_a_slow_loop_and_never_matches_itself(monkeypatch):
-    embeddings, labels, _ = people(spread=2.)
+    embeddings, labels, _ = people(spread=2.0)
     probes, nearest = metrics.leave_one_out(embeddings, labels)
     assert (probes != nearest).all()
     for probe, found in zip(probes, nearest, strict=True):
@@ -345,13 +385,14 @@ def test_leave_one_out_is_a_slow_loop_and_never_matches_itself(monkeypatch):
 
 
 def test_one_image_is_a_gallery_but_no_probe():
-    embeddings = unit(np.array([[1, 0], [1, .2], [1, .1]]))
+    embeddings = unit(np.array([[1, 0], [1, 0.2], [1, 0.1]]))
     # the single image of 1 is nearest to both
     assert metrics.leave_one_out_rank1(embeddings, np.array([0, 0, 1])) == 0
     assert metrics.leave_one_out_rank1(embeddings, np.array([0, 1, 2])) is None
 
 
 # reports
+
 
 def test_percentiles_and_decision():
     scores, same = (
@@ -402,28 +443,31 @@ def test_few_people_give_no_warning():
 def test_features_that_are_not_finite_name_the_image():
     embeddings, labels, ages = people()
     embeddings[5, 2] = np.nan
-    for count in (lambda: metrics.people_report(embeddings, labels, ages),
-                  lambda: leakage.age_r2(embeddings, labels, ages),
-                  lambda: metrics.leave_one_out_rank1(embeddings, labels)):
+    for count in (
+        lambda: metrics.people_report(embeddings, labels, ages),
+        lambda: leakage.age_r2(embeddings, labels, ages),
+        lambda: metrics.leave_one_out_rank1(embeddings, labels),
+    ):
         with pytest.raises(ValueError, match='image 5 '):
             count()
 
 
 # leakage
 
+
 def test_leakage_tells_a_feature_that_carries_age():
     rng = np.random.default_rng(0)
     labels, ages = np.repeat(np.arange(100), 5), rng.integers(0, 80, 500).astype(np.float32)
     noise = rng.normal(size=(500, 64)).astype(np.float32)
     carries = noise + 3 * (ages[:, None] - 40) / 23 * rng.normal(size=64).astype(np.float32)
-    for feature, low, high in ((noise, -.2, .05), (carries, .95, 1)):
+    for feature, low, high in ((noise, -0.2, 0.05), (carries, 0.95, 1)):
         report = leakage.age_leakage(feature, labels, ages, CUTOFFS)
         assert low <= report['r2'] <= high and low <= leakage.age_r2(feature, labels, ages) <= high
-    assert report['mae'] < 3 and report['balanced_accuracy'] > .7
+    assert report['mae'] < 3 and report['balanced_accuracy'] > 0.7
     assert leakage.age_leakage(noise, labels, ages, CUTOFFS)['balanced_accuracy'] == pytest.approx(
-        1 / 8, abs=.06
+        1 / 8, abs=0.06
     )
-    assert leakage.age_leakage(noise * 0, labels, ages, CUTOFFS)['r2'] == pytest.approx(0, abs=.05)
+    assert leakage.age_leakage(noise * 0, labels, ages, CUTOFFS)['r2'] == pytest.approx(0, abs=0.05)
 
 
 def test_ridge_and_discriminant_are_the_closed_forms():
@@ -431,10 +475,10 @@ def test_ridge_and_discriminant_are_the_closed_forms():
     x, group = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
     x += group[:, None]
     ages = x @ rng.normal(size=6) + rng.normal(size=200)
-    z, strength = (x - x.mean(0)) / x.std(0), .1
+    z, strength = (x - x.mean(0)) / x.std(0), 0.1
     weight = np.linalg.solve(z.T @ z / 200 + strength * np.eye(6), z.T @ (ages - ages.mean()) / 200)
     expected = (z @ weight + ages.mean()).clip(ages.min(), ages.max())
-    several = leakage._ridge(x, ages, [strength, 10.])
+    several = leakage._ridge(x, ages, [strength, 10.0])
     assert several[0](x) == pytest.approx(expected, abs=1e-9)
     means = np.stack([z[group == k].mean(0) for k in range(3)])
     within = z - means[group]
@@ -447,7 +491,7 @@ def test_ridge_and_discriminant_are_the_closed_forms():
 def test_groups_of_which_nothing_can_be_fitted(ages):
     features = np.random.default_rng(0).normal(size=(6, 4))
     report = leakage.age_leakage(features, np.arange(6), np.array(ages), CUTOFFS)
-    assert report['balanced_accuracy'] in (0., 1.) and np.isfinite(report['r2'])
+    assert report['balanced_accuracy'] in (0.0, 1.0) and np.isfinite(report['r2'])
 
 
 def test_age_is_not_read_from_who_it_is():
@@ -455,29 +499,32 @@ def test_age_is_not_read_from_who_it_is():
     labels = np.repeat(np.arange(100), 5)
     ages, identity = (
         rng.uniform(10, 70, 100)[labels],
-        rng.normal(size=(100, 64))[labels] + .1 * rng.normal(size=(500, 64)),
+        rng.normal(size=(100, 64))[labels] + 0.1 * rng.normal(size=(500, 64)),
     )
-    assert leakage.age_r2(identity, labels, ages) < .1   # split by image it would be near 1
+    assert leakage.age_r2(identity, labels, ages) < 0.1  # split by image it would be near 1
 
 
 def test_identity_in_a_feature():
     embeddings, labels, ages = people()
-    assert leakage.identity_in(embeddings, labels, ages)['auc'] > .95
+    assert leakage.identity_in(embeddings, labels, ages)['auc'] > 0.95
     noise = leakage.identity_in(np.random.default_rng(0).normal(size=(360, 8)), labels, ages)
-    assert noise['auc'] == pytest.approx(.5, abs=.06) and noise['rank1'] < .06
+    assert noise['auc'] == pytest.approx(0.5, abs=0.06) and noise['rank1'] < 0.06
     assert noise['rank1_chance'] == pytest.approx(5 / 359)
-    aged = np.stack([ages, ages ** 2], 1)
-    assert leakage.identity_in(aged, labels, ages)['auc'] == pytest.approx(.5, abs=.06)
+    aged = np.stack([ages, ages**2], 1)
+    assert leakage.identity_in(aged, labels, ages)['auc'] == pytest.approx(0.5, abs=0.06)
 
 
 def test_held_out_correlation_sees_what_is_shared_and_no_more():
     rng = np.random.default_rng(0)
-    labels, a, b = (np.repeat(np.arange(200), 4), rng.normal(size=(800, 10)),
-                    rng.normal(size=(800, 12)))
+    labels, a, b = (
+        np.repeat(np.arange(200), 4),
+        rng.normal(size=(800, 10)),
+        rng.normal(size=(800, 12)),
+    )
     report = leakage.held_out_correlation(a, b, labels)
-    assert report['rho'] < report['shuffled_95'] + .05 < .25
-    b[:, 3] = a @ rng.normal(size=10) / 3 + .3 * rng.normal(size=800)
-    assert leakage.held_out_correlation(a, b, labels)['rho'] > .8
+    assert report['rho'] < report['shuffled_95'] + 0.05 < 0.25
+    b[:, 3] = a @ rng.normal(size=10) / 3 + 0.3 * rng.normal(size=800)
+    assert leakage.held_out_correlation(a, b, labels)['rho'] > 0.8
     assert leakage.held_out_correlation(a, b * 0, labels)['rho'] == 0
 
 
@@ -488,6 +535,7 @@ def test_too_few_people_are_said_to_be():
 
 
 # extraction
+
 
 @pytest.fixture
 def model():
@@ -524,7 +572,7 @@ def test_files_are_cached_by_list_and_weights(model, tmp_path):
         )[0]['embedding']
 
     first = features()
-    assert (features(of=None) == first).all()            # no model is needed
+    assert (features(of=None) == first).all()  # no model is needed
     with pytest.raises(AttributeError):
         features(weights='b', of=None)
     paths[0].write_bytes(encoded(9))
@@ -562,8 +610,12 @@ def test_a_backbone_of_112_columns_sees_them_all(model):
 
 def test_images_that_cannot_be_used_are_counted_in_one_line(model, tmp_path):
     with pytest.raises(DataError, match='2 of 3 images are missing: looked for .*0.png') as error:
-        extract_files(model, [tmp_path / '0.png', tmp_path / '1.png', encoded(0)], 'cpu',
-                      ['0.png', '1.png', 'here'])
+        extract_files(
+            model,
+            [tmp_path / '0.png', tmp_path / '1.png', encoded(0)],
+            'cpu',
+            ['0.png', '1.png', 'here'],
+        )
     assert '\n' not in str(error.value)
     bad = [encoded(0), b'no image', encoded(1, (96, 96)), encoded(2)]
     with pytest.raises(DataError, match='2 of 4 .*b: not .*c: 96 high × 96 wide') as error:
@@ -589,7 +641,7 @@ def test_a_unit_that_was_dead_where_the_probe_was_fitted_can_not_run_away():
     features = np.c_[ages + rng.normal(size=400), np.zeros(400)]
     features[::7, 1] = 1e-4 * rng.normal(size=len(features[::7]))
     features[5, 1] = 1e6
-    probe, = leakage._ridge(features[10:], ages[10:], [1e-4])
+    (probe,) = leakage._ridge(features[10:], ages[10:], [1e-4])
     assert (
         ages[10:].min() <= probe(features[:10]).min()
         and probe(features[:10]).max() <= ages[10:].max()

@@ -222,8 +222,13 @@ def published(tmp_path_factory):
     """Weights whose backbone is one of backbones/, with random weights, which sees 112 columns."""
     torch.manual_seed(0)
     model = DALModel(backbones.build('mobilefacenet'), 2)
-    state = {'model': model.state_dict(), 'backbone': model.backbone.config, 'classes': ['a', 'b'],
-             'age_cutoffs': model.age.cutoffs.tolist(), 'epoch': 1}  # fmt: skip
+    state = {
+        'model': model.state_dict(),
+        'backbone': model.backbone.config,
+        'classes': ['a', 'b'],
+        'age_cutoffs': model.age.cutoffs.tolist(),
+        'epoch': 1,
+    }
     path = tmp_path_factory.mktemp('published') / 'best.pth'
     torch.save(state, path)
     return path, model.eval()
@@ -263,7 +268,7 @@ def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_pat
     facts = session.get_modelmeta().custom_metadata_map
     assert facts['width'] == '112' and 'mean [123.675, 116.28, 103.53]' in facts['normalisation']
     faces = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
-    found, = session.run(None, {'faces': faces.numpy()})
+    (found,) = session.run(None, {'faces': faces.numpy()})
     np.testing.assert_allclose(found, model.embed(faces).numpy(), atol=1e-5)
 
 
@@ -271,17 +276,25 @@ def test_the_script_of_the_documentation_finds_faces_without_torch(
     weights, onnx_file, drawn, tmp_path
 ):
     pytest.importorskip('onnxruntime')
-    verify.run(verify.arguments([
-        str(weights), '--index', str(drawn / 'val'), str(tmp_path / 'archive.index')]))  # fmt: skip
+    verify.run(
+        verify.arguments(
+            [str(weights), '--index', str(drawn / 'val'), str(tmp_path / 'archive.index')]
+        )
+    )
     shutil.copy(onnx_file, tmp_path / 'best.onnx')
     face = sorted((drawn / 'val').rglob('*.jpg'))[20]
     Image.open(face).save(tmp_path / 'face.png')
     page = (ROOT / 'docs' / 'verify.md').read_text()
-    script, = re.findall(r'```python\n(import json\n.*?)```', page, re.DOTALL)
+    (script,) = re.findall(r'```python\n(import json\n.*?)```', page, re.DOTALL)
     assert len(script.splitlines()) < 25
     guard = "import sys; sys.modules['torch'] = None\n"
-    done = subprocess.run([sys.executable, '-c', guard + script], cwd=tmp_path, capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-c', guard + script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f'1.000 {face.relative_to(drawn / "val")}'
 

@@ -1,4 +1,5 @@
 """A start from a backbone that knows faces: what it begins with, what stays, what is said of it."""
+
 import json
 import shutil
 
@@ -22,12 +23,13 @@ from training.schedule import parameter_groups
 def batch():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.arange(8) * 9.
+    return images, torch.arange(8) % 4, torch.arange(8) * 9.0
 
 
 def training(**values):
-    result = main.Training(tiny(warmup=0., **values), list('abcd'), meta.age_cutoffs,
-                           torch.device('cpu'))
+    result = main.Training(
+        tiny(warmup=0.0, **values), list('abcd'), meta.age_cutoffs, torch.device('cpu')
+    )
     result.total_steps = 4
     return result
 
@@ -41,7 +43,7 @@ def moved(before, after):
 
 
 def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
-    run = training(freeze=.5)
+    run = training(freeze=0.5)
     states = [backbone_of(run)]
     for _ in range(4):
         run.iterate(*batch())
@@ -59,8 +61,10 @@ def test_frozen_batch_norm_keeps_its_statistics_while_its_weights_move():
 
 
 def test_the_backbone_learns_at_its_own_rate():
-    slow, plain = (training(lr_backbone=factor, lr=.01, momentum=0., weight_decay=0., clip=1e9)
-                   for factor in (.25, 1.))
+    slow, plain = (
+        training(lr_backbone=factor, lr=0.01, momentum=0.0, weight_decay=0.0, clip=1e9)
+        for factor in (0.25, 1.0)
+    )
     before, steps = backbone_of(slow), []
     for run in (slow, plain):
         run.iterate(*batch())
@@ -71,7 +75,11 @@ def test_the_backbone_learns_at_its_own_rate():
     torch.testing.assert_close(slow.model.identity.weight, plain.model.identity.weight)
     groups = parameter_groups(slow.model, finetune)
     assert [(group['factor'], group['weight_decay']) for group in groups] == [
-        (.2, 5e-4), (.2, 0.), (1., 5e-4), (1., 0.)]
+        (0.2, 5e-4),
+        (0.2, 0.0),
+        (1.0, 5e-4),
+        (1.0, 0.0),
+    ]
     assert sum(len(group['params']) for group in groups) == len([*slow.model.parameters()])
     assert len(parameter_groups(slow.model, paper)) == 2
 
@@ -83,14 +91,17 @@ def centres(folder, root, sharded):
         recipe = tiny(shard_head=sharded, precision='float32')
         run = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
         pretrained.set_centres(run, faces)
-        torch.save((run.model.identity.weight.detach(), run.model.state_dict()),
-                   f'{folder}/{distributed.rank()}')
+        torch.save(
+            (run.model.identity.weight.detach(), run.model.state_dict()),
+            f'{folder}/{distributed.rank()}',
+        )
 
 
 @pytest.mark.parametrize('count, sharded', [(0, False), (2, False), (2, True), (3, True)])
 def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, sharded):
-    statuses = join(launch(count, centres, tmp_path, drawn / 'train', sharded,
-                           out=tmp_path / 'out'))
+    statuses = join(
+        launch(count, centres, tmp_path, drawn / 'train', sharded, out=tmp_path / 'out')
+    )
     assert statuses == [0] * max(count, 1), (tmp_path / 'out.0').read_text()
     found = [torch.load(tmp_path / str(k), weights_only=True) for k in range(max(count, 1))]
     faces, run = Faces(drawn / 'train', r'_|\.', 1), training(precision='float32')
@@ -127,7 +138,7 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
     assert 'AUC' in said and info.epoch in (0, 2)
     untouched = load_weights(first)[0].backbone.state_dict()
     start = torch.load(folder / 'epoch_001.pth', weights_only=True)['model']
-    assert start['identity.weight'].norm(dim=1).sub(1).abs().max() < .2  # began as unit centres
+    assert start['identity.weight'].norm(dim=1).sub(1).abs().max() < 0.2  # began as unit centres
     assert moved(untouched, {k: start[f'backbone.{k}'] for k in untouched})
 
 
@@ -137,23 +148,39 @@ def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp
     data = entry | {'train_root': str(tmp_path / 'train.txt')}
     with pytest.raises(utils.UserError, match='nobody in the training set is seen'):
         train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
-    train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data,
-          settings=('within_person=False',))
+    train(
+        -1,
+        1,
+        '--init',
+        first,
+        *FINETUNE,
+        save=tmp_path / 'fine',
+        data=data,
+        settings=('within_person=False',),
+    )
 
 
-@pytest.mark.parametrize('years', [1., 30.])
+@pytest.mark.parametrize('years', [1.0, 30.0])
 def test_within_person_says_where_most_of_the_age_lies_between_people(years, capsys):
-    run = training(factorization='solved', variate='label', memory=.5, within_person=True)
+    run = training(factorization='solved', variate='label', memory=0.5, within_person=True)
     people = torch.arange(8) % 4
-    run.learn_ages(people, 20. + 10 * people + years * (torch.arange(8) // 4))
+    run.learn_ages(people, 20.0 + 10 * people + years * (torch.arange(8) // 4))
     said = '0% of the variance of age lies within people' in capsys.readouterr().out
     assert said == (years < 2)
 
 
-def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(train, first, tmp_path,
-                                                                     capsys):
-    folder = train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', settings=(
-        'lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.'))
+def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
+    train, first, tmp_path, capsys
+):
+    folder = train(
+        -1,
+        1,
+        '--init',
+        first,
+        *FINETUNE,
+        save=tmp_path / 'fine',
+        settings=('lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.'),
+    )
     best = load_weights(folder / 'best.pth')
     assert best[1].epoch == 0 and 'best.pth, of epoch 0' in capsys.readouterr().out
     untouched = load_weights(first)[0].backbone.state_dict()
@@ -165,8 +192,9 @@ def test_a_run_resumed_within_the_freeze_is_the_run(train, first, tmp_path):
     line = (-1, '--init', first, *FINETUNE, '--horizon', 3)
     whole = train(line[0], 3, *line[1:], save=tmp_path / 'whole', settings=settings)
     for epochs in (1, 2, 3):
-        parts = train(line[0], epochs, *line[1:], '--resume', save=tmp_path / 'parts',
-                      settings=settings)
+        parts = train(
+            line[0], epochs, *line[1:], '--resume', save=tmp_path / 'parts', settings=settings
+        )
     a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
     assert not moved(a['model'], b['model']) and not moved(a['mapping'], b['mapping'])
     assert log_rows(whole) == log_rows(parts)
@@ -200,13 +228,21 @@ def test_an_untouched_backbone_is_measured_with_the_same_tools(tmp_path):
     assert info.backbone == {'name': 'mobilefacenet'} and info.classes == []
 
 
-@pytest.mark.parametrize('change, line, message', [
-    (lambda file: file.unlink(), (), 'no such file'),
-    (lambda file: file.write_text('<html>gone</html>'), (), 'web page'),
-    (lambda file: torch.save({'a': torch.zeros(3)}, file), (), 'the layout of no backbone'),
-    (lambda file: None, ('--backbone', 'iresnet18'), 'not the layout of iresnet18.*mobilefacenet'),
-    (lambda file: None, ('--backbone', 'iresnet19'), "no backbone 'iresnet19'"),
-    (lambda file: None, (), None)])
+@pytest.mark.parametrize(
+    'change, line, message',
+    [
+        (lambda file: file.unlink(), (), 'no such file'),
+        (lambda file: file.write_text('<html>gone</html>'), (), 'web page'),
+        (lambda file: torch.save({'a': torch.zeros(3)}, file), (), 'the layout of no backbone'),
+        (
+            lambda file: None,
+            ('--backbone', 'iresnet18'),
+            'not the layout of iresnet18.*mobilefacenet',
+        ),
+        (lambda file: None, ('--backbone', 'iresnet19'), "no backbone 'iresnet19'"),
+        (lambda file: None, (), None),
+    ],
+)
 def test_what_can_not_be_a_start_is_one_line(train, tmp_path, change, line, message):
     file = published(tmp_path)
     change(file)
@@ -218,8 +254,15 @@ def test_what_can_not_be_a_start_is_one_line(train, tmp_path, change, line, mess
 def test_validation_on_lists_of_pairs(train, entry, drawn, tmp_path, capsys):
     """Beside the people of val_root, or as the val_root; each by the name of its file."""
     faces = Faces(drawn / 'val', r'_|\.', 1)
-    rows = [(int(faces.labels[a] == faces.labels[b]), faces.source.name(faces.places[a]),
-             faces.source.name(faces.places[b])) for a in range(30) for b in range(a)]
+    rows = [
+        (
+            int(faces.labels[a] == faces.labels[b]),
+            faces.source.name(faces.places[a]),
+            faces.source.name(faces.places[b]),
+        )
+        for a in range(30)
+        for b in range(a)
+    ]
     shutil.copytree(drawn / 'val', tmp_path / 'pairs')
     (tmp_path / 'pairs/drawn.txt').write_text('\n'.join(' '.join(map(str, row)) for row in rows))
     pairs = tmp_path / 'pairs/drawn.txt'

@@ -1,4 +1,5 @@
 """Shards of others: what the library itself writes, folders that tar packed, and damaged ones."""
+
 # ruff: noqa: F811, a fixture is imported and is a parameter
 import builtins
 import io
@@ -183,7 +184,7 @@ def test_a_shard_cut_short_anywhere(pattern):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r'train-00001.tar: (damaged|cut short|\d+ sample)'):
             listed(pattern)
-    path.write_bytes(whole[:end + 512])  # all that is lost are zeros after the end
+    path.write_bytes(whole[: end + 512])  # all that is lost are zeros after the end
     assert len(listed(pattern)) == 40
 
 
@@ -236,6 +237,7 @@ def test_without_the_library(pattern, monkeypatch):
         if name == 'webdataset':
             raise ImportError(name)
         return original(name, *args, **options)
+
     monkeypatch.setattr(builtins, '__import__', missing)
     with pytest.raises(DataError, match='pip install webdataset'):
         listed(pattern)

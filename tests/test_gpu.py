@@ -1,4 +1,5 @@
 """What a GPU, or another processor, changes in a training; shown where there is none."""
+
 import json
 import os
 import shutil
@@ -20,17 +21,23 @@ from training.resume import start, state_of
 def batch(step=0):
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.arange(8) * 9.
+    return images, torch.arange(8) % 4, torch.arange(8) * 9.0
 
 
 # small enough to begin with that no step overflows
-SCALE = {'scale': 1024., 'growth_factor': 2., 'backoff_factor': .5, 'growth_interval': 3,
-         '_growth_tracker': 0}
+SCALE = {
+    'scale': 1024.0,
+    'growth_factor': 2.0,
+    'backoff_factor': 0.5,
+    'growth_interval': 3,
+    '_growth_tracker': 0,
+}
 
 
 def training(**values):
-    result = main.Training(tiny(warmup=0., scale=8., **values), list('abcd'), meta.age_cutoffs,
-                           torch.device('cpu'))
+    result = main.Training(
+        tiny(warmup=0.0, scale=8.0, **values), list('abcd'), meta.age_cutoffs, torch.device('cpu')
+    )
     result.total_steps = 8
     result.network.restore_scale(SCALE)
     return result
@@ -38,17 +45,33 @@ def training(**values):
 
 # precision
 
-@pytest.mark.parametrize('capability, precision', [
-    ((10, 0), 'bf16'), ((9, 0), 'bf16'), ((8, 0), 'bf16'), ((7, 5), 'fp16'), ((7, 0), 'fp16'),
-    ((6, 1), 'float32')])
+
+@pytest.mark.parametrize(
+    'capability, precision',
+    [
+        ((10, 0), 'bf16'),
+        ((9, 0), 'bf16'),
+        ((8, 0), 'bf16'),
+        ((7, 5), 'fp16'),
+        ((7, 0), 'fp16'),
+        ((6, 1), 'float32'),
+    ],
+)
 def test_the_fastest_precision_of_a_gpu(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
     assert utils.fastest_precision(torch.device('cuda', 0)) == precision
 
 
-@pytest.mark.parametrize('capabilities, onednn, precision', [
-    ({'avx512_bf16': True}, True, 'bf16'), ({'amx_bf16': True}, True, 'bf16'),
-    ({'bf16': True}, True, 'bf16'), ({'bf16': True}, False, 'float32'), ({}, True, 'float32')])
+@pytest.mark.parametrize(
+    'capabilities, onednn, precision',
+    [
+        ({'avx512_bf16': True}, True, 'bf16'),
+        ({'amx_bf16': True}, True, 'bf16'),
+        ({'bf16': True}, True, 'bf16'),
+        ({'bf16': True}, False, 'float32'),
+        ({}, True, 'float32'),
+    ],
+)
 def test_the_fastest_precision_of_a_cpu(monkeypatch, capabilities, onednn, precision):
     """macOS has bfloat16 from M2 on, but no oneDNN, without which it is emulated."""
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
@@ -60,7 +83,7 @@ def test_the_fastest_precision_of_a_cpu(monkeypatch, capabilities, onednn, preci
 def test_precision_is_what_bf16_was():
     assert Recipe.of({'bf16': False}).precision == 'float32'
     assert Recipe.of({'bf16': True}) == Recipe.of({}) == paper and paper.precision == 'auto'
-    with pytest.raises(utils.UserError, match="bf16=False: it is precision now: precision=float32"):
+    with pytest.raises(utils.UserError, match='bf16=False: it is precision now: precision=float32'):
         paper.override([('bf16', 'False')])
     with pytest.raises(utils.UserError, match="precision is 'tf32'; it must be 'auto' or"):
         paper.override([('precision', 'tf32')])
@@ -86,10 +109,10 @@ def test_fp16_trains_as_float32_does():
     for a, b in zip(losses(plain, 6), losses(half, 6), strict=True):
         assert a.keys() == b.keys() and a != b
         for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
-            assert a[name] == pytest.approx(b[name], rel=.03), name
+            assert a[name] == pytest.approx(b[name], rel=0.03), name
     for name, weight in plain.model.state_dict().items():
         apart = (half.model.state_dict()[name].float() - weight.float()).norm()
-        assert apart <= .05 * weight.float().norm() + .02, name
+        assert apart <= 0.05 * weight.float().norm() + 0.02, name
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -98,12 +121,12 @@ def test_a_gradient_that_overflows_is_left_out(accumulate):
     run = training(precision='fp16', accumulate=accumulate)
     run.iterate(*batch())
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    run.network.scaler.update(2. ** 40)
+    run.network.scaler.update(2.0**40)
     run.iterate(*batch(1))
     assert all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
-    assert run.network.scaler.get_scale() == 2. ** 39
+    assert run.network.scaler.get_scale() == 2.0**39
     assert run.watch.first() is None and run.means.flush()['gradient'] > 0
-    run.network.scaler.update(2. ** 10)
+    run.network.scaler.update(2.0**10)
     run.iterate(*batch(2))
     assert not all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
 
@@ -111,7 +134,7 @@ def test_a_gradient_that_overflows_is_left_out(accumulate):
 def test_a_first_gradient_that_overflows_is_left_out():
     """PyTorch's fused SGD would go on from momentum that nothing has initialised."""
     run, other = training(precision='fp16'), training(precision='fp16')
-    run.network.restore_scale(SCALE | {'scale': 2. ** 40})
+    run.network.restore_scale(SCALE | {'scale': 2.0**40})
     run.iterate(*batch())
     run.network.restore_scale(SCALE)
     other.step = 1
@@ -128,7 +151,7 @@ def test_a_run_in_fp16_resumes_exactly(tmp_path):
     save_checkpoint(state_of(first, 8, tmp_path), tmp_path / 'last.pth')
     assert start(second, tmp_path / 'last.pth', True, 8) and second.step == 4
     assert second.network.scaler.state_dict() == first.network.scaler.state_dict()
-    assert second.network.scaler.get_scale() == 2048.
+    assert second.network.scaler.get_scale() == 2048.0
     losses(whole, 4)
     assert losses(whole, 4) == losses(second, 4)
     for name, tensor in whole.model.state_dict().items():
@@ -146,6 +169,7 @@ def test_a_state_in_another_precision_is_resumed(tmp_path):
 
 # the device
 
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU, as far as pick_device asks; returns a function that says which."""
@@ -156,26 +180,42 @@ def gpu(monkeypatch):
     def become(capability, built):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda ctx: capability)
         monkeypatch.setattr(torch.cuda, 'get_arch_list', lambda: built)
+
     return become
 
 
-@pytest.mark.parametrize('capability, built', [
-    ((7, 5), ['sm_75', 'sm_80']), ((8, 9), ['sm_75', 'sm_80', 'sm_90']),
-    ((12, 1), ['sm_75', 'sm_120']), ((13, 0), ['sm_120', 'compute_120']),
-    ((9, 0), ['sm_80', 'sm_90a']), ((9, 4), ['gfx942'])])
+@pytest.mark.parametrize(
+    'capability, built',
+    [
+        ((7, 5), ['sm_75', 'sm_80']),
+        ((8, 9), ['sm_75', 'sm_80', 'sm_90']),
+        ((12, 1), ['sm_75', 'sm_120']),
+        ((13, 0), ['sm_120', 'compute_120']),
+        ((9, 0), ['sm_80', 'sm_90a']),
+        ((9, 4), ['gfx942']),
+    ],
+)
 def test_a_gpu_that_pytorch_is_built_for(gpu, capability, built):
     gpu(capability, built)
     assert utils.pick_device(0) == torch.device('cuda', 0)
 
 
-@pytest.mark.parametrize('capability, built', [
-    ((6, 1), ['sm_75', 'sm_80', 'compute_120']), ((8, 0), ['sm_75', 'sm_86']),
-    ((12, 0), ['sm_80', 'sm_90'])])
+@pytest.mark.parametrize(
+    'capability, built',
+    [
+        ((6, 1), ['sm_75', 'sm_80', 'compute_120']),
+        ((8, 0), ['sm_75', 'sm_86']),
+        ((12, 0), ['sm_80', 'sm_90']),
+    ],
+)
 def test_a_gpu_without_kernels_is_one_line(gpu, capability, built):
     gpu(capability, built)
     number = '.'.join(map(str, capability))
-    with pytest.raises(utils.UserError, match=f'ctx 0: Some GPU has compute capability {number}, '
-                       f'and PyTorch .* is built for {built[0]}, .*: install'):
+    with pytest.raises(
+        utils.UserError,
+        match=f'ctx 0: Some GPU has compute capability {number}, '
+        f'and PyTorch .* is built for {built[0]}, .*: install',
+    ):
         utils.pick_device(0)
 
 
@@ -190,6 +230,7 @@ def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
 
 
 # compiled, copied, and the one command
+
 
 def test_a_compiled_backbone_trains_as_it_does():
     if not shutil.which('g++'):
@@ -210,7 +251,7 @@ def test_faces_are_copied_whole_while_the_gpu_computes():
     faces = [torch.full((64, 3, 112, 96), k, dtype=torch.uint8).pin_memory() for k in range(50)]
     for face in faces:
         matrix = (matrix @ matrix).tanh()
-        copy, = utils.to_device(device, face)
+        (copy,) = utils.to_device(device, face)
         sums.append(copy.float().mean())
         del copy
     assert torch.stack(sums).tolist() == list(range(50))
@@ -226,14 +267,21 @@ def test_cudnn_chooses_kernels_but_in_deterministic_mode():
 
 def test_the_one_command_on_a_cpu(tmp_path):
     """Every check that a CPU can make passes; what takes processes is tests/test_processes.py's."""
-    script = ('import gpu, gpu_jobs\n'
-              'gpu_jobs.checks = lambda ctx, folder: [("fails", fail)]\n'
-              'def fail(): raise AssertionError("as it should")\n'
-              'gpu.run(gpu.arguments())')
+    script = (
+        'import gpu, gpu_jobs\n'
+        'gpu_jobs.checks = lambda ctx, folder: [("fails", fail)]\n'
+        'def fail(): raise AssertionError("as it should")\n'
+        'gpu.run(gpu.arguments())'
+    )
     out = tmp_path / 'gpu.json'
-    done = subprocess.run([sys.executable, '-c', script, '--ctx', '-1', '--tiny', '--out', out],
-                          env=os.environ | {'PYTHONPATH': str(ROOT / 'benchmarks')},
-                          text=True, capture_output=True, cwd=tmp_path, timeout=500)
+    done = subprocess.run(
+        [sys.executable, '-c', script, '--ctx', '-1', '--tiny', '--out', out],
+        env=os.environ | {'PYTHONPATH': str(ROOT / 'benchmarks')},
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=500,
+    )
     report = json.loads(out.read_text())
     rows = {row['name']: row for row in report['checks']}
     failed = [row for row in report['checks'] if row['result'] == 'FAIL']

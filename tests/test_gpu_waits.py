@@ -1,4 +1,5 @@
 """Between two reports the host never waits for a GPU; shown with a fake one."""
+
 from dataclasses import replace
 
 import pytest
@@ -9,13 +10,17 @@ from training.recipe import finetune, paper, ramped
 
 SMALL = dict(layers=(0, 0, 0, 1), widths=(4, 8, 8, 16), dim=16, batch_size=8)
 RECIPES = {
-    'paper': paper, 'ramped': ramped,
-    'solved': replace(ramped, factorization='solved', lambda_dal=0.),
-    'fine-tuning': replace(finetune, freeze=.05, batchnorm='frozen', margin_warmup=.1),
-    'sharded': replace(ramped, shard_head=True, sample_rate=.3),
-    'accumulate': replace(paper, accumulate=3), 'ordinal': replace(ramped, age_head='ordinal'),
-    'arcface': replace(paper, head='arcface'), 'fp16': replace(paper, precision='fp16'),
-    'float32': replace(ramped, precision='float32')}
+    'paper': paper,
+    'ramped': ramped,
+    'solved': replace(ramped, factorization='solved', lambda_dal=0.0),
+    'fine-tuning': replace(finetune, freeze=0.05, batchnorm='frozen', margin_warmup=0.1),
+    'sharded': replace(ramped, shard_head=True, sample_rate=0.3),
+    'accumulate': replace(paper, accumulate=3),
+    'ordinal': replace(ramped, age_head='ordinal'),
+    'arcface': replace(paper, head='arcface'),
+    'fp16': replace(paper, precision='fp16'),
+    'float32': replace(ramped, precision='float32'),
+}
 
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
@@ -34,11 +39,21 @@ def test_no_wait_in_a_step(recipe, phase):
         assert run.network.scaler.is_enabled() == (recipe.precision == 'fp16')
 
 
-@pytest.mark.parametrize('wait', [
-    lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: bool(x.any()),
-    lambda x: torch.tensor([1., 2.], device=x.device), lambda x: x.cpu(),
-    lambda x: x.masked_select(x > 0), lambda x: x.copy_(torch.zeros(3)), lambda x: torch.unique(x),
-    lambda x: x.index_put_((x > 0,), torch.zeros((), device=x.device))])
+@pytest.mark.parametrize(
+    'wait',
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: bool(x.any()),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: x.cpu(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.copy_(torch.zeros(3)),
+        lambda x: torch.unique(x),
+        lambda x: x.index_put_((x > 0,), torch.zeros((), device=x.device)),
+    ],
+)
 def test_a_wait_is_seen(wait):
     with fake_gpu() as device, pytest.raises(Waited), NoWaits():
         wait(torch.zeros(3, device=device))
@@ -47,5 +62,5 @@ def test_a_wait_is_seen(wait):
 def test_what_is_no_wait_passes():
     with fake_gpu() as device, NoWaits():
         x, ones = torch.zeros(3, device=device), torch.ones(3)
-        x[1:] = x[torch.arange(2, device=device)] * 2. + ones.to(device, non_blocking=True)[:2]
-        torch.where(x > 0, x, 1.).cumsum(0).topk(2)
+        x[1:] = x[torch.arange(2, device=device)] * 2.0 + ones.to(device, non_blocking=True)[:2]
+        torch.where(x > 0, x, 1.0).cumsum(0).topk(2)

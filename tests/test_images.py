@@ -1,4 +1,5 @@
 """One image: every way in which people have it, and what is refused."""
+
 import io
 import struct
 import warnings
@@ -212,12 +213,12 @@ def test_of_an_animation_the_first_picture_is_taken():
 def test_what_libjpeg_calls_corrupt_is_refused():
     """Pillow shows the half that is missing in grey, without a word."""
     data = bytearray(encoded())
-    data[len(data) // 2:-2] = bytes(len(data) // 2 - 2 + len(data) % 2)
+    data[len(data) // 2 : -2] = bytes(len(data) // 2 - 2 + len(data) % 2)
     assert np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).shape == (112, 96, 3)
     with pytest.raises(DataError, match=r'not readable as an image \(Corrupt JPEG data: .*\)'):
         decode(bytes(data))
     cmyk = bytearray(encoded('CMYK'))
-    cmyk[len(cmyk) // 2:-2] = bytes(len(cmyk) // 2 - 2 + len(cmyk) % 2)
+    cmyk[len(cmyk) // 2 : -2] = bytes(len(cmyk) // 2 - 2 + len(cmyk) % 2)
     with pytest.raises(DataError, match='Corrupt JPEG data'):
         decode(bytes(cmyk))
 
@@ -236,12 +237,12 @@ def test_what_fails_its_checksum_is_refused(kind, options, capfd):
     whole = decode(data)
     for at in range(600, len(data) - 400, len(data) // 30):
         damaged = bytearray(data)
-        damaged[at:at + 16] = bytes(16)
+        damaged[at : at + 16] = bytes(16)
         try:
             assert (decode(bytes(damaged)) == whole).all()  # tags that no pixel depends on
         except DataError as error:
             assert 'not readable as an image' in str(error)
-    damaged = data[:len(data) // 2] + bytes(16) + data[len(data) // 2 + 16:]
+    damaged = data[: len(data) // 2] + bytes(16) + data[len(data) // 2 + 16 :]
     with pytest.raises(DataError, match='not readable as an image'):
         decode(damaged)
     assert capfd.readouterr().err == ''
@@ -252,7 +253,7 @@ def test_damaged_jpeg_in_tiff_is_refused(capfd):
     data = bytearray(encoded(kind='TIFF', compression='jpeg', quality=95))
     decode(bytes(data))
     middle = len(data) // 2
-    data[middle:middle + 400] = bytes(400)
+    data[middle : middle + 400] = bytes(400)
     with pytest.raises(DataError, match='Corrupt JPEG data'):
         decode(bytes(data))
     assert capfd.readouterr().err == ''

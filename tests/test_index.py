@@ -76,8 +76,9 @@ def test_an_answer_is_a_person_by_the_best_face():
 def test_a_file_gives_back_what_was_written(tmp_path):
     rng = np.random.default_rng(2)
     photographs = made_up(rng, ['ü.jpg', os.fsdecode(b'\xff.jpg'), 'a b/c.jpg'], faces=3)
-    photographs[1] = Photograph('none.jpg', 5, 6, 'none.jpg: no face found',
-                                np.zeros(0, FACE), np.zeros((0, 8), '<f4'))  # fmt: skip
+    photographs[1] = Photograph(
+        'none.jpg', 5, 6, 'none.jpg: no face found', np.zeros(0, FACE), np.zeros((0, 8), '<f4')
+    )
     index.write(tmp_path / 'a.index', '/root', 'f' * 64, photographs, False, 8)
     archive = Index.open(tmp_path / 'a.index', 'f' * 64)
     assert archive.left_out == ['none.jpg: no face found'] and len(archive) == 6
@@ -94,8 +95,13 @@ def test_it_is_read_with_json_and_numpy_alone(tmp_path):
         length = int.from_bytes(file.read(24)[8:16], 'little')
         header = json.loads(file.read(length))
     place = header['arrays']['embeddings']
-    embeddings = np.memmap(tmp_path / 'a.index', place['dtype'], 'r', 24 + length + place['offset'],
-                           tuple(place['shape']))  # fmt: skip
+    embeddings = np.memmap(
+        tmp_path / 'a.index',
+        place['dtype'],
+        'r',
+        24 + length + place['offset'],
+        tuple(place['shape']),
+    )
     np.testing.assert_array_equal(embeddings, np.concatenate([p.embeddings for p in photographs]))
 
 
@@ -141,8 +147,13 @@ def test_an_update_takes_in_what_is_new_changed_or_gone(matcher, folder, tmp_pat
     Image.open(faces[1]).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(faces[2], quality=95)
     faces[3].unlink()
     asked = []
-    monkeypatch.setattr(portraits, 'read_all', lambda data, name, *rest, of=portraits.read_all:
-                        asked.append(name) or of(data, name, *rest))  # fmt: skip
+    monkeypatch.setattr(
+        portraits,
+        'read_all',
+        lambda data, name, *rest, of=portraits.read_all: (
+            asked.append(name) or of(data, name, *rest)
+        ),
+    )
     again, counts = indexing.update(matcher, str(folder), path)
     assert counts == {'new': 1, 'changed': 1, 'gone': 1} and len(again) == 36
     assert sorted(asked) == sorted([str(folder / 'new.jpg'), str(faces[2])])
@@ -170,7 +181,7 @@ def test_all_faces_of_a_photograph_are_in_it(matcher, drawn, tmp_path, monkeypat
     assert len(archive) == 2 and archive.faces['photograph'].tolist() == [0, 0]
     assert archive.faces['box'][0][0] > archive.faces['box'][1][0]  # the larger one, on the right
     for k, face in enumerate((faces[9], faces[0])):
-        features, = matcher.features([np.asarray(Image.open(face))])
+        (features,) = matcher.features([np.asarray(Image.open(face))])
         assert archive.embeddings[k] @ features.embedding > 0.9
         again = portraits.cut(portraits.open_file(archive.path(k), 'x'), archive.faces['points'][k])
         apart = np.abs(again.astype(float) - np.asarray(Image.open(face)).astype(float))[8:-8, 8:-8]
@@ -209,8 +220,13 @@ def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
     with open(f'{path}.journal', 'ab') as file:
         file.write(b'\x05\0\0\0\0\0\0\0torn')  # what a kill leaves of a record
     asked = []
-    monkeypatch.setattr(portraits, 'read_all', lambda data, name, *rest, of=portraits.read_all:
-                        asked.append(name) or of(data, name, *rest))  # fmt: skip
+    monkeypatch.setattr(
+        portraits,
+        'read_all',
+        lambda data, name, *rest, of=portraits.read_all: (
+            asked.append(name) or of(data, name, *rest)
+        ),
+    )
     again, counts = indexing.update(matcher, str(folder), path)
     assert len(asked) == 16 and counts['new'] == 36 and not os.path.exists(f'{path}.journal')
     assert again.rows == whole.rows

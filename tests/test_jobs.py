@@ -1,4 +1,5 @@
 """Signals wait for the step, and are left alone by a thread that can't have them."""
+
 import signal
 import threading
 
@@ -22,6 +23,7 @@ def test_another_thread_does_without_signals(capsys):
     def work():
         with Interrupt() as interrupt:
             found.append((interrupt.received, signal.getsignal(signal.SIGTERM)))
+
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()

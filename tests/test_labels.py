@@ -19,13 +19,18 @@ from utils import DataError
 
 @pytest.mark.parametrize(
     'kind, name, person, age',
-    [('plain', '000_12.jpg', None, 12), ('fgnet', '001A43a.JPG', '001', 43),
-     ('fgnet', '082a05.jpg', '082', 5), ('morph', '009055_1M54.JPG', '009055', 54),
-     ('cacd2000', '53_Robert_Duvall_0001.jpg', 'Robert_Duvall', 53),
-     ('agedb', '0_MariaCallas_35_f.jpg', 'MariaCallas', 35),
-     ('utkface', '39_1_20170116174525125.jpg.chip.jpg', None, 39),
-     ('imdb-wiki', 'nm0000002_rm221957120_1983-12-21_2010.jpg', 'nm0000002', 27),
-     ('imdb-wiki', '10000217_1981-05-05_2009.jpg', '10000217', 28)])
+    [
+        ('plain', '000_12.jpg', None, 12),
+        ('fgnet', '001A43a.JPG', '001', 43),
+        ('fgnet', '082a05.jpg', '082', 5),
+        ('morph', '009055_1M54.JPG', '009055', 54),
+        ('cacd2000', '53_Robert_Duvall_0001.jpg', 'Robert_Duvall', 53),
+        ('agedb', '0_MariaCallas_35_f.jpg', 'MariaCallas', 35),
+        ('utkface', '39_1_20170116174525125.jpg.chip.jpg', None, 39),
+        ('imdb-wiki', 'nm0000002_rm221957120_1983-12-21_2010.jpg', 'nm0000002', 27),
+        ('imdb-wiki', '10000217_1981-05-05_2009.jpg', '10000217', 28),
+    ],
+)
 def test_names(kind, name, person, age):
     assert person_in(name, kind) == person and Named(kind).age(f'x/{name}', None, None) == age
 
@@ -37,27 +42,43 @@ def test_other_names_have_no_age(kind):
 
 
 def test_impossible_ages():
-    for kind, name in (('plain', '000_121.jpg'), ('imdb-wiki', 'nm1_rm1_1983-12-21_1950.jpg'),
-                       ('imdb-wiki', 'nm1_rm1_1800-1-1_1990.jpg')):
+    for kind, name in (
+        ('plain', '000_121.jpg'),
+        ('imdb-wiki', 'nm1_rm1_1983-12-21_1950.jpg'),
+        ('imdb-wiki', 'nm1_rm1_1800-1-1_1990.jpg'),
+    ):
         with pytest.raises(ValueError, match='no age between 0 and 120'):
             Named(kind).age(name, None, None)
 
 
-@pytest.mark.parametrize('birth, taken, years', [('1983-12-21', '2010-12-20', 26),
-                                                 ('1983-12-21', '2010-12-21', 27),
-                                                 ('1983-12-21', '2010', 27),
-                                                 ('1983', '2010-01-01', 27),
-                                                 ('1983-12-21', '2010:12:20 23:59:59', 26),
-                                                 ('1899-0-0', '1930-5-1', 31),
-                                                 ('2010-05-01', '2010-06-01', 0)])
+@pytest.mark.parametrize(
+    'birth, taken, years',
+    [
+        ('1983-12-21', '2010-12-20', 26),
+        ('1983-12-21', '2010-12-21', 27),
+        ('1983-12-21', '2010', 27),
+        ('1983', '2010-01-01', 27),
+        ('1983-12-21', '2010:12:20 23:59:59', 26),
+        ('1899-0-0', '1930-5-1', 31),
+        ('2010-05-01', '2010-06-01', 0),
+    ],
+)
 def test_years_between(birth, taken, years):
     assert years_between(birth, taken) == years
 
 
-@pytest.mark.parametrize('birth, taken', [('yesterday', '2010'), ('1983-12-21', ''),
-                                          ('0000', '1990'), ('2010', '1983'),
-                                          ('1980-13-45', '2010'), ('1980-13-0', '2010'),
-                                          ('1980', '2001-02-30')])
+@pytest.mark.parametrize(
+    'birth, taken',
+    [
+        ('yesterday', '2010'),
+        ('1983-12-21', ''),
+        ('0000', '1990'),
+        ('2010', '1983'),
+        ('1980-13-45', '2010'),
+        ('1980-13-0', '2010'),
+        ('1980', '2001-02-30'),
+    ],
+)
 def test_no_dates(birth, taken):
     with pytest.raises(ValueError):
         years_between(birth, taken)
@@ -69,27 +90,34 @@ def test_tables(tmp_path):
     exif = image.getexif()
     exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
     image.info['exif'] = exif.tobytes()
-    for text, relative, age in (('path,age\nA/1.jpg,12\n', 'A/1.jpg',
-                                 12), ('A/1.jpg,12\n', 'A/1.jpg',
-                                       12), ('path;age\n./A/1.jpg;12.7\n', 'A/1.jpg',
-                                             12), ('age,path\n12,1.jpg\n', 'A/1.jpg', 12),
-                                ('\ufeffpath,birth,taken\nA/1.jpg,1980-05-05,1990-05-04\n',
-                                 'A/1.jpg', 9), ('person,birth\nA,1980-05-05\n', 'A/1.jpg', 20),
-                                ('person\tbirth\ttaken\nA\t1980\t\n', 'A/1.jpg', 21)):
+    for text, relative, age in (
+        ('path,age\nA/1.jpg,12\n', 'A/1.jpg', 12),
+        ('A/1.jpg,12\n', 'A/1.jpg', 12),
+        ('path;age\n./A/1.jpg;12.7\n', 'A/1.jpg', 12),
+        ('age,path\n12,1.jpg\n', 'A/1.jpg', 12),
+        ('\ufeffpath,birth,taken\nA/1.jpg,1980-05-05,1990-05-04\n', 'A/1.jpg', 9),
+        ('person,birth\nA,1980-05-05\n', 'A/1.jpg', 20),
+        ('person\tbirth\ttaken\nA\t1980\t\n', 'A/1.jpg', 21),
+    ):
         file.write_text(text)
         assert Table(file).age(relative, 'A', image) == age, text
-    for text, reason in (('path,age\nB/1.jpg,12\n', 'no row'),
-                         ('path,age\nA/1.jpg,twelve\n', "'twelve'"), ('path,age\nA/1.jpg,200\n',
-                                                                      'between')):
+    for text, reason in (
+        ('path,age\nB/1.jpg,12\n', 'no row'),
+        ('path,age\nA/1.jpg,twelve\n', "'twelve'"),
+        ('path,age\nA/1.jpg,200\n', 'between'),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=reason):
             Table(file).age('A/1.jpg', 'A', image)
     file.write_text('person,birth\nA,1980-05-05\n')
     with pytest.raises(ValueError, match='no date of capture'):
         Table(file).age('A/1.jpg', 'A', Image.new('RGB', (4, 4)))
-    for text, reason in (('', 'empty'), ('name,years\nA,12\n', 'expected columns'),
-                         ('path,age\na,1\na,2\n', 'two different rows'),
-                         ('path,age, Age\na,1,2\n', "2 columns 'age'")):
+    for text, reason in (
+        ('', 'empty'),
+        ('name,years\nA,12\n', 'expected columns'),
+        ('path,age\na,1\na,2\n', 'two different rows'),
+        ('path,age, Age\na,1,2\n', "2 columns 'age'"),
+    ):
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
             Table(file)
@@ -97,25 +125,38 @@ def test_tables(tmp_path):
         Table(tmp_path / 'nowhere.csv')
 
 
-@pytest.mark.parametrize('kind, name, person, age', [
-    ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
-    ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
-    ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
-    ('morph', '009055_1M54_001.JPG', '009055', 54),
-    ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
-    ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
-    ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
-    ('cacd2000', '41_Some_Body_1.jpg', 'Some_Body', 41),
-    ('fgnet', '001A43a_0.JPG', '001', 43), ('morph', '009055_1M54_crop.JPG', '009055', 54),
-    ('agedb', '0_MariaCallas_35_f_0.jpg', 'MariaCallas', 35),
-    ('utkface', '39_1_20170116174525125_face.jpg', None, 39),
-    ('imdb-wiki', '10000217_1981-05-05_2009_0.jpg', '10000217', 28)])
+@pytest.mark.parametrize(
+    'kind, name, person, age',
+    [
+        ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
+        ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
+        ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
+        ('morph', '009055_1M54_001.JPG', '009055', 54),
+        ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
+        ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
+        ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
+        ('cacd2000', '41_Some_Body_1.jpg', 'Some_Body', 41),
+        ('fgnet', '001A43a_0.JPG', '001', 43),
+        ('morph', '009055_1M54_crop.JPG', '009055', 54),
+        ('agedb', '0_MariaCallas_35_f_0.jpg', 'MariaCallas', 35),
+        ('utkface', '39_1_20170116174525125_face.jpg', None, 39),
+        ('imdb-wiki', '10000217_1981-05-05_2009_0.jpg', '10000217', 28),
+    ],
+)
 def test_names_that_an_aligner_has_touched(kind, name, person, age):
     assert person_in(name, kind) == person and Named(kind).age(f'x/{name}', None, None) == age
 
 
-@pytest.mark.parametrize('row', ['Zoë\\1.jpg', unicodedata.normalize('NFD', 'Zoë/1.jpg'),
-                                 './Zoë/1.jpg', '/data/set/Zoë/1.jpg', '1.jpg'])
+@pytest.mark.parametrize(
+    'row',
+    [
+        'Zoë\\1.jpg',
+        unicodedata.normalize('NFD', 'Zoë/1.jpg'),
+        './Zoë/1.jpg',
+        '/data/set/Zoë/1.jpg',
+        '1.jpg',
+    ],
+)
 def test_ways_to_write_a_path(tmp_path, row):
     (tmp_path / 'a.csv').write_text(f'path,age\n{row},12\n')
     table = Table(tmp_path / 'a.csv', '/data/set')
@@ -129,7 +170,8 @@ def test_home(tmp_path, monkeypatch):
     assert Table(tmp_path / 'a.csv', tmp_path / 'set').age('A/1.jpg', None, None) == 12
     args = prepare.arguments(['~/set', '~/out', '--ages', '~/a.csv', '--landmarks=~/points'])
     assert [*args.folders, *args.ages, args.landmarks] == [
-        str(tmp_path / name) for name in ('set', 'out', 'a.csv', 'points')]
+        str(tmp_path / name) for name in ('set', 'out', 'a.csv', 'points')
+    ]
 
 
 def test_a_table_that_does_not_fit(tmp_path):
@@ -137,7 +179,7 @@ def test_a_table_that_does_not_fit(tmp_path):
     (tmp_path / 'a.csv').write_text('path,age\n1.jpg,12\n2.jpg,13\n')
     table = Table(tmp_path / 'a.csv', '/set')
     table.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
-    with pytest.raises(DataError, match="1.jpg fits A/1.jpg, B/1.jpg: write paths below /set"):
+    with pytest.raises(DataError, match='1.jpg fits A/1.jpg, B/1.jpg: write paths below /set'):
         table.check([('A/1.jpg', 'A'), ('B/1.jpg', 'B')])
     with pytest.raises(DataError, match="of its 2 rows fits: it has 1.jpg, where /set has 'x/y'"):
         table.check([('x/y', 'x')])
@@ -147,12 +189,19 @@ def test_a_table_that_does_not_fit(tmp_path):
         Table(tmp_path / 'a.csv').check([('B/1.jpg', 'B')])
 
 
-@pytest.mark.parametrize('name, data, reason', [
-    ('a.csv', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
-    ('a.csv', b'\n<!DOCTYPE html><html>', 'a web page'), ('a.csv', b'\x1f\x8b\x08', 'gzip'),
-    ('a.csv', b'PK\x03\x04zip', 'a zip archive'), ('a.xlsx', b'PK\x03\x04', 'save it as CSV'),
-    ('a.xls', b'\xd0\xcf\x11\xe0', 'save it as CSV'), ('a.csv', b'\0\1\2', 'not a text'),
-    ('a.csv', b'\xff\xfea', 'damaged UTF-16')])
+@pytest.mark.parametrize(
+    'name, data, reason',
+    [
+        ('a.csv', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+        ('a.csv', b'\n<!DOCTYPE html><html>', 'a web page'),
+        ('a.csv', b'\x1f\x8b\x08', 'gzip'),
+        ('a.csv', b'PK\x03\x04zip', 'a zip archive'),
+        ('a.xlsx', b'PK\x03\x04', 'save it as CSV'),
+        ('a.xls', b'\xd0\xcf\x11\xe0', 'save it as CSV'),
+        ('a.csv', b'\0\1\2', 'not a text'),
+        ('a.csv', b'\xff\xfea', 'damaged UTF-16'),
+    ],
+)
 def test_files_that_are_no_tables(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=f'{name}: .*{reason}'):
@@ -166,13 +215,24 @@ def matlab_day(text):
 
 def test_imdb_and_wiki(tmp_path):
     """The published layout: a struct of rows, with paths in cells; a birth of 0 is none."""
-    paths = np.array(['17/10000217_1981-05-05_2009.jpg', '48/10000548_1925-04-04_1964.jpg',
-                      'x/nobody.jpg'], object)
+    paths = np.array(
+        ['17/10000217_1981-05-05_2009.jpg', '48/10000548_1925-04-04_1964.jpg', 'x/nobody.jpg'],
+        object,
+    )
     assert matlab_day('2000-01-01') == 730486  # as MATLAB's own documentation has it
-    born = np.array([matlab_day('1981-05-05'), matlab_day('1925-04-04'), 0.])
-    savemat(tmp_path / 'wiki.mat', {'wiki': {
-        'dob': born, 'photo_taken': np.array([2009, 1964, 2000], np.uint16), 'full_path': paths,
-        'gender': np.array([1., np.nan, 0.]), 'name': np.array(['Sami', 'D', 'N'], object)}})
+    born = np.array([matlab_day('1981-05-05'), matlab_day('1925-04-04'), 0.0])
+    savemat(
+        tmp_path / 'wiki.mat',
+        {
+            'wiki': {
+                'dob': born,
+                'photo_taken': np.array([2009, 1964, 2000], np.uint16),
+                'full_path': paths,
+                'gender': np.array([1.0, np.nan, 0.0]),
+                'name': np.array(['Sami', 'D', 'N'], object),
+            }
+        },
+    )
     table = Table(tmp_path / 'wiki.mat')
     for path, age in zip(paths[:2], (28, 39), strict=True):
         assert table.age(path, None, None) == age
@@ -184,17 +244,32 @@ def test_imdb_and_wiki(tmp_path):
 
 def test_other_mat_files(tmp_path):
     names = np.array(['53_Robert_Duvall_0001.jpg', '23_A_B_0002.jpg'], object)
-    savemat(tmp_path / 'cacd.mat', {
-        'celebrityData': {'name': np.array(['Robert Duvall'], object), 'birth': np.array([1931])},
-        'celebrityImageData': {'name': names, 'age': np.array([53, 23]), 'year': np.array([1, 2])}})
+    savemat(
+        tmp_path / 'cacd.mat',
+        {
+            'celebrityData': {
+                'name': np.array(['Robert Duvall'], object),
+                'birth': np.array([1931]),
+            },
+            'celebrityImageData': {
+                'name': names,
+                'age': np.array([53, 23]),
+                'year': np.array([1, 2]),
+            },
+        },
+    )
     assert Table(tmp_path / 'cacd.mat').age('Robert_Duvall/' + names[0], None, None) == 53
-    savemat(tmp_path / 'own.mat', {'path': names, 'age': np.array([7., 8.5])})
+    savemat(tmp_path / 'own.mat', {'path': names, 'age': np.array([7.0, 8.5])})
     assert Table(tmp_path / 'own.mat').age(names[1], None, None) == 8
     savemat(tmp_path / 'other.mat', {'x': np.zeros(3)})
     (tmp_path / 'new.mat').write_bytes(b'MATLAB 7.3 MAT-file, Platform: GLNXA64')
     (tmp_path / 'cut.mat').write_bytes((tmp_path / 'own.mat').read_bytes()[:150])
-    for name, reason in (('other', 'holds x; expected full_path'), ('new', "'-v7'"),
-                         ('cut', 'not readable as a .mat file'), ('gone', 'No such file')):
+    for name, reason in (
+        ('other', 'holds x; expected full_path'),
+        ('new', "'-v7'"),
+        ('cut', 'not readable as a .mat file'),
+        ('gone', 'No such file'),
+    ):
         with pytest.raises(DataError, match=f'{name}.mat: .*{reason}'):
             Table(tmp_path / f'{name}.mat')
 
@@ -214,25 +289,31 @@ def test_landmark_files(tmp_path):
     (tmp_path / 'points' / 'odd.pts').write_text('hello')
     marks = Landmarks(tmp_path / 'points')
     assert np.abs(marks.of('x/001A02.JPG') - points).max() < 1e-2
-    for name, reason in (('x/odd.jpg', 'odd.pts: not a .pts file'), ('x/none.jpg',
-                                                                     'no points for it')):
+    for name, reason in (
+        ('x/odd.jpg', 'odd.pts: not a .pts file'),
+        ('x/none.jpg', 'no points for it'),
+    ):
         with pytest.raises(ValueError, match=reason):
             marks.of(name)
-    assert np.abs(
-        Landmarks(points_csv(tmp_path / 'p.csv', {'A/1.jpg': points})).of('A/1.jpg')
-        - points).max() < 1e-2
+    assert (
+        np.abs(
+            Landmarks(points_csv(tmp_path / 'p.csv', {'A/1.jpg': points})).of('A/1.jpg') - points
+        ).max()
+        < 1e-2
+    )
     (tmp_path / 'bad.csv').write_text('path,x1\nA/1.jpg,3\n')
     (tmp_path / 'none').mkdir()
-    for where, reason in ((tmp_path / 'bad.csv', 'expected path, x1'),
-                          (tmp_path / 'none', 'no .pts files'), (tmp_path / 'nowhere',
-                                                                 'No such file')):
+    for where, reason in (
+        (tmp_path / 'bad.csv', 'expected path, x1'),
+        (tmp_path / 'none', 'no .pts files'),
+        (tmp_path / 'nowhere', 'No such file'),
+    ):
         with pytest.raises(DataError, match=reason):
             Landmarks(where)
 
 
 def test_points_under_names_that_fit_two_people(tmp_path):
-    """Points beside their photographs' folders are told apart by them; a bare name must be one's.
-    """
+    """Points beside their photographs' folders are told apart by them; a bare name is one's."""
     points = TEMPLATE * 2 + 30
     for person, shift in (('A', 0), ('B', 5)):
         (tmp_path / 'points' / person).mkdir(parents=True)

@@ -1,4 +1,5 @@
 """Lists as people have them: each kind is read to the right pairs, or refused in one clear line."""
+
 import os
 import unicodedata
 
@@ -34,31 +35,44 @@ def rows(true='1', false='0', cut=' ', order=(0, 1, 2)):
 
 def right(listed, root):
     """Whether they are the pairs of `rows`."""
-    two = [[os.path.relpath(listed.sources[i], root) for i in pair]
-           for pair in zip(*listed.pairs[:2], strict=True)]
+    two = [
+        [os.path.relpath(listed.sources[i], root) for i in pair]
+        for pair in zip(*listed.pairs[:2], strict=True)
+    ]
     expected = [line.split()[1:] for line in rows().splitlines()]
     return two == expected and listed.pairs.same.tolist() == [True, False] * 10
 
 
 KINDS = {
-    'plain': rows().encode(), 'crlf': rows().replace('\n', '\r\n').encode(),
-    'old mac': rows().replace('\n', '\r').encode(), 'blank lines': rows().replace('\n', '\n\n ')
-    .encode(), 'utf-8 mark': rows().encode('utf-8-sig'), 'utf-16': rows().encode('utf-16'),
-    'utf-16 be': b'\xfe\xff' + rows().encode('utf-16-be'), 'tabs': rows(cut='\t').encode(),
-    'commas': rows(cut=',').encode(), 'commas and spaces': rows(cut=', ').encode(),
-    'semicolons': rows(cut=';').encode(), 'two spaces': rows(cut='  ').encode(),
-    'floats': rows('1.0', '0.0').encode(), 'words': rows('True', 'False').encode(),
-    'minus': rows('1', '-1').encode(), 'reversed': rows(order=(1, 2, 0)).encode(),
+    'plain': rows().encode(),
+    'crlf': rows().replace('\n', '\r\n').encode(),
+    'old mac': rows().replace('\n', '\r').encode(),
+    'blank lines': rows().replace('\n', '\n\n ').encode(),
+    'utf-8 mark': rows().encode('utf-8-sig'),
+    'utf-16': rows().encode('utf-16'),
+    'utf-16 be': b'\xfe\xff' + rows().encode('utf-16-be'),
+    'tabs': rows(cut='\t').encode(),
+    'commas': rows(cut=',').encode(),
+    'commas and spaces': rows(cut=', ').encode(),
+    'semicolons': rows(cut=';').encode(),
+    'two spaces': rows(cut='  ').encode(),
+    'floats': rows('1.0', '0.0').encode(),
+    'words': rows('True', 'False').encode(),
+    'minus': rows('1', '-1').encode(),
+    'reversed': rows(order=(1, 2, 0)).encode(),
     'reversed commas': rows(cut=',', order=(1, 2, 0)).encode(),
-    'plus': rows('+1', '-1').encode(), 'comma at the end': rows(cut=',').replace('\n', ',\n')
-    .encode(), 'comma after spaces': rows().replace('\n', ' ,\n').encode(),
+    'plus': rows('+1', '-1').encode(),
+    'comma at the end': rows(cut=',').replace('\n', ',\n').encode(),
+    'comma after spaces': rows().replace('\n', ' ,\n').encode(),
     'reversed, comma at the end': rows(cut=',', order=(1, 2, 0)).replace('\n', ', \n').encode(),
     'header': ('label path1 path2\n' + rows()).encode(),
     'csv header': ('same,image_a,image_b\n' + rows(cut=',')).encode(),
     'comment': ('# mine, 2 kinds\n' + rows()).encode(),
     'backslashes': rows().replace('/', '\\').encode(),
-    'quotes': ''.join('{} "{}" "{}"\n'.format(*line.split()) for line in rows().splitlines())
-    .encode()}
+    'quotes': ''.join(
+        '{} "{}" "{}"\n'.format(*line.split()) for line in rows().splitlines()
+    ).encode(),
+}
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -135,11 +149,19 @@ def test_lfw_as_its_archive_unpacks(tmp_path, folder):
         assert os.path.exists(lists.lfw(path, 1, 1).sources[0])
 
 
-@pytest.mark.parametrize('data, why', [
-    (b'', 'empty'), (b'# nothing\n', 'no pair in it'), (b'PK\3\4\0\0', 'no text file'),
-    (rows().encode('utf-16-le'), 'no text file'),
-    (b'1 a.jpg\n', 'line 1'), (b'1 p0/a.jpg p0/b.jpg\n3 p0/a.jpg p0/b.jpg\n', 'line 2'),
-    (b'label a b\nlabel a b\n', 'no pair'), (b'2\n1 a\n', 'expected 4')])
+@pytest.mark.parametrize(
+    'data, why',
+    [
+        (b'', 'empty'),
+        (b'# nothing\n', 'no pair in it'),
+        (b'PK\3\4\0\0', 'no text file'),
+        (rows().encode('utf-16-le'), 'no text file'),
+        (b'1 a.jpg\n', 'line 1'),
+        (b'1 p0/a.jpg p0/b.jpg\n3 p0/a.jpg p0/b.jpg\n', 'line 2'),
+        (b'label a b\nlabel a b\n', 'no pair'),
+        (b'2\n1 a\n', 'expected 4'),
+    ],
+)
 def test_what_is_no_list_is_one_line(faces, data, why):
     (faces / 'list').write_bytes(data)
     with pytest.raises(DataError, match=why) as error:
@@ -147,15 +169,19 @@ def test_what_is_no_list_is_one_line(faces, data, why):
     assert str(error.value).startswith(str(faces)) and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('line, why', [
-    ('yes,p0/a.jpg,p0/b.jpg', "line 1: .*first column, 'yes', and in the last, 'p0/b.jpg'"),
-    ('p0/a.jpg p0/b.jpg same', "first column, 'p0/a.jpg', and in the last, 'same': expected"),
-    ('1|p0/a.jpg|p0/b.jpg', r"not at '\|': expected `label pathA pathB`"),
-    ('1 | p0/a.jpg | p0/b.jpg', r"not at '\|'"),
-    ('0,1,p0/a.jpg,p0/b.jpg', "first, '0', seems to be an index: write the list without it"),
-    ('7,p0/a.jpg,p0/b.jpg,0', "first, '7', seems to be an index"),
-    ('1 p0/a.jpg p0/b.jpg young', "fourth column, 'young', is no number of a fold"),
-    ('p0/a.jpg', r'1 column\(s\): expected')])
+@pytest.mark.parametrize(
+    'line, why',
+    [
+        ('yes,p0/a.jpg,p0/b.jpg', "line 1: .*first column, 'yes', and in the last, 'p0/b.jpg'"),
+        ('p0/a.jpg p0/b.jpg same', "first column, 'p0/a.jpg', and in the last, 'same': expected"),
+        ('1|p0/a.jpg|p0/b.jpg', r"not at '\|': expected `label pathA pathB`"),
+        ('1 | p0/a.jpg | p0/b.jpg', r"not at '\|'"),
+        ('0,1,p0/a.jpg,p0/b.jpg', "first, '0', seems to be an index: write the list without it"),
+        ('7,p0/a.jpg,p0/b.jpg,0', "first, '7', seems to be an index"),
+        ('1 p0/a.jpg p0/b.jpg young', "fourth column, 'young', is no number of a fold"),
+        ('p0/a.jpg', r'1 column\(s\): expected'),
+    ],
+)
 def test_what_is_wrong_with_a_line_is_said(faces, line, why):
     (faces / 'list').write_text(line + '\n' + rows(cut=','))
     with pytest.raises(DataError, match=why) as error:
@@ -168,11 +194,18 @@ def pairs(*two, same):
     return Pairs(left, right, np.array(same), np.arange(len(two)))
 
 
-@pytest.mark.parametrize('bad, why', [
-    (pairs((0, 1), (2, 2), same=[True, False]), r'itself \(1 of 2 pairs; the first is c and c'),
-    (pairs((0, 1), (0, 2), (1, 0), same=[True, False, False]), r'two people \(2 of 3 .* a and b'),
-    (pairs((0, 1), (0, 2), same=[True, True]), 'all 2 pairs are of one person'),
-    (pairs((0, 1), (0, 2), same=[False, False]), 'all 2 pairs are of two people')])
+@pytest.mark.parametrize(
+    'bad, why',
+    [
+        (pairs((0, 1), (2, 2), same=[True, False]), r'itself \(1 of 2 pairs; the first is c and c'),
+        (
+            pairs((0, 1), (0, 2), (1, 0), same=[True, False, False]),
+            r'two people \(2 of 3 .* a and b',
+        ),
+        (pairs((0, 1), (0, 2), same=[True, True]), 'all 2 pairs are of one person'),
+        (pairs((0, 1), (0, 2), same=[False, False]), 'all 2 pairs are of two people'),
+    ],
+)
 def test_pairs_that_tell_nothing_are_refused(bad, why):
     with pytest.raises(DataError, match='list: .*' + why):
         check_pairs(bad, ['a', 'b', 'c'], 'list')
@@ -180,7 +213,7 @@ def test_pairs_that_tell_nothing_are_refused(bad, why):
 
 def test_pairs_that_stand_twice_are_no_contradiction():
     twice = pairs((0, 1), (1, 0), (0, 2), same=[True, True, False])
-    notice, = check_pairs(twice, ['a', 'b', 'c'], 'list')
+    (notice,) = check_pairs(twice, ['a', 'b', 'c'], 'list')
     assert '1 of 3 pairs stand in the list before' in notice
     assert check_pairs(twice.where(np.array([1, 0, 1], bool)), ['a', 'b', 'c'], 'list') == []
 
@@ -190,7 +223,7 @@ def test_written_pairs_are_read_back(tmp_path):
     (tmp_path / 'a b').mkdir()
     for name in names:
         open(name, 'w').close()
-    drawn = gap_pairs(np.repeat(np.arange(10), 4), np.arange(40.), seed=3)
+    drawn = gap_pairs(np.repeat(np.arange(10), 4), np.arange(40.0), seed=3)
     write_pairs(tmp_path / 'list', drawn, names, 'seed 3')
     listed = lists.pair_list(tmp_path / 'list')
     for side, found in zip(drawn[:2], listed.pairs[:2], strict=True):
@@ -200,8 +233,9 @@ def test_written_pairs_are_read_back(tmp_path):
         write_pairs(tmp_path / 'list', drawn, ['a\tb'] * 40, '')
 
 
-@pytest.mark.parametrize('first, every', [('# thresholds: every score\n', True),
-                                          ('# mine\n', False), ('', False)])
+@pytest.mark.parametrize(
+    'first, every', [('# thresholds: every score\n', True), ('# mine\n', False), ('', False)]
+)
 def test_a_list_says_whether_its_thresholds_are_every_score(faces, first, every):
     (faces / 'list').write_text(first + rows())
     listed = lists.pair_list(faces / 'list')

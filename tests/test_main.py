@@ -1,4 +1,5 @@
 """Who moves when: what a step of either player changes, whose turn it is, and the ramps."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,14 +15,14 @@ from training.recipe import paper
 def batch():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.tensor([3., 11, 12, 25, 40, 56, 70, 81])
+    return images, torch.arange(8) % 4, torch.tensor([3.0, 11, 12, 25, 40, 56, 70, 81])
 
 
 def training(**values):
-    recipe = tiny(**dict(split=(0., 0.), game=(0., 0.), read_age=0., warmup=0.) | values)
+    recipe = tiny(**dict(split=(0.0, 0.0), game=(0.0, 0.0), read_age=0.0, warmup=0.0) | values)
     result = main.Training(recipe, list('abcd'), meta.age_cutoffs, torch.device('cpu'))
     result.total_steps = 100
-    result.schedule(.1)
+    result.schedule(0.1)
     result.batch.begin([8], 0)
     return result
 
@@ -31,14 +32,17 @@ def snapshot(module):
 
 
 def moved(before, module):
-    return {name for name, tensor in module.state_dict().items()
-            if not torch.equal(before[name], tensor)}
+    return {
+        name
+        for name, tensor in module.state_dict().items()
+        if not torch.equal(before[name], tensor)
+    }
 
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
 def test_only_w_moves_in_max(batch, variate):
     images, _, ages = batch
-    run = training(variate=variate, memory=0.)
+    run = training(variate=variate, memory=0.0)
     network, w = snapshot(run.model), snapshot(run.mapping)
     run.max_step(images, ages)
     assert not moved(network, run.model), 'weights or batch-norm statistics moved'
@@ -48,7 +52,7 @@ def test_only_w_moves_in_max(batch, variate):
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
 def test_everything_but_w_moves_in_min(batch, variate):
-    run = training(variate=variate, memory=0.)
+    run = training(variate=variate, memory=0.0)
     network, w = snapshot(run.model), snapshot(run.mapping)
     run.min_step(*batch)
     still = set(network) - moved(network, run.model)
@@ -58,7 +62,7 @@ def test_everything_but_w_moves_in_min(batch, variate):
 
 def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
     gradients = []
-    for memory in (0., .5):
+    for memory in (0.0, 0.5):
         run = training(variate='label', memory=memory, lambda_dal=1e-12)
         w = snapshot(run.mapping)
         run.min_step(*batch)
@@ -70,8 +74,14 @@ def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
 @pytest.mark.parametrize('within', [False, True])
 def test_a_solved_factorization_follows_every_min_step(batch, tmp_path, within):
     """R moves by its moments alone, the adversary never; the file holds it."""
-    run = training(factorization='solved', variate='label', memory=.5, max_steps=0, lambda_dal=0.,
-                   within_person=within)
+    run = training(
+        factorization='solved',
+        variate='label',
+        memory=0.5,
+        max_steps=0,
+        lambda_dal=0.0,
+        within_person=within,
+    )
     run.learn_ages(batch[1], batch[2])
     network, w = snapshot(run.model), snapshot(run.mapping)
     for _ in range(3):
@@ -81,8 +91,9 @@ def test_a_solved_factorization_follows_every_min_step(batch, tmp_path, within):
     assert not run.is_max_step() and not list(run.model.factorization.parameters())
     save_checkpoint(weights_of(run), tmp_path / 'weights.pth')
     model, _ = load_weights(tmp_path / 'weights.pth')
-    for ours, theirs in zip(model.features(batch[0]), run.model.eval().features(batch[0]),
-                            strict=True):
+    for ours, theirs in zip(
+        model.features(batch[0]), run.model.eval().features(batch[0]), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
     x, x_age, x_id = model.features(batch[0])
     assert x_age.abs().max() > 0
@@ -92,7 +103,7 @@ def test_a_solved_factorization_follows_every_min_step(batch, tmp_path, within):
 @pytest.mark.parametrize('variate', ['learned', 'label'])
 def test_the_correlation_reaches_the_backbone_and_r(batch, variate):
     images, labels, ages = batch
-    run = training(variate=variate, memory=0.)
+    run = training(variate=variate, memory=0.0)
     run.model.train()
     x_age, x_id, _, _ = run.model(images, labels)
     dal_loss = main.dal.canonical_correlation(*run.mapping(x_id, run.variate(x_age, ages))).abs()
@@ -103,7 +114,7 @@ def test_the_correlation_reaches_the_backbone_and_r(batch, variate):
 
 
 def test_phases_cross_epochs():
-    run = training(max_steps=20, min_steps=50, memory=0.)
+    run = training(max_steps=20, min_steps=50, memory=0.0)
     turns = []
     # a counter that began anew each epoch would, at 7 steps an epoch, never reach the max phase
     for run.step in range(140):
@@ -112,26 +123,41 @@ def test_phases_cross_epochs():
 
 
 def test_ramps_reach_the_networks():
-    run = training(split=(.2, .4), game=(.4, .8), lambda_dal=3., margin_warmup=.5, margin=.4,
-                   lr=.1, warmup=.1, memory=0., max_steps=20)
+    run = training(
+        split=(0.2, 0.4),
+        game=(0.4, 0.8),
+        lambda_dal=3.0,
+        margin_warmup=0.5,
+        margin=0.4,
+        lr=0.1,
+        warmup=0.1,
+        memory=0.0,
+        max_steps=20,
+    )
     seen = []
-    for progress in (0., .3, .6, 1.):
+    for progress in (0.0, 0.3, 0.6, 1.0):
         run.schedule(progress)
-        seen.append((run.model.factorization.alpha.item(), run.lambda_dal, run.model.identity.m,
-                     run.optimizer.param_groups[1]['lr']))
-    expected = [(0, 0, 0, 0), (.5, 0, .24, .0883), (1, 1.5, .4, .0413), (1, 3, .4, 0)]
+        seen.append(
+            (
+                run.model.factorization.alpha.item(),
+                run.lambda_dal,
+                run.model.identity.m,
+                run.optimizer.param_groups[1]['lr'],
+            )
+        )
+    expected = [(0, 0, 0, 0), (0.5, 0, 0.24, 0.0883), (1, 1.5, 0.4, 0.0413), (1, 3, 0.4, 0)]
     np.testing.assert_allclose(seen, expected, atol=1e-3)
     run.step = 60
-    run.schedule(.3)
+    run.schedule(0.3)
     assert not run.is_max_step(), 'the adversary waits for the game to begin'
 
 
 def test_the_paper_has_no_ramps():
     keys = 'split', 'game', 'read_age', 'margin_warmup', 'lambda_dal'
     run = training(**{key: getattr(paper, key) for key in keys})
-    run.schedule(0.)
-    assert run.model.factorization.alpha == 1 and run.lambda_dal == .1
-    assert run.model.identity.m == .35
+    run.schedule(0.0)
+    assert run.model.factorization.alpha == 1 and run.lambda_dal == 0.1
+    assert run.model.identity.m == 0.35
 
 
 def test_two_seeds_flip_differently():
@@ -142,9 +168,11 @@ def test_two_seeds_flip_differently():
         run = training(seed=seed, batch_size=64)
         seen, features = [], run.network.features
         run.network.features = lambda images, *more, seen=seen, features=features: (
-            seen.append(images[:, 0, 0, 0] > 0), features(images, *more))[1]
+            seen.append(images[:, 0, 0, 0] > 0),
+            features(images, *more),
+        )[1]
         for _ in range(2):
-            run.iterate(faces, torch.arange(64) % 4, torch.full((64,), 30.) + torch.arange(64))
+            run.iterate(faces, torch.arange(64) % 4, torch.full((64,), 30.0) + torch.arange(64))
         first, second = seen
         assert 16 < first.sum() < 48 and (first != second).any()
         assert seed not in flips or torch.equal(flips[seed], first)

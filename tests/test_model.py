@@ -1,5 +1,6 @@
 """The networks: the paper's shapes, margins against another implementation, loading in other
 people's scripts."""
+
 import math
 
 import pytest
@@ -41,8 +42,8 @@ def test_factorization_adds_up():
     x_age, x_id = split(x)
     torch.testing.assert_close(x_age + x_id, x)
     assert (x_age >= 0).all()
-    split.alpha.fill_(.25)
-    torch.testing.assert_close(split(x)[1], x - .25 * x_age)
+    split.alpha.fill_(0.25)
+    torch.testing.assert_close(split(x)[1], x - 0.25 * x_age)
 
 
 def test_detached_factorization_keeps_age_from_the_backbone():
@@ -54,21 +55,21 @@ def test_detached_factorization_keeps_age_from_the_backbone():
 def test_cosface_is_pytorch_metric_learnings():
     losses = pytest.importorskip('pytorch_metric_learning.losses')
     torch.manual_seed(0)
-    theirs, ours = losses.CosFaceLoss(11, 16, margin=.35, scale=64), CosFace(16, 11)
+    theirs, ours = losses.CosFaceLoss(11, 16, margin=0.35, scale=64), CosFace(16, 11)
     ours.weight.data = theirs.W.data.T.clone()
     features, labels = torch.randn(32, 16, requires_grad=True), torch.randint(0, 11, (32,))
     loss = nn.functional.cross_entropy(ours(features, labels), labels)
     expected = theirs(features, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    ours_gradient, = torch.autograd.grad(loss, features)
-    theirs_gradient, = torch.autograd.grad(expected, features)
+    (ours_gradient,) = torch.autograd.grad(loss, features)
+    (theirs_gradient,) = torch.autograd.grad(expected, features)
     torch.testing.assert_close(ours_gradient, theirs_gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_margin_only_with_labels():
     head, features, labels = CosFace(16, 5), torch.randn(3, 16), torch.tensor([4, 0, 2])
     difference = head(features) - head(features, labels)
-    expected = 64 * .35 * nn.functional.one_hot(labels, 5)
+    expected = 64 * 0.35 * nn.functional.one_hot(labels, 5)
     torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -77,8 +78,11 @@ def test_every_parameter_gets_a_gradient():
     model = DALModel(Backbone(**TINY), 5)
     x_age, x_id, logits, age_logits = model(faces(8), torch.arange(8) % 5)
     (logits.square().mean() + age_logits.square().mean() + x_age.mean()).backward()
-    assert not [name for name, parameter in model.named_parameters()
-                if parameter.grad is None or not parameter.grad.any()]
+    assert not [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
 
 
 def test_embedding_is_x_id_of_face_and_mirror():
@@ -97,8 +101,9 @@ class Flat(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 6, 24),
-                                    nn.BatchNorm1d(24))
+        self.layers = nn.Sequential(
+            nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24)
+        )
 
     def forward(self, images):
         return self.layers(images)
@@ -122,8 +127,7 @@ def test_load_refuses_other_files(tmp_path):
 
 def test_backbone_from_another_script_needs_torch_alone(tmp_path):
     model = DALModel(Backbone(**TINY), 5)
-    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config},
-               tmp_path / 'w.pth')
+    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config}, tmp_path / 'w.pth')
     (tmp_path / 'model.py').write_text((ROOT / 'model.py').read_text())
     script = (
         'import sys, torch\n'
@@ -132,25 +136,28 @@ def test_backbone_from_another_script_needs_torch_alone(tmp_path):
         'embeddings = backbone(normalize(torch.zeros(2, 3, 112, 96)))\n'
         'print(tuple(embeddings.shape), backbone.training)\n'
         'others = "torchvision", "PIL", "matplotlib", "main", "dal"\n'
-        'print([name for name in others if name in sys.modules])\n')
+        'print([name for name in others if name in sys.modules])\n'
+    )
     output = python(tmp_path, '-c', script, check=True).stdout
     assert output.splitlines() == ['(2, 16) False', '[]']
 
 
 def test_age_groups_from_both_sides():
-    ages = torch.tensor([0., 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120])
+    ages = torch.tensor(
+        [0.0, 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120]
+    )
     groups = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
     head = AgeGroups(16)
     assert head.groups(ages).tolist() == groups and head.groups(ages.long()).tolist()[:3] == [0] * 3
     assert sum(isinstance(layer, nn.Linear) for layer in head) == 3
-    sure = 100. * nn.functional.one_hot(torch.tensor(groups), 8)
+    sure = 100.0 * nn.functional.one_hot(torch.tensor(groups), 8)
     assert head.correct(sure, ages).all() and (head.loss(sure, ages) < 1e-6).all()
     assert not head.correct(sure.roll(1, 0), ages).all()
 
 
 def test_expected_age_of_a_sure_head_is_the_centre_of_its_group():
     head = AgeGroups(16)
-    ages = head.years(100. * torch.eye(8))
+    ages = head.years(100.0 * torch.eye(8))
     assert ages.tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
     assert head.groups(ages).tolist() == list(range(8))
 
@@ -158,15 +165,16 @@ def test_expected_age_of_a_sure_head_is_the_centre_of_its_group():
 def test_ordinal_age_against_its_closed_form():
     """Cutoffs 10 and 20: the probabilities of the groups are differences of the sigmoids, the loss
     is that of two binary questions."""
-    head, logits = OrdinalAge(4, (10, 20)), torch.tensor([[2., -1.], [0., -3.]])
+    head, logits = OrdinalAge(4, (10, 20)), torch.tensor([[2.0, -1.0], [0.0, -3.0]])
     over = 1 / (1 + (-logits.double()).exp())
     expected = torch.stack([1 - over[:, 0], over[:, 0] - over[:, 1], over[:, 1]], 1)
     torch.testing.assert_close(head.probabilities(logits).double(), expected)
-    torch.testing.assert_close(head.years(logits).double(),
-                               expected @ torch.tensor([5., 15, 55]).double())
+    torch.testing.assert_close(
+        head.years(logits).double(), expected @ torch.tensor([5.0, 15, 55]).double()
+    )
     loss = -(over[:, 0].log() + (1 - over[:, 1]).log())  # of ages over 10 and not over 20
-    torch.testing.assert_close(head.loss(logits, torch.tensor([15., 20.])).double(), loss)
-    assert head.correct(logits, torch.tensor([15., 11.])).tolist() == [True, False]
+    torch.testing.assert_close(head.loss(logits, torch.tensor([15.0, 20.0])).double(), loss)
+    assert head.correct(logits, torch.tensor([15.0, 11.0])).tolist() == [True, False]
     x_age = torch.randn(6, 4)
     assert (head(x_age).diff(dim=1) < 0).all() and head(x_age).shape == (6, 2)
 
@@ -174,12 +182,12 @@ def test_ordinal_age_against_its_closed_form():
 def test_ordinal_age_learns_an_age_that_is_a_line_of_x():
     torch.manual_seed(0)
     x, head = torch.rand(256, 4), OrdinalAge(4, (10, 20, 40))
-    ages, optimizer = 60 * x[:, 0], torch.optim.Adam(head.parameters(), .02)
+    ages, optimizer = 60 * x[:, 0], torch.optim.Adam(head.parameters(), 0.02)
     for _ in range(400):
         optimizer.zero_grad()
         head.loss(head(x), ages).mean().backward()
         optimizer.step()
-    assert head.correct(head(x), ages).float().mean() > .9
+    assert head.correct(head(x), ages).float().mean() > 0.9
 
 
 def test_arcface_is_pytorch_metric_learnings():
@@ -189,7 +197,7 @@ def test_arcface_is_pytorch_metric_learnings():
     ours.m = math.radians(28.6)
     features, labels = torch.randn(64, 16), torch.randint(0, 11, (64,))
     ours.weight.data = theirs.W.data.T.clone()
-    features[:8] = -ours.weight.data[labels[:8]] + .05 * torch.randn(8, 16)  # beyond π − m
+    features[:8] = -ours.weight.data[labels[:8]] + 0.05 * torch.randn(8, 16)  # beyond π − m
     features.requires_grad_()
     loss, expected = ours.loss(features, labels)[0].mean(), theirs(features, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
@@ -202,31 +210,37 @@ def test_accuracy_is_counted_on_cosines(head):
     """Adding s·m to the margin's logit is right for CosFace alone: for ArcFace at m = .5 it counted
     .690 where .632 is true."""
     torch.manual_seed(0)
-    head, centres = head(8, 40, 64., .5), torch.randn(40, 8)
+    head, centres = head(8, 40, 64.0, 0.5), torch.randn(40, 8)
     head.weight.data, labels = centres, torch.arange(4000) % 40
     features = centres[labels] + torch.randn(4000, 8)
     cosine = nn.functional.normalize(features) @ nn.functional.normalize(centres).T
     true = (cosine.argmax(1) == labels).float().mean()
     _, right = head.loss(features, labels)
-    assert abs(right.float().mean() - true) < 1e-3 and .5 < true < .8
+    assert abs(right.float().mean() - true) < 1e-3 and 0.5 < true < 0.8
     undone = head(features, labels)
-    undone = undone.scatter_add(1, labels[:, None], torch.full((4000, 1), 32.))
+    undone = undone.scatter_add(1, labels[:, None], torch.full((4000, 1), 32.0))
     wrong = (undone.argmax(1) == labels).float().mean()
-    assert (abs(wrong - true) > .02) == isinstance(head, ArcFace)
+    assert (abs(wrong - true) > 0.02) == isinstance(head, ArcFace)
 
 
-@pytest.mark.parametrize('images, message', [
-    (torch.zeros(2, 112, 96, 3), 'channels last'), (torch.zeros(2, 3, 96, 112), 'aligned'),
-    (torch.zeros(3, 112, 96), 'aligned'), (torch.rand(2, 3, 112, 96), '0 to 255'),
-    (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'),
-    (torch.full((2, 3, 112, 96), 256.), '0 to 255')])
+@pytest.mark.parametrize(
+    'images, message',
+    [
+        (torch.zeros(2, 112, 96, 3), 'channels last'),
+        (torch.zeros(2, 3, 96, 112), 'aligned'),
+        (torch.zeros(3, 112, 96), 'aligned'),
+        (torch.rand(2, 3, 112, 96), '0 to 255'),
+        (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'),
+        (torch.full((2, 3, 112, 96), 256.0), '0 to 255'),
+    ],
+)
 def test_embed_refuses_what_are_not_pixels(images, message):
     with pytest.raises(ValueError, match=message):
         DALModel(Backbone(**TINY), 5).eval().embed(images)
 
 
 def test_faces_of_either_width_are_fitted():
-    columns = torch.arange(112.).expand(1, 3, 112, 112)
+    columns = torch.arange(112.0).expand(1, 3, 112, 112)
     assert fit_width(columns, 96)[0, 0, 0].tolist() == list(range(8, 104))
     assert fit_width(columns, 112) is columns
     padded = fit_width(columns[..., :96], 112)[0, 0, 0].tolist()

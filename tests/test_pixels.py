@@ -1,6 +1,7 @@
 """The file of decoded faces: kept while it is used, on disks and systems that differ, read ahead;
 and how far reading is.
 """
+
 import errno
 import io
 import itertools
@@ -71,7 +72,7 @@ def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
     old.write_bytes(b'')
     os.utime(old, (0, 0))  # there is something to sweep
     faces = Faces(folder, r'_|\.', 1)
-    notice, = faces.check()
+    (notice,) = faces.check()
     assert 'Read-only file system for ' in notice and 'every epoch decodes anew' in notice
     assert len(everything(faces)) == 6
 
@@ -98,8 +99,13 @@ def test_the_next_batch_is_announced_before_the_last_is_used():
         events.append(('used', batch))
     a, b, c = ordinary
     assert events == [
-        ('ahead', a), ('ahead', b), ('used', a), ('ahead', c), ('used', b), ('used', c),
-    ]  # fmt: skip
+        ('ahead', a),
+        ('ahead', b),
+        ('used', a),
+        ('ahead', c),
+        ('used', b),
+        ('used', c),
+    ]
     announcing.first = 3
     assert list(announcing) == []
 
@@ -133,10 +139,10 @@ def test_without_a_terminal_there_are_lines_with_rate_and_time_left(folder, monk
     def work():
         with progress.progress(None, 'reading x', 300, unit=' faces') as bar:
             for _ in range(3):
-                time.sleep(.02)
+                time.sleep(0.02)
                 bar.update(100)
 
-    lines = output_of(monkeypatch, False, .01, work).split('\n')
+    lines = output_of(monkeypatch, False, 0.01, work).split('\n')
     assert len(lines) == 4 and lines[-1] == '' and '\r' not in ''.join(lines)
     for number, line in enumerate(lines[:-1], 1):
         assert line.startswith(f'reading x: {100 * number} of 300 faces, ')
@@ -150,7 +156,7 @@ def test_on_a_terminal_there_is_a_bar_that_vanishes(folder, monkeypatch):
 
 
 def test_reading_a_set_says_how_far_it_is(folder, monkeypatch):
-    monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(.01))
+    monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(0.01))
     faces = Faces(folder, r'_|\.', 1)
     text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False, workers=1))
     assert f'reading {folder}: 6 of 6 faces, ' in text

@@ -1,4 +1,5 @@
 """The whole job of prepare.py and its report."""
+
 import os
 
 import numpy as np
@@ -27,8 +28,15 @@ from preparation.source import find, numbered
 from utils import UserError
 
 ODD = [
-    'plain', 'with, comma', 'new\nline', ' space ', 'Zoë 李 🙂', 'per%cent "quote"', "it's",
-    '-dash', os.fsdecode(b'not\xff utf8')
+    'plain',
+    'with, comma',
+    'new\nline',
+    ' space ',
+    'Zoë 李 🙂',
+    'per%cent "quote"',
+    "it's",
+    '-dash',
+    os.fsdecode(b'not\xff utf8'),
 ]
 
 
@@ -38,11 +46,13 @@ def source(tmp_path):
     rows = {}
     for k, person in enumerate(ODD):
         for shot in range(2):
-            rows[f'{k}{shot}.png'] = photograph(tmp_path / 'source' / person / f'{k}{shot}.png',
-                                                seed=k, at=(100 + 9 * shot, 60))
+            rows[f'{k}{shot}.png'] = photograph(
+                tmp_path / 'source' / person / f'{k}{shot}.png', seed=k, at=(100 + 9 * shot, 60)
+            )
     points_csv(tmp_path / 'points.csv', rows)
-    (tmp_path / 'ages.csv').write_text('path,age\n' + ''.join(f'{name},{20 + k}\n'
-                                                              for k, name in enumerate(rows)))
+    (tmp_path / 'ages.csv').write_text(
+        'path,age\n' + ''.join(f'{name},{20 + k}\n' for k, name in enumerate(rows))
+    )
     return tmp_path
 
 
@@ -50,15 +60,24 @@ def test_every_name_survives(source, capsys):
     rows = job(source)
     assert len(rows) == 2 * len(ODD) and all(row['target'] for row in rows.values())
     faces = Faces(source / 'target', r'_|\.', 1)
-    assert sorted(faces.classes) == sorted(ODD) and len(faces) == 2 * len(ODD) and faces.check(
-        cache=False) == []
-    assert (source / 'target' / 'plain' / '000_20.jpg').exists() and (source / 'target' / 'plain'
-                                                                      / '001_21.jpg').exists()
+    assert (
+        sorted(faces.classes) == sorted(ODD)
+        and len(faces) == 2 * len(ODD)
+        and faces.check(cache=False) == []
+    )
+    assert (source / 'target' / 'plain' / '000_20.jpg').exists() and (
+        source / 'target' / 'plain' / '001_21.jpg'
+    ).exists()
     drawn = synthetic.draw(0, 30, 0)
-    assert np.abs(
-        faces.read([faces.source.name(place)
-                    for place in faces.places].index('plain/000_20.jpg')).astype(float)
-        - drawn)[4:-4, 4:-4].mean() < 8
+    assert (
+        np.abs(
+            faces.read(
+                [faces.source.name(place) for place in faces.places].index('plain/000_20.jpg')
+            ).astype(float)
+            - drawn
+        )[4:-4, 4:-4].mean()
+        < 8
+    )
     with Image.open(source / 'target' / 'sheet.jpg') as sheet:
         assert sheet.size[0] > 8 * 96 and sheet.size[1] > len(ODD) * 112
     assert f"'n_cls': {len(ODD)}" in capsys.readouterr().out
@@ -72,8 +91,10 @@ def test_skipped_files_and_reasons(source, capsys):
     rows = job(source)
     for name, reason in reasons.items():
         assert reason in rows[f'plain/{name}']['reason'] and rows[f'plain/{name}']['target'] == ''
-    assert 'no age: no row for it' in rows['plain/unknown.jpg']['reason'] and 'no person' in rows[
-        'nobody.jpg']['reason']
+    assert (
+        'no age: no row for it' in rows['plain/unknown.jpg']['reason']
+        and 'no person' in rows['nobody.jpg']['reason']
+    )
     assert not [name for name in rows if 'hidden' in name]
     assert 'skipped: not an image' in capsys.readouterr().out
 
@@ -87,8 +108,9 @@ def test_again_and_after_a_stop_is_the_same(source):
         if path.name != 'sheet.jpg'
     }
     job(source)
-    assert contents(source / 'target') == whole and all(path.stat().st_mtime_ns == time
-                                                        for path, time in times.items())
+    assert contents(source / 'target') == whole and all(
+        path.stat().st_mtime_ns == time for path, time in times.items()
+    )
     # killed half-way: a row cut short, a face without a row, a file half written
     report = source / 'target' / 'report.csv'
     report.write_bytes(report.read_bytes()[:-90])
@@ -111,7 +133,8 @@ def test_what_is_added_gets_another_number(source):
     assert all(
         contents(source / 'target')[name] == data
         for name, data in before.items()
-        if name.name[0].isdigit())
+        if name.name[0].isdigit()
+    )
 
 
 def test_nothing_of_the_users_is_written_over(source):
@@ -129,9 +152,12 @@ def test_nothing_of_the_users_is_written_over(source):
     report = (target / 'report.csv').read_text(errors='surrogateescape').splitlines(keepends=True)
     (target / 'report.csv').write_text(
         ''.join(line for line in report if '001_21' not in line or 'plain' not in line),
-        errors='surrogateescape')
-    assert 'is none of this run' in job(
-        source)['plain/01.png']['reason'] and mine.read_bytes() == b'mine'
+        errors='surrogateescape',
+    )
+    assert (
+        'is none of this run' in job(source)['plain/01.png']['reason']
+        and mine.read_bytes() == b'mine'
+    )
     with pytest.raises(UserError, match='lies in'):
         command(source / 'source', source / 'source' / 'target')
     (target / 'report.csv').write_text('a,b\n')
@@ -143,16 +169,28 @@ def test_people_from_names_and_fgnets_own_points(tmp_path):
     """FG-NET as it comes: a folder of images, one of points; person and age in the name."""
     (tmp_path / 'points').mkdir()
     for name, case in (('001A02', '001a02'), ('001A16', '001a16'), ('002A07b', '002a07b')):
-        points = photograph(tmp_path / 'images' / f'{name}.JPG', seed=int(name[:3]), age=int(
-            name[4:6]), format='JPEG', quality=95)
+        points = photograph(
+            tmp_path / 'images' / f'{name}.JPG',
+            seed=int(name[:3]),
+            age=int(name[4:6]),
+            format='JPEG',
+            quality=95,
+        )
         (tmp_path / 'points' / f'{case}.pts').write_text(pts(fgnet_marks(points)))
-    command(tmp_path / 'images', tmp_path / 'target', '--ages', 'fgnet', '--people', 'fgnet',
-            '--landmarks', tmp_path / 'points')
+    command(
+        tmp_path / 'images',
+        tmp_path / 'target',
+        '--ages',
+        'fgnet',
+        '--people',
+        'fgnet',
+        '--landmarks',
+        tmp_path / 'points',
+    )
     assert sorted(
         str(path.relative_to(tmp_path / 'target'))
-        for path in (tmp_path / 'target').rglob('*_*.jpg')) == [
-            '001/000_2.jpg', '001/001_16.jpg', '002/000_7.jpg'
-        ]
+        for path in (tmp_path / 'target').rglob('*_*.jpg')
+    ) == ['001/000_2.jpg', '001/001_16.jpg', '002/000_7.jpg']
 
 
 @needs_detector
@@ -176,8 +214,10 @@ def test_estimates_fill_what_the_table_leaves_open(source, monkeypatch):
     monkeypatch.setattr(conversion, 'Offline', Forty)
     (source / 'ages.csv').write_text('path,age\n00.png,77\n')
     rows = job(source, '--ages', source / 'ages.csv', 'estimate')
-    assert (rows['plain/00.png']['age'],
-            rows['plain/00.png']['age_from']) == ('77', str(source / 'ages.csv'))
+    assert (rows['plain/00.png']['age'], rows['plain/00.png']['age_from']) == (
+        '77',
+        str(source / 'ages.csv'),
+    )
     assert (rows['plain/01.png']['age'], rows['plain/01.png']['age_from']) == ('40', 'estimate')
 
 
@@ -193,23 +233,34 @@ def test_birth_and_exif_give_the_age(tmp_path):
 def test_several_processes_write_what_one_does(source):
     job(source)
     alone = contents(source / 'target')
-    command(source / 'source', source / 'other', '--landmarks', source / 'points.csv', '--ages',
-            source / 'ages.csv', '--workers', '2')
+    command(
+        source / 'source',
+        source / 'other',
+        '--landmarks',
+        source / 'points.csv',
+        '--ages',
+        source / 'ages.csv',
+        '--workers',
+        '2',
+    )
     assert {
-        name: data
-        for name, data in contents(source / 'other').items()
-        if name.suffix == '.jpg'
-    } == {
-        name: data
-        for name, data in alone.items()
-        if name.suffix == '.jpg'
-    }
+        name: data for name, data in contents(source / 'other').items() if name.suffix == '.jpg'
+    } == {name: data for name, data in alone.items() if name.suffix == '.jpg'}
 
 
-@pytest.mark.parametrize('line',
-                         [[], ['a'], ['a', 'b', '--check', 'demo'], ['a', 'b', '--ages', 'pattern'],
-                          ['a', 'b', '--ages', 'plain', '--dex', 'x'], ['a', 'b', '--weights', 'x'],
-                          ['a', 'b', '--workers', '0'], ['a', 'b', '--people', 'plain']])
+@pytest.mark.parametrize(
+    'line',
+    [
+        [],
+        ['a'],
+        ['a', 'b', '--check', 'demo'],
+        ['a', 'b', '--ages', 'pattern'],
+        ['a', 'b', '--ages', 'plain', '--dex', 'x'],
+        ['a', 'b', '--weights', 'x'],
+        ['a', 'b', '--workers', '0'],
+        ['a', 'b', '--people', 'plain'],
+    ],
+)
 def test_usage(line):
     with pytest.raises(SystemExit):
         prepare.arguments(line)
@@ -218,8 +269,18 @@ def test_usage(line):
 def test_pattern_of_ones_own(tmp_path):
     points = photograph(tmp_path / 'source' / 'A' / 'age-41-x.png')
     points_csv(tmp_path / 'points.csv', {'age-41-x.png': points})
-    command(tmp_path / 'source', tmp_path / 'target', '--landmarks', tmp_path / 'points.csv',
-            '--ages', 'pattern', '--pat', '-', '--pos', '1')
+    command(
+        tmp_path / 'source',
+        tmp_path / 'target',
+        '--landmarks',
+        tmp_path / 'points.csv',
+        '--ages',
+        'pattern',
+        '--pat',
+        '-',
+        '--pos',
+        '1',
+    )
     assert (tmp_path / 'target' / 'A' / '000_41.jpg').exists()
 
 

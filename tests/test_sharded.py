@@ -1,5 +1,6 @@
 """An identity head that lies in slices on several ranks is the plain head; its files are read by
 any number of ranks."""
+
 import os
 import pickle
 
@@ -25,14 +26,15 @@ def joined(ranks):
 @pytest.mark.parametrize('count', [0, 2, 3])
 def test_a_sharded_head_is_the_plain_one(one_rank, tmp_path, count):
     """5 people on 3 ranks are 2, 2, 1. Where gradients are clipped, the norm is of all slices."""
-    sliced, clipped = ALTERNATING | {'shard_head': True}, {'clip': .5}
+    sliced, clipped = ALTERNATING | {'shard_head': True}, {'clip': 0.5}
     kinds = {'whole': sliced, 'parts': sliced | {'accumulate': 2}, 'clipped': sliced | clipped}
     plain = run_steps(tmp_path / 'one', 0, {'clipped': ALTERNATING | clipped}, double=True)
     for name, ranks in run_steps(tmp_path / 'run', count, kinds, double=True).items():
         reference = plain.get(name, one_rank[True]['phases'])[0]
         assert_near(joined(ranks), reference, 1e-11)
-        assert all(len(rank[0]['model']['identity.weight']) <= -(-5 // max(count, 1))
-                   for rank in ranks)
+        assert all(
+            len(rank[0]['model']['identity.weight']) <= -(-5 // max(count, 1)) for rank in ranks
+        )
 
 
 def test_sampled_negatives():
@@ -41,8 +43,8 @@ def test_sampled_negatives():
     torch.manual_seed(0)
     batch = distributed.Batch()
     batch.begin([6], 0)
-    half = sharded.sharded(CosFace)(8, 40, 4., .2, batch=batch, sample_rate=.5)
-    plain = CosFace(8, 40, 4., .2)
+    half = sharded.sharded(CosFace)(8, 40, 4.0, 0.2, batch=batch, sample_rate=0.5)
+    plain = CosFace(8, 40, 4.0, 0.2)
     plain.load_state_dict(half.state_dict())
     features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
     torch.manual_seed(1)
@@ -57,7 +59,7 @@ def test_sampled_negatives():
     places = used.cumsum(0)[labels] - 1
     torch.testing.assert_close(loss, nn.functional.cross_entropy(kept, places, reduction='none'))
     assert right.tolist() == (plain(features)[:, used].argmax(1) == places).tolist()
-    half.sample_rate = .05  # fewer people than the batch has faces
+    half.sample_rate = 0.05  # fewer people than the batch has faces
     assert half.logits(features, labels)[0].shape == (6, 6)
 
 
@@ -71,20 +73,23 @@ def test_a_sharded_head_is_read_by_any_number_of_ranks(entry, undisturbed, tmp_p
     that. Weights files are those of a plain head. A file of slices that runs code is refused."""
     save = tmp_path / 'run'
     for epochs, count in ((1, 2), (2, 0), (3, 3)):
-        statuses, said = job(count, entry, save, epochs, '--resume', '--horizon', 3,
-                             settings=['shard_head=True'])
+        statuses, said = job(
+            count, entry, save, epochs, '--resume', '--horizon', 3, settings=['shard_head=True']
+        )
         assert not any(statuses), said
-        folder, = save.glob('head-*')
+        (folder,) = save.glob('head-*')
         assert len(list(folder.glob('*.distcp'))) == max(count, 1)
-    ours, theirs = (torch.load(folder / 'epoch_003.pth', weights_only=True)
-                    for folder in (save, undisturbed))
+    ours, theirs = (
+        torch.load(folder / 'epoch_003.pth', weights_only=True) for folder in (save, undisturbed)
+    )
     assert distance(ours['model'], theirs['model']) < 1e-4
     DALModel.load(save / 'epoch_003.pth', Tiny())
     for epochs, count, slices in ((4, 0, False), (5, 2, True)):
-        statuses, said = job(count, entry, save, epochs, '--resume',
-                             settings=[f'shard_head={slices}'])
+        statuses, said = job(
+            count, entry, save, epochs, '--resume', settings=[f'shard_head={slices}']
+        )
         assert not any(statuses) and 'starting anew' not in said[0], said
-    folder, = save.glob('head-*')
+    (folder,) = save.glob('head-*')
     (folder / '.metadata').write_bytes(pickle.dumps(Hostile()))
     statuses, said = job(0, entry, save, 6, '--resume', settings=['shard_head=True'])
     assert statuses == [1] and 'this ran' not in said[0]

@@ -1,4 +1,5 @@
 """Tar shards against the folder they are of, shards of others, damaged ones, and the converter."""
+
 import json
 import os
 import pickle
@@ -106,13 +107,13 @@ def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
             len(np.unique(owner[orders[-1][start : start + 64]])) for start in range(1000, 9000, 64)
         ]
         assert min(mixed) >= 4, 'and a batch is of several shards'
-    assert (orders[0] != orders[1]).mean() > .99
+    assert (orders[0] != orders[1]).mean() > 0.99
     first = [owner[order[:500]] for order in orders]
     assert len(np.intersect1d(*first)) < len(np.unique(first[0])), (
         'other shards come first in another epoch'
     )
     batches.first = 3
-    assert next(iter(batches)) == orders[1][3 * 64:4 * 64].tolist()
+    assert next(iter(batches)) == orders[1][3 * 64 : 4 * 64].tolist()
     assert (
         Batches(1000, 64, 1, shards=owner[:1000]).order() == Batches(1000, 64, 1).order()
     ).all(), 'up to the window it is the order of a folder'
@@ -120,9 +121,10 @@ def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
 
 # the index
 
+
 def test_an_index_is_kept_and_made_anew_when_it_must(folder, pattern, monkeypatch):
     listed(pattern)
-    kept, = Path(pattern).parent.glob('.*.index.npz')
+    (kept,) = Path(pattern).parent.glob('.*.index.npz')
     calls, read_through = [], Shards._read_through
     monkeypatch.setattr(
         Shards, '_read_through', lambda self, *args: calls.append(1) or read_through(self, *args)
@@ -146,14 +148,16 @@ def test_an_index_is_kept_and_made_anew_when_it_must(folder, pattern, monkeypatc
 def test_an_index_that_cannot_be_kept(folder, pattern, monkeypatch):
     def refuse(path, write):
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(utils, 'write_whole', refuse)
     faces = listed(pattern)
     assert_same_faces(faces, folder)
-    notice, = faces.check()
+    (notice,) = faces.check()
     assert 'No space left on device: the index of the shards is not kept' in notice
 
 
 # the converter
+
 
 def stamps(folder):
     return {
@@ -172,6 +176,7 @@ def test_a_conversion_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
         if len(count) == 40 + 30:  # forty are for the check
             raise KeyboardInterrupt
         return original(self, index)
+
     monkeypatch.setattr(Faces, 'encoded', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, tmp_path / 'half' / 'x', per_shard=12)
@@ -261,6 +266,7 @@ def test_a_benchmark_on_shards(folder, pattern):
 
 def test_the_command_writes_what_an_entry_names(entry, folder, tmp_path, monkeypatch, capsys):
     import prepare
+
     monkeypatch.setattr(prepare.meta, 'here', entry, raising=False)
     prepare.main(['--shards', 'here', str(tmp_path / 'set' / 'train')])
     pattern = capsys.readouterr().out.split("'")[3]

@@ -1,4 +1,5 @@
 """A job of several ranks that is killed, or told to end, resumes as if nothing had been."""
+
 import os
 import random
 import signal
@@ -36,7 +37,9 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(entry, undisturbed, tmp_path,
             if calls[0] == nth and distributed.rank() == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *args)
+
         torch.optim.SGD.step = struck
+
     line = (3, '--save-every', 2)
     statuses, said = job(2, entry, tmp_path / 'run', *line, prepare=prepare)
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 1
@@ -49,8 +52,9 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(entry, undisturbed, tmp_path,
 
 @pytest.mark.parametrize('moment', ['step', 'validation'])
 @pytest.mark.parametrize('signalled', [(0,), (1,), (0, 1, 1)])
-def test_a_signal_to_any_rank_saves_once_and_ends_all(entry, undisturbed, tmp_path, signalled,
-                                                      moment):
+def test_a_signal_to_any_rank_saves_once_and_ends_all(
+    entry, undisturbed, tmp_path, signalled, moment
+):
     """(0, 1, 1): to all and repeated, as where a scheduler signals the whole job and the launcher
     passes it on."""
     if moment == 'validation' and signalled == (1,):
@@ -64,14 +68,17 @@ def test_a_signal_to_any_rank_saves_once_and_ends_all(entry, undisturbed, tmp_pa
         original, calls = getattr(owner, name), [0]
 
         def struck(self, *args, **options):
-            calls[0] += moment == 'step' or (not self.training
-                                             and torch.is_inference_mode_enabled())
+            calls[0] += moment == 'step' or (
+                not self.training and torch.is_inference_mode_enabled()
+            )
             if calls[0] == nth:
                 for _ in range(signalled.count(distributed.rank())):
                     os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *args, **options)
+
         setattr(owner, name, struck)
         validation.evaluation_loader = lambda faces: evaluation_loader(faces, 4)
+
     statuses, said = job(2, entry, tmp_path / 'run', 3, prepare=prepare)
     assert statuses == [1, 1], said
     after = 7 if moment == 'step' else 5
@@ -85,22 +92,38 @@ def test_a_signal_to_any_rank_saves_once_and_ends_all(entry, undisturbed, tmp_pa
 
 
 def test_torchrun_restarts_what_was_killed(entry, tmp_path):
-    """PyTorch's own launcher, as a user types it. kill −9 of one rank: both start anew and go on.
-    """
+    """PyTorch's own launcher, as a user types it. kill −9 of one rank: both start anew."""
     save, script = tmp_path / 'run', tmp_path / 'meta_here.py'
-    script.write_text(f'import meta\nmeta.here = {entry!r}\n'
-                      f'import runpy, sys\nsys.argv[0] = "main.py"\n'
-                      f'sys.path.insert(0, {str(ROOT)!r})\n'
-                      f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n')
-    torchrun = ['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--max-restarts', '1',
-                '--monitor-interval', '.1', '--standalone', str(script)]
+    script.write_text(
+        f'import meta\nmeta.here = {entry!r}\n'
+        f'import runpy, sys\nsys.argv[0] = "main.py"\n'
+        f'sys.path.insert(0, {str(ROOT)!r})\n'
+        f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
+    )
+    torchrun = [
+        '-m',
+        'torch.distributed.run',
+        '--nproc-per-node',
+        '2',
+        '--max-restarts',
+        '1',
+        '--monitor-interval',
+        '.1',
+        '--standalone',
+        str(script),
+    ]
     _, *line = command_line(save, -1, 3, '--resume', '--save-every', 1, settings=SETTINGS)
     process = subprocess.Popen(
-        [sys.executable, *torchrun, *line], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
+        [sys.executable, *torchrun, *line],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
     while not (save / 'epoch_001.pth').exists():
         assert process.poll() is None, process.stdout.read()
-        time.sleep(.02)
+        time.sleep(0.02)
     holder = int((save / '.lock').read_text().split()[1])
     os.kill(holder, signal.SIGKILL)
     said, _ = process.communicate(timeout=300)

@@ -1,4 +1,5 @@
 """Folders and lists as people have them: what is read, what is left out and said, or refused."""
+
 import codecs
 import os
 import shutil

@@ -1,4 +1,5 @@
 """synthetic.py where its target can't be written: one line, and nothing is left behind."""
+
 import pytest
 from conftest import ROOT, python
 

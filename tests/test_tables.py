@@ -1,12 +1,14 @@
 """Ages, dates and names as people's tables have them."""
+
 import pytest
 
 from preparation.tables import Table
 from utils import DataError
 
 
-@pytest.mark.parametrize('age', ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y',
-                                 '30 y/o', ' 30 yr. '])
+@pytest.mark.parametrize(
+    'age', ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. ']
+)
 def test_ways_to_write_an_age(tmp_path, age):
     (tmp_path / 'a.csv').write_text(f'path;age\nA/1.jpg;{age}\n')
     assert Table(tmp_path / 'a.csv').age('A/1.jpg', None, None) == 30
@@ -24,12 +26,16 @@ def write_dates(folder, *births, taken='2010-12-20'):
     return folder / 'a.csv'
 
 
-@pytest.mark.parametrize('births, years', [
-    (['21.12.1983', '20.12.1983'], [26, 27]),            # dots: the day is first
-    (['21/12/1983', '11/12/1983', '01/01/1983'], [26, 27, 27]),  # as the 21st tells
-    (['12/21/1983', '12/11/1983'], [26, 27]),            # as the 21st tells
-    (['12-21-1983 00:00', '1983-12-21'], [26, 26]),
-    (['05/05/1983', '31/31/1983', '1983'], [27, None, 27])])
+@pytest.mark.parametrize(
+    'births, years',
+    [
+        (['21.12.1983', '20.12.1983'], [26, 27]),  # dots: the day is first
+        (['21/12/1983', '11/12/1983', '01/01/1983'], [26, 27, 27]),  # as the 21st tells
+        (['12/21/1983', '12/11/1983'], [26, 27]),  # as the 21st tells
+        (['12-21-1983 00:00', '1983-12-21'], [26, 26]),
+        (['05/05/1983', '31/31/1983', '1983'], [27, None, 27]),
+    ],
+)
 def test_dates_that_begin_with_the_day_or_the_month(tmp_path, births, years):
     table = Table(write_dates(tmp_path, *births))
     for k, age in enumerate(years):
@@ -41,13 +47,27 @@ def test_dates_that_begin_with_the_day_or_the_month(tmp_path, births, years):
     assert Table(write_dates(tmp_path, '1983-12-21', taken='20.12.2010')).age('0.jpg', '', '') == 26
 
 
-@pytest.mark.parametrize('births', [['01/05/1980', '02/05/1980'], ['13/05/1980', '05/13/1980',
-                                                                   '01/05/1980', '02/05/1980',
-                                                                   '03/05/1980', '04/05/1980',
-                                                                   '1/2/1980']])
+@pytest.mark.parametrize(
+    'births',
+    [
+        ['01/05/1980', '02/05/1980'],
+        [
+            '13/05/1980',
+            '05/13/1980',
+            '01/05/1980',
+            '02/05/1980',
+            '03/05/1980',
+            '04/05/1980',
+            '1/2/1980',
+        ],
+    ],
+)
 def test_dates_that_may_begin_with_either(tmp_path, births):
-    with pytest.raises(DataError, match="a.csv: . of . ages can't be read, as that of .*1/0?./1980"
-                                        "' is no date: day or month first\\? Write 1980-12-21"):
+    with pytest.raises(
+        DataError,
+        match="a.csv: . of . ages can't be read, as that of .*1/0?./1980"
+        "' is no date: day or month first\\? Write 1980-12-21",
+    ):
         Table(write_dates(tmp_path, *births))
 
 
@@ -62,7 +82,7 @@ def test_ages_that_are_mostly_none(tmp_path):
     with pytest.raises(ValueError, match="'young'"):
         Table(file).age('a', None, None)
     file.write_text('path,age\n' + ''.join(f'{k},{1980 + k}\n' for k in range(3)))
-    with pytest.raises(DataError, match="3 of 3 ages .*1980 is no age between 0 and 120"):
+    with pytest.raises(DataError, match='3 of 3 ages .*1980 is no age between 0 and 120'):
         Table(file)
 
 
@@ -75,8 +95,11 @@ def test_names_in_latin_1(tmp_path):
     (tmp_path / 'b.csv').write_bytes('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
     table = Table(tmp_path / 'b.csv')
     table.check([('A/1.jpg', 'A')])
-    with pytest.raises(DataError, match='b.csv: not UTF-8, and .* fit no photograph, where .* has '
-                                        'Ира/1.jpg: save it as UTF-8'):
+    with pytest.raises(
+        DataError,
+        match='b.csv: not UTF-8, and .* fit no photograph, where .* has '
+        'Ира/1.jpg: save it as UTF-8',
+    ):
         table.check([('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
     (tmp_path / 'c.csv').write_bytes(b'person,age\nZo\xeb,12\nA,13\n')
     assert Table(tmp_path / 'c.csv').age('Zoë/1.jpg', 'Zoë', None) == 12

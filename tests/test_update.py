@@ -1,4 +1,5 @@
 """The same command again: TARGET follows SOURCE, its names and tables, and nothing else."""
+
 import os
 import shutil
 
@@ -14,8 +15,10 @@ AGES = {'a': 20, 'b': 30, 'c': 40}
 @pytest.fixture
 def source(tmp_path):
     """One person of three photographs, their points and their ages."""
-    rows = {f'{name}.png': photograph(tmp_path / f'source/A/{name}.png', seed=k)
-            for k, name in enumerate(AGES)}
+    rows = {
+        f'{name}.png': photograph(tmp_path / f'source/A/{name}.png', seed=k)
+        for k, name in enumerate(AGES)
+    }
     points_csv(tmp_path / 'points.csv', rows)
     write_ages(tmp_path)
     job(tmp_path)
@@ -23,14 +26,22 @@ def source(tmp_path):
 
 
 def write_ages(folder, **changes):
-    rows = ''.join(f'A/{name}.png,{age}\n' for name, age in (AGES | changes).items()
-                   if age is not None)
+    rows = ''.join(
+        f'A/{name}.png,{age}\n' for name, age in (AGES | changes).items() if age is not None
+    )
     (folder / 'ages.csv').write_text('path,age\n' + rows)
 
 
 def job(folder, *more):
-    command(folder / 'source', folder / 'target', '--landmarks', folder / 'points.csv',
-            '--ages', folder / 'ages.csv', *more)
+    command(
+        folder / 'source',
+        folder / 'target',
+        '--landmarks',
+        folder / 'points.csv',
+        '--ages',
+        folder / 'ages.csv',
+        *more,
+    )
 
 
 def faces(folder):
@@ -139,8 +150,9 @@ def test_a_target_of_a_release_before(source, capsys):
     report.write_text('\n'.join(rows) + '\n')
     file = source / 'target/prepare.json'
     lines = file.read_text().splitlines()
-    file.write_text('\n'.join(line for line in lines if 'size' not in line).replace(
-        '"keep_names": false,', ''))
+    file.write_text(
+        '\n'.join(line for line in lines if 'size' not in line).replace('"keep_names": false,', '')
+    )
     times = {path: path.stat().st_mtime_ns for path in (source / 'target/A').iterdir()}
     write_ages(source, c=41)
     job(source)
@@ -176,8 +188,15 @@ def test_killed_between_a_rename_and_the_report(source):
 def test_a_table_of_corrections_is_added(source):
     """What was asked before is still asked; a source that is left out needs another TARGET."""
     (source / 'fix.csv').write_text('path,age\nA/b.png,63\n')
-    command(source / 'source', source / 'target', '--landmarks', source / 'points.csv',
-            '--ages', source / 'fix.csv', source / 'ages.csv')
+    command(
+        source / 'source',
+        source / 'target',
+        '--landmarks',
+        source / 'points.csv',
+        '--ages',
+        source / 'fix.csv',
+        source / 'ages.csv',
+    )
     assert faces(source) == ['000_20.jpg', '001_63.jpg', '002_40.jpg']
     with pytest.raises(UserError, match='begun with another ages'):
         job(source)

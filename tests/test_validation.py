@@ -1,4 +1,5 @@
 """Sets whose figures would mean nothing are said or refused before training."""
+
 import os
 import shutil
 
@@ -64,7 +65,7 @@ def test_a_leak_is_counted_and_named(train, tmp_path):
     assert [os.path.basename(val.path(index)) for index in shared_images(train, val)] == [
         'renamed_9.jpg'
     ]
-    notice, = check_validation(train, val)
+    (notice,) = check_validation(train, val)
     assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
 
 
@@ -72,7 +73,7 @@ def test_a_leak_under_another_name(train, tmp_path):
     """One photograph of another person of train_root among a person's own."""
     people(tmp_path / 'val', {'new': [3, 4], 'newer': [5, 6]})
     shutil.copy(train.path(len(train) - 1), tmp_path / 'val' / 'new' / 'renamed_9.jpg')
-    notice, = check_validation(train, listed(tmp_path / 'val'))
+    (notice,) = check_validation(train, listed(tmp_path / 'val'))
     assert '1 of 5 images are in ' in notice and 'renamed_9.jpg' in notice
 
 
@@ -82,8 +83,9 @@ def test_large_sets_are_compared_where_sizes_are_rare(train, tmp_path, monkeypat
         shutil.copytree(os.path.join(train.root, name), tmp_path / 'val' / f'other-{name}')
     val, read = listed(tmp_path / 'val'), []
     encoded_of = Faces.encoded
-    monkeypatch.setattr(Faces, 'encoded', lambda self, index: (
-        read.append(self.root), encoded_of(self, index))[1])
+    monkeypatch.setattr(
+        Faces, 'encoded', lambda self, index: (read.append(self.root), encoded_of(self, index))[1]
+    )
     assert shared_images(train, val, 0) == [] and not read
     assert shared_images(train, val, 1) == list(range(len(val)))
     assert shared_images(train, val) == list(range(len(val)))
@@ -100,12 +102,12 @@ def test_nothing_can_be_measured(train, tmp_path, ages, message):
     with pytest.raises(DataError, match=f'{message}: .* takes two, so nothing can be measured'):
         check_validation(train, people(tmp_path / 'val', ages))
     known = {f'p0000{number}': years for number, years in enumerate(ages.values())}
-    notice, = check_validation(train, people(tmp_path / 'known', known))
+    (notice,) = check_validation(train, people(tmp_path / 'known', known))
     assert message in notice and 'only closed-set accuracy' in notice
 
 
 def test_ages_that_are_all_equal(tmp_path):
-    notice, = check_ages(people(tmp_path, {'a': [30, 30], 'b': [30]}))
+    (notice,) = check_ages(people(tmp_path, {'a': [30, 30], 'b': [30]}))
     assert 'every face is of age 30' in notice and "'pat' and 'pos'" in notice
 
 
@@ -115,7 +117,7 @@ def test_the_number_of_the_picture_is_no_age(tmp_path, first):
         name: range(first, first + count)
         for name, count in zip('abcde', (4, 3, 2, 4, 1), strict=True)
     }
-    notice, = check_ages(people(tmp_path / 'numbers', numbers))
+    (notice,) = check_ages(people(tmp_path / 'numbers', numbers))
     assert 'the ages of 4 people' in notice and 'number of the picture' in notice
 
 
@@ -129,21 +131,21 @@ def test_the_number_of_the_picture_is_no_age(tmp_path, first):
     ],
 )
 def test_numbers_of_pictures_with_gaps_or_from_later_on(tmp_path, ages, first):
-    notice, = check_ages(people(tmp_path, ages))
+    (notice,) = check_ages(people(tmp_path, ages))
     assert f'count up from {first}: is the number of the picture' in notice
 
 
 def test_a_counter_over_the_set_is_no_age(tmp_path):
     ages = {name: range(8 * place, 8 * place + 8) for place, name in enumerate('abcd')}
-    notice, = check_ages(people(tmp_path / 'whole', ages))
+    (notice,) = check_ages(people(tmp_path / 'whole', ages))
     assert 'the ages of all 32 faces count up from 0' in notice
     ages = {name: [age for age in years if age % 5] for name, years in ages.items()}
-    notice, = check_ages(people(tmp_path / 'gaps', ages))
+    (notice,) = check_ages(people(tmp_path / 'gaps', ages))
     assert 'the ages of all 25 faces count up from 1' in notice
 
 
 def test_ages_that_are_nearly_all_equal(tmp_path):
-    notice, = check_ages(people(tmp_path, {'a': [30] * 19, 'b': [30] * 12 + [31]}))
+    (notice,) = check_ages(people(tmp_path, {'a': [30] * 19, 'b': [30] * 12 + [31]}))
     assert '31 of 32 faces are of age 30' in notice and "'pat' and 'pos'" in notice
 
 

@@ -1,4 +1,5 @@
 """Batch norm over several ranks and micro-batches, and what a step does for all layers at once."""
+
 import contextlib
 
 import torch
@@ -48,8 +49,16 @@ class BatchNorm(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                            self.training, self.momentum, self.eps)
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
 
 
 class SyncBatchNorm(BatchNorm):
@@ -118,8 +127,11 @@ class Statistics:
     """The running statistics of all batch norms of a model, a few operations for all of them."""
 
     def __init__(self, model: nn.Module):
-        self.all = [module for module in model.modules()
-                    if isinstance(module, _BatchNorm) and module.track_running_stats]
+        self.all = [
+            module
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
         self.counted = [module for module in self.all if isinstance(module, BatchNorm)]
 
     @torch.no_grad()
@@ -137,7 +149,10 @@ class Statistics:
         """
         if not self.all or not dist.is_initialized():
             return
-        running = [statistic for module in self.all
-                   for statistic in (module.running_mean, module.running_var)]
+        running = [
+            statistic
+            for module in self.all
+            for statistic in (module.running_mean, module.running_var)
+        ]
         mean = all_reduce(torch.cat(running)) / world_size()
         torch._foreach_copy_(running, mean.split([len(statistic) for statistic in running]))

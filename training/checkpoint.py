@@ -1,4 +1,5 @@
 """Files of weights and states: written whole, read safely; what a weights file holds."""
+
 import hashlib
 import importlib
 import zipfile
@@ -20,17 +21,18 @@ OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME
 @dataclass
 class WeightsInfo:
     """What a weights file says beside the weights; None where it says nothing."""
+
     path: str
     sha256: str
-    classes: list           # names of the identities, in the head's order; of an untouched
-                            # backbone none
-    age_cutoffs: list       # inclusive upper bounds of the age groups, in years
+    classes: list  # names of the identities, in the head's order; of an untouched
+    # backbone none
+    age_cutoffs: list  # inclusive upper bounds of the age groups, in years
     epoch: int
-    best: float | None      # the best validation score of the run so far
-    decision: dict | None   # what its validation says of similarities: evaluation.metrics.decision
+    best: float | None  # the best validation score of the run so far
+    decision: dict | None  # what its validation says of similarities: evaluation.metrics.decision
     recipe: dict | None
-    backbone: dict | None   # arguments of Backbone, or with a name of backbones.build; None: the
-                            # user's own module
+    backbone: dict | None  # arguments of Backbone, or with a name of backbones.build; None: the
+    # user's own module
 
 
 def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALModel, WeightsInfo]:
@@ -45,8 +47,16 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
     """
     if backbone:
         return _untouched(path, device, backbone)
-    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
-                                   'age_cutoffs': list, 'epoch': int})
+    state = load_checkpoint(
+        path,
+        {
+            'model': dict,
+            'backbone': (dict, type(None)),
+            'classes': list,
+            'age_cutoffs': list,
+            'epoch': int,
+        },
+    )
     try:
         model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
@@ -54,9 +64,17 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
         hint = "; it was trained with another make_backbone than main.py's" if own else ''
         raise UserError(f'{error}{hint}') from None
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    info = WeightsInfo(str(path), sha256, state['classes'], state['age_cutoffs'], state['epoch'],
-                       state.get('best'), state.get('decision'), state.get('recipe'),
-                       state['backbone'])
+    info = WeightsInfo(
+        str(path),
+        sha256,
+        state['classes'],
+        state['age_cutoffs'],
+        state['epoch'],
+        state.get('best'),
+        state.get('decision'),
+        state.get('recipe'),
+        state['backbone'],
+    )
     return model.to(device, memory_format=torch.channels_last).eval(), info
 
 
@@ -73,8 +91,9 @@ def _untouched(path, device, name):
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
-    info = WeightsInfo(str(path), digest.hexdigest(), [], list(AGE_CUTOFFS), 0, None, None, None,
-                       network.config)
+    info = WeightsInfo(
+        str(path), digest.hexdigest(), [], list(AGE_CUTOFFS), 0, None, None, None, network.config
+    )
     return model.to(device, memory_format=torch.channels_last).eval(), info
 
 
@@ -86,9 +105,14 @@ def _backbone_of(state, path):
     if 'name' not in config:
         return None
     try:
-        return backbones.rebuild(config, {
-            name.removeprefix('backbone.'): tensor for name, tensor in state['model'].items()
-            if name.startswith('backbone.')})
+        return backbones.rebuild(
+            config,
+            {
+                name.removeprefix('backbone.'): tensor
+                for name, tensor in state['model'].items()
+                if name.startswith('backbone.')
+            },
+        )
     except ValueError as error:
         raise UserError(f'{path}: {error}') from None
 
@@ -98,11 +122,17 @@ def weights_of(training) -> dict:
     rank's."""
     backbone, recipe = training.model.backbone, training.recipe
     ours = Backbone, backbones.PretrainedBackbone
-    return {'model': training.model.state_dict(),
-            'backbone': backbone.config if isinstance(backbone, ours) else None,
-            'heads': {'identity': recipe.head, 'age': recipe.age_head},
-            'classes': training.classes, 'age_cutoffs': training.cutoffs, 'epoch': training.epoch,
-            'best': training.best, 'decision': training.decision, 'recipe': recipe.as_dict()}
+    return {
+        'model': training.model.state_dict(),
+        'backbone': backbone.config if isinstance(backbone, ours) else None,
+        'heads': {'identity': recipe.head, 'age': recipe.age_head},
+        'classes': training.classes,
+        'age_cutoffs': training.cutoffs,
+        'epoch': training.epoch,
+        'best': training.best,
+        'decision': training.decision,
+        'recipe': recipe.as_dict(),
+    }
 
 
 def save_checkpoint(state: dict, path) -> None:
@@ -114,8 +144,9 @@ def save_checkpoint(state: dict, path) -> None:
         if 'DataLoader worker' in str(error):  # a killed one says so in whatever this process is at
             raise
         why = getattr(error, 'strerror', None) or 'the disk may be full'
-        raise UserError(f'{path}: not written ({why}); the file before it is whole: make room and '
-                        '--resume') from None
+        raise UserError(
+            f'{path}: not written ({why}); the file before it is whole: make room and --resume'
+        ) from None
 
 
 def load_checkpoint(path, needed) -> dict:
@@ -135,15 +166,20 @@ def load_checkpoint(path, needed) -> dict:
     for prefix in PREFIXES:
         names = [*weights] if isinstance(weights, dict) else []
         if names and all(str(name).startswith(prefix) for name in names):
-            raise UserError(f'{path}: its names begin with `{prefix}`, as DistributedDataParallel '
-                            'or torch.compile write them: save the module inside instead')
+            raise UserError(
+                f'{path}: its names begin with `{prefix}`, as DistributedDataParallel '
+                'or torch.compile write them: save the module inside instead'
+            )
     if missing:
-        raise UserError(f'{path}: no weights file of this repository (it lacks '
-                        f'{", ".join(missing)}){OTHERS}')
+        raise UserError(
+            f'{path}: no weights file of this repository (it lacks {", ".join(missing)}){OTHERS}'
+        )
     for key, kind in needed.items() if isinstance(needed, dict) else ():
         if not isinstance(state[key], kind):
-            raise UserError(f'{path}: no weights file of this repository '
-                            f'({key} is of type {type(state[key]).__name__})')
+            raise UserError(
+                f'{path}: no weights file of this repository '
+                f'({key} is of type {type(state[key]).__name__})'
+            )
     return state
 
 
@@ -167,5 +203,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     for index, moments in saved['state'].items():
         for name, moment in moments.items():
             if moment.shape != (() if name == 'step' else parameters[index].shape):
-                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter '
-                                 f'{tuple(parameters[index].shape)}')
+                raise ValueError(
+                    f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}'
+                )

@@ -1,5 +1,6 @@
 """Parses the command line, picks the recipe and lists the faces: all is checked before anything is
 built."""
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
@@ -15,35 +16,82 @@ from training.resume import starting_point
 from utils import DataError, UserError
 
 # recipe values with a flag of their own
-FLAGS = {'backbone': str, 'batch_size': int, 'accumulate': int, 'lr': float, 'workers': int,
-         'seed': int, 'horizon': int, 'save_every': int}
+FLAGS = {
+    'backbone': str,
+    'batch_size': int,
+    'accumulate': int,
+    'lr': float,
+    'workers': int,
+    'seed': int,
+    'horizon': int,
+    'save_every': int,
+}
 
 
 def parse(description: str, argv=None) -> argparse.Namespace:
     """The command line of main.py, whose docstring is the description."""
-    parser = argparse.ArgumentParser(description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('ctx', type=int, help='device: below 0 the CPU, else the ctx-th GPU; under torchrun each '
-        'process takes its own GPU')
+    add(
+        'ctx',
+        type=int,
+        help='device: below 0 the CPU, else the ctx-th GPU; under torchrun each '
+        'process takes its own GPU',
+    )
     add('epochs', type=int, help='how many epochs to train in this call (with --resume: in total)')
-    add('weights', nargs='?', help='last.pth of a run resumes it exactly; a weights-only file '
+    add(
+        'weights',
+        nargs='?',
+        help='last.pth of a run resumes it exactly; a weights-only file '
         '(epoch_*.pth, best.pth) starts with its weights, and with a new head where the people '
-        'differ')
-    add('--resume', nargs='?', const=True, metavar='STATE', help='continue from STATE, by default '
+        'differ',
+    )
+    add(
+        '--resume',
+        nargs='?',
+        const=True,
+        metavar='STATE',
+        help='continue from STATE, by default '
         'from last.pth in SAVE if there is one, up to `epochs` in total: a restarted job is the '
-        'same command')
+        'same command',
+    )
     add('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
-    add('--save', metavar='DIR', help='where weights, state, log and curves go, instead of '
-        "main.py's `save`; with --dataset NAME it is runs/NAME")
-    add('--recipe', choices=recipes, help='one of training/recipe.py (by default demo for the '
-        'drawn faces, finetune with --init, else paper)')
-    add('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
-        help="other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'")
-    add('--init', metavar='FILE', help='start from a backbone that knows faces: a published file '
-        'of its weights, sface, or a weights file of this repository (docs/finetuning.md)')
-    add('--validate', nargs='+', default=[], metavar='LIST', help='also validate on lists of '
-        'pairs: InsightFace .bin files, or text files as of `evaluate.py … pairs`')
+    add(
+        '--save',
+        metavar='DIR',
+        help='where weights, state, log and curves go, instead of '
+        "main.py's `save`; with --dataset NAME it is runs/NAME",
+    )
+    add(
+        '--recipe',
+        choices=recipes,
+        help='one of training/recipe.py (by default demo for the '
+        'drawn faces, finetune with --init, else paper)',
+    )
+    add(
+        '--set',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help="other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'",
+    )
+    add(
+        '--init',
+        metavar='FILE',
+        help='start from a backbone that knows faces: a published file '
+        'of its weights, sface, or a weights file of this repository (docs/finetuning.md)',
+    )
+    add(
+        '--validate',
+        nargs='+',
+        default=[],
+        metavar='LIST',
+        help='also validate on lists of '
+        'pairs: InsightFace .bin files, or text files as of `evaluate.py … pairs`',
+    )
     for key, kind in FLAGS.items():
         add('--' + key.replace('_', '-'), type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args(argv)
@@ -52,6 +100,7 @@ def parse(description: str, argv=None) -> argparse.Namespace:
 class Plan(NamedTuple):
     """What a command line comes to: the data set's name and entry, the recipe, the save folder, the
     file to start from or to resume, or None; the backbone's file to start from, or None."""
+
     name: str
     entry: dict
     recipe: Recipe
@@ -65,15 +114,20 @@ def plan(args, dataset, save, init) -> Plan:
     entry = getattr(meta, args.dataset, None) if args.dataset else dataset
     name = args.dataset or next((n for n, value in vars(meta).items() if value is entry), 'dataset')
     if entry is None:
-        known = [key for key, value in vars(meta).items()
-                 if isinstance(value, dict) and not key.startswith('_')]
+        known = [
+            key
+            for key, value in vars(meta).items()
+            if isinstance(value, dict) and not key.startswith('_')
+        ]
         raise UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
     args.save = args.save or (f'runs/{name}' if args.dataset else save)
     folder, weights = starting_point(args)
     recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
-        raise UserError(f'batch_size is {recipe.batch_size}; that is less than two faces for each '
-                        f'of {world_size()} process(es) and {recipe.accumulate} micro-batch(es)')
+        raise UserError(
+            f'batch_size is {recipe.batch_size}; that is less than two faces for each '
+            f'of {world_size()} process(es) and {recipe.accumulate} micro-batch(es)'
+        )
     if args.epochs < 1:
         raise UserError(f'epochs is {args.epochs}; it must be at least 1')
     return Plan(name, entry, recipe, folder, weights, init)
@@ -105,12 +159,15 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         import synthetic
+
         synthetic.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train = Faces(entry['train_root'], entry['pat'], entry['pos'])
     people = len(train.classes)
     if people != entry['n_cls']:
-        raise DataError(f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has "
-                        f"{people} identities: set 'n_cls': {people}")
+        raise DataError(
+            f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has "
+            f"{people} identities: set 'n_cls': {people}"
+        )
     if people < 2:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')
     val = None

@@ -6,6 +6,7 @@ whole batch, the same on every rank. The backward pass of a sum over the ranks i
 that each rank's gradient is world-size times its share's; DistributedDataParallel's mean over the
 ranks is then the gradient that one process has with the whole batch, whatever the shares.
 """
+
 import contextlib
 import datetime
 import os
@@ -59,8 +60,12 @@ def process_group(ctx: int):
     if os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']:
         # one machine's launcher keeps its store over restarts, with the addresses of killed ranks
         store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=store,
-                            rank=rank_, world_size=size)
+    dist.init_process_group(
+        'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
+        store=store,
+        rank=rank_,
+        world_size=size,
+    )
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if not is_rank_zero():
@@ -73,9 +78,11 @@ def process_group(ctx: int):
                 sys.exit(1)
             lost = isinstance(error, dist.DistError)
             if lost or isinstance(error, RuntimeError) and 'gloo' in str(error):
-                raise UserError(f'process {rank()} of {world_size()} lost the others, of which one '
-                                f'has ended or hangs ({str(error).splitlines()[0]:.120}); '
-                                '--resume continues from the last save') from error
+                raise UserError(
+                    f'process {rank()} of {world_size()} lost the others, of which one '
+                    f'has ended or hangs ({str(error).splitlines()[0]:.120}); '
+                    '--resume continues from the last save'
+                ) from error
             raise
     dist.destroy_process_group()
 
@@ -87,6 +94,7 @@ def raised_by_all(error: Exception) -> Exception:
 
 
 # agreement between steps; objects pass through pickle, between the processes of one job
+
 
 def all_gather_object(value, group=None) -> list:
     """Each rank's value, in their order."""
@@ -125,8 +133,10 @@ def rank_zero_first(work, *args):
     """work(*args) on every rank: on rank 0, then on the first of each other machine, then on the
     rest. What an earlier one prepares on a disk, shared or not, the later ones find."""
     turn = 0 if is_rank_zero() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
-    results = [on_every_rank(lambda now=now: work(*args) if turn == now else None)
-               for now in range(3 if dist.is_initialized() else 1)]
+    results = [
+        on_every_rank(lambda now=now: work(*args) if turn == now else None)
+        for now in range(3 if dist.is_initialized() else 1)
+    ]
     return results[turn]
 
 
@@ -146,8 +156,10 @@ def lockstep(loader, interrupt, least: int = 1):
             if batch is None:
                 return
             if len(batch[0]) < least:
-                error = DataError(f'{batch[3][0]}: so few faces of a batch are left that not each '
-                                  'process, and each micro-batch, has one')
+                error = DataError(
+                    f'{batch[3][0]}: so few faces of a batch are left that not each '
+                    'process, and each micro-batch, has one'
+                )
         except DataError as caught:
             error = caught
         unreadable, name = batch[3] if batch else [], interrupt.received
@@ -171,6 +183,7 @@ def lockstep(loader, interrupt, least: int = 1):
 
 
 # within a step
+
 
 class _AllReduce(torch.autograd.Function):
     """The sum over the ranks; its backward pass sums too. (torch.distributed.nn's is deprecated,
@@ -196,7 +209,7 @@ def all_gather(tensor: Tensor, sizes: list[int]) -> Tensor:
     """The rows of all ranks in their order, differentiable; `sizes` are their numbers of rows."""
     if not dist.is_initialized():
         return tensor
-    before = sum(sizes[:rank()])
+    before = sum(sizes[: rank()])
     rows = torch.arange(before, before + len(tensor), device=tensor.device)
     slots = tensor.new_zeros(sum(sizes), *tensor.shape[1:]).index_copy(0, rows, tensor)
     return all_reduce(slots)  # zeros elsewhere: the sum is exact
@@ -243,5 +256,6 @@ def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.M
     # batchnorm.Statistics keeps buffers alike, which also counts what the other ranks saw
     ignored = [*(name for name, _ in module.named_buffers()), *apart]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    return DistributedDataParallel(module, [device] if device.type == 'cuda' else None,
-                                   gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        module, [device] if device.type == 'cuda' else None, gradient_as_bucket_view=True
+    )

@@ -1,4 +1,5 @@
 """The log of a run and its curves, and what a figure depends on beside the recipe."""
+
 import json
 import math
 import platform
@@ -28,8 +29,11 @@ class Log:
         """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them
         again; a line that was cut short goes too."""
         if self.path.exists():
-            kept = ''.join(json.dumps(row) + '\n' for row in read_log(self.path)
-                           if row['step'] <= step and row.get('epoch', 0) <= epoch)
+            kept = ''.join(
+                json.dumps(row) + '\n'
+                for row in read_log(self.path)
+                if row['step'] <= step and row.get('epoch', 0) <= epoch
+            )
             utils.write_whole(self.path, lambda temporary: Path(temporary).write_text(kept))
 
     def report(self, kind, step, **values):
@@ -72,16 +76,23 @@ def plot_curves(rows, panels, path):
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for kind, name, label in lines:
-            points = [(row['step'], row[name]) for row in rows
-                      if row['kind'] == kind and row.get(name) is not None]
+            points = [
+                (row['step'], row[name])
+                for row in rows
+                if row['kind'] == kind and row.get(name) is not None
+            ]
             if points:
-                axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2,
-                          marker='.' if len(points) < 40 else None)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=label,
+                    linewidth=1.2,
+                    marker='.' if len(points) < 40 else None,
+                )
         axis.set_title(title)
         axis.set_xlabel('global step')
         if axis.lines:
             axis.legend(fontsize='small')
-        axis.grid(alpha=.3)
+        axis.grid(alpha=0.3)
     utils.write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))
 
 
@@ -90,14 +101,25 @@ def run_summary(device):
     there is one."""
     git = None
     if shutil.which('git'):
-        git = subprocess.run(['git', 'describe', '--always', '--dirty'], text=True, check=False,
-                             cwd=Path(__file__).parents[1], capture_output=True).stdout.strip()
+        git = subprocess.run(
+            ['git', 'describe', '--always', '--dirty'],
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+        ).stdout.strip()
     name = platform.processor() or platform.machine()
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
-    return {'python': platform.python_version(), 'torch': torch.__version__,
-            'numpy': np.__version__, 'system': platform.platform(), 'device': name,
-            'threads': torch.get_num_threads(), 'git': git or None}
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+        'system': platform.platform(),
+        'device': name,
+        'threads': torch.get_num_threads(),
+        'git': git or None,
+    }
 
 
 def differences(path, summary):
@@ -113,8 +135,11 @@ def differences(path, summary):
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f'{path} is damaged: whether this run is as it began is not known']
     before, now = _flat(before), _flat(now)
-    return [f'{" ".join(key)} was {before.get(key)!r} at the call before and is {value!r} now'
-            for key, value in now.items() if before.get(key) != value]
+    return [
+        f'{" ".join(key)} was {before.get(key)!r} at the call before and is {value!r} now'
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
 
 
 def _flat(summary):

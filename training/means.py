@@ -1,4 +1,5 @@
 """Running figures of a training, synchronised with the device once per report, not per step."""
+
 import math
 
 import torch
@@ -10,8 +11,8 @@ class Mean:
     step."""
 
     def __init__(self):
-        self.sums, self.counts = {}, {}       # of names that are not added to now
-        self.names, self.total = (), None     # those that are, and their sums in one tensor
+        self.sums, self.counts = {}, {}  # of names that are not added to now
+        self.names, self.total = (), None  # those that are, and their sums in one tensor
 
     def add(self, **scalars: Tensor) -> None:
         names, values = tuple(scalars), stacked(scalars)
@@ -19,16 +20,21 @@ class Mean:
             self.sums = self._apart()
             known = [self.sums.pop(name, None) for name in names]
             self.names = names
-            self.total = torch.stack([torch.zeros_like(value) if total is None else total
-                                      for total, value in zip(known, values, strict=True)])
+            self.total = torch.stack(
+                [
+                    torch.zeros_like(value) if total is None else total
+                    for total, value in zip(known, values, strict=True)
+                ]
+            )
         self.total = self.total + values
         for name in names:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def _apart(self):
         """The sums, a tensor () a name."""
-        return self.sums | dict(zip(self.names, () if self.total is None else self.total.unbind(),
-                                    strict=True))
+        return self.sums | dict(
+            zip(self.names, () if self.total is None else self.total.unbind(), strict=True)
+        )
 
     def __bool__(self):
         return bool(self.counts)

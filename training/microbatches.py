@@ -6,6 +6,7 @@ With `accumulate` above 1, `features` first computes all micro-batches without a
 the cached gradient of its features on. Memory is a micro-batch's, the result the whole batch's, but
 for batch norm, which sees micro-batches. With 1 it is a plain forward and backward pass.
 """
+
 import contextlib
 
 import torch
@@ -55,8 +56,11 @@ class MicroBatches:
         self.scaler = scaler(device.type, enabled=self.precision == 'fp16')
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
-        heads = {f'model.{name}': parameter for name, parameter in model.named_parameters()
-                 if name.startswith(('identity.', 'age.'))}
+        heads = {
+            f'model.{name}': parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith(('identity.', 'age.'))
+        }
         self.apart = list(heads)
         self.network = replicate(_Features(model), device, self.apart)
         self._averaging = []  # gradients of the heads under way, and their transfers
@@ -99,8 +103,10 @@ class MicroBatches:
         self.images, self.detach = images.tensor_split(self.count), detach
         keep = batchnorm.kept(self.model) if self.model.training else contextlib.nullcontext()
         with torch.no_grad(), keep:
-            parts = [self._compute(_Features(self.model), part, detach, number)
-                     for number, part in enumerate(self.images)]
+            parts = [
+                self._compute(_Features(self.model), part, detach, number)
+                for number, part in enumerate(self.images)
+            ]
         self.cached = [torch.cat(column) for column in zip(*parts, strict=True)]
         if torch.is_grad_enabled():
             self.cached = [feature.requires_grad_() for feature in self.cached]
@@ -121,13 +127,18 @@ class MicroBatches:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""
         self.scaler.scale(loss).backward()
         if self.count > 1:
-            gradients = [torch.zeros_like(feature) if feature.grad is None else feature.grad
-                         for feature in self.cached]
+            gradients = [
+                torch.zeros_like(feature) if feature.grad is None else feature.grad
+                for feature in self.cached
+            ]
             columns = [gradient.tensor_split(self.count) for gradient in gradients]
             for number, (images, *cached) in enumerate(zip(self.images, *columns, strict=True)):
                 last = number == self.count - 1
-                with contextlib.nullcontext() if last or not dist.is_initialized() \
-                        else self.network.no_sync():
+                with (
+                    contextlib.nullcontext()
+                    if last or not dist.is_initialized()
+                    else self.network.no_sync()
+                ):
                     features = self._compute(self.network, images, self.detach, number)
                     torch.autograd.backward(features, cached)
         for gradient, transfer in self._averaging:

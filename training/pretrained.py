@@ -1,5 +1,6 @@
 """A start from a backbone that already knows faces: which it is, its weights, and the people's
 centres."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +40,11 @@ def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
         if name == 'dal':
             name = backbones.identify(backbones.read_state(path))
             if name is None:
-                raise UserError(f'{path}: the layout of no backbone that is known: --backbone NAME '
-                                f'says which it should be: {", ".join(backbones.NAMES)}, or one of '
-                                'torchvision.models')
+                raise UserError(
+                    f'{path}: the layout of no backbone that is known: --backbone NAME '
+                    f'says which it should be: {", ".join(backbones.NAMES)}, or one of '
+                    'torchvision.models'
+                )
         return replace(recipe, backbone=name), backbones.read_weights(name, path)
     except FileNotFoundError:
         raise UserError(f'{init}: no such file') from None
@@ -62,8 +65,11 @@ def _own(path):
 def _of_ours(state, path, recipe):
     if state['backbone'] is None:
         raise UserError(f'{path}: trained with a backbone of your own: start with it as `weights`')
-    weights = {name.removeprefix('backbone.'): tensor for name, tensor in state['model'].items()
-               if name.startswith('backbone.')}
+    weights = {
+        name.removeprefix('backbone.'): tensor
+        for name, tensor in state['model'].items()
+        if name.startswith('backbone.')
+    }
     return like(recipe, state['backbone'], path), weights
 
 
@@ -82,8 +88,9 @@ def like(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
         raise UserError(f'{path}: its backbone is {name}, not {recipe.backbone}')
     if name != 'dal':
         return replace(recipe, backbone=name)
-    return replace(recipe, layers=tuple(config['layers']), widths=tuple(config['widths']),
-                   dim=config['dim'])
+    return replace(
+        recipe, layers=tuple(config['layers']), widths=tuple(config['widths']), dim=config['dim']
+    )
 
 
 def check_name(recipe: Recipe) -> None:
@@ -118,16 +125,22 @@ def set_centres(training, faces: Faces) -> None:
     head, classes = training.model.identity, len(faces.classes)
     sharded = isinstance(head, ShardedHead)
     rows = -(-classes // world_size())
-    begin, end = (head.begin, head.end) if sharded else (min((rank() + k) * rows, classes)
-                                                         for k in (0, 1))
+    begin, end = (
+        (head.begin, head.end) if sharded else (min((rank() + k) * rows, classes) for k in (0, 1))
+    )
     own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0]
     sums = torch.zeros(end - begin, training.model.dim)
     with progress(None, 'centres of the people', len(own), unit=' faces') as bar:
         for start in range(0, len(own), PART):
-            part = own[start:start + PART]
+            part = own[start : start + PART]
             loader = evaluation_loader(torch.utils.data.Subset(faces, part.tolist()))
-            x_id = extract(training.model, loader, training.device,
-                           bf16=training.network.precision == 'bf16', keep=('x_id',))['x_id']
+            x_id = extract(
+                training.model,
+                loader,
+                training.device,
+                bf16=training.network.precision == 'bf16',
+                keep=('x_id',),
+            )['x_id']
             unit = torch.nn.functional.normalize(torch.from_numpy(x_id))
             sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
             bar.update(len(part))

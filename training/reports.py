@@ -1,5 +1,6 @@
 """What a run says of itself: the log and its curves, the bar, and a warning where nothing is being
 decorrelated."""
+
 from tqdm import tqdm
 
 import utils
@@ -7,27 +8,55 @@ from storage.progress import progress
 from training.distributed import is_rank_zero, on_rank_zero, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
 
-REPORT_EVERY = 50   # steps between two lines of the log
-STUCK_AFTER = 3     # reports of a correlation at zero before the warning
+REPORT_EVERY = 50  # steps between two lines of the log
+STUCK_AFTER = 3  # reports of a correlation at zero before the warning
 PANELS = [
     ('losses', [('min', 'loss_id', 'L_id, identity'), ('min', 'loss_age', 'L_age, age')]),
-    ('accuracy in training', [('min', 'accuracy', 'identity, no margin'),
-                              ('min', 'age_accuracy', 'age group of x_age')]),
-    ('|ρ| by phase', [('max', 'rho_before', 'max: before'), ('max', 'rho_after', 'max: after'),
-                      ('min', 'rho', 'min'), ('max', 'dead', 'dead fraction of x_age')]),
-    ('people of val_root', [('epoch', 'val_auc', 'AUC'), ('epoch', 'val_accuracy', 'accuracy'),
-                            ('epoch', 'val_rank1', 'rank-1'),
-                            ('epoch', 'val_age_r2_id', 'age in x_id, R²'),
-                            ('epoch', 'val_age_r2_age', 'age in x_age, R²')]),
+    (
+        'accuracy in training',
+        [('min', 'accuracy', 'identity, no margin'), ('min', 'age_accuracy', 'age group of x_age')],
+    ),
+    (
+        '|ρ| by phase',
+        [
+            ('max', 'rho_before', 'max: before'),
+            ('max', 'rho_after', 'max: after'),
+            ('min', 'rho', 'min'),
+            ('max', 'dead', 'dead fraction of x_age'),
+        ],
+    ),
+    (
+        'people of val_root',
+        [
+            ('epoch', 'val_auc', 'AUC'),
+            ('epoch', 'val_accuracy', 'accuracy'),
+            ('epoch', 'val_rank1', 'rank-1'),
+            ('epoch', 'val_age_r2_id', 'age in x_id, R²'),
+            ('epoch', 'val_age_r2_age', 'age in x_age, R²'),
+        ],
+    ),
 ]
-COLUMNS = (('loss', 'loss'), ('identity', 'loss_id'), ('age', 'loss_age'), ('|ρ|', 'rho'),
-           ('accuracy', 'accuracy'), ('val: AUC', 'val_auc'), ('accuracy', 'val_accuracy'),
-           ('rank-1', 'val_rank1'), ('closed set', 'val_closed_set_accuracy'),
-           ('age R²', 'val_age_r2_id'), ('images/s', 'images_per_s'))
+COLUMNS = (
+    ('loss', 'loss'),
+    ('identity', 'loss_id'),
+    ('age', 'loss_age'),
+    ('|ρ|', 'rho'),
+    ('accuracy', 'accuracy'),
+    ('val: AUC', 'val_auc'),
+    ('accuracy', 'val_accuracy'),
+    ('rank-1', 'val_rank1'),
+    ('closed set', 'val_closed_set_accuracy'),
+    ('age R²', 'val_age_r2_id'),
+    ('images/s', 'images_per_s'),
+)
 
-FIGURES = (('AUC', 'val_auc'), ('at gaps of 21 to 30 years', 'val_auc_gap_21-30'),
-           ('of 31 and more', 'val_auc_gap_31+'), ('rank-1', 'val_rank1'),
-           ('R² of age in x_id', 'val_age_r2_id'))
+FIGURES = (
+    ('AUC', 'val_auc'),
+    ('at gaps of 21 to 30 years', 'val_auc_gap_21-30'),
+    ('of 31 and more', 'val_auc_gap_31+'),
+    ('rank-1', 'val_rank1'),
+    ('R² of age in x_id', 'val_age_r2_id'),
+)
 
 
 def introduce(training, name, train, val, epochs, folder, state) -> None:
@@ -39,15 +68,24 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
     (done, last), device, recipe = epochs, training.device, training.recipe
     horizon = recipe.horizon or last
     if horizon < last:
-        print(f'warning: the horizon is {horizon} epochs: from there to epoch {last} the learning '
-              'rate is 0')
+        print(
+            f'warning: the horizon is {horizon} epochs: from there to epoch {last} the learning '
+            'rate is 0'
+        )
     elif val and recipe.ramps_end * horizon > last:
-        print(f'this call ends before the ramps do, at {recipe.ramps_end:.0%} of {horizon} epochs: '
-              'no best.pth yet')
+        print(
+            f'this call ends before the ramps do, at {recipe.ramps_end:.0%} of {horizon} epochs: '
+            'no best.pth yet'
+        )
     summary = run_summary(device) | {
-        'recipe': recipe.as_dict(), 'dataset': name, 'faces': len(train),
-        'people': len(train.classes), 'fingerprint': train.fingerprint, 'processes': world_size(),
-        'precision': training.network.precision}
+        'recipe': recipe.as_dict(),
+        'dataset': name,
+        'faces': len(train),
+        'people': len(train.classes),
+        'fingerprint': train.fingerprint,
+        'processes': world_size(),
+        'precision': training.network.precision,
+    }
     for line in differences(state.parent / 'run.json', summary) if state else ():
         print(f'warning: {line}')
     on_rank_zero(utils.write_json, summary, folder / 'run.json')
@@ -56,11 +94,13 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
     if val:
         validation = f'validation: {len(val)} faces of {len(val.classes)} people'
     several = f'{world_size()} × ' if world_size() > 1 else ''
-    print(f'{name}: {len(train)} faces of {len(train.classes)} people, '
-          f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
-          f'epochs {done + 1} to {last} on {several}{device}'
-          f' in {training.network.precision}, {size:.1f} M parameters, into {folder}',
-          flush=True)
+    print(
+        f'{name}: {len(train)} faces of {len(train.classes)} people, '
+        f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
+        f'epochs {done + 1} to {last} on {several}{device}'
+        f' in {training.network.precision}, {size:.1f} M parameters, into {folder}',
+        flush=True,
+    )
 
 
 def short(value: float) -> str:
@@ -76,9 +116,17 @@ class Reports:
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
         self.log = Log(folder, training.step, epoch) if is_rank_zero() else None
-        self.bar = progress(None, 'training', images, initial=done, unit=' images',
-                            unit_scale=True, leave=True, disable=not is_rank_zero(),
-                            dynamic_ncols=True)
+        self.bar = progress(
+            None,
+            'training',
+            images,
+            initial=done,
+            unit=' images',
+            unit_scale=True,
+            leave=True,
+            disable=not is_rank_zero(),
+            dynamic_ncols=True,
+        )
 
     def write(self, kind, **values):
         return self.log.report(kind, self.training.step, **values) if self.log else values
@@ -95,33 +143,48 @@ class Reports:
         if training.means and due:
             check()
             row = self.write('min', **training.means.flush(), **training.settings())
-            self.bar.set_postfix({key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho')
-                                  if key in row})
+            self.bar.set_postfix(
+                {key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho') if key in row}
+            )
 
     def _warn(self, row):
         rho, var_age, dead = (row[key] or 0 for key in ('rho_after', 'var_age', 'dead'))
         self.stuck = self.stuck + 1 if var_age == 0 or dead == 1 or rho < 1e-3 else 0
         if self.stuck == STUCK_AFTER:
-            tqdm.write(f'warning: step {self.training.step}: |ρ| is stuck at {rho:.1e} after the '
-                       f'adversary climbed, var(v_age) {var_age:.1e}, {dead:.0%} of x_age dead: '
-                       'nothing is being decorrelated. Try a larger lambda_age, a smaller '
-                       'lambda_dal, or the ramps (--recipe ramped)')
+            tqdm.write(
+                f'warning: step {self.training.step}: |ρ| is stuck at {rho:.1e} after the '
+                f'adversary climbed, var(v_age) {var_age:.1e}, {dead:.0%} of x_age dead: '
+                'nothing is being decorrelated. Try a larger lambda_age, a smaller '
+                'lambda_dal, or the ramps (--recipe ramped)'
+            )
 
     def epoch(self, epoch, rate, validation, best):
         """The epoch's row, before its state is saved."""
-        return self.write('epoch', epoch=epoch, images_per_s=rate, best=best,
-                          **self.training.epoch_means.flush(),
-                          **{f'val_{key}': value for key, value in validation.items()})
+        return self.write(
+            'epoch',
+            epoch=epoch,
+            images_per_s=rate,
+            best=best,
+            **self.training.epoch_means.flush(),
+            **{f'val_{key}': value for key, value in validation.items()},
+        )
 
     def draw(self, row, last):
         """The row on the screen, and the curves so far, after it."""
         if self.log:
             plot_curves(read_log(self.log.path), PANELS, self.folder / 'curves.png')
-        others = [(key[4:-9], key) for key in row  # the lists of pairs
-                  if key.startswith('val_') and key.endswith('_accuracy') and
-                  key not in {name for _, name in COLUMNS}]
-        figures = '  '.join(f'{title} {short(row[key])}' for title, key in (*COLUMNS, *others)
-                            if row.get(key) is not None)
+        others = [
+            (key[4:-9], key)
+            for key in row  # the lists of pairs
+            if key.startswith('val_')
+            and key.endswith('_accuracy')
+            and key not in {name for _, name in COLUMNS}
+        ]
+        figures = '  '.join(
+            f'{title} {short(row[key])}'
+            for title, key in (*COLUMNS, *others)
+            if row.get(key) is not None
+        )
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
 
     def compare(self):
@@ -132,8 +195,10 @@ class Reports:
             return
         before, best = rows[0], [row for row in rows if row.get('best') or row['epoch'] == 0][-1]
         figures = '; '.join(
-            f'{title} {before[key]:.3f} → {best[key]:.3f}' for title, key in FIGURES
-            if before.get(key) is not None and best.get(key) is not None)
+            f'{title} {before[key]:.3f} → {best[key]:.3f}'
+            for title, key in FIGURES
+            if before.get(key) is not None and best.get(key) is not None
+        )
         tqdm.write(f'before training → best.pth, of epoch {best["epoch"]}: {figures}')
 
     def close(self):

@@ -1,4 +1,5 @@
 """What a run saves, and a start from nothing, from weights, or from a state."""
+
 from pathlib import Path
 
 from training import sharded_files
@@ -14,11 +15,16 @@ def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
     """What resumes the run: order, flips and ramps are functions of the seed and the global step;
     the means are those under way. A sharded head goes to a folder of its own in `folder`."""
     state = weights_of(training) | {
-        'mapping': training.mapping.state_dict(), 'optimizer': training.optimizer.state_dict(),
-        'adversary': training.adversary.state_dict(), 'step': training.step,
-        'steps_per_epoch': steps_per_epoch, 'opening': training.opening,
-        'pretrained': training.pretrained, 'scaler': training.network.scaler.state_dict(),
-        'means': {name: getattr(training, name).state_dict() for name in MEANS}}
+        'mapping': training.mapping.state_dict(),
+        'optimizer': training.optimizer.state_dict(),
+        'adversary': training.adversary.state_dict(),
+        'step': training.step,
+        'steps_per_epoch': steps_per_epoch,
+        'opening': training.opening,
+        'pretrained': training.pretrained,
+        'scaler': training.network.scaler.state_dict(),
+        'means': {name: getattr(training, name).state_dict() for name in MEANS},
+    }
     if training.recipe.shard_head:
         sharded_files.keep(training, state, folder)
     return state
@@ -52,20 +58,29 @@ def starting_point(args) -> tuple[Path, Path | None]:
     weights = args.weights or resumed
     taken = sorted(path.name for path in folder.glob('*.pth'))
     if taken and not (weights and Path(weights).parent.resolve() == folder.resolve()):
-        raise UserError(f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): '
-                        '--resume continues it, --save DIR starts elsewhere')
+        raise UserError(
+            f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): '
+            '--resume continues it, --save DIR starts elsewhere'
+        )
     return folder, weights and Path(weights)
 
 
 def refuse_to_overwrite(folder: Path, first: int, last: int) -> None:
     """Raises UserError where `folder` has weights of one of the epochs after `first` and up to
     `last`."""
-    taken = [epoch for epoch in range(first + 1, last + 1)
-             if (folder / f'epoch_{epoch:03d}.pth').exists()]
+    taken = [
+        epoch
+        for epoch in range(first + 1, last + 1)
+        if (folder / f'epoch_{epoch:03d}.pth').exists()
+    ]
     if taken:
-        raise raised_by_all(UserError(f'{folder} holds epoch_{taken[0]:03d}.pth already, which '
-                                      f'this run would write anew: --resume {folder}/last.pth '
-                                      '--save DIR takes its weights elsewhere'))
+        raise raised_by_all(
+            UserError(
+                f'{folder} holds epoch_{taken[0]:03d}.pth already, which '
+                f'this run would write anew: --resume {folder}/last.pth '
+                '--save DIR takes its weights elsewhere'
+            )
+        )
 
 
 def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
@@ -76,24 +91,44 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
     the factorization; optimizers, adversary, step and best score too where the file is a state and
     everything fits.
     """
-    state = load_checkpoint(path, {'model': dict, 'backbone': (dict, type(None)), 'classes': list,
-                                   'age_cutoffs': list, 'epoch': int})
+    state = load_checkpoint(
+        path,
+        {
+            'model': dict,
+            'backbone': (dict, type(None)),
+            'classes': list,
+            'age_cutoffs': list,
+            'epoch': int,
+        },
+    )
     _check_heads(training.recipe, state, path)
     sharded_files.fit(training, state, path.parent)
-    fresh = [part for part, same in (('identity', state['classes'] == training.classes),
-                                     ('age', state['age_cutoffs'] == training.cutoffs)) if not same]
+    fresh = [
+        part
+        for part, same in (
+            ('identity', state['classes'] == training.classes),
+            ('age', state['age_cutoffs'] == training.cutoffs),
+        )
+        if not same
+    ]
     _load_network(training, state, fresh, path)
     training.pretrained = bool(state.get('pretrained', True))
     if fresh:
         there, here = len(state['classes']), len(training.classes)
-        what = {'identity': f'the identity head ({there} people there, {here} here)',
-                'age': 'the age head'}
-        print(f'{path}: other people or age groups: keeping the backbone, starting anew: '
-              f'{" and ".join(what[part] for part in fresh)}')
+        what = {
+            'identity': f'the identity head ({there} people there, {here} here)',
+            'age': 'the age head',
+        }
+        print(
+            f'{path}: other people or age groups: keeping the backbone, starting anew: '
+            f'{" and ".join(what[part] for part in fresh)}'
+        )
         return False
     if 'optimizer' not in state:
-        print(f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume '
-              'exactly)')
+        print(
+            f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume '
+            'exactly)'
+        )
         training.epoch = max(0, state['epoch']) if same_run else 0
         training.step = training.epoch * steps_per_epoch
         training.best = _score(state) if same_run else None
@@ -104,8 +139,10 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
         return True
     except Exception as error:  # a state of another variate or version, or of a stranger
         why = [*str(error).splitlines(), type(error).__name__][0]
-        raise UserError(f'{path}: its optimizers do not fit this recipe ({why}): start from an '
-                        'epoch_*.pth or best.pth, which hold weights alone') from None
+        raise UserError(
+            f'{path}: its optimizers do not fit this recipe ({why}): start from an '
+            'epoch_*.pth or best.pth, which hold weights alone'
+        ) from None
 
 
 def _check_heads(recipe, state, path):
@@ -113,28 +150,35 @@ def _check_heads(recipe, state, path):
     margins of identity heads may differ: their weights are the same.)"""
     there = state.get('heads', {}).get('age', 'groups')
     if there != recipe.age_head:
-        raise UserError(f'{path}: its age head is {there!r}, the recipe\'s {recipe.age_head!r}: '
-                        f'--set age_head={there}')
+        raise UserError(
+            f"{path}: its age head is {there!r}, the recipe's {recipe.age_head!r}: "
+            f'--set age_head={there}'
+        )
 
 
 def _load_network(training, state, fresh, path):
     """Gives the network the weights of `state`, but those of the `fresh` heads."""
     own = training.model.state_dict()
-    weights = {name: own[name] if name in own and name.split('.')[0] in fresh else tensor
-               for name, tensor in state['model'].items()}
+    weights = {
+        name: own[name] if name in own and name.split('.')[0] in fresh else tensor
+        for name, tensor in state['model'].items()
+    }
     differ = [name for name in own if getattr(weights.get(name), 'shape', None) != own[name].shape]
     differ += [name for name in weights if name not in own]
     if differ:
-        raise UserError(f'{path}: its network is not the one that main.py builds (first '
-                        f'difference: {differ[0]!r}); it was saved with backbone '
-                        f'{state["backbone"]} and factorization='
-                        f'{Recipe.of(state.get("recipe")).factorization}: choose the same recipe, '
-                        'or set layers, widths, dim and factorization to these')
+        raise UserError(
+            f'{path}: its network is not the one that main.py builds (first '
+            f'difference: {differ[0]!r}); it was saved with backbone '
+            f'{state["backbone"]} and factorization='
+            f'{Recipe.of(state.get("recipe")).factorization}: choose the same recipe, '
+            'or set layers, widths, dim and factorization to these'
+        )
     try:
         training.model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f'{path}: its tensors are of another kind '
-                        f'({str(error).splitlines()[-1].strip()})') from None
+        raise UserError(
+            f'{path}: its tensors are of another kind ({str(error).splitlines()[-1].strip()})'
+        ) from None
 
 
 def _restore(training, state, steps_per_epoch):

@@ -1,4 +1,5 @@
 """The learning rate over a training, and what each weight gets of it."""
+
 import math
 
 from torch import nn
@@ -21,11 +22,19 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     # fused SGD wants groups of which all have momentum, or none: not so of a group that thaws
     apart = recipe.lr_backbone != 1 or recipe.freeze > 0
     backbone, groups = {id(p) for p in model.backbone.parameters()} if apart else set(), []
-    for part, factor in ((True, recipe.lr_backbone), (False, 1.)):
+    for part, factor in ((True, recipe.lr_backbone), (False, 1.0)):
         weights = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == part]
         if weights:
-            groups += [{'params': [p for p in weights if p.ndim > 1], 'factor': factor,
-                        'weight_decay': recipe.weight_decay},
-                       {'params': [p for p in weights if p.ndim <= 1], 'factor': factor,
-                        'weight_decay': 0.}]
+            groups += [
+                {
+                    'params': [p for p in weights if p.ndim > 1],
+                    'factor': factor,
+                    'weight_decay': recipe.weight_decay,
+                },
+                {
+                    'params': [p for p in weights if p.ndim <= 1],
+                    'factor': factor,
+                    'weight_decay': 0.0,
+                },
+            ]
     return groups

@@ -1,4 +1,5 @@
 """A run from its first step to its last: what it starts from, epochs, saves, and how it ends."""
+
 import contextlib
 import time
 
@@ -44,8 +45,15 @@ def run(make_training, args, dataset, save, init) -> None:
             on_every_rank(pretrained.load, training, init, recipe)
         faces = [train, val] if val else [train]
         rank_zero_first(decode_data, faces, training.model.width, recipe)
-        loader = training_loader(train, recipe.batch_size, recipe.seed, recipe.workers,
-                                 device.type == 'cuda', rank(), world_size())
+        loader = training_loader(
+            train,
+            recipe.batch_size,
+            recipe.seed,
+            recipe.workers,
+            device.type == 'cuda',
+            rank(),
+            world_size(),
+        )
         same_run = weights and weights.parent.resolve() == folder.resolve()
         exact = weights and on_every_rank(start, training, weights, same_run, len(loader))
         first = training.epoch
@@ -79,8 +87,13 @@ class Session:
         training, batch_size = self.training, self.training.recipe.batch_size
         if not on_rank_zero((self.folder / 'last.pth').exists):
             self.save()  # from the start there is something to resume, and the folder is writable
-        self.reports = Reports(training, self.folder, training.epoch,
-                               self.last * self.steps * batch_size, training.step * batch_size)
+        self.reports = Reports(
+            training,
+            self.folder,
+            training.epoch,
+            self.last * self.steps * batch_size,
+            training.step * batch_size,
+        )
         with contextlib.closing(self.reports):
             new = training.step == 0 and training.best is None
             if self.validation and training.pretrained and new:
@@ -101,13 +114,17 @@ class Session:
             raise
         except Interrupted as signal:
             self.save()
-            raise raised_by_all(UserError(
-                f'{signal} after step {self.training.step}: saved; --resume continues from '
-                f'{self.folder}/last.pth')) from None
+            raise raised_by_all(
+                UserError(
+                    f'{signal} after step {self.training.step}: saved; --resume continues from '
+                    f'{self.folder}/last.pth'
+                )
+            ) from None
 
     def validate(self) -> dict:
-        report, self.training.decision = on_rank_zero(validate, self.training, *self.validation,
-                                                      self.interrupt)
+        report, self.training.decision = on_rank_zero(
+            validate, self.training, *self.validation, self.interrupt
+        )
         return report
 
     def epoch(self) -> float:
@@ -116,7 +133,8 @@ class Session:
         batches.epoch, batches.first = training.epoch, training.step - training.epoch * self.steps
         began, seen = time.perf_counter(), 0
         for images, labels, ages, sizes, unreadable, signal in lockstep(
-                self.loader, self.interrupt, recipe.accumulate):
+            self.loader, self.interrupt, recipe.accumulate
+        ):
             if signal:
                 raise raised_by_all(Interrupted(signal))
             if unreadable:
@@ -134,8 +152,12 @@ class Session:
         count = len(self.skipped)
         tqdm.write(f'warning: left out, {count} so far: {"; ".join(unreadable)}')
         if count > self.training.recipe.skip_corrupt:
-            raise raised_by_all(DataError(f'{unreadable[-1]}: mend or remove it, or let '
-                                          f'skip_corrupt={count} pass with --set'))
+            raise raised_by_all(
+                DataError(
+                    f'{unreadable[-1]}: mend or remove it, or let '
+                    f'skip_corrupt={count} pass with --set'
+                )
+            )
 
     def close_epoch(self, rate, report):
         """The weights of an epoch that is done, best.pth where it is, the epoch's row, the
@@ -145,8 +167,11 @@ class Session:
         score = report.get('auc') or report.get('closed_set_accuracy')
         self.check()
         ramped = training.step >= training.recipe.ramps_end * training.total_steps
-        better = (score is not None and (ramped or start)
-                  and (training.best is None or score > training.best))
+        better = (
+            score is not None
+            and (ramped or start)
+            and (training.best is None or score > training.best)
+        )
         training.best = score if better else training.best
         epoch = [] if start else [f'epoch_{training.epoch:03d}.pth']
         save_weights(training, self.folder, [*epoch, *['best.pth'] * better])

@@ -7,6 +7,7 @@ slice. With every negative it is the whole head exactly; with `sample_rate` belo
 runs over the batch's people and a random part of the others, anew in each step, as in Partial FC
 (An et al., CVPR 2022).
 """
+
 import functools
 
 import torch
@@ -25,8 +26,9 @@ def identity_head(recipe: Recipe, batch: Batch):
     """What makes the recipe's identity head, whole or sharded, of the arguments of MarginHead."""
     if not recipe.shard_head:
         return HEADS[recipe.head]
-    return functools.partial(sharded(HEADS[recipe.head]), batch=batch,
-                             sample_rate=recipe.sample_rate)
+    return functools.partial(
+        sharded(HEADS[recipe.head]), batch=batch, sample_rate=recipe.sample_rate
+    )
 
 
 def sharded(head: type[MarginHead]) -> type['ShardedHead']:
@@ -42,14 +44,24 @@ class ShardedHead(MarginHead):
     rank would have none.
     """
 
-    def __init__(self, dim: int, classes: int, scale: float = 64., m: float = .35, *, batch: Batch,
-                 sample_rate: float = 1.):
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        scale: float = 64.0,
+        m: float = 0.35,
+        *,
+        batch: Batch,
+        sample_rate: float = 1.0,
+    ):
         self.classes, self.batch, self.sample_rate = classes, batch, sample_rate
         rows = -(-classes // world_size())
         self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
         if rows * (world_size() - 1) >= classes:
-            raise UserError(f'shard_head: {classes} people in slices of {rows} leave nothing to '
-                            f'the last of {world_size()} processes')
+            raise UserError(
+                f'shard_head: {classes} people in slices of {rows} leave nothing to '
+                f'the last of {world_size()} processes'
+            )
         super().__init__(dim, classes, scale, m)
         if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
             self.weight.register_hook(lambda gradient: gradient / world_size())
@@ -59,10 +71,10 @@ class ShardedHead(MarginHead):
         kept = torch.empty(self.end - self.begin, dim)
         starts = [*range(0, max(classes - ROWS + 1, 1), ROWS), classes]
         for start, end in zip(starts, starts[1:], strict=False):
-            drawn = torch.randn(end - start, dim) * .01
+            drawn = torch.randn(end - start, dim) * 0.01
             low, high = max(start, self.begin), min(end, self.end)
             if low < high:
-                kept[low - self.begin:high - self.begin] = drawn[low - start:high - start]
+                kept[low - self.begin : high - self.begin] = drawn[low - start : high - start]
         return kept
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +110,7 @@ class ShardedHead(MarginHead):
         device, rows = self.weight.device, len(self.weight)
         present = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         present = present.index_fill(0, torch.where(columns < 0, rows, columns), True)[:rows]
-        order = torch.rand(rows, device=device).masked_fill(present, 2.)
+        order = torch.rand(rows, device=device).masked_fill(present, 2.0)
         chosen = order.topk(kept).indices.sort().values
         place = torch.zeros(rows, dtype=torch.long, device=device)
         place = place.index_copy(0, chosen, torch.arange(kept, device=device))
@@ -106,7 +118,7 @@ class ShardedHead(MarginHead):
 
     def slice_of(self, whole: Tensor) -> Tensor:
         """This rank's rows of a tensor (classes, …)."""
-        return whole[self.begin:self.end].clone()
+        return whole[self.begin : self.end].clone()
 
     @torch.no_grad()
     def whole(self) -> Tensor | None:
@@ -115,10 +127,10 @@ class ShardedHead(MarginHead):
             dist.send(self.weight.cpu().contiguous(), 0)
             return None
         whole = torch.empty(self.classes, self.weight.shape[1])
-        whole[:self.end] = self.weight.cpu()
+        whole[: self.end] = self.weight.cpu()
         rows = len(self.weight)
         for other in range(1, world_size()):
-            dist.recv(whole[other * rows:min((other + 1) * rows, self.classes)], other)
+            dist.recv(whole[other * rows : min((other + 1) * rows, self.classes)], other)
         return whole
 
 
@@ -128,8 +140,9 @@ def clip_gradient(model: DALModel, limit: float) -> Tensor:
     if not isinstance(model.identity, ShardedHead):
         return nn.utils.clip_grad_norm_(model.parameters(), limit)
     slice_ = model.identity.weight
-    rest = nn.utils.get_total_norm([p.grad for p in model.parameters()
-                                    if p is not slice_ and p.grad is not None])
+    rest = nn.utils.get_total_norm(
+        [p.grad for p in model.parameters() if p is not slice_ and p.grad is not None]
+    )
     norm = (rest.square() + all_reduce(slice_.grad.norm().square())).sqrt()
     nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return norm

@@ -1,5 +1,6 @@
 """The files of a sharded head: every rank writes and reads its own slice, by
 torch.distributed.checkpoint."""
+
 import os
 import pickle
 import re
@@ -53,8 +54,9 @@ def fit(training, state: dict, folder) -> None:
                 parts['momentum'] = head.slice_of(moments[_place(training)]['momentum_buffer'])
     except (Exception, CheckpointException) as error:  # whatever damage leads to
         why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
-        raise UserError(f'{folder}/{state.get("head", "")!s:.20}: not the identity head of this '
-                        f'state ({why})') from None
+        raise UserError(
+            f'{folder}/{state.get("head", "")!s:.20}: not the identity head of this state ({why})'
+        ) from None
     weights['identity.weight'] = parts['weight']
     if 'momentum' in parts:
         moments[_place(training)] = {'momentum_buffer': parts['momentum']}
@@ -85,12 +87,16 @@ def _save(parts, classes, folder):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # in one process
-            dcp.save(_spread(parts, classes), checkpoint_id=folder / name,
-                     no_dist=not dist.is_initialized())
+            dcp.save(
+                _spread(parts, classes),
+                checkpoint_id=folder / name,
+                no_dist=not dist.is_initialized(),
+            )
     except (OSError, RuntimeError, CheckpointException) as error:
         why = f'{" ".join(str(error).split()):.200}'
-        raise raised_by_all(UserError(f'{folder / name}: not written ({why}): make room and '
-                                      '--resume')) from None
+        raise raised_by_all(
+            UserError(f'{folder / name}: not written ({why}): make room and --resume')
+        ) from None
     return name
 
 
@@ -103,8 +109,11 @@ def _load(parts, classes, folder, name):
     reader.read_metadata()  # its errors are one line here; dcp.load would print a traceback
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')
-        dcp.load(_spread(parts, classes) if classes else parts, storage_reader=reader,
-                 no_dist=not dist.is_initialized())
+        dcp.load(
+            _spread(parts, classes) if classes else parts,
+            storage_reader=reader,
+            no_dist=not dist.is_initialized(),
+        )
 
 
 def _spread(parts, classes):
@@ -112,9 +121,16 @@ def _spread(parts, classes):
     if not dist.is_initialized():
         return parts
     mesh = init_device_mesh('cpu', (world_size(),))
-    return {name: DTensor.from_local(part, mesh, [Shard(0)], stride=part.stride(),
-                                     shape=torch.Size((classes, *part.shape[1:])))
-            for name, part in parts.items()}
+    return {
+        name: DTensor.from_local(
+            part,
+            mesh,
+            [Shard(0)],
+            stride=part.stride(),
+            shape=torch.Size((classes, *part.shape[1:])),
+        )
+        for name, part in parts.items()
+    }
 
 
 class _Reader(dcp.FileSystemReader):
@@ -134,11 +150,20 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _Unpickler(pickle.Unpickler):
-    admitted = {'torch.distributed.checkpoint.metadata':
-                ('Metadata', 'TensorStorageMetadata', 'ChunkStorageMetadata', 'TensorProperties',
-                 'MetadataIndex', 'StorageMeta', '_MEM_FORMAT_ENCODING'),
-                'torch.distributed.checkpoint.filesystem': ('_StorageInfo',),
-                'torch': ('Size', 'float32'), 'torch.serialization': ('_get_layout',)}
+    admitted = {
+        'torch.distributed.checkpoint.metadata': (
+            'Metadata',
+            'TensorStorageMetadata',
+            'ChunkStorageMetadata',
+            'TensorProperties',
+            'MetadataIndex',
+            'StorageMeta',
+            '_MEM_FORMAT_ENCODING',
+        ),
+        'torch.distributed.checkpoint.filesystem': ('_StorageInfo',),
+        'torch': ('Size', 'float32'),
+        'torch.serialization': ('_get_layout',),
+    }
 
     def find_class(self, module, name):
         if name in self.admitted.get(module, ()):

@@ -1,4 +1,5 @@
 """What is measured of the network between epochs, and whether its losses are finite."""
+
 from pathlib import Path
 
 import torch
@@ -28,12 +29,15 @@ def check_finite(training, loader, folder) -> None:
     step, losses = found
     batches, size = loader.batch_sampler, loader.batch_sampler.batch_size
     first = step % len(batches) * size
-    files = [loader.dataset.path(index) for index in batches.order()[first:first + size]]
+    files = [loader.dataset.path(index) for index in batches.order()[first : first + size]]
     report = {'step': step, 'phase': 'min', 'losses': losses, **training.settings(), 'files': files}
     on_rank_zero(utils.write_json, report, folder / 'nan.json')
-    raise raised_by_all(UserError(
-        f'step {step}: the loss is not finite ({folder}/nan.json has its parts and its images); '
-        'last.pth is from before: --resume with a lower --lr or clip'))
+    raise raised_by_all(
+        UserError(
+            f'step {step}: the loss is not finite ({folder}/nan.json has its parts and images); '
+            'last.pth is from before: --resume with a lower --lr or clip'
+        )
+    )
 
 
 def read_lists(paths: list) -> dict[str, Listed]:
@@ -57,12 +61,19 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
     report, kept = validate_people(training, val, interrupt) if val else ({}, None)
     for name, listed in pair_lists.items():
         interrupt.check()
-        features, _ = extract_files(training.model, listed.sources, training.device, listed.names,
-                                    bf16=training.network.precision == 'bf16', keep=('embedding',))
+        features, _ = extract_files(
+            training.model,
+            listed.sources,
+            training.device,
+            listed.names,
+            bf16=training.network.precision == 'bf16',
+            keep=('embedding',),
+        )
         scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
-        found = {'verification': verification(scores, *listed.pairs[2:4],
-                                              thresholds=listed.thresholds),
-                 'percentiles': percentiles(scores, listed.pairs.same)}
+        found = {
+            'verification': verification(scores, *listed.pairs[2:4], thresholds=listed.thresholds),
+            'percentiles': percentiles(scores, listed.pairs.same),
+        }
         report |= {f'{name}_{key}': found['verification'][key] for key in ('accuracy', 'auc')}
         kept = kept or decision(found)
     if 'auc' not in report and pair_lists:
@@ -73,25 +84,35 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
 def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
     """Verification, rank-1, the age left in x_id, and closed-set accuracy where people are shared;
     see `validate`."""
+
     def batches():
         for batch in evaluation_loader(val):
             interrupt.check()
             yield batch
+
     try:
-        features = extract(training.model.eval(), batches(), training.device,
-                           bf16=training.network.precision == 'bf16')
+        features = extract(
+            training.model.eval(),
+            batches(),
+            training.device,
+            bf16=training.network.precision == 'bf16',
+        )
         check_finite_features(features['embedding'])
     except (DataError, Interrupted):
         raise
     except ValueError as error:
-        raise UserError(f'step {training.step}: {val.root}: {error}: last.pth is from before: '
-                        '--resume with a lower --lr') from None
+        raise UserError(
+            f'step {training.step}: {val.root}: {error}: last.pth is from before: '
+            '--resume with a lower --lr'
+        ) from None
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')}
     report |= {'rank1': people['rank1']}
     report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
-    report |= {f'age_r2_{part}': age_r2(features[f'x_{part}'], val.labels, val.ages)
-               for part in ('id', 'age')}
+    report |= {
+        f'age_r2_{part}': age_r2(features[f'x_{part}'], val.labels, val.ages)
+        for part in ('id', 'age')
+    }
     index = {name: label for label, name in enumerate(training.classes)}
     own = torch.tensor([index.get(name, -1) for name in val.classes])[torch.from_numpy(val.labels)]
     if (own >= 0).any() and not training.recipe.shard_head:  # no rank has a sharded head whole

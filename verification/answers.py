@@ -24,8 +24,11 @@ def features_of(matcher: Matcher, row) -> Features:
 def age(features: Features) -> dict | None:
     if features.age is None:
         return None
-    return {'years': round(features.age, 1), 'group': features.group,
-            'probability': _rounded(features.probability)}  # fmt: skip
+    return {
+        'years': round(features.age, 1),
+        'group': features.group,
+        'probability': _rounded(features.probability),
+    }
 
 
 def face(portrait: Portrait, features: Features) -> dict:
@@ -53,19 +56,24 @@ def decision(answer: Answer) -> dict:
         'by': answer.by,
         'far': answer.far,
         'probability': _rounded(answer.probability),
-        'ages': ages and {key: value if key == 'estimated' else round(value, 1)
-                          for key, value in ages.items()},
+        'ages': ages
+        and {key: value if key == 'estimated' else round(value, 1) for key, value in ages.items()},
         'pairs_of_two_people': impostor,
         'pairs_of_one_person': genuine,
         'caution': answer.caution,
         'verdict': answer.verdict,
-    }  # fmt: skip
+    }
 
 
 def find(
-    matcher: Matcher, index: Index, features: Features, most: int, given: float | None = None,
-    far: float | None = None, but: str | None = None,
-) -> list[dict]:  # fmt: skip
+    matcher: Matcher,
+    index: Index,
+    features: Features,
+    most: int,
+    given: float | None = None,
+    far: float | None = None,
+    but: str | None = None,
+) -> list[dict]:
     """The faces of an index that are most like one: decision, photograph, box, person and age.
 
     `face` is the row in the index.
@@ -75,15 +83,17 @@ def find(
         row = index.faces[k]
         one = features_of(matcher, row)
         ages = pair_ages([features.age, one.age], (given, None))
-        found.append({
-            'rank': rank,
-            'face': k,
-            'photograph': index.name(k),
-            'box': box(row['box']),
-            'person': index.person(k),
-            'age': age(one),
-            **decision(matcher.decision.answer(similarity, ages, far)),
-        })  # fmt: skip
+        found.append(
+            {
+                'rank': rank,
+                'face': k,
+                'photograph': index.name(k),
+                'box': box(row['box']),
+                'person': index.person(k),
+                'age': age(one),
+                **decision(matcher.decision.answer(similarity, ages, far)),
+            }
+        )
     return found
 
 

@@ -56,14 +56,19 @@ def embed(matcher: Matcher, faces: Faces) -> np.ndarray:
 def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
     half = calibration.halves(labels, seed)
-    first, second = (calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k])
-                     for k in (half, ~half))  # fmt: skip
+    first, second = (
+        calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k])
+        for k in (half, ~half)
+    )
     fitted = calibration.fit(first)
     if fitted is None or not second.same.any():
         return
     for far in RATES:
-        rows = [row for row in calibration.measure(fitted, second, far)
-                if row['impostor'] >= 200 and row['promised']]  # fmt: skip
+        rows = [
+            row
+            for row in calibration.measure(fitted, second, far)
+            if row['impostor'] >= 200 and row['promised']
+        ]
         if rows:
             worst = max(rows, key=lambda row: row['far'])
             yield (

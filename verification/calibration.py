@@ -135,11 +135,14 @@ def measure(stored: dict, pairs: Scored, far: float, single: float | None = None
         threshold = decision.threshold(*middle, far)
         scores = {same: pairs.similarity[here & (pairs.same == same)] for same in (False, True)}
         row = {
-            'cell': name(index), 'younger': int(index[0]), 'gap': int(index[1]),
-            'impostor': len(scores[False]), 'genuine': len(scores[True]),
+            'cell': name(index),
+            'younger': int(index[0]),
+            'gap': int(index[1]),
+            'impostor': len(scores[False]),
+            'genuine': len(scores[True]),
             'threshold': threshold and threshold.value,
             'promised': bool(threshold and threshold.caution is None),
-        }  # fmt: skip
+        }
         for prefix, value in (('', row['threshold']), ('single_', single)):
             for rate, kind in (('far', False), ('tar', True)):
                 known = value is not None and len(scores[kind])
@@ -154,11 +157,13 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     {'bins': [{'predicted', 'observed', 'weight'}], 'ece'}. Each cell's two kinds weigh alike, as
     in `fit`; cells that lack a kind are left out.
     """
-    decision, where = AgeDecision(stored), np.ravel_multi_index(
-        cell(pairs.younger, pairs.gap), SHAPE
+    decision, where = (
+        AgeDecision(stored),
+        np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE),
     )
-    counts = np.stack([np.bincount(where[pairs.same == kind], minlength=np.prod(SHAPE))
-                       for kind in (False, True)])  # fmt: skip
+    counts = np.stack(
+        [np.bincount(where[pairs.same == kind], minlength=np.prod(SHAPE)) for kind in (False, True)]
+    )
     share = np.divide(counts.min(0), counts, where=counts > 0, out=np.zeros(counts.shape))
     weights = share[pairs.same.astype(int), where]
     terms = smooth(pairs.younger, pairs.gap)
@@ -169,11 +174,13 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     for k in range(bins):
         here = weights * (place == k)
         if here.sum() > 0:
-            rows.append({
-                'predicted': float(here @ predicted / here.sum()),
-                'observed': float(here @ pairs.same / here.sum()),
-                'weight': float(here.sum() / total),
-            })  # fmt: skip
+            rows.append(
+                {
+                    'predicted': float(here @ predicted / here.sum()),
+                    'observed': float(here @ pairs.same / here.sum()),
+                    'weight': float(here.sum() / total),
+                }
+            )
     ece = sum(row['weight'] * abs(row['predicted'] - row['observed']) for row in rows)
     return {'bins': rows, 'ece': float(ece)}
 
@@ -192,14 +199,17 @@ def table(found: dict) -> str:
     """A `report` for the screen."""
     error = found['reliability']['ece']
     rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
-    lines = ['thresholds by age, from validation; the expected calibration error of the '
-             f'probability is {error:.3f}',
-             f'{"younger":>10}{"gap":>12}{"of two":>9}{"of one":>8}   {rates}']  # fmt: skip
+    lines = [
+        'thresholds by age, from validation; the expected calibration error of the '
+        f'probability is {error:.3f}',
+        f'{"younger":>10}{"gap":>12}{"of two":>9}{"of one":>8}   {rates}',
+    ]
     for row in found['cells'][: len(found['cells']) // len(RATES)]:
         figures = '   '.join(
             f'{_figure(one["far"]):>11}{" " if one["promised"] else "*"}{_figure(one["tar"]):>7}'
-            for one in found['cells'] if one['cell'] == row['cell']
-        )  # fmt: skip
+            for one in found['cells']
+            if one['cell'] == row['cell']
+        )
         younger, gap = span(YOUNGER, row['younger']), span(GAP, row['gap'])
         lines.append(f'{younger:>10}{gap:>12}{row["impostor"]:9}{row["genuine"]:8}   {figures}')
     return '\n'.join([*lines, '* validation had too few pairs of such ages for this rate'])

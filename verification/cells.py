@@ -79,7 +79,7 @@ class AgeDecision:
         if younger + gap > self.oldest or gap > self.largest_gap:
             caution = (
                 f'validation had faces up to {self.oldest:g} years and gaps up to '
-                f'{self.largest_gap:g}: a FAR of {far:g} can\'t be promised'
+                f"{self.largest_gap:g}: a FAR of {far:g} can't be promised"
             )
         if np.isfinite(table[here]):
             return Threshold(float(table[here]), *counts, caution)
@@ -94,7 +94,7 @@ class AgeDecision:
         value = np.nanmax(np.append(loose[np.isfinite(loose)], nearest[at]))
         caution = (
             f'validation had {counts[0]} pairs of two people with {name(here)}, too few: '
-            f'a FAR of {far:g} can\'t be promised; the most cautious neighbour decides, {name(at)}'
+            f"a FAR of {far:g} can't be promised; the most cautious neighbour decides, {name(at)}"
         )
         return Threshold(float(value), *counts, caution)
 
@@ -152,7 +152,10 @@ def supports(impostor: int, far: float) -> bool:
 
 def smooth(younger, gap):
     """Ages (n,), (n,) -> piecewise linear terms (n, 12), which sum to 1 for each of the two."""
-    return np.concatenate([
-        np.stack([np.interp(values, knots, row) for row in np.eye(len(knots))], 1)
-        for values, knots in ((younger, YOUNGER_KNOTS), (gap, GAP_KNOTS))
-    ], 1)  # fmt: skip
+    return np.concatenate(
+        [
+            np.stack([np.interp(values, knots, row) for row in np.eye(len(knots))], 1)
+            for values, knots in ((younger, YOUNGER_KNOTS), (gap, GAP_KNOTS))
+        ],
+        1,
+    )

@@ -149,9 +149,14 @@ class Decision(NamedTuple):
         if threshold is None:
             return Answer(similarity, ages=ages, caution=caution)
         return Answer(
-            similarity, similarity > threshold, threshold, by, far if by == 'far' else None,
-            ages=ages, caution=caution,
-        )  # fmt: skip
+            similarity,
+            similarity > threshold,
+            threshold,
+            by,
+            far if by == 'far' else None,
+            ages=ages,
+            caution=caution,
+        )
 
     def _by_ages(self, similarity, ages, far):
         younger, gap = min(ages[:2]), abs(ages.first - ages.second)
@@ -169,9 +174,16 @@ class Decision(NamedTuple):
             threshold, pairs, caution = known.value, known[1:3], known.caution
         probability = self.ages.probability(similarity, younger, gap)
         return Answer(
-            similarity, similarity > threshold, threshold, 'ages', far, probability, ages, pairs,
+            similarity,
+            similarity > threshold,
+            threshold,
+            'ages',
+            far,
+            probability,
+            ages,
+            pairs,
             caution,
-        )  # fmt: skip
+        )
 
     def meaning(self, similarity: float) -> str:
         """How usual such a similarity is, a clause; '' where validation left no scores."""

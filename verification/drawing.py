@@ -27,10 +27,7 @@ def draw_pair(
     title = f'similarity {answer.similarity:.3f}: {answer.verdict}'.replace(' (', '\n(')
     faces.suptitle(title, color=tint, fontweight='bold')
     axis = scale.subplots()
-    kinds = (
-        (decision.impostor, 'two people', IMPOSTOR),
-        (decision.genuine, 'one person', GENUINE),
-    )
+    kinds = ((decision.impostor, 'two people', IMPOSTOR), (decision.genuine, 'one person', GENUINE))
     for height, (percentiles, name, bar) in enumerate(kinds):
         if percentiles is not None:
             low, high = percentiles[5], percentiles[95]
@@ -57,8 +54,12 @@ def draw_reliability(models: dict[str, dict], path) -> None:
         predicted = [row['predicted'] for row in found['bins']]
         observed = [row['observed'] for row in found['bins']]
         axis.plot(predicted, observed, 'o-', label=f'{readable(name)}, ECE {found["ece"]:.3f}')
-    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel='predicted probability of one person',
-             ylabel='share of one person, both kinds weighed alike')  # fmt: skip
+    axis.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel='predicted probability of one person',
+        ylabel='share of one person, both kinds weighed alike',
+    )
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)

@@ -26,10 +26,17 @@ import utils
 from utils import UserError
 
 MAGIC, VERSION = b'DALINDEX', 1
-FACE = np.dtype([
-    ('photograph', '<i4'), ('person', '<i4'), ('box', '<f4', 4), ('points', '<f4', (5, 2)),
-    ('age', '<f4'), ('group', '<i4'), ('probability', '<f4'),
-])  # fmt: skip
+FACE = np.dtype(
+    [
+        ('photograph', '<i4'),
+        ('person', '<i4'),
+        ('box', '<f4', 4),
+        ('points', '<f4', (5, 2)),
+        ('age', '<f4'),
+        ('group', '<i4'),
+        ('probability', '<f4'),
+    ]
+)
 START = 24  # where the header begins
 BLOCK = 8192  # rows that are written at a time
 
@@ -138,10 +145,11 @@ class Index:
         below = os.path.relpath(here, os.path.realpath(self.root))
         names = {k for k, row in enumerate(self.rows) if row[0] == below}
         names |= {
-            k for k, row in enumerate(self.rows)
+            k
+            for k, row in enumerate(self.rows)
             if os.path.basename(row[0]) == os.path.basename(str(path))
             and os.path.realpath(os.path.join(self.root, row[0])) == here
-        }  # fmt: skip
+        }
         return np.isin(self.faces['photograph'], list(names))
 
 
@@ -237,9 +245,14 @@ def _read(path):
         start, arrays = START + len(text), {}
         for name, entry in header['arrays'].items():
             dtype = entry['dtype']
-            dtype = np.dtype(dtype if isinstance(dtype, str) else [
-                (field, kind, *map(tuple, shape)) if shape else (field, kind)
-                for field, kind, *shape in dtype])  # fmt: skip
+            dtype = np.dtype(
+                dtype
+                if isinstance(dtype, str)
+                else [
+                    (field, kind, *map(tuple, shape)) if shape else (field, kind)
+                    for field, kind, *shape in dtype
+                ]
+            )
             shape, offset = tuple(entry['shape']), start + entry['offset']
             if offset + int(np.prod(shape)) * dtype.itemsize > size:
                 raise ValueError('it ends before its arrays do')

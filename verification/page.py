@@ -33,9 +33,12 @@ HEADERS = {
 
 
 def application(
-    matcher: Matcher, archive: Index | None = None, host: str = '127.0.0.1',
-    far: float | None = None, waiting: int = WAITING,
-) -> Flask:  # fmt: skip
+    matcher: Matcher,
+    archive: Index | None = None,
+    host: str = '127.0.0.1',
+    far: float | None = None,
+    waiting: int = WAITING,
+) -> Flask:
     """Page and API as a WSGI application.
 
     It takes images of at most LARGEST bytes, two a request, and `waiting` requests at a time.
@@ -79,8 +82,12 @@ def application(
 
     def given(*fields):
         """(Portrait, Features, age or None) of each image that came."""
-        images = [(field, file) for field in fields for file in request.files.getlist(field)
-                  if file.filename]  # fmt: skip
+        images = [
+            (field, file)
+            for field in fields
+            for file in request.files.getlist(field)
+            if file.filename
+        ]
         ages = [forms.age(f'{field}_age') for field, _ in images]
         people = [service.read(*forms.upload(file)) for _, file in images]
         features = service.features([portrait.face for portrait in people]) if people else []
@@ -122,9 +129,12 @@ def application(
                 abort(400, 'send an image, `first`, as multipart/form-data')
             looked_for = answers.face(*people[0][:2])
             return jsonify(
-                looked_for=looked_for, archive=archive.root, searched=len(archive),
-                left_out=len(archive.left_out), found=found(people[0], forms.most()),
-            )  # fmt: skip
+                looked_for=looked_for,
+                archive=archive.root,
+                searched=len(archive),
+                left_out=len(archive.left_out),
+                found=found(people[0], forms.most()),
+            )
 
     @app.get('/face/<int:face>.jpg')
     def face(face):
@@ -178,9 +188,12 @@ def _person(portrait, features):
     """What the page shows of one of its photographs."""
     shown = None if portrait.shown is None else _data(portrait.shown)
     return {
-        'name': portrait.name, 'about': portrait.about, 'age': features.about,
-        'face': _data(Image.fromarray(portrait.face)), 'photograph': shown,
-    }  # fmt: skip
+        'name': portrait.name,
+        'about': portrait.about,
+        'age': features.about,
+        'face': _data(Image.fromarray(portrait.face)),
+        'photograph': shown,
+    }
 
 
 def _encoded(image):
@@ -217,9 +230,15 @@ def create_server(app: Flask, host: str, port: int):
         # more threads than requests may wait, so that those beyond are told so at once; what is too
         # large is read to its end up to 8 × LARGEST, so that the browser sees the page's answer
         return waitress.create_server(
-            app, host=host, port=port, threads=WAITING + 8, connection_limit=200,
-            channel_timeout=60, ident=None, max_request_body_size=8 * LARGEST,
-        )  # fmt: skip
+            app,
+            host=host,
+            port=port,
+            threads=WAITING + 8,
+            connection_limit=200,
+            channel_timeout=60,
+            ident=None,
+            max_request_body_size=8 * LARGEST,
+        )
     except OSError as error:
         raise UserError(f'{host} port {port}: {error.strerror}: --port names another') from None
 

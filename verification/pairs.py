@@ -37,9 +37,11 @@ def read(path: str | Path) -> list[Row]:
         raise DataError(f'{path}: not UTF-8: save the table as CSV in UTF-8') from None
     first = text.partition('\n')[0]
     delimiter = max(',;\t', key=first.count)
-    lines = [(number, [cell.strip() for cell in line])
-             for number, line in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)
-             if any(cell.strip() for cell in line)]  # fmt: skip
+    lines = [
+        (number, [cell.strip() for cell in line])
+        for number, line in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)
+        if any(cell.strip() for cell in line)
+    ]
     columns = COLUMNS
     if lines and {'first', 'second'} <= set(lines[0][1]):
         columns = lines.pop(0)[1]
@@ -59,9 +61,7 @@ def _row(path, number, cells):
     return Row(cells['first'], cells['second'], tuple(ages))
 
 
-def compare(
-    matcher: Matcher, rows: list[Row], folder: str, far: float | None
-) -> Iterator[dict]:
+def compare(matcher: Matcher, rows: list[Row], folder: str, far: float | None) -> Iterator[dict]:
     """A dict for each row: its images and ages, the decision, and `error`, why there is none.
 
     Images are looked for from `folder` on, each is read once; the largest face of each counts.
@@ -70,9 +70,14 @@ def compare(
     known = {one.name: one for one in embed_files(matcher, folder, names, largest=True)}
     for row in rows:
         images = [known.get(name) for name in row[:2]]
-        error = next((f'{os.path.join(folder, name)}: no such file' if one is None else one.reason
-                      for name, one in zip(row[:2], images, strict=True)
-                      if one is None or one.reason), None)  # fmt: skip
+        error = next(
+            (
+                f'{os.path.join(folder, name)}: no such file' if one is None else one.reason
+                for name, one in zip(row[:2], images, strict=True)
+                if one is None or one.reason
+            ),
+            None,
+        )
         result = dict.fromkeys(KEYS)
         ages = row.ages
         if error is None:
@@ -83,7 +88,10 @@ def compare(
             result = {key: decided[key] for key in KEYS}
             ages = ages if pair is None else [round(age, 1) for age in pair[:2]]
         yield {
-            'first': row.first, 'second': row.second, 'first_age': ages[0], 'second_age': ages[1],
-            **result, 'error': error,
-        }  # fmt: skip
-
+            'first': row.first,
+            'second': row.second,
+            'first_age': ages[0],
+            'second_age': ages[1],
+            **result,
+            'error': error,
+        }

@@ -49,9 +49,7 @@ def detector() -> Detector:
     return Detector()
 
 
-def read_all(
-    data: bytes, name: str, width: int = WIDTH, most: int | None = None
-) -> list[Portrait]:
+def read_all(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> list[Portrait]:
     """Every face in an encoded image called `name`, the largest first, `width` columns wide.
 
     Raises DataError where it is no image, has more than `most` pixels or shows no face, and

@@ -1,5 +1,5 @@
-"""Trainings in forked processes, which start in milliseconds, and a signal to them at any moment.
-"""
+"""Trainings in forked processes, which start in milliseconds, and a signal at any moment."""
+
 import contextlib
 import itertools
 import multiprocessing
@@ -32,6 +32,7 @@ def start(entry, save, *line, moment=None, out=None, **options):
     `moment` is (name, nth, signal): that signal strikes at the nth call of MOMENTS[name]. The
     output goes to `out`, by default `save`.out.
     """
+
     def work():
         begin_child(out or f'{save}.out')
         if moment:
@@ -67,6 +68,7 @@ def strike(name, nth, number):
         if now and after:
             os.kill(os.getpid(), number)
         return result
+
     setattr(owner, attribute, struck)
 
 

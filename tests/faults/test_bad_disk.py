@@ -1,5 +1,6 @@
 """Disks that fill, folders that can't be written, faces that vanish or rot, killed workers: one
 line, and a state that resumes."""
+
 import itertools
 import os
 import re
@@ -54,9 +55,11 @@ def errors(output):
 
 def limit(size):
     """No file of this process may grow beyond `size` bytes: a quota, for tests that can't mount."""
+
     def prepare():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
     return prepare
 
 
@@ -97,6 +100,7 @@ def struck(change, batches=3, every_worker=False):
     By the first worker alone, unless by every one: a second may be ahead of it, and would strike
     before the first batch is read.
     """
+
     def prepare():
         original, count = Faces.__getitems__, [0]
 
@@ -106,7 +110,9 @@ def struck(change, batches=3, every_worker=False):
             if count[0] > batches and (every_worker or not worker or worker.id == 0):
                 change(self, indices)
             return original(self, indices)
+
         Faces.__getitems__ = read
+
     return prepare
 
 
@@ -139,10 +145,11 @@ def test_faces_to_validate_on_that_vanish(own, tmp_path):
     def vanish(faces, indices):
         if faces.root.endswith('val'):
             os.rename(faces.path(3), faces.path(3) + '.gone')
+
     status, output = finish(own, tmp_path / 'run', *LINE, **options, prepare=struck(vanish))
     assert status == 1 and 'No such file' in errors(output)
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] == 5
-    gone, = Path(own['val_root']).rglob('*.gone')
+    (gone,) = Path(own['val_root']).rglob('*.gone')
     gone.rename(str(gone).removesuffix('.gone'))
     assert finish(own, tmp_path / 'run', *LINE, **options)[0] == 0
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
@@ -157,6 +164,7 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
     def rot(faces, _):
         if rotten.stat().st_size > 100:
             os.truncate(rotten, 100)
+
     options = dict(settings=(*PHASES, 'cache=False', f'skip_corrupt={allowed}'))
     prepare = struck(rot, 0, every_worker=True)
     status, output = finish(
@@ -184,10 +192,12 @@ def test_workers_killed_one_after_the_other(entry, tmp_path):
     options, line = dict(settings=(*PHASES, 'cache=False')), ('3', *LINE[1:], '--workers', 2)
     assert finish(entry, tmp_path / 'whole', *line, **options)[0] == 0
     for number, worker in itertools.product((signal.SIGKILL, signal.SIGTERM), (0, 1)):
+
         def kill(faces, _, number=number, worker=worker):
             info = torch.utils.data.get_worker_info()
             if info and info.id == worker:
                 os.kill(os.getpid(), number)
+
         prepare = struck(kill, 1, every_worker=True)
         status, output = finish(entry, tmp_path / 'run', *line, **options, prepare=prepare)
         assert status == 1 and errors(output).endswith('--resume continues from the last save')
@@ -211,6 +221,7 @@ def test_after_a_nan_an_earlier_state_resumes(entry, tmp_path):
 
 def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
     """The loss of that step is finite still: the weights after it are not."""
+
     def prepare():
         iterate = main.Training.iterate
 
@@ -220,7 +231,9 @@ def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
                     lambda gradient: gradient * float('nan')
                 )
             iterate(self, *batch)
+
         main.Training.iterate = spoilt
+
     status, output = finish(entry, tmp_path / 'run', 1, '--save-every', 1, prepare=prepare)
     assert status == 1 and 'step 3: the loss is not finite' in errors(output)
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] == 3

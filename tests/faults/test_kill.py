@@ -1,6 +1,7 @@
 """A run that is killed at any moment and started again by the same command is the run it would
 have been. The environment's FAULT_KILLS is the number of kills at random moments, 12 by default.
 """
+
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ from training.checkpoint import load_checkpoint
 KILLS = int(os.environ.get('FAULT_KILLS', 12))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = {'phases': PHASES, 'memory': ('split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
-FOREVER = 10 ** 6  # epochs
+FOREVER = 10**6  # epochs
 LINE = ('3', '--resume', '--save-every', '3')
 
 
@@ -47,7 +48,7 @@ def until_done(entry, save, settings, draw, kills, seconds):
     done = 0
     while True:
         moment = None
-        if draw.random() < .6:
+        if draw.random() < 0.6:
             moment = draw.choice(list(MOMENTS)), draw.randint(1, 9), draw.choice(SIGNALS)
         number = draw.choice(SIGNALS)
         struck = moment if done < kills else None
@@ -69,7 +70,7 @@ def until_done(entry, save, settings, draw, kills, seconds):
 
 def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp_path):
     draw, kills = random.Random(KILLS), 0
-    for attempt in range(10 ** 6):
+    for attempt in range(10**6):
         if kills >= KILLS:
             break
         kind = list(KINDS)[attempt % 2]
@@ -80,10 +81,17 @@ def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp
     print(f'{kills} kills')
 
 
-@pytest.mark.parametrize('moment', [
-    ('between steps', 5, signal.SIGTERM), ('between steps', 15, signal.SIGINT),
-    ('before validation', 1, signal.SIGTERM), ('after a report', 4, signal.SIGKILL),
-    ('half of a file', 4, signal.SIGKILL)], ids=lambda moment: f'{moment[2].name} {moment[0]}')
+@pytest.mark.parametrize(
+    'moment',
+    [
+        ('between steps', 5, signal.SIGTERM),
+        ('between steps', 15, signal.SIGINT),
+        ('before validation', 1, signal.SIGTERM),
+        ('after a report', 4, signal.SIGKILL),
+        ('half of a file', 4, signal.SIGKILL),
+    ],
+    ids=lambda moment: f'{moment[2].name} {moment[0]}',
+)
 def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
     """A step, a save that is due, validation, its report and two files fall together there."""
     assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)[0] != 0
@@ -95,7 +103,7 @@ def wait_for(file, process):
     """Until `file` exists, which `process` is to write."""
     while not file.exists():
         assert process.is_alive()
-        time.sleep(.01)
+        time.sleep(0.01)
 
 
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
@@ -105,8 +113,9 @@ def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
         status, output = finish(entry, tmp_path / 'run', *LINE)
         assert status == 1 and first.is_alive()
         holder = f'process {first.pid} on {os.uname().nodename}'
-        assert output == [f'error: {tmp_path}/run: {holder} is training into it: '
-                          '--save DIR starts elsewhere']
+        assert output == [
+            f'error: {tmp_path}/run: {holder} is training into it: --save DIR starts elsewhere'
+        ]
 
 
 def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
@@ -119,18 +128,19 @@ def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, number):
-    """A scheduler and a terminal signal all processes; here while training waits for its workers.
-    """
+    """A scheduler and a terminal signal all processes; here while it waits for its workers."""
+
     def slow():
         os.setpgid(0, 0)
         read = Faces.read
-        Faces.read = lambda self, index: (time.sleep(.1), read(self, index))[1]
+        Faces.read = lambda self, index: (time.sleep(0.1), read(self, index))[1]
 
     line = ('--workers', 2, '--save-every', 1)
-    with ended(start(entry, tmp_path / 'run', FOREVER, *line, settings=('cache=False',),
-                     prepare=slow)) as process:
+    with ended(
+        start(entry, tmp_path / 'run', FOREVER, *line, settings=('cache=False',), prepare=slow)
+    ) as process:
         wait_for(tmp_path / 'run/last.pth', process)
-        time.sleep(.2)
+        time.sleep(0.2)
         os.killpg(process.pid, number)
         process.join(60)
     *_, last = (tmp_path / 'run.out').read_text().splitlines()

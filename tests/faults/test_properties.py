@@ -1,4 +1,5 @@
 """What holds for whatever is put in: hypothesis looks for what breaks it."""
+
 import dataclasses
 import re
 import tempfile
@@ -50,9 +51,28 @@ VALUES = {field.name: getattr(paper, field.name) for field in dataclasses.fields
 
 
 @few
-@given(st.sampled_from([*VALUES]), st.text(max_size=30) | st.sampled_from(
-    ['{[]: 1}', '(' * 5000, '1' * 5000, '1e999', '9' * 400, '-' * 9000 + '1', '\0', '(1, "a")',
-     "('.3', .5)", '[1]', 'None', '(1,)', '((1,),)', '1j']))
+@given(
+    st.sampled_from([*VALUES]),
+    st.text(max_size=30)
+    | st.sampled_from(
+        [
+            '{[]: 1}',
+            '(' * 5000,
+            '1' * 5000,
+            '1e999',
+            '9' * 400,
+            '-' * 9000 + '1',
+            '\0',
+            '(1, "a")',
+            "('.3', .5)",
+            '[1]',
+            'None',
+            '(1,)',
+            '((1,),)',
+            '1j',
+        ]
+    ),
+)
 def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
     try:
         recipe = paper.override([(key, text)])
@@ -66,14 +86,19 @@ def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
 
 
 @few
-@given(st.sampled_from([key for key, value in VALUES.items() if not isinstance(value, str)]),
-       st.data())
+@given(
+    st.sampled_from([key for key, value in VALUES.items() if not isinstance(value, str)]), st.data()
+)
 def test_a_value_that_is_written_is_the_value_that_is_read(key, data):
     like = 0 if VALUES[key] is None else VALUES[key]
-    kinds = {bool: st.booleans(), int: st.integers(0, 9),
-             float: st.floats(0, 1, allow_nan=False, allow_infinity=False)}
-    value = data.draw(st.lists(kinds[type(like[0])]).map(tuple) if isinstance(like, tuple)
-                      else kinds[type(like)])
+    kinds = {
+        bool: st.booleans(),
+        int: st.integers(0, 9),
+        float: st.floats(0, 1, allow_nan=False, allow_infinity=False),
+    }
+    value = data.draw(
+        st.lists(kinds[type(like[0])]).map(tuple) if isinstance(like, tuple) else kinds[type(like)]
+    )
     try:
         expected = dataclasses.replace(paper, **{key: value})
     except utils.UserError as error:  # a value that no recipe can have is refused as a text too
@@ -117,6 +142,7 @@ def test_any_list_is_read_or_refused_in_one_line(name, read):
                 read(Path(folder))
             except DataError as error:
                 assert str(error).isprintable()
+
     check()
 
 

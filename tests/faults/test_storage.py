@@ -1,4 +1,5 @@
 """Decoded pixels and shards that are cut, removed or damaged while in use; disks that fill."""
+
 import contextlib
 import json
 import multiprocessing
@@ -92,6 +93,7 @@ def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(own, tmp_path, worke
 
 def elsewhere(work, prepare):
     """What work() returns in a process of its own, after prepare() there."""
+
     def run():
         prepare()
         pipe[1].send(work())
@@ -110,6 +112,7 @@ def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):  # noqa: F811
     def check():
         faces = Faces(own['train_root'], own['pat'], own['pos'])
         return faces.check(), faces.pixels, len(faces.__getitems__([0, 39])[0])
+
     before = set((tmp_path / 'set').glob('.*'))
     notices, pixels, n = elsewhere(check, limit(100_000))
     assert (
@@ -139,12 +142,14 @@ def test_a_disk_that_fills_while_shards_are_written(own, tmp_path):  # noqa: F81
             )
         except OSError as error:
             return f'{error.filename}: {error.strerror}'
+
     assert elsewhere(write, limit(50_000)) == f'{tmp_path}/out/x-00000.tar: File too large'
     assert os.listdir(tmp_path / 'out') == ['x.json']
     assert len(Faces(write(), own['pat'], own['pos'])) == 40
 
 
 # a training on shards
+
 
 @pytest.fixture
 def sharded(entry, tmp_path):
@@ -179,9 +184,11 @@ def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers
 
     def strike(faces, _):
         from storage.shards import _opened
+
         if faces.root == sharded['train_root'] and path.exists() and path.stat().st_size > 512:
             _opened.cache_clear()
             change(path)
+
     status, output = finish(sharded, tmp_path / 'run', *line, **options, prepare=struck(strike, 1))
     assert status == 1 and 'train-00001.tar:0000000' in errors(output)
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] > 0
@@ -204,7 +211,7 @@ def test_fuzzed_shards(sharded, tmp_path):
     whole, until = path.read_bytes(), time.monotonic() + SECONDS / 2
     while time.monotonic() < until:
         data = damaged(whole, draw)
-        if draw.random() < .3:  # in what is said of a face, since most of a tar is image
+        if draw.random() < 0.3:  # in what is said of a face, since most of a tar is image
             at = whole.index(b'{"identity"', draw.randrange(len(whole) // 2))
             data = (
                 whole[:at]

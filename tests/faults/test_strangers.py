@@ -1,5 +1,6 @@
 """Weights, lists and caches from anywhere: whatever they hold, one clear line, and nothing of them
 is run."""
+
 import io
 import os
 import pickle
@@ -39,8 +40,9 @@ def state(drawn, entry):
     """A state that resumes, and what it was saved by."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main.meta, 'here', entry | {'val_root': None}, raising=False)
-        training = main.Training(tiny(), sorted(os.listdir(drawn / 'train')),
-                                 main.meta.age_cutoffs, torch.device('cpu'))
+        training = main.Training(
+            tiny(), sorted(os.listdir(drawn / 'train')), main.meta.age_cutoffs, torch.device('cpu')
+        )
         training.total_steps = 5
         generator = torch.Generator().manual_seed(0)
         for _ in range(5):
@@ -50,7 +52,7 @@ def state(drawn, entry):
                 torch.arange(8) * 9.0,
             )
         training.epoch = 1
-    training.best = .5
+    training.best = 0.5
     return resume.state_of(training, 5, None)
 
 
@@ -66,8 +68,9 @@ def said(function, *args):
 
 def start(file):
     """What main.py does with a file of weights."""
-    training = main.Training(tiny(), [f'p{k:05d}' for k in range(8)], main.meta.age_cutoffs,
-                             torch.device('cpu'))
+    training = main.Training(
+        tiny(), [f'p{k:05d}' for k in range(8)], main.meta.age_cutoffs, torch.device('cpu')
+    )
     resume.start(training, file, True, 5)
     training.total_steps = 100
     training.iterate(
@@ -91,8 +94,16 @@ def test_the_state_itself_is_good(state, tmp_path):
 @pytest.mark.parametrize('reader', READERS)
 def test_truncated_weights(state, tmp_path, reader):
     whole = saved(state, tmp_path / 'w.pth').read_bytes()
-    for length in [0, 1, 2, 4, 100, *range(0, len(whole), len(whole) // 20), len(whole) - 22,
-                   len(whole) - 1]:
+    for length in [
+        0,
+        1,
+        2,
+        4,
+        100,
+        *range(0, len(whole), len(whole) // 20),
+        len(whole) - 22,
+        len(whole) - 1,
+    ]:
         (tmp_path / 'w.pth').write_bytes(whole[:length])
         assert 'w.pth' in said(READERS[reader], tmp_path / 'w.pth'), length
 
@@ -104,32 +115,44 @@ def rewritten(whole, file, compression=zipfile.ZIP_STORED, prefix=b''):
         with zipfile.ZipFile(raw, 'w', compression) as target:
             for entry in source.infolist():
                 target.writestr(entry.filename, source.read(entry))
-            target.writestr(entry.filename + '.more', bytes(2 ** 24 if compression else 8))
+            target.writestr(entry.filename + '.more', bytes(2**24 if compression else 8))
 
 
 @pytest.mark.parametrize('reader', READERS)
 def test_weights_that_inflate_are_refused(state, tmp_path, reader):
     file = tmp_path / 'w.pth'
     whole = saved(state, file).read_bytes()
-    for change in ({'compression': zipfile.ZIP_DEFLATED}, {'prefix': b'PK\3\4 another archive'},
-                   {'prefix': pickle.dumps(1)}):
+    for change in (
+        {'compression': zipfile.ZIP_DEFLATED},
+        {'prefix': b'PK\3\4 another archive'},
+        {'prefix': pickle.dumps(1)},
+    ):
         rewritten(whole, file, **change)
         line = said(READERS[reader], file)
         assert 'w.pth' in line and ('claims' in line or 'no file of torch.save' in line), change
     # the last entry of the directory, whose sizes stand from its byte 20 on
     end = whole.rindex(b'PK\1\2')
-    file.write_bytes(whole[:end + 20] + b'\xf0\xff\xff\xef' * 2 + whole[end + 28:])
+    file.write_bytes(whole[: end + 20] + b'\xf0\xff\xff\xef' * 2 + whole[end + 28 :])
     assert 'claims' in said(READERS[reader], file)
     rewritten(whole, file)
     assert said(READERS[reader], file) is None  # so it is not the rewriting that is refused
 
 
 @pytest.mark.parametrize('reader', READERS)
-@pytest.mark.parametrize('change', [
-    {'model': 5}, {'model': {}}, {'model': {'a': 'b'}}, {'model': {3: torch.zeros(2)}},
-    {'backbone': 5}, {'backbone': {'layers': [1]}},
-    {'backbone': {'layers': [10 ** 9], 'widths': [16], 'dim': 16}},
-    {'backbone': {'layers': [0, 0, 0, 1], 'widths': [10 ** 7] * 4, 'dim': 16}}], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'model': 5},
+        {'model': {}},
+        {'model': {'a': 'b'}},
+        {'model': {3: torch.zeros(2)}},
+        {'backbone': 5},
+        {'backbone': {'layers': [1]}},
+        {'backbone': {'layers': [10**9], 'widths': [16], 'dim': 16}},
+        {'backbone': {'layers': [0, 0, 0, 1], 'widths': [10**7] * 4, 'dim': 16}},
+    ],
+    ids=str,
+)
 def test_weights_that_are_none(state, tmp_path, reader, change):
     line = said(READERS[reader], saved(state | change, tmp_path / 'w.pth'))
     if line is None:  # training reads another backbone's arguments for its message alone
@@ -138,13 +161,31 @@ def test_weights_that_are_none(state, tmp_path, reader, change):
         assert 'w.pth' in line
 
 
-@pytest.mark.parametrize('change', [
-    {'classes': 5}, {'classes': None}, {'age_cutoffs': 'x'}, {'epoch': 'x'}, {'epoch': -1},
-    {'step': 'x'}, {'step': -7}, {'step': 10 ** 9}, {'steps_per_epoch': 0}, {'best': 'x'},
-    {'optimizer': None}, {'optimizer': {'state': {}}, 'step': None},
-    {'adversary': {'state': {0: {'exp_avg': torch.zeros(3)}}}}, {'mapping': {}}, {'means': {}},
-    {'means': 3}, {'optimizer': {'state': {0: {'momentum_buffer': torch.zeros(2, 2)}}}},
-    {'optimizer': {'state': {10 ** 6: {}, 'a': 3}}}, {'opening': torch.zeros(5)}], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'classes': 5},
+        {'classes': None},
+        {'age_cutoffs': 'x'},
+        {'epoch': 'x'},
+        {'epoch': -1},
+        {'step': 'x'},
+        {'step': -7},
+        {'step': 10**9},
+        {'steps_per_epoch': 0},
+        {'best': 'x'},
+        {'optimizer': None},
+        {'optimizer': {'state': {}}, 'step': None},
+        {'adversary': {'state': {0: {'exp_avg': torch.zeros(3)}}}},
+        {'mapping': {}},
+        {'means': {}},
+        {'means': 3},
+        {'optimizer': {'state': {0: {'momentum_buffer': torch.zeros(2, 2)}}}},
+        {'optimizer': {'state': {10**6: {}, 'a': 3}}},
+        {'opening': torch.zeros(5)},
+    ],
+    ids=str,
+)
 def test_states_of_other_types(state, tmp_path, change):
     assert 'w.pth' in said(start, saved(state | change, tmp_path / 'w.pth'))
 
@@ -162,7 +203,7 @@ def test_weights_of_other_shapes_and_without_keys(state, tmp_path, reader):
             assert 'w.pth' in said(
                 READERS[reader], saved(state | {'model': other}, tmp_path / 'w.pth')
             ), name
-    huge = torch.zeros(1).expand(10 ** 9, 16)  # four bytes in the file, 64 GB where it is copied
+    huge = torch.zeros(1).expand(10**9, 16)  # four bytes in the file, 64 GB where it is copied
     assert 'w.pth' in said(
         READERS[reader],
         saved(state | {'model': weights | {'identity.weight': huge}}, tmp_path / 'w.pth'),
@@ -171,7 +212,7 @@ def test_weights_of_other_shapes_and_without_keys(state, tmp_path, reader):
 
 def test_a_recipe_in_a_state_is_not_believed(state, tmp_path):
     assert said(start, saved(state | {'recipe': None}, tmp_path / 'w.pth')) is None
-    groups = [group | {'lr': 1e9, 'momentum': 7.} for group in state['optimizer']['param_groups']]
+    groups = [group | {'lr': 1e9, 'momentum': 7.0} for group in state['optimizer']['param_groups']]
     changed = state | {'optimizer': state['optimizer'] | {'param_groups': groups}}
     recipe = tiny()
     training = main.Training(recipe, state['classes'], main.meta.age_cutoffs, torch.device('cpu'))
@@ -188,10 +229,14 @@ def test_pickles_run_nothing(state, tmp_path, capfd, reader):
     assert 'this ran' not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize('content, what', [
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n', 'git lfs pull'),
-    (b'\n<!DOCTYPE html><html><title>Sign in</title></html>', 'a web page'),
-    (b'<HTML>', 'a web page')])
+@pytest.mark.parametrize(
+    'content, what',
+    [
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n', 'git lfs pull'),
+        (b'\n<!DOCTYPE html><html><title>Sign in</title></html>', 'a web page'),
+        (b'<HTML>', 'a web page'),
+    ],
+)
 @pytest.mark.parametrize('reader', ['main', 'evaluate'])
 def test_what_is_no_archive_is_said(tmp_path, reader, content, what):
     (tmp_path / 'w.pth').write_bytes(content)
@@ -209,8 +254,9 @@ def test_a_cut_download_is_said_to_be(state, tmp_path, reader):
 @pytest.mark.parametrize('whole', [True, False])
 def test_names_as_ddp_writes_them(state, tmp_path, whole):
     weights = {f'module.{name}': tensor for name, tensor in state['model'].items()}
-    line = said(load_weights, saved(state | {'model': weights} if whole else weights,
-                                    tmp_path / 'w.pth'))
+    line = said(
+        load_weights, saved(state | {'model': weights} if whole else weights, tmp_path / 'w.pth')
+    )
     assert 'w.pth: its names begin with `module.`' in line and 'save the module inside' in line
 
 
@@ -220,14 +266,21 @@ def model():
     return DALModel(Backbone((0, 0, 0, 1), (4, 8, 8, 16), 16), 4).eval()
 
 
-@pytest.mark.parametrize('damage', [
-    lambda data: b'', lambda data: data[:len(data) // 2], lambda data: data[:-1],
-    lambda data: b'junk' * 99, lambda data: data[:300] + bytes(60) + data[360:],
-    lambda data: pickle.dumps(Hostile())])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda data: b'',
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b'junk' * 99,
+        lambda data: data[:300] + bytes(60) + data[360:],
+        lambda data: pickle.dumps(Hostile()),
+    ],
+)
 def test_damaged_features_are_computed_again(model, drawn, tmp_path, capfd, damage):
     sources = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:6]]
     first, _ = extract_files(model, sources, 'cpu', cache=tmp_path)
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     again, _ = extract_files(model, sources, 'cpu', cache=tmp_path)
     assert (
@@ -236,20 +289,28 @@ def test_damaged_features_are_computed_again(model, drawn, tmp_path, capfd, dama
     )
 
 
-@pytest.mark.parametrize('arrays', [{'embedding': np.zeros((5, 32), np.float32)},
-                                    {'embedding': np.array([Hostile()] * 6, object)}, {}])
+@pytest.mark.parametrize(
+    'arrays',
+    [
+        {'embedding': np.zeros((5, 32), np.float32)},
+        {'embedding': np.array([Hostile()] * 6, object)},
+        {},
+    ],
+)
 def test_features_of_another_form_are_computed_again(model, drawn, tmp_path, capfd, arrays):
     sources = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:6]]
     extract_files(model, sources, 'cpu', cache=tmp_path, keep=('embedding',))
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     np.savez(file, **arrays)
     features, _ = extract_files(model, sources, 'cpu', cache=tmp_path, keep=('embedding',))
     assert features['embedding'].shape == (6, 32)
     assert 'this ran' not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize('content', ['[]', '{"models": [1]}', '{"models": {}}', '{',
-                                     '{"models": [{"weights_sha256": 1}]}'])
+@pytest.mark.parametrize(
+    'content',
+    ['[]', '{"models": [1]}', '{"models": {}}', '{', '{"models": [{"weights_sha256": 1}]}'],
+)
 def test_results_that_are_not_ours(tmp_path, content):
     (tmp_path / 'results.json').write_text(content)
     said(evaluate._claim, tmp_path, ['a'], 'path', None)
@@ -257,8 +318,13 @@ def test_results_that_are_not_ours(tmp_path, content):
 
 # names, of files and in lists
 
-ODD = [b'new\nline_20.jpg', b'caf\xe9_21.jpg', 'Zoë\u2028_22.jpg'.encode(), b'$x^_23.jpg',
-       b'-h_24.jpg']
+ODD = [
+    b'new\nline_20.jpg',
+    b'caf\xe9_21.jpg',
+    'Zoë\u2028_22.jpg'.encode(),
+    b'$x^_23.jpg',
+    b'-h_24.jpg',
+]
 
 
 def test_odd_names_in_lists(drawn, tmp_path):
@@ -272,8 +338,15 @@ def test_odd_names_in_lists(drawn, tmp_path):
     )
     listed = lists.pair_list(tmp_path / 'pairs')
     assert sorted(map(os.path.basename, map(os.fsencode, listed.sources))) == sorted(names)
-    for spoiled in (b'1 gone\xe9 other', b'1 a', b'2 a b', b'\xff\xfe', '1 \u3000\u3000'.encode(),
-                    b'1 a\0b c', b'1 %s b' % (b'a' * 5000)):
+    for spoiled in (
+        b'1 gone\xe9 other',
+        b'1 a',
+        b'2 a b',
+        b'\xff\xfe',
+        '1 \u3000\u3000'.encode(),
+        b'1 a\0b c',
+        b'1 %s b' % (b'a' * 5000),
+    ):
         (tmp_path / 'pairs').write_bytes(spoiled)
         assert said(lists.pair_list, tmp_path / 'pairs').isprintable()
 
@@ -304,6 +377,7 @@ def test_odd_files_in_a_folder(model, drawn, tmp_path):
 
 # fuzzing: a share of SECONDS each
 
+
 def damaged(data, draw):
     """Some bytes changed, cut out, repeated, or the end lost."""
     data = bytearray(data)
@@ -313,10 +387,10 @@ def damaged(data, draw):
         if kind == 0 and data:
             data[at] = draw.randrange(256)
         elif kind == 1:
-            del data[at:at + draw.randrange(1, 60)]
+            del data[at : at + draw.randrange(1, 60)]
         elif kind == 2:
-            data[at:at] = data[at:at + draw.randrange(1, 60)]
-        elif draw.random() < .3:
+            data[at:at] = data[at : at + draw.randrange(1, 60)]
+        elif draw.random() < 0.3:
             del data[at:]
     return bytes(data)
 
@@ -334,8 +408,16 @@ def fuzz(share, sample, check):
 def test_fuzzed_images(drawn):
     face = Image.open(next((drawn / 'train').rglob('*.jpg')))
     sample = []
-    for kind, options in (('JPEG', {}), ('JPEG', {'progressive': True}), ('PNG', {}), ('WEBP', {}),
-                          ('BMP', {}), ('GIF', {}), ('TIFF', {}), ('PPM', {})):
+    for kind, options in (
+        ('JPEG', {}),
+        ('JPEG', {'progressive': True}),
+        ('PNG', {}),
+        ('WEBP', {}),
+        ('BMP', {}),
+        ('GIF', {}),
+        ('TIFF', {}),
+        ('PPM', {}),
+    ):
         buffer = io.BytesIO()
         face.save(buffer, kind, **options)
         sample.append(buffer.getvalue())
@@ -347,7 +429,8 @@ def test_fuzzed_images(drawn):
             assert '\n' not in str(error)
         else:
             assert pixels.shape == (112, 96, 3) and pixels.dtype == np.uint8
-    fuzz(.3, sample, check)
+
+    fuzz(0.3, sample, check)
 
 
 def test_fuzzed_lists(tmp_path):
@@ -360,9 +443,11 @@ def test_fuzzed_lists(tmp_path):
         + ['a1/a1_0001.jpg 0'] * 8,
         'list': ['1 a0/a0_0001.jpg a0/a0_0001.jpg', '0 a1/a1_0001.jpg a2/a2_0001.jpg'] * 5,
     }
-    readers = {'pairs.txt': lambda: lists.lfw(tmp_path, 2, 2),
-               'pairs_CALFW.txt': lambda: lists.calfw(tmp_path, 2, 2),
-               'list': lambda: lists.pair_list(tmp_path / 'list')}
+    readers = {
+        'pairs.txt': lambda: lists.lfw(tmp_path, 2, 2),
+        'pairs_CALFW.txt': lambda: lists.calfw(tmp_path, 2, 2),
+        'list': lambda: lists.pair_list(tmp_path / 'list'),
+    }
     for name, lines in text.items():
         whole = '\n'.join(lines).encode()
         (tmp_path / name).write_bytes(whole)
@@ -371,7 +456,8 @@ def test_fuzzed_lists(tmp_path):
         def check(data, file=tmp_path / name, read=readers[name]):
             file.write_bytes(data)
             said(read)
-        fuzz(.1, [whole], check)
+
+        fuzz(0.1, [whole], check)
 
 
 def test_fuzzed_bins(tmp_path):
@@ -384,15 +470,17 @@ def test_fuzzed_bins(tmp_path):
     def check(data):
         file.write_bytes(data)
         said(read_bin, file)
-    fuzz(.15, sample, check)
+
+    fuzz(0.15, sample, check)
 
 
 def test_fuzzed_weights(state, tmp_path):
     whole = saved(state, tmp_path / 'w.pth').read_bytes()
-    start_of_pickle = whole[:whole.index(b'data.pkl') + 20000]
+    start_of_pickle = whole[: whole.index(b'data.pkl') + 20000]
 
     def check(data):
-        (tmp_path / 'w.pth').write_bytes(data + whole[len(start_of_pickle):])
+        (tmp_path / 'w.pth').write_bytes(data + whole[len(start_of_pickle) :])
         for reader in READERS.values():
             said(reader, tmp_path / 'w.pth')
-    fuzz(.25, [start_of_pickle], check)
+
+    fuzz(0.25, [start_of_pickle], check)
