@@ -18,8 +18,8 @@ from storage.folder import Folder
 from storage.images import HEIGHT, WIDTH, decode, some
 from storage.lists import List, is_list
 from storage.pixels import NewPixels, Pixels, is_whole, name_of
-from storage.progress import progress
 from storage.shards import Shards, are_shards
+from system.progress import progress
 from utils import DataError
 
 __all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loader']

@@ -41,13 +41,12 @@ import torch
 import meta
 import utils
 from dataset import check_entry
-from evaluation import lists, pictures, protocols
-from evaluation.extraction import FEATURES, extract_files
+from evaluation import calibration, lists, pictures, protocols
 from evaluation.listfile import write_pairs
 from evaluation.pairs import check_pairs
 from evaluation.tables import differences_table, table
-from training.checkpoint import load_weights
-from verification import calibration
+from recognition.embedding import FEATURES, extract_files
+from recognition.weights import load_weights
 from verification.drawing import draw_reliability
 
 READERS = {

@@ -30,10 +30,10 @@ from torch import nn
 import utils
 from backbones import PretrainedBackbone
 from evaluation import lists
-from evaluation.extraction import extract_files
 from model import HEIGHT, DALModel
-from preparation.alignment import TEMPLATE
-from training.checkpoint import WeightsInfo, load_weights
+from recognition.alignment import TEMPLATE
+from recognition.embedding import extract_files
+from recognition.weights import WeightsInfo, load_weights
 from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime

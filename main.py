@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 
-import backbones
 import dal
 import meta
 import utils
-from model import AGE_HEADS, Backbone, DALModel, ResidualFactorization, SolvedFactorization
+from backbones import own
+from model import AGE_HEADS, DALModel, ResidualFactorization, SolvedFactorization
 from training import command, session
 from training.distributed import Batch
 from training.means import Mean, NotFinite
@@ -26,13 +26,6 @@ from training.sharded import identity_head
 dataset = meta.demo  # the data set to train on: a dict of meta.py
 save = 'runs/demo'  # where weights, state, log and curves go
 init = None  # a backbone to fine-tune, as --init: a file of its weights, or 'sface'
-
-
-def make_backbone(recipe):
-    """Any module (N, 3, 112, 96) -> (N, D) may stand here: this is the one line to change."""
-    if recipe.backbone != 'dal':
-        return backbones.build(recipe.backbone)
-    return Backbone(recipe.layers, recipe.widths, recipe.dim)
 
 
 def arguments():
@@ -59,7 +52,7 @@ class Training:
             else ResidualFactorization
         )
         self.model = DALModel(
-            make_backbone(recipe),
+            own.make_backbone(recipe),
             len(classes),
             cutoffs,
             identity_head(recipe, self.batch),

@@ -444,7 +444,7 @@ class DALModel(nn.Module):
         if backbone is None and 'name' in config:
             raise ValueError(
                 f'{path}: trained with the backbone {config["name"]}: '
-                'training.checkpoint.load_weights builds it'
+                'recognition.weights.load_weights builds it'
             )
         try:
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())

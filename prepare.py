@@ -41,8 +41,8 @@ from dataset import Faces, check_entry
 from preparation import ages, conversion, doctor, job, pictures, records, summary
 from preparation.labels import NAMES
 from preparation.report import Report, claim
+from preparation.sharding import write_shards
 from storage.files import seen_from
-from storage.sharding import write_shards
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

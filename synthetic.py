@@ -1,105 +1,15 @@
 """Drawn faces of known identity and age: the default data set, and that of tests and benchmarks.
 
-    python3 synthetic.py data/drawn         # train/ and val/, a folder a person: 000_[age].jpg
-    python3 synthetic.py --sheet faces.png  # eight people growing old
-
-`draw(identity, age, shot)` is a pure function. Identity decides bones, colours and hair; age
-decides proportions, wrinkles and grey; shot decides what a photographer would: pose, light,
-expression, glasses, background, camera. Lengths are in pixels of the 112 high x 96 wide crop.
+python3 synthetic.py data/drawn         # train/ and val/, a folder a person: 000_[age].jpg
+python3 synthetic.py --sheet faces.png  # eight people growing old
 """
 
 import argparse
-import os
-import shutil
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from storage.progress import progress as progress_of
-from synthesis.face import Face
-from synthesis.features import brows, eyes, mouth, nostrils_and_moles
-from synthesis.hair import glasses, hairdo
-from synthesis.skin import beard, behind, complexion
-
-LAYERS = behind, complexion, beard, eyes, brows, nostrils_and_moles, mouth, hairdo, glasses
-
-
-def draw(identity: int, age: float, shot: int) -> np.ndarray:
-    """One face -> uint8 (112, 96, 3), RGB. identity, shot: integers >= 0; age: years, 0..90."""
-    face = Face(identity, age, shot)
-    for paint in LAYERS:  # from back to front
-        paint(face)
-    return face.photograph()
-
-
-def contact_sheet(people: Iterable[int], ages: Iterable[float], seed: int = 0) -> Image.Image:
-    """One row a person, one column an age. people: identities; ages: years."""
-    rows = [np.hstack([draw(who, age, seed + k) for k, age in enumerate(ages)]) for who in people]
-    return Image.fromarray(np.vstack(rows))
-
-
-def write_person(folder: str, identity: int, ages: list[int]) -> None:
-    """One folder of JPEGs, 000_[age].jpg on; the shot number is the image's place."""
-    os.makedirs(folder)
-    for k, age in enumerate(ages):
-        path = os.path.join(folder, f'{k:03d}_{age}.jpg')
-        Image.fromarray(draw(identity, age, k)).save(path, quality=95, subsampling=0)
-
-
-def make(
-    root: str | os.PathLike,
-    people: int = 400,
-    val_people: int = 100,
-    images: int = 10,
-    val_images: int = 12,
-    span: float = 4,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
-    """Write root/train and root/val, which share nobody.
-
-    A training person is seen within `span` years, a validation person over a whole life. root must
-    not exist; it appears when everything in it has been written. Every person is drawn from (seed,
-    number) alone, so the content does not depend on the number of worker processes.
-    """
-    root = os.path.abspath(root)
-    if os.path.exists(root):
-        raise FileExistsError(f'{root} exists already; remove it or choose another folder')
-    building = f'{root}.{os.getpid()}.tmp'
-    jobs = []
-    for number in range(people + val_people):
-        rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
-        if number < people:
-            ages = rng.uniform(3, 80) + span * rng.uniform(-0.5, 0.5, images)
-        else:
-            ages = np.linspace(3, 85, val_images) + rng.uniform(-2, 2, val_images)
-        ages = np.clip(np.rint(ages), 0, 90).astype(int).tolist()
-        folder = os.path.join(building, 'train' if number < people else 'val', f'p{number:05d}')
-        jobs.append((folder, int(rng.integers(2**62)), ages))
-    # a process takes longer to start than a few people to draw
-    workers = min(workers or os.cpu_count(), 1 + len(jobs) // 16)
-    columns = list(zip(*jobs, strict=True))
-    try:
-        # starts no process until the first map
-        with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-            if workers > 1:
-                drawn = pool.map(write_person, *columns, chunksize=4)
-            else:
-                drawn = map(write_person, *columns)
-            done = progress_of(drawn, 'drawing', len(jobs), unit=' people', disable=not progress)
-            for _ in done:
-                pass
-        os.rename(building, root)
-    except OSError as error:
-        error.filename, error.filename2 = root, None  # what the user knows
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+from synthesis.drawing import contact_sheet, make
 
 
 def main() -> None:

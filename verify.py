@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 import utils
-from training.checkpoint import load_weights
+from recognition.weights import load_weights
 from verification import answers, decision, drawing, indexing, pairs, portraits
 from verification.index import Index
 from verification.matcher import Matcher

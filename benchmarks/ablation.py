@@ -42,10 +42,8 @@ import backbones  # noqa: E402
 import dal  # noqa: E402
 import main  # noqa: E402
 import meta  # noqa: E402
-import synthetic  # noqa: E402
 import utils  # noqa: E402
 from dataset import Batches, Faces, evaluation_loader  # noqa: E402
-from evaluation.extraction import extract  # noqa: E402
 from evaluation.intervals import bootstrap, share_interval  # noqa: E402
 from evaluation.intervals import interval as middle  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
@@ -57,7 +55,9 @@ from evaluation.metrics import (  # noqa: E402
     roc_figures,
 )
 from evaluation.pairs import gap_pairs  # noqa: E402
-from training.checkpoint import load_weights  # noqa: E402
+from recognition.embedding import extract  # noqa: E402
+from recognition.weights import load_weights  # noqa: E402
+from synthesis import drawing  # noqa: E402
 from training.command import chosen_recipe  # noqa: E402
 from training.log import read_log  # noqa: E402
 from training.resume import start as resume  # noqa: E402
@@ -464,7 +464,7 @@ def run_all(args):
     if args.last_blocks and not args.init:
         raise utils.UserError('--last-blocks needs --init FILE, the weights of a MobileFaceNet')
     if args.dataset == 'demo' and not (ROOT / 'data' / 'demo').exists():
-        synthetic.make(ROOT / 'data' / 'demo')
+        drawing.make(ROOT / 'data' / 'demo')
     if args.set and not args.name:
         raise utils.UserError('--set makes another table: --name NAME')
     name = args.name or args.dataset + '-last-blocks' * args.last_blocks

@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import meta  # noqa: E402
-import synthetic  # noqa: E402
 import verify  # noqa: E402
 from dataset import Faces  # noqa: E402
+from synthesis import drawing  # noqa: E402
 from verification import calibration  # noqa: E402
 from verification.calibrating import embed  # noqa: E402
 
@@ -36,7 +36,7 @@ def read(name, known, seed):
         faces = Faces(root, entry['pat'], entry['pos'], known.width)
         return embed(known, faces), faces.labels, faces.ages
     with tempfile.TemporaryDirectory() as folder:
-        synthetic.make(f'{folder}/drawn', people=1, val_people=200, images=1, seed=seed)
+        drawing.make(f'{folder}/drawn', people=1, val_people=200, images=1, seed=seed)
         faces = Faces(f'{folder}/drawn/val', meta.demo['pat'], meta.demo['pos'], known.width)
         return embed(known, faces), faces.labels, faces.ages
 

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
-from preparation.alignment import TEMPLATE, open_photograph  # noqa: E402
-from preparation.detection import Detector  # noqa: E402
+from recognition.alignment import TEMPLATE, open_photograph  # noqa: E402
+from recognition.detection import Detector  # noqa: E402
 
 CROP = np.hypot(*(TEMPLATE[1] - TEMPLATE[0]))  # pixels between the eyes of an aligned face
 

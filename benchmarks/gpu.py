@@ -32,9 +32,9 @@ from launches import launches  # noqa: E402
 from speed import Ours, clock, machine, operations_of, product  # noqa: E402
 
 import meta  # noqa: E402
-import synthetic  # noqa: E402
 import utils  # noqa: E402
 from dataset import Faces  # noqa: E402
+from synthesis import drawing  # noqa: E402
 from training.distributed import launched  # noqa: E402
 from training.recipe import recipes  # noqa: E402
 
@@ -188,7 +188,7 @@ def run(args):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder, 'drawn', 'train')
             people = 16 if args.tiny else 2 * max(BATCH_SIZES) // 8
-            synthetic.make(root.parent, people=people, val_people=4, images=8, progress=False)
+            drawing.make(root.parent, people=people, val_people=4, images=8, progress=False)
             for name, *check in (
                 *gpu_checks.checks(ours, device, Path(folder)),
                 *gpu_jobs.checks(args.ctx, Path(folder)),

@@ -17,8 +17,9 @@ import backbones
 import main
 import meta
 import utils
+from backbones import own
 from dataset import Batches, Faces, evaluation_loader
-from storage.progress import progress
+from system.progress import progress
 from training import pretrained
 from training.log import run_summary
 
@@ -87,11 +88,11 @@ class LastBlocks(nn.Module):
 
 def untrained(recipe, faces, init):
     """A main.Training of the last blocks that starts from `init`, centres set."""
-    make, main.make_backbone = main.make_backbone, lambda recipe: LastBlocks(init)
+    make, own.make_backbone = own.make_backbone, lambda recipe: LastBlocks(init)
     try:
         training = main.Training(recipe, faces.classes, meta.age_cutoffs, torch.device('cpu'))
     finally:
-        main.make_backbone = make
+        own.make_backbone = make
     training.learn_ages(faces.labels, faces.ages)
     training.pretrained = True
     training.model.factorization.alpha.zero_()

@@ -23,8 +23,8 @@ import torch  # noqa: E402
 from speed import NETWORKS, Apart, Ours, machine, measure  # noqa: E402
 from speed_report import middle, ratio  # noqa: E402
 
-import synthetic  # noqa: E402
 import utils  # noqa: E402
+from synthesis import drawing  # noqa: E402
 
 BATCH_SIZES = {'cpu': {'64-layer': 16, 'small': 64}, 'cuda': {'64-layer': 256, 'small': 2048}}
 VARIANTS = {
@@ -85,7 +85,7 @@ def run(args):
         sizes = dict(BATCH_SIZES[device.type])
         sizes |= {'64-layer': args.batch_size or sizes['64-layer']}
         people = max(64, 2 * max(sizes.values()) // 8)
-        synthetic.make(root.parent, people=people, val_people=1, images=8, progress=False)
+        drawing.make(root.parent, people=people, val_people=1, images=8, progress=False)
         # freed memory is the C library's: a GPU's is PyTorch's own
         variants = [name for name in VARIANTS if name != 'returning' or device.type == 'cpu']
         for network, batch_size in sizes.items():

@@ -29,11 +29,11 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 import meta
-import synthetic
 import utils
 from benchmarks.speed import machine, peak_resident
 from dataset import Faces, training_loader
 from model import CosFace
+from synthesis import drawing
 from training.distributed import Batch, all_reduce, process_group
 from training.sharded import sharded
 
@@ -203,7 +203,7 @@ def run(args):
         'slices': [],
     }
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        synthetic.make(
+        drawing.make(
             Path(folder, 'drawn'), people=1, val_people=1, images=1, val_images=1, progress=False
         )
         for n in sizes:

@@ -40,11 +40,12 @@ from tqdm import tqdm
 import dal
 import main
 import meta
-import synthetic
 import utils
+from backbones import own
 from dataset import Faces, evaluation_loader, training_loader
-from evaluation.extraction import extract
 from model import HEIGHT, WIDTH, DALModel, normalize
+from recognition.embedding import extract
+from synthesis import drawing
 from training.log import run_summary
 from training.recipe import recipes
 
@@ -98,7 +99,7 @@ class Conventional:
         # not utils.pick_device, which changes how a CPU's memory is handled
         device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')
         self.faces, self.device = faces, device
-        model = DALModel(main.make_backbone(recipe), len(faces.classes))
+        model = DALModel(own.make_backbone(recipe), len(faces.classes))
         self.model = model.to(device).train()
         self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
         self.optimizer = torch.optim.SGD(
@@ -388,9 +389,7 @@ def run(args):
     with tempfile.TemporaryDirectory() as folder:
         root, images = os.path.join(folder, 'drawn', 'train'), 8
         people = max(64, 2 * max(batch_sizes.values()) // images)
-        synthetic.make(
-            Path(root).parent, people=people, val_people=1, images=images, progress=False
-        )
+        drawing.make(Path(root).parent, people=people, val_people=1, images=images, progress=False)
         faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
         faces.check()
         works, trainers = contestants(faces, batch_sizes, device, args)

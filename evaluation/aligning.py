@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.extraction import digest_of
-from preparation.alignment import align, middle, open_photograph
-from preparation.detection import Detector, choose
-from preparation.processes import each
+from recognition.alignment import align, middle, open_photograph
+from recognition.detection import Detector, choose
+from recognition.embedding import digest_of
 from storage.images import some
-from storage.progress import progress
+from system.processes import each
+from system.progress import progress
 from utils import DataError, write_whole
 
 SIDE = 112  # of the faces that are kept; what a network of 96 columns sees is their middle

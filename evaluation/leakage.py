@@ -15,7 +15,8 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score, r
 from dal import first_canonical_correlation
 from evaluation.metrics import leave_one_out_rank1, number
 from evaluation.pairs import gap_pairs
-from evaluation.rates import check_finite, cosines, roc_figures
+from evaluation.rates import cosines, roc_figures
+from recognition.embedding import check_finite
 
 # penalties on standardised features: a ridge's beside their mean squares, a covariance's diagonal
 STRENGTHS = 10.0 ** np.arange(-4, 4)

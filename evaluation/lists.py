@@ -17,10 +17,10 @@ from evaluation.listed import Listed, listed_pairs
 from evaluation.listfile import EVERY_SCORE, is_header, pair_of, read_lines, why_no_pair
 from evaluation.pairs import Pairs
 from evaluation.pickled import read_bin
-from preparation.labels import TAIL
+from evaluation.set_checks import check_ages
+from recognition.alignment import TAIL
 from storage import files
 from storage.images import some
-from storage.validation import check_ages
 from utils import DataError
 
 # 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG

@@ -10,7 +10,8 @@ import numpy as np
 
 from evaluation.intervals import REPLICATES, bootstrap, interval, share_interval
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
-from evaluation.rates import GRID, check_finite, cosines, decide, far_thresholds, roc_figures
+from evaluation.rates import GRID, cosines, decide, far_thresholds, roc_figures
+from recognition.embedding import check_finite
 
 # below as many pairs of either kind, one pair more or less moves every figure by points
 ENOUGH = 10

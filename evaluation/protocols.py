@@ -8,7 +8,8 @@ from evaluation import leakage, metrics
 from evaluation.intervals import REPLICATES, share_interval
 from evaluation.lists import Listed
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
-from evaluation.rates import check_finite, cosines
+from evaluation.rates import cosines
+from recognition.embedding import check_finite
 from utils import DataError
 
 RANKS = 100  # a CMC curve's length

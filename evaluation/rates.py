@@ -6,24 +6,14 @@ threshold.
 
 import numpy as np
 
+from recognition.embedding import check_finite
+
 # the field's thresholds: squared distances 2 − 2·cos of 0, 0.01 … 3.99, as cosines, strictest first
 GRID = 1 - np.arange(0, 4, 0.01) / 2
 FARS = {'tar@1e-1': 1e-1, 'tar@1e-2': 1e-2, 'tar@1e-3': 1e-3}
 THRESHOLD_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 # a FAR is spoken of from this many expected false accepts up: fewer are an anecdote
 FALSE_ACCEPTS = 10
-
-
-def check_finite(features: np.ndarray, names: list | None = None) -> None:
-    """Raises ValueError naming the first row of features (N, D) that holds a NaN or an infinity,
-    by its index where there are no names."""
-    faulty = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(faulty):
-        first = f'image {faulty[0]} (counted from 0)' if names is None else names[faulty[0]]
-        raise ValueError(
-            f'{first}: its features are not finite (NaN or infinite), as are those of '
-            f'{len(faulty)} of {len(features)} images'
-        )
 
 
 def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

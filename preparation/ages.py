@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torchvision.models import vgg16
 
-from preparation.alignment import TEMPLATE, align, open_photograph, similarity, warp
-from preparation.processes import each
-from storage.progress import progress
-from training.checkpoint import load_checkpoint
+from recognition.alignment import TEMPLATE, align, open_photograph, similarity, warp
+from recognition.weights import load_checkpoint
+from system.processes import each
+from system.progress import progress
 from utils import UserError
 
 

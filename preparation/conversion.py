@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from preparation.ages import Dex, Offline
-from preparation.alignment import align, middle, open_photograph
-from preparation.detection import Detector, choose
 from preparation.labels import NAMES, Named
 from preparation.landmarks import Landmarks
 from preparation.report import Outcome, digest
 from preparation.source import Photograph
 from preparation.tables import Table
+from recognition.alignment import align, middle, open_photograph
+from recognition.detection import Detector, choose
 from storage.files import is_image
 from utils import write_whole
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from evaluation.extraction import extract_files
 from preparation.survey import Part
-from storage.progress import progress
-from training.checkpoint import load_weights
+from recognition.embedding import extract_files
+from recognition.weights import load_weights
+from system.progress import progress
 from utils import UserError
 
 SAME_IMAGE = 0.99  # cosine of embeddings above which two files show one photograph

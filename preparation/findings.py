@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluation.set_checks import check_ages
 from preparation.survey import AGELESS, SIZE, UNREADABLE, Part
 from storage.images import some
-from storage.validation import check_ages
 
 REMEDIES = {
     AGELESS: "rename them, or mend 'pat' and 'pos'",

@@ -5,11 +5,11 @@ import functools
 from collections import Counter
 
 from preparation.conversion import Converter, with_rivals
-from preparation.processes import each
 from preparation.report import Report
 from preparation.source import find, numbered
 from preparation.update import update
-from storage.progress import progress
+from system.processes import each
+from system.progress import progress
 
 
 def run(converter: Converter, settings: dict, people: str, workers: int, report: Report) -> Counter:

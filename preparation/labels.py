@@ -8,10 +8,9 @@ from collections.abc import Iterable
 
 from PIL import ExifTags, Image
 
+from recognition.alignment import TAIL
 from storage.images import kinds, parse_age
 
-# what aligners and copies append to a name: _0, _001, -aligned, _crop, (1)
-TAIL = r'(?:[-_ ]+(?:\d{1,3}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
 # file names of well-known sets: the person, where one is named, and the age or the two dates
 NAMES = {
     # 000_12.jpg

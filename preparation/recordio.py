@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from preparation import foreign
-from storage.progress import progress
+from system.progress import progress
 from utils import DataError
 
 MAGIC = struct.pack('<I', 0xCED7230A)

@@ -17,14 +17,14 @@ from PIL import Image
 
 from preparation.ages import estimator
 from preparation.pictures import contact_sheet
-from preparation.processes import each
 from preparation.recordio import RecordFile, Records, identity_of
 from preparation.report import write_csv
+from preparation.sharding import write_shards
 from preparation.tables import Table
 from storage.images import decode, some
-from storage.jobs import Interrupt
-from storage.progress import progress
-from storage.sharding import write_shards
+from system.locks import Interrupt
+from system.processes import each
+from system.progress import progress
 from utils import DataError, UserError
 
 BATCH = 64  # images that are estimated together

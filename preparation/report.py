@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
-from storage import jobs
-from storage.jobs import Interrupt
+from system import locks as jobs
+from system.locks import Interrupt
 from utils import UserError, write_whole
 
 # of a TARGET that was begun before these options were there

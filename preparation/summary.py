@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset import Faces
+from evaluation.set_checks import check_ages
 from preparation import doctor
 from preparation.report import Report
 from storage.files import below
 from storage.images import some
-from storage.validation import check_ages
 from utils import DataError
 
 

@@ -13,8 +13,8 @@ from dataset import Faces
 from storage.files import below, is_system, seen_from
 from storage.images import decode, parse_age
 from storage.lists import is_list
-from storage.progress import progress
 from storage.shards import are_shards
+from system.progress import progress
 from utils import DataError
 
 GREY = 2  # mean difference of the channels below which a face is grey

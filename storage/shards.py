@@ -25,8 +25,8 @@ import numpy as np
 import utils
 from storage.files import read_at, seen_from, sweep, will_need
 from storage.images import some
-from storage.progress import progress
 from storage.tar import library, row, samples
+from system.progress import progress
 from utils import DataError
 
 OPEN = 128  # shards that a process keeps open

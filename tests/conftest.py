@@ -94,10 +94,10 @@ def log_rows(save):
 @pytest.fixture(scope='session')
 def drawn(tmp_path_factory):
     """A data set of drawn faces: 8 people of 5 images to train on, 6 others of 6 to validate."""
-    import synthetic
+    from synthesis import drawing
 
     root = tmp_path_factory.mktemp('faces') / 'drawn'
-    synthetic.make(root, people=8, val_people=6, images=5, val_images=6, progress=False)
+    drawing.make(root, people=8, val_people=6, images=5, val_images=6, progress=False)
     return root
 
 
@@ -107,9 +107,10 @@ def weights(drawn, tmp_path_factory):
     import main
     import meta
     from dataset import Faces, evaluation_loader
-    from evaluation.extraction import extract
     from evaluation.metrics import decision, people_report
-    from training.checkpoint import save_checkpoint, weights_of
+    from recognition.embedding import extract
+    from recognition.weights import save_checkpoint
+    from training.resume import weights_of
 
     people = Faces(drawn / 'train', r'_|\.', 1).classes
     training = main.Training(tiny(), people, meta.age_cutoffs, torch.device('cpu'))

@@ -6,15 +6,15 @@ import struct
 import numpy as np
 from PIL import Image
 
-import synthetic
 from preparation.recordio import MAGIC
+from synthesis import drawing
 
 PEOPLE = [3, 2, 4]  # images of each
 
 
 def image(person, number, wide=True):
     """An encoded face, 112 wide or 96."""
-    face = np.pad(synthetic.draw(person, 20 + 9 * number, number), ((0, 0), (8, 8), (0, 0)), 'edge')
+    face = np.pad(drawing.draw(person, 20 + 9 * number, number), ((0, 0), (8, 8), (0, 0)), 'edge')
     file = io.BytesIO()
     Image.fromarray(face if wide else face[:, 8:-8]).save(file, 'JPEG', quality=95)
     return file.getvalue()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import prepare
-import synthetic
-from preparation.alignment import TEMPLATE
+from recognition.alignment import TEMPLATE
+from synthesis import drawing
 
 needs_detector = pytest.mark.skipif(
     not find_spec('facenet_pytorch'), reason='facenet-pytorch is not installed'
@@ -24,7 +24,7 @@ needs_estimator = pytest.mark.skipif(
 def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, **options):
     """A drawn face on a grey canvas, saved; its five points (5, 2) in pixels of the canvas."""
     image = Image.new('RGB', size, (96, 104, 112))
-    face = Image.fromarray(synthetic.draw(seed, age, 0))
+    face = Image.fromarray(drawing.draw(seed, age, 0))
     image.paste(
         face.resize(
             (round(face.width * times), round(face.height * times)), Image.Resampling.BICUBIC

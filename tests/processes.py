@@ -19,6 +19,7 @@ from tqdm import tqdm
 import main
 import meta
 import utils
+from backbones import own
 from training import distributed
 from training.recipe import small
 
@@ -127,7 +128,7 @@ def steps(folder, kinds, double=False, batch_norm=False):
     if double:  # rounding hides nothing then
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
-    main.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
+    own.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
     plain = dict(
         precision='float32',
         read_age=0.0,
@@ -207,7 +208,7 @@ def run_main(entry, save, *line, settings=(), prepare=lambda: None):
 
 def train(*args, settings=(), **options):
     """run_main, with a backbone that depends on no batch norm."""
-    main.make_backbone = lambda recipe: Tiny()
+    own.make_backbone = lambda recipe: Tiny()
     run_main(*args, settings=[*SETTINGS, *settings], **options)
 
 

@@ -8,14 +8,14 @@ from photographs import Forty, command, needs_estimator, photograph
 from PIL import Image
 from torchvision.models import vgg16
 
-import synthetic
 from preparation import ages
+from synthesis import drawing
 from utils import UserError
 
 
 @needs_estimator
 def test_offline_estimator_tells_years(tmp_path):
-    face = Image.fromarray(synthetic.draw(0, 40, 0))
+    face = Image.fromarray(drawing.draw(0, 40, 0))
     years = ages.Offline().estimate(face)
     assert 0 <= years <= 80 and years == int(years)
     truth = photograph(tmp_path / 'a.png', times=1, age=40)
@@ -37,7 +37,7 @@ def test_dex_is_the_expectation(tmp_path):
         tmp_path / 'dex.pth',
     )
     assert ages.Dex(tmp_path / 'dex.pth').estimate(
-        Image.fromarray(synthetic.draw(0, 40, 0))
+        Image.fromarray(drawing.draw(0, 40, 0))
     ) == pytest.approx(75, abs=1e-3)
 
 
@@ -61,7 +61,7 @@ def test_other_weights_are_refused(tmp_path):
     ],
 )
 def test_absent_packages_are_told(monkeypatch, module, make, reason):
-    from preparation import detection
+    from recognition import detection
 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=reason):
@@ -81,7 +81,7 @@ def test_table_of_errors():
 
 def test_check_ages(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ages, 'Offline', Forty)
-    synthetic.write_person(tmp_path / 'set' / 'a', 0, [10, 70])
+    drawing.write_person(tmp_path / 'set' / 'a', 0, [10, 70])
     command('--check-ages', tmp_path / 'set')
     printed = capsys.readouterr().out
     assert 'all              2   30.0    -0.4' in printed

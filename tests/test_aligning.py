@@ -10,8 +10,8 @@ from PIL import Image
 import evaluate
 from evaluation import aligning
 from model import Backbone, DALModel
-from preparation.alignment import TEMPLATE
-from preparation.detection import Face
+from recognition.alignment import TEMPLATE
+from recognition.detection import Face
 from utils import DataError, UserError
 
 SIDE = 250  # of the photographs, as in LFW
@@ -121,7 +121,7 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
 
 def test_faces_in_shards_and_bins_are_aligned(drawn, tmp_path, weights):
     from dataset import Faces
-    from storage.sharding import write_shards
+    from preparation.sharding import write_shards
 
     pattern = write_shards(Faces(drawn / 'val', r'_|\.', 1), str(tmp_path / 'set'))
     with pytest.raises(UserError, match='not for faces in shards'):

@@ -7,9 +7,9 @@ import pytest
 from photographs import bad_files, needs_detector, photograph
 from PIL import Image
 
-import synthetic
-from preparation.alignment import TEMPLATE, align, open_photograph, similarity
-from preparation.detection import Face, choose
+from recognition.alignment import TEMPLATE, align, open_photograph, similarity
+from recognition.detection import Face, choose
+from synthesis import drawing
 from utils import DataError
 
 
@@ -76,7 +76,7 @@ def test_points_land_on_the_template(angle, scale):
 
 
 def test_there_and_back():
-    face = Image.fromarray(synthetic.draw(3, 40, 0))
+    face = Image.fromarray(drawing.draw(3, 40, 0))
     large = face.resize((96 * 4, 112 * 4), Image.Resampling.BICUBIC).rotate(
         15, Image.Resampling.BICUBIC, expand=True
     )
@@ -169,7 +169,7 @@ def test_what_is_no_photograph_is_told_in_a_line(tmp_path):
 def test_sixty_megapixels(tmp_path, recwarn):
     """A photograph of 60 megapixels is read, and its face aligned as that of a small one."""
     times = 40
-    face = Image.fromarray(synthetic.draw(1, 50, 0))
+    face = Image.fromarray(drawing.draw(1, 50, 0))
     large = Image.new('RGB', (9000, 6700), (96, 104, 112))
     large.paste(face.resize((96 * times, 112 * times), Image.Resampling.BILINEAR), (2000, 1000))
     large.save(tmp_path / 'large.jpg', quality=80)
@@ -189,7 +189,7 @@ def test_choose():
 
 @needs_detector
 def test_detector_finds_drawn_faces(tmp_path):
-    from preparation.detection import Detector
+    from recognition.detection import Detector
 
     detector = Detector()
     truth = photograph(tmp_path / 'one.png', seed=3)

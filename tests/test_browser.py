@@ -11,8 +11,8 @@ from PIL import Image
 from test_calibration import stored
 from test_verify import Stub, photograph_of
 
+from evaluation.cells import AgeDecision
 from verification import portraits
-from verification.cells import AgeDecision
 from verification.indexing import read_folder
 
 pytest.importorskip('flask')

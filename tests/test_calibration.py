@@ -10,9 +10,10 @@ import torch
 import meta
 import utils
 import verify
-from verification import calibration, cells, drawing
-from verification.calibration import Scored
-from verification.cells import FARS, SHAPE, AgeDecision
+from evaluation import calibration, cells
+from evaluation.calibration import Scored
+from evaluation.cells import FARS, SHAPE, AgeDecision
+from verification import drawing
 from verification.decision import Ages, Decision, calibration_file, read_decision
 
 

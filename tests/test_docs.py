@@ -21,7 +21,8 @@ import evaluate
 import main
 import meta
 import model
-from training.checkpoint import load_weights
+from backbones import own
+from recognition.weights import load_weights
 from training.command import chosen_recipe
 from training.log import read_log
 
@@ -278,7 +279,7 @@ def test_another_identity_margin(monkeypatch, train, tmp_path):
 
 def test_another_backbone(monkeypatch, train):
     names = extension('Plain')
-    monkeypatch.setattr(main, 'make_backbone', names['make_backbone'])
+    monkeypatch.setattr(own, 'make_backbone', names['make_backbone'])
     weights = train(-1, 1) / 'epoch_001.pth'
     faces = torch.zeros(2, 3, 112, 96, dtype=torch.uint8)
     loaded = model.DALModel.load(weights, names['Plain']())

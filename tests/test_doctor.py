@@ -11,11 +11,11 @@ from PIL import Image
 
 import meta
 import prepare
-import synthetic
 from dataset import Faces
 from model import Backbone, DALModel
 from preparation import doctor, duplicates
-from storage.sharding import write_shards
+from preparation.sharding import write_shards
+from synthesis import drawing
 from utils import UserError
 
 
@@ -25,9 +25,7 @@ def healthy(tmp_path):
     ages = [[4, 15, 22], [30, 40, 50], [60, 70, 80]]
     for root, people in (('train', 3), ('val', 2)):
         for k in range(people):
-            synthetic.write_person(
-                tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'), ages[k]
-            )
+            drawing.write_person(tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'), ages[k])
     return {
         'train_root': str(tmp_path / 'train'),
         'val_root': str(tmp_path / 'val'),

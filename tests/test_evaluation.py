@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from evaluation import leakage, metrics, rates
-from evaluation.extraction import extract, extract_files
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
 from evaluation.tables import table
 from model import Backbone, DALModel
+from recognition.embedding import extract, extract_files
 from utils import DataError
 
 CUTOFFS = (12, 18, 25, 35, 45, 55, 65)

@@ -17,7 +17,7 @@ import export
 import utils
 import verify
 from model import DALModel
-from training.checkpoint import load_weights
+from recognition.weights import load_weights
 from utils import DataError
 
 

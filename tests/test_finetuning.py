@@ -14,8 +14,8 @@ import main
 import meta
 import utils
 from dataset import Faces
+from recognition.weights import load_weights
 from training import distributed, pretrained
-from training.checkpoint import load_weights
 from training.recipe import finetune, paper
 from training.schedule import parameter_groups
 

@@ -13,7 +13,7 @@ from conftest import ROOT, tiny
 import main
 import meta
 import utils
-from training.checkpoint import save_checkpoint
+from recognition.weights import save_checkpoint
 from training.recipe import Recipe, paper
 from training.resume import start, state_of
 

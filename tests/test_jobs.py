@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from storage.jobs import Interrupt
+from system.locks import Interrupt
 
 
 def test_interrupt_waits_for_the_step():

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.io import savemat
 
 import prepare
-from preparation.alignment import TEMPLATE
 from preparation.labels import NAMES, Named, person_in, years_between
 from preparation.landmarks import Landmarks, five_points
 from preparation.tables import Table
+from recognition.alignment import TEMPLATE
 from utils import DataError
 
 

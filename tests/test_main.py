@@ -7,8 +7,9 @@ from conftest import tiny
 
 import main
 import meta
-from training.checkpoint import load_weights, save_checkpoint, weights_of
+from recognition.weights import load_weights, save_checkpoint
 from training.recipe import paper
+from training.resume import weights_of
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from test_images import encoded
 
 from dataset import Batches, Faces, training_loader
-from storage import files, pixels, progress
+from storage import files, pixels
 from storage.images import decode
+from system import progress
 
 
 @pytest.fixture

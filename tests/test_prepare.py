@@ -21,10 +21,10 @@ from photographs import (
 from PIL import Image
 
 import prepare
-import synthetic
 from dataset import Faces
 from preparation import conversion
 from preparation.source import find, numbered
+from synthesis import drawing
 from utils import UserError
 
 ODD = [
@@ -68,7 +68,7 @@ def test_every_name_survives(source, capsys):
     assert (source / 'target' / 'plain' / '000_20.jpg').exists() and (
         source / 'target' / 'plain' / '001_21.jpg'
     ).exists()
-    drawn = synthetic.draw(0, 30, 0)
+    drawn = drawing.draw(0, 30, 0)
     assert (
         np.abs(
             faces.read(
@@ -200,7 +200,7 @@ def test_no_face_and_many_faces(tmp_path):
     Image.new('RGB', (300, 200), (90, 120, 60)).save(source / 'meadow_9.jpg')
     photograph(source / 'one_30.png', seed=3, at=(10, 10), size=(900, 700), times=1.2)
     with Image.open(source / 'one_30.png') as image:
-        image.paste(Image.fromarray(synthetic.draw(5, 30, 0)).resize((288, 336)), (330, 180))
+        image.paste(Image.fromarray(drawing.draw(5, 30, 0)).resize((288, 336)), (330, 180))
         image.save(source / 'two_30.png')
     command(tmp_path / 'source', tmp_path / 'target', '--ages', 'plain')
     rows = table(tmp_path / 'target')

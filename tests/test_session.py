@@ -12,7 +12,7 @@ from PIL import Image
 import main
 import utils
 from model import DALModel
-from training.checkpoint import save_checkpoint
+from recognition.weights import save_checkpoint
 from training.log import read_log
 from utils import DataError
 
@@ -237,7 +237,7 @@ def test_bad_command_lines(train, line, message):
 
 def test_without_a_terminal_training_says_how_far_it_is(train, capsys, monkeypatch):
     """A line a minute, as under nohup; here more often."""
-    monkeypatch.setattr('storage.progress.SECONDS', 0.001)
+    monkeypatch.setattr('system.progress.SECONDS', 0.001)
     train(-1, 2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('training: ')]
     wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')

@@ -13,8 +13,8 @@ import torch
 import utils
 from dataset import Batches, Faces, training_loader
 from evaluation import lists
+from preparation.sharding import write_shards
 from storage import shards
-from storage.sharding import write_shards
 from storage.shards import Shards
 from utils import DataError
 

@@ -13,8 +13,8 @@ from test_images import encoded
 from torchvision.datasets import ImageFolder
 
 from dataset import Faces
+from preparation.sharding import write_shards
 from storage.files import find, images_below, is_system, lines_of
-from storage.sharding import write_shards
 from utils import DataError
 
 

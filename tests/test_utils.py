@@ -15,7 +15,7 @@ from torch import nn
 
 import utils
 from model import DALModel
-from training.checkpoint import load_checkpoint, save_checkpoint
+from recognition.weights import load_checkpoint, save_checkpoint
 from training.log import Log, differences, read_log
 from training.means import Mean
 from training.recipe import Recipe, paper, small
@@ -27,7 +27,7 @@ def test_a_kill_during_a_save_leaves_a_whole_file(tmp_path):
     script = (
         'import sys, torch\n'
         'sys.path.insert(0, sys.argv[1])\n'
-        'from training.checkpoint import save_checkpoint\n'
+        'from recognition.weights import save_checkpoint\n'
         'for k in range(10**9):\n'
         '    state = {"k": k, "model": torch.full((3_000_000,), float(k))}\n'
         '    save_checkpoint(state, sys.argv[2])\n'

@@ -7,8 +7,8 @@ import pytest
 from test_images import encoded
 
 from dataset import Faces
-from storage.sharding import write_shards
-from storage.validation import check_ages, check_validation, shared_images
+from evaluation.set_checks import check_ages, check_validation, shared_images
+from preparation.sharding import write_shards
 from utils import DataError
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 import utils
 import verify
 from model import DALModel
-from preparation.alignment import TEMPLATE
-from preparation.detection import Face
+from recognition.alignment import TEMPLATE
+from recognition.detection import Face
 from training.log import read_log
 from utils import DataError
 from verification import portraits

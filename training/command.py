@@ -8,7 +8,7 @@ from typing import NamedTuple
 import meta
 from dataset import Faces, check_entry
 from evaluation.listfile import is_pair_list
-from storage.validation import check_ages, check_validation
+from evaluation.set_checks import check_ages, check_validation
 from training import pretrained
 from training.distributed import world_size
 from training.recipe import Recipe, recipes
@@ -158,9 +158,9 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     their pixels checked. Raises DataError."""
     check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
-        import synthetic
+        from synthesis import drawing
 
-        synthetic.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
+        drawing.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train = Faces(entry['train_root'], entry['pat'], entry['pos'])
     people = len(train.classes)
     if people != entry['n_cls']:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 import backbones
 from dataset import Faces, evaluation_loader
-from evaluation.extraction import extract
 from model import read_state
-from storage.progress import progress
-from training.checkpoint import load_checkpoint
+from recognition.embedding import extract
+from recognition.weights import load_checkpoint
+from system.progress import progress
 from training.distributed import all_reduce, rank, world_size
 from training.recipe import Recipe
 from training.sharded import ShardedHead

@@ -4,7 +4,7 @@ decorrelated."""
 from tqdm import tqdm
 
 import utils
-from storage.progress import progress
+from system.progress import progress
 from training.distributed import is_rank_zero, on_rank_zero, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
 

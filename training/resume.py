@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
+import backbones
+from model import Backbone
+from recognition.weights import load_checkpoint, save_checkpoint
 from training import sharded_files
-from training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint, weights_of
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
 from utils import UserError
@@ -201,3 +205,35 @@ def _restore(training, state, steps_per_epoch):
 
 def _score(state):
     return None if state.get('best') is None else float(state['best'])
+
+
+def weights_of(training) -> dict:
+    """What `load_weights` reads, and what a run can start from; the identity head is this
+    rank's."""
+    backbone, recipe = training.model.backbone, training.recipe
+    ours = Backbone, backbones.PretrainedBackbone
+    return {
+        'model': training.model.state_dict(),
+        'backbone': backbone.config if isinstance(backbone, ours) else None,
+        'heads': {'identity': recipe.head, 'age': recipe.age_head},
+        'classes': training.classes,
+        'age_cutoffs': training.cutoffs,
+        'epoch': training.epoch,
+        'best': training.best,
+        'decision': training.decision,
+        'recipe': recipe.as_dict(),
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says.
+    Raises ValueError where they don't fit."""
+    own = optimizer.state_dict()['param_groups']
+    optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    for index, moments in saved['state'].items():
+        for name, moment in moments.items():
+            if moment.shape != (() if name == 'step' else parameters[index].shape):
+                raise ValueError(
+                    f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}'
+                )

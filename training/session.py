@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 import meta
 from dataset import training_loader
-from storage.jobs import Interrupt, Interrupted, claim
+from system.locks import Interrupt, Interrupted, claim
 from training import pretrained
 from training.command import decode_data, open_data, plan
 from training.distributed import (

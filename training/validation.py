@@ -6,18 +6,17 @@ import torch
 
 import utils
 from dataset import evaluation_loader
-from evaluation import lists
-from evaluation.extraction import extract, extract_files
+from evaluation import calibration, lists
 from evaluation.leakage import age_r2
 from evaluation.lists import Listed
 from evaluation.metrics import decision, people_report, percentiles, verification
 from evaluation.pairs import check_pairs
-from evaluation.rates import check_finite as check_finite_features
 from evaluation.rates import cosines
-from storage.jobs import Interrupted
+from recognition.embedding import check_finite as check_finite_features
+from recognition.embedding import extract, extract_files
+from system.locks import Interrupted
 from training.distributed import on_rank_zero, raised_by_all
 from utils import DataError, UserError
-from verification import calibration
 
 
 def check_finite(training, loader, folder) -> None:

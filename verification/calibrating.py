@@ -7,11 +7,11 @@ import numpy as np
 
 import meta
 from dataset import Faces, check_entry, evaluation_loader
-from evaluation.extraction import extract
+from evaluation import calibration
+from evaluation.cells import SHAPE, AgeDecision
 from evaluation.metrics import decision, people_report
+from recognition.embedding import extract
 from utils import DataError, UserError
-from verification import calibration
-from verification.cells import SHAPE, AgeDecision
 from verification.decision import write_calibration
 from verification.matcher import Matcher
 

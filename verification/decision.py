@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 import utils
-from training.checkpoint import WeightsInfo
+from evaluation.cells import AgeDecision
+from recognition.weights import WeightsInfo
 from utils import UserError
-from verification.cells import AgeDecision
 
 FEW = 30  # pairs of either kind in a cell, below which its probability is said to rest on few
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation.processes import each
 from storage.files import images_below
-from storage.jobs import Interrupt, Interrupted
-from storage.progress import progress
+from system.locks import Interrupt, Interrupted
+from system.processes import each
+from system.progress import progress
 from utils import DataError, UserError
 from verification import index, portraits
 from verification.index import FACE, Index, Photograph

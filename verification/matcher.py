@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 import utils
-from evaluation.extraction import extract
 from model import DALModel
-from training.checkpoint import WeightsInfo
+from recognition.embedding import extract
+from recognition.weights import WeightsInfo
 from verification.decision import Decision
 
 BATCH = 32

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preparation.alignment import TEMPLATE, open_photograph, similarity, warp
-from preparation.detection import Detector
+from recognition.alignment import TEMPLATE, open_photograph, similarity, warp
+from recognition.detection import Detector
 from storage.images import HEIGHT, WIDTH, some, to_width
 from utils import DataError, UserError
 

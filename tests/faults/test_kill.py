@@ -13,7 +13,7 @@ from conftest import PHASES
 from kills import MOMENTS, assert_same_run, ended, finish, start
 
 from dataset import Faces
-from training.checkpoint import load_checkpoint
+from recognition.weights import load_checkpoint
 
 KILLS = int(os.environ.get('FAULT_KILLS', 12))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

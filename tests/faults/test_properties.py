@@ -14,8 +14,8 @@ import utils
 from dataset import Faces
 from evaluation import lists
 from evaluation.pickled import read_bin
+from recognition.weights import load_checkpoint, save_checkpoint
 from storage.images import parse_age
-from training.checkpoint import load_checkpoint, save_checkpoint
 from training.recipe import paper
 from utils import DataError
 

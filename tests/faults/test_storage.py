@@ -18,7 +18,7 @@ from test_bad_disk import LINE, errors, limit, own, struck, tiny  # noqa: F401
 from test_strangers import damaged
 
 from dataset import Faces
-from storage.sharding import write_shards
+from preparation.sharding import write_shards
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of fuzzing

@@ -19,12 +19,12 @@ import main
 import utils
 from dataset import Faces
 from evaluation import lists
-from evaluation.extraction import extract_files
 from evaluation.pickled import read_bin
 from model import Backbone, DALModel
+from recognition.embedding import extract_files
+from recognition.weights import load_weights
 from storage.images import decode
 from training import resume
-from training.checkpoint import load_weights
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of all fuzzing together

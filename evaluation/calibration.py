@@ -1,6 +1,6 @@
 """From the faces of people of known age to a decision by ages, and how well it keeps its word.
 
-Thresholds: in each cell of ages (verification/cells.py) the quantile of the similarities of pairs
+Thresholds: in each cell of ages (evaluation/cells.py) the quantile of the similarities of pairs
 of two people. Probability: a logistic regression on the similarity whose slope and offset are
 piecewise linear in the age of the younger and in the gap; every cell weighs its pairs of one person
 and of two alike, so P is what the similarity says where both were equally likely beforehand.
@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.metrics import check_finite
-from verification.cells import (
+from evaluation.cells import (
     FARS,
     GAP,
     SHAPE,
@@ -23,6 +22,7 @@ from verification.cells import (
     span,
     supports,
 )
+from recognition.embedding import check_finite
 
 FACES, PER_PERSON = 4000, 30  # at most: a product of 4000 × 4000 is a second's work
 RATES = (0.1, 0.01, 0.001)  # at which a calibration is measured

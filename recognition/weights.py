@@ -1,7 +1,7 @@
 """Files of weights and states: written whole, read safely; what a weights file holds."""
 
 import hashlib
-import importlib
+import types
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,9 @@ import torch
 
 import backbones
 import utils
+from backbones import own
 from backbones.files import PREFIXES, refuse_impostors
-from model import AGE_CUTOFFS, Backbone, DALModel, read_state
-from training.recipe import Recipe
+from model import AGE_CUTOFFS, DALModel, read_state
 from utils import UserError
 
 OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME'
@@ -39,7 +39,8 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
     """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode
     on `device`, and what the file says of it.
 
-    The backbone is rebuilt from the file; a module of the user's own by main.py's `make_backbone`.
+    The backbone is rebuilt from the file; a module of the user's own by
+    `backbones.own.make_backbone`.
     With `backbone`, a name of backbones.build, the file is that network as others publish it: x_id
     is its feature as it is, and the age head knows nothing.
     Raises UserError where the file is missing, damaged, not one of this repository, or does not
@@ -60,8 +61,9 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
     try:
         model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
-        own = state['backbone'] is None
-        hint = "; it was trained with another make_backbone than main.py's" if own else ''
+        hint = ''
+        if state['backbone'] is None:
+            hint = "; it was trained with another make_backbone than backbones/own.py's"
         raise UserError(f'{error}{hint}') from None
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     info = WeightsInfo(
@@ -101,7 +103,7 @@ def _backbone_of(state, path):
     """The untrained backbone of a file of weights; None where DALModel builds it."""
     config = state['backbone']
     if config is None:  # the user's own code, which no file of weights can hold
-        return importlib.import_module('main').make_backbone(Recipe.of(state.get('recipe')))
+        return own.make_backbone(types.SimpleNamespace(**(state.get('recipe') or {})))
     if 'name' not in config:
         return None
     try:
@@ -115,24 +117,6 @@ def _backbone_of(state, path):
         )
     except ValueError as error:
         raise UserError(f'{path}: {error}') from None
-
-
-def weights_of(training) -> dict:
-    """What `load_weights` reads, and what a run can start from; the identity head is this
-    rank's."""
-    backbone, recipe = training.model.backbone, training.recipe
-    ours = Backbone, backbones.PretrainedBackbone
-    return {
-        'model': training.model.state_dict(),
-        'backbone': backbone.config if isinstance(backbone, ours) else None,
-        'heads': {'identity': recipe.head, 'age': recipe.age_head},
-        'classes': training.classes,
-        'age_cutoffs': training.cutoffs,
-        'epoch': training.epoch,
-        'best': training.best,
-        'decision': training.decision,
-        'recipe': recipe.as_dict(),
-    }
 
 
 def save_checkpoint(state: dict, path) -> None:
@@ -192,17 +176,3 @@ def _what_it_is(path):
     if zipfile.is_zipfile(path):
         return None
     return f'{path}: of torch.save before PyTorch 1.6, so none of this repository{OTHERS}'
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says.
-    Raises ValueError where they don't fit."""
-    own = optimizer.state_dict()['param_groups']
-    optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
-    parameters = [p for group in optimizer.param_groups for p in group['params']]
-    for index, moments in saved['state'].items():
-        for name, moment in moments.items():
-            if moment.shape != (() if name == 'step' else parameters[index].shape):
-                raise ValueError(
-                    f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}'
-                )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from preparation.alignment import TEMPLATE, similarity, warp
+from recognition.alignment import TEMPLATE, similarity, warp
 from utils import UserError
 
 LONGEST = 1024  # pixels of the longer side of what the detector sees

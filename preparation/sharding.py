@@ -10,8 +10,8 @@ import numpy as np
 
 import utils
 from storage.files import sweep
-from storage.progress import progress
 from storage.tar import library
+from system.progress import progress
 from utils import DataError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Two babies are more alike to a network than two adults, and one person's faces less alike the more
 years lie between them. So pairs are told apart by the age of the younger face and by the gap, in
-cells; validation gives each cell its thresholds (verification/calibration.py fits them).
+cells; validation gives each cell its thresholds (evaluation/calibration.py fits them).
 """
 
 import math

@@ -13,12 +13,23 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from evaluation.rates import check_finite
-from storage import progress as bars
 from storage.images import HEIGHT, WIDTH, WIDTHS, decode, some
+from system import progress as bars
 from utils import DataError, write_whole
 
 FEATURES = ('embedding', 'x', 'x_age', 'x_id')
+
+
+def check_finite(features: np.ndarray, names: list | None = None) -> None:
+    """Raises ValueError naming the first row of features (N, D) that holds a NaN or an infinity,
+    by its index where there are no names."""
+    faulty = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(faulty):
+        first = f'image {faulty[0]} (counted from 0)' if names is None else names[faulty[0]]
+        raise ValueError(
+            f'{first}: its features are not finite (NaN or infinite), as are those of '
+            f'{len(faulty)} of {len(features)} images'
+        )
 
 
 @torch.inference_mode()

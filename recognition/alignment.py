@@ -11,6 +11,8 @@ from PIL import Image
 from storage.images import HEIGHT, WIDTH, open_image, some
 from utils import DataError
 
+# what aligners and copies append to a name: _0, _001, -aligned, _crop, (1)
+TAIL = r'(?:[-_ ]+(?:\d{1,3}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*'
 # (x, y) of the eyes, the nose and the corners of the mouth, left to right in the picture;
 # (0, 0) is the middle of the first pixel
 TEMPLATE = np.array(

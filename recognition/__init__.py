@@ -1,0 +1,1 @@
+"""What every tool uses: weights, faces to features, finding and aligning a face."""
