@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from preparation import foreign
+from system import foreign
 from utils import DataError
 
 PATHS = ('full_path', 'path', 'name')  # the first that is there; IMDB's name is the person's
@@ -26,7 +26,7 @@ def read_mat(file: str | os.PathLike) -> list[list[str]]:
             head = stream.read(foreign.READ)
     except OSError as error:
         raise DataError(f'{file}: {error.strerror}') from None
-    if what := foreign.what(head):
+    if what := foreign.what_it_is(head):
         raise DataError(f'{file}: {what}')
     if head.startswith((b'MATLAB 7.3', b'\x89HDF')):
         raise DataError(

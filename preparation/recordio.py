@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation import foreign
+from system import foreign
 from system.progress import progress
 from utils import DataError
 
@@ -37,7 +37,9 @@ class RecordFile:
         self.size = os.fstat(self.file.fileno()).st_size
         head = os.pread(self.file.fileno(), foreign.READ, 0)
         if not head.startswith(MAGIC):
-            raise DataError(f'{path}: {foreign.what(head) or "not a .rec file of InsightFace"}')
+            raise DataError(
+                f'{path}: {foreign.what_it_is(head) or "not a .rec file of InsightFace"}'
+            )
 
     def data(self, offset: int) -> bytes:
         """The data of the record that begins at `offset`. Raises DataError where there is none."""
@@ -196,7 +198,7 @@ def _read_index(path):
         text = path.read_bytes()
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}: it belongs beside the .rec file') from None
-    if what := foreign.what(text[: foreign.READ]):
+    if what := foreign.what_it_is(text[: foreign.READ]):
         raise DataError(f'{path}: {what}')
     try:
         numbers = np.array(text.split(), np.int64).reshape(-1, 2)

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from preparation import foreign
 from preparation.labels import (
     day_is_first,
     iso_date,
@@ -21,6 +20,7 @@ from preparation.labels import (
 from preparation.matlab import read_mat
 from storage.files import seen_from
 from storage.images import some
+from system import foreign
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
@@ -220,7 +220,7 @@ def _decoded(file, data):
     book = os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers'))
     if book or data.startswith(b'\xd0\xcf\x11\xe0'):
         raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
-    if what := foreign.what(data[: foreign.READ]):
+    if what := foreign.what_it_is(data[: foreign.READ]):
         raise DataError(f'{file}: {what}')
     for mark, encoding in ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16')):
         if data.startswith(mark):
