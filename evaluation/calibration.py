@@ -1,9 +1,10 @@
 """From the faces of people of known age to a decision by ages, and how well it keeps its word.
 
-Thresholds: in each cell of ages (evaluation/cells.py) the quantile of the similarities of pairs
-of two people. Probability: a logistic regression on the similarity whose slope and offset are
-piecewise linear in the age of the younger and in the gap; every cell weighs its pairs of one person
-and of two alike, so P is what the similarity says where both were equally likely beforehand.
+Thresholds: in each cell of ages (evaluation/cells.py) the similarity that accepts no more of the
+pairs of different people than asked, with a confidence. Probability: a logistic regression on the
+similarity whose slope and offset are piecewise linear in the age of the younger and in the gap.
+Every cell weighs its pairs of one person and of different people alike, so P is what the similarity
+says if both are equally likely beforehand.
 """
 
 from typing import NamedTuple
@@ -24,18 +25,23 @@ from evaluation.cells import (
 )
 from recognition.embedding import check_finite
 
+CONFIDENCE = 0.95  # that a threshold accepts no more than asked of further people of the same kind
 FACES, PER_PERSON = 4000, 30  # at most: a product of 4000 × 4000 is a second's work
 RATES = (0.1, 0.01, 0.001)  # at which a calibration is measured
 PER_CELL = 500  # pairs of a kind that the regression is fitted on
 
 
 class Scored(NamedTuple):
-    """n pairs: similarity, younger and gap in years, each (n,) float64, and same (n,) bool."""
+    """n pairs: similarity, younger and gap in years, each (n,) float64, and same (n,) bool.
+
+    people (n, 2) are the numbers of the two people; None if no person is in two pairs.
+    """
 
     similarity: np.ndarray
     younger: np.ndarray
     gap: np.ndarray
     same: np.ndarray
+    people: np.ndarray | None = None
 
 
 def score_pairs(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed=0) -> Scored:
@@ -57,13 +63,17 @@ def score_pairs(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, se
     similarity = (embeddings[chosen] @ embeddings[chosen].T)[left, right].astype(np.float64)
     ages, labels = np.asarray(ages, np.float64)[chosen], np.asarray(labels)[chosen]
     younger = np.minimum(ages[left], ages[right])
-    return Scored(similarity, younger, abs(ages[left] - ages[right]), labels[left] == labels[right])
+    number = np.unique(labels, return_inverse=True)[1]
+    people = np.stack([number[left], number[right]], 1)
+    gap = abs(ages[left] - ages[right])
+    return Scored(similarity, younger, gap, labels[left] == labels[right], people)
 
 
-def fit(pairs: Scored, seed: int = 0) -> dict | None:
+def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
     """The decision by ages that Scored pairs lead to, lists and numbers: what AgeDecision reads.
 
-    None where there are no pairs of one of the two kinds.
+    A threshold accepts at most its rate of the pairs of further people with this `confidence`.
+    None if there are no pairs of one of the two kinds.
     """
     if not pairs.same.any() or pairs.same.all():
         return None
@@ -78,9 +88,9 @@ def fit(pairs: Scored, seed: int = 0) -> dict | None:
         counts[:, k] = [len(kind) for kind in kinds]
         rates = [place for place, far in enumerate(FARS) if supports(len(kinds[0]), far)]
         if rates:
-            thresholds[rates, k] = np.quantile(
-                pairs.similarity[kinds[0]], 1 - np.array(FARS)[rates], method='higher'
-            )
+            people = None if pairs.people is None else pairs.people[kinds[0]]
+            asked = np.array(FARS)[rates]
+            thresholds[rates, k] = _bounds(pairs.similarity[kinds[0]], people, asked, confidence)
         if len(kinds[0]) and len(kinds[1]):
             kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
             weight = min(map(len, kinds))
@@ -95,7 +105,35 @@ def fit(pairs: Scored, seed: int = 0) -> dict | None:
         'largest_gap': float(pairs.gap.max()),
         'slope': slope.tolist(),
         'offset': offset.tolist(),
+        'confidence': confidence,
     }
+
+
+def _bounds(similarity, people, rates, confidence):
+    """Thresholds that accept at most `rates` of different people's pairs with this confidence.
+
+    Pairs that share a person rise and fall together. They count as the number of independent pairs
+    that gives the same variance of the rate. NaN if these are too few.
+    Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data.
+    """
+    from scipy.special import bdtrik
+
+    n, thresholds = len(similarity), np.quantile(similarity, 1 - rates, method='higher')
+    if people is not None:
+        low, high = people.min(1).astype(np.int64), people.max(1)
+        dyads = np.unique(low * (high.max() + 1) + high, return_inverse=True)[1]
+    for k, rate in enumerate(rates):
+        independent = float(n)
+        if people is not None:
+            residual = similarity > thresholds[k]
+            residual = residual - residual.mean()
+            person = sum(np.bincount(side, residual, high.max() + 1) for side in (low, high))
+            variance = person @ person - np.square(np.bincount(dyads, residual)).sum()
+            independent = n * min(residual @ residual / max(variance, 1e-12), 1)
+        accepted = bdtrik(1 - confidence, independent, rate)  # the most that can be by chance alone
+        share = accepted / independent
+        thresholds[k] = np.quantile(similarity, 1 - share, method='higher') if share > 0 else np.nan
+    return thresholds
 
 
 def _regression(pairs, fitted, weights):

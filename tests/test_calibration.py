@@ -28,7 +28,9 @@ def scored(similarity, same, younger=25.0, gap=2.0):
 
 
 def joined(*blocks):
-    return Scored(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
+    return Scored(
+        *(np.concatenate(part) for part in zip(*(block[:4] for block in blocks), strict=True))
+    )
 
 
 def stored(**more):
@@ -66,16 +68,36 @@ def test_no_person_and_no_set_is_too_large(monkeypatch):
     assert len(pairs.same) == 50 * 49 // 2 and pairs.same.sum() == 10 * 5 * 4 // 2
 
 
-def test_a_threshold_is_the_quantile_of_pairs_of_two_people():
+def test_a_threshold_accepts_no_more_than_asked_with_the_confidence():
     impostor = np.arange(1000) / 1000
-    fitted = calibration.fit(joined(scored(impostor, np.zeros(1000)), scored([0.9, 0.8], [1, 1])))
-    decision, here = AgeDecision(fitted), cells.cell(25, 2)
-    threshold = decision.threshold(25, 2, 0.01)
-    assert (impostor > threshold.value).sum() in (9, 10) and threshold.caution is None
-    assert (threshold.impostor, threshold.genuine) == (1000, 2)
+    pairs = joined(scored(impostor, np.zeros(1000)), scored([0.9, 0.8], [1, 1]))
+    here = cells.cell(25, 2)
+    for confidence, accepted in ((0.95, (4, 5)), (0.5, (9, 10))):  # of ten, at even odds or 19 to 1
+        decision = AgeDecision(calibration.fit(pairs, confidence=confidence))
+        threshold = decision.threshold(25, 2, 0.01)
+        assert (impostor > threshold.value).sum() in accepted and threshold.caution is None
+        assert (threshold.impostor, threshold.genuine) == (1000, 2)
     # 1,000 pairs carry ten false accepts at .01, and no less
     known = np.isfinite(decision.thresholds[(slice(None), *here)])
     assert [far for far, there in zip(FARS, known, strict=True) if there] == [0.1, 0.05, 0.02, 0.01]
+
+
+def test_pairs_that_share_people_count_as_fewer():
+    """Some people are like everybody: their pairs are accepted together."""
+    rng, beyond = np.random.default_rng(0), {0.5: [], 0.95: []}
+    for _ in range(60):
+        embeddings = np.append(rng.exponential(2, (200, 1)), rng.normal(size=(200, 16)), 1)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        labels = np.append(np.arange(199), 0)  # one pair of one person
+        first, second = (
+            calibration.score_pairs(embeddings[k], labels[k], np.full(100, 30.0))
+            for k in (np.r_[:99, 199], np.s_[99:199])
+        )
+        for confidence, found in beyond.items():
+            decision = AgeDecision(calibration.fit(first, confidence=confidence))
+            threshold = decision.threshold(30, 0, 0.01).value
+            found.append((second.similarity > threshold).mean() > 0.01 * 1.5)
+    assert np.mean(beyond[0.95]) <= 0.05 and np.mean(beyond[0.5]) > 0.13
 
 
 def test_cells_and_their_words():
