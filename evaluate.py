@@ -41,13 +41,12 @@ import torch
 import meta
 import utils
 from dataset import check_entry
-from evaluation import calibration, lists, pictures, protocols
+from evaluation import calibration, lists, protocols
 from evaluation.listfile import write_pairs
 from evaluation.pairs import check_pairs
 from evaluation.tables import differences_table, table
 from recognition.embedding import FEATURES, extract_files
 from recognition.weights import load_weights
-from verification.drawing import draw_reliability
 
 READERS = {
     'lfw': lists.lfw,
@@ -217,6 +216,9 @@ def run(args: argparse.Namespace) -> None:
             listed.names,
             f'label, image, image, fold; drawn by age gap with --seed {args.seed}',
         )
+    from evaluation import pictures  # matplotlib is slow to import
+    from verification.drawing import draw_reliability
+
     pictures.draw_all(out, reports, evidence)
     if by_age:
         draw_reliability(

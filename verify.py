@@ -26,7 +26,7 @@ from pathlib import Path
 
 import utils
 from recognition.weights import load_weights
-from verification import answers, decision, drawing, indexing, pairs, portraits
+from verification import answers, decision, indexing, pairs, portraits
 from verification.index import Index
 from verification.matcher import Matcher
 
@@ -105,6 +105,8 @@ def compare(args: argparse.Namespace) -> int:
         for line in answer.details(known.decision):
             print(line)
     if args.out:
+        from verification import drawing  # matplotlib is slow to import
+
         drawing.draw_pair(two, features, answer, known.decision, args.out)
         _drawn(args)
     return _status([answer.same])
@@ -137,6 +139,8 @@ def find(args: argparse.Namespace) -> int:
     if not found:
         raise utils.DataError(f'{where}: no other face than the one that is looked for')
     if args.out:
+        from verification import drawing
+
         drawing.draw_found(portrait, features, found, archive, args.out)
         _drawn(args)
     return _status([one['same'] for one in found])

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from evaluation import leakage, metrics
+from evaluation import metrics
 from evaluation.intervals import REPLICATES, share_interval
 from evaluation.lists import Listed
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
@@ -96,6 +96,8 @@ def leakage_report(
 ) -> dict:
     """Age and identity in x, x_age and x_id, and the correlation of x_id and x_age on people it was
     not fitted on."""
+    from evaluation import leakage  # scikit-learn is slow to import
+
     parts = {part: features[part] for part in ('x', 'x_age', 'x_id')}
     return {
         'age': {

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.models import vgg16
 
 from recognition.alignment import TEMPLATE, align, open_photograph, similarity, warp
 from recognition.weights import load_checkpoint
@@ -95,6 +94,8 @@ class Dex:
     """
 
     def __init__(self, weights: str | PathLike):
+        from torchvision.models import vgg16  # slow to import
+
         state = load_checkpoint(weights, ())
         tensors = list(state.get('state_dict', state).values()) if isinstance(state, dict) else []
         with torch.device('meta'):

@@ -6,11 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.pictures import readable
 from storage.images import HEIGHT, WIDTH, decode, some
 from utils import DataError, write_whole
 
@@ -63,6 +60,11 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
 
     How many images there are at each age, with the bounds of the age groups; how many a person has.
     """
+    from matplotlib.figure import Figure  # slow to import
+    from matplotlib.ticker import MaxNLocator
+
+    from evaluation.pictures import readable
+
     figure = Figure(figsize=(11, 3.2 * len(sets)), layout='constrained')
     axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))
     for (name, (ages, counts)), (left, right) in zip(sets.items(), axes, strict=True):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 import utils
 from training.recipe import Recipe
@@ -23,6 +21,8 @@ class Log:
     def __init__(self, folder, step, epoch=math.inf):
         self.path = Path(folder, 'log.jsonl')
         self._forget_after(step, epoch)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
         self.board = SummaryWriter(folder, purge_step=step + 1)
 
     def _forget_after(self, step, epoch):
@@ -72,6 +72,8 @@ def read_log(path):
 def plot_curves(rows, panels, path):
     """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over
     the global step."""
+    from matplotlib.figure import Figure  # slow to import
+
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, lines) in zip(axes, panels, strict=True):

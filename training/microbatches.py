@@ -12,7 +12,6 @@ import contextlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 import utils
 from model import DALModel
@@ -52,7 +51,9 @@ class MicroBatches:
         if recipe.precision == 'auto':
             self.precision = utils.fastest_precision(device)
         # small gradients would vanish in fp16: the loss is scaled up, the gradient down again
-        scaler = ShardedGradScaler if dist.is_initialized() else torch.amp.GradScaler
+        scaler = torch.amp.GradScaler
+        if dist.is_initialized():
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as scaler
         self.scaler = scaler(device.type, enabled=self.precision == 'fp16')
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'

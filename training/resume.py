@@ -7,7 +7,6 @@ import torch
 import backbones
 from model import Backbone
 from recognition.weights import load_checkpoint, save_checkpoint
-from training import sharded_files
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
 from utils import UserError
@@ -30,6 +29,8 @@ def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
         'means': {name: getattr(training, name).state_dict() for name in MEANS},
     }
     if training.recipe.shard_head:
+        from training import sharded_files  # slow to import
+
         sharded_files.keep(training, state, folder)
     return state
 
@@ -49,6 +50,8 @@ def save_state(training, steps_per_epoch: int, folder: Path) -> None:
     that can't be."""
     state = state_of(training, steps_per_epoch, folder)
     on_rank_zero(save_checkpoint, state, folder / 'last.pth')
+    from training import sharded_files
+
     on_rank_zero(sharded_files.forget, folder, state.get('head'))
 
 
@@ -105,6 +108,8 @@ def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
             'epoch': int,
         },
     )
+    from training import sharded_files
+
     _check_heads(training.recipe, state, path)
     sharded_files.fit(training, state, path.parent)
     fresh = [

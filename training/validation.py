@@ -7,7 +7,6 @@ import torch
 import utils
 from dataset import evaluation_loader
 from evaluation import calibration, lists
-from evaluation.leakage import age_r2
 from evaluation.lists import Listed
 from evaluation.metrics import decision, people_report, percentiles, verification
 from evaluation.pairs import check_pairs
@@ -104,6 +103,8 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
             f'step {training.step}: {val.root}: {error}: last.pth is from before: '
             '--resume with a lower --lr'
         ) from None
+    from evaluation.leakage import age_r2  # scikit-learn is slow to import
+
     people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')}
     report |= {'rank1': people['rank1']}
