@@ -1,10 +1,15 @@
 """From faces to batches: every age is read and every image decoded once, before training starts."""
 
+import difflib
 import functools
 import glob
 import os
+import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,42 +17,106 @@ from torch.utils.data import DataLoader, Dataset
 
 from storage import images
 from storage.batches import Batches
-from storage.entry import check_entry
 from storage.files import sweep
-from storage.folder import Folder
+from storage.folder import Folder, List, is_list
 from storage.images import HEIGHT, WIDTH, decode, some
-from storage.lists import List, is_list
-from storage.pixels import NewPixels, Pixels, is_whole, name_of
-from storage.shards import Shards, are_shards
+from storage.rows import Layout, NewRows, Rows
 from system.progress import progress
 from utils import DataError
 
 __all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loader']
 
-
+KEYS = {  # what each may be, and how that is said
+    'train_root': ((str, Path), 'a folder, shards, or a list'),
+    'val_root': ((str, Path, type(None)), 'a folder, shards, a list, or None'),
+    'pat': (str, 'a regular expression'),
+    'pos': (int, 'a whole number'),
+    'n_cls': (int, 'a whole number'),
+}
+OF_FOLDERS = {'pat': r'_|\.', 'pos': 1, 'n_cls': None}  # what an entry of lists does without
 WITHOUT_SIMPLEJPEG = (
     'simplejpeg is not installed here: without it damaged JPEG files may be read, half of them '
     'grey, and reading takes four times as long: pip install simplejpeg'
 )
 
 
+def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
+    """The dict of meta.py called `name`, with OF_FOLDERS for what it needn't have. Raises DataError
+    if it, or age_cutoffs, is not valid.
+
+    If both roots are lists, which say the ages themselves, it needs no `pat` and no `pos`; if
+    train_root is one, no `n_cls`.
+    """
+    where = f'meta.py, {name}'
+    if not isinstance(entry, dict):
+        raise DataError(
+            f'{where}: a data set is a dict with the keys {", ".join(KEYS)}, '
+            f'not {type(entry).__name__}'
+        )
+    for key in sorted(map(str, entry.keys() - set(KEYS))):
+        close = difflib.get_close_matches(key, KEYS, 1)
+        hint = f'did you mean {close[0]!r}?' if close else f'the keys are {", ".join(KEYS)}'
+        raise DataError(f'{where}: no such key {key!r}; {hint}')
+    lists = [
+        is_list(os.path.expanduser(root))
+        for root in (entry.get('train_root'), entry.get('val_root'))
+        if isinstance(root, (str, Path))
+    ]
+    spared = (
+        ('pat', 'pos', 'n_cls') if lists and all(lists) else ('n_cls',) if any(lists[:1]) else ()
+    )
+    entry = {key: OF_FOLDERS[key] for key in spared} | entry
+    for key, (kinds, what) in KEYS.items():
+        if key not in entry:
+            hint = ' (None if there is no validation set)' if key == 'val_root' else ''
+            raise DataError(f'{where}: the key {key!r} is missing{hint}')
+        valid = isinstance(entry[key], kinds) and not isinstance(entry[key], bool)
+        if not valid and not (key in spared and entry[key] is None):
+            raise DataError(f'{where}: {key!r} is {entry[key]!r}; it must be {what}')
+    try:
+        re.compile(entry['pat'])
+    except re.error as error:
+        raise DataError(
+            f"{where}: 'pat' {entry['pat']!r} is no regular expression: {error}"
+        ) from None
+    numbers = all(isinstance(c, (int, float)) for c in cutoffs)
+    if not cutoffs or not numbers or list(cutoffs) != sorted(set(cutoffs)):
+        raise DataError(
+            f'meta.py: age_cutoffs {cutoffs!r} must be ages in years, each above the one before'
+        )
+    return entry
+
+
+def are_shards(root: str) -> bool:
+    """Whether `root` names tar files, rather than a folder."""
+    return re.search(r'\.(tar|tgz)(\.\w+)?$', root) is not None and not os.path.isdir(root)
+
+
+def source_of(root: str) -> Folder:
+    """The folder, shards or list that `root` names. Raises DataError if it can't be used."""
+    if are_shards(root):
+        from storage.shards import Shards  # here, so that a run on a folder does without
+
+        return Shards(root)
+    return List(root) if is_list(root) else Folder(root)
+
+
 class Faces(Dataset):
     """The faces at `root`, of known identity and age, as (112, width): a folder, shards or a list.
 
-    The images are 112×96 or 112×112, or both; `width` is what the model sees, 96 or 112, and
-    images.to_width says how one becomes the other. `pat` and `pos` are as in meta.py.
+    The images are 112×96 or 112×112, or both; `width` is the width that the model sees, 96 or 112,
+    and images.to_width says how one becomes the other. `pat` and `pos` are as in meta.py.
 
     classes  list of the identities, sorted; labels (n,) int64, ages (n,) float32 in years
-    Listed and parsed at once, without a Python object per face kept; `check` then decodes. Batches
-    are fetched by lists of indices: images (N, 3, 112, width) uint8 in channels-last memory, labels
-    (N,), ages (N,), and what could not be read. Raises DataError for what is missing or empty and
-    for faces without a readable age.
+    Listed and parsed at once; `check` then decodes. Batches are fetched by lists of indices: images
+    (N, 3, 112, width) uint8 in channels-last memory, labels (N,), ages (N,), and reasons for those
+    that could not be read. Raises DataError if they are missing or empty, and for faces without a
+    readable age.
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
         self.root, self.width, self.pixels = os.path.expanduser(root), width, None
-        kind = Shards if are_shards(self.root) else List if is_list(self.root) else Folder
-        self.source = kind(self.root)
+        self.source = source_of(self.root)
         self.classes, self.places, self.labels, self.ages = self.source.list(pat, pos)
 
     def __len__(self) -> int:
@@ -78,56 +147,71 @@ class Faces(Dataset):
         """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one
         file beside `root`.
 
-        From that file (pixels.name_of) every process reads, so that no epoch decodes again; its
-        name holds a hash of the names, sizes and times of the images, and a set that changed gets
-        a new one. Raises DataError where more than `skip_corrupt` images can't be read or are of
-        another size; as many are left out. Returns lines of notice, if any: what was left out, and
-        that there is no room for the file.
+        Every process reads from that file, so that no epoch decodes again. It is called
+        .train.0123456789abcdef.npy, of faces 112 wide .train.0123456789abcdef-112.npy: a hash of
+        the names, sizes and times of the images, and a set that changed gets a new one. Raises
+        DataError if more than `skip_corrupt` images can't be read or are of another size; as many
+        are left out. Returns lines of notice, if any: which were left out, and that there is no
+        room for the file.
         """
-        beside, notices, new = self.source.beside, list(self.source.notices), None
+        notices = [*self.source.notices, *self._alike()]
         if images.simplejpeg is None:
             notices.append(WITHOUT_SIMPLEJPEG)
-        target = beside.with_name(name_of(beside.name, self.fingerprint, self.width))
+        beside, layout = self.source.beside, Layout(len(self), (HEIGHT, self.width, 3))
         sweep(beside.parent, f'.{glob.escape(beside.name)}.{"[0-9a-f]" * 32}.tmp')
-        if cache and is_whole(target, len(self), self.width):
-            self.pixels = Pixels(target, len(self), self.width)
+        if not cache:
+            return notices + self._decode(None, skip_corrupt, workers)
+        wide = '' if self.width == WIDTH else f'-{self.width}'
+        target = beside.with_name(f'.{beside.name}.{self.fingerprint[:16]}{wide}.npy')
+        if layout.is_whole(target):
+            self.pixels = Rows(target, layout)
             return notices
+        new = NewRows(target, layout)
         try:
-            new = NewPixels(target, len(self), self.width) if cache else None
-            bad = self._decode_all(new, workers)
-            if len(bad) > skip_corrupt:
-                raise DataError(
-                    f'{self.root}: {len(bad)} image(s) are not 112 high × 96 or 112 wide, or not '
-                    f'readable: {some(bad.values())}: align them (prepare.py), or remove them'
-                )
-            if bad:
+            left_out = self._decode(new, skip_corrupt, workers)
+            self.pixels = None if left_out else new.finish()
+            if new.error:
                 notices.append(
-                    f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; '
-                    'until they are mended or removed, every epoch decodes anew'
-                )
-                self._leave_out(bad)
-            elif new:
-                self.pixels = new.finish()
-            if new and new.error:
-                size = len(self) * HEIGHT * self.width * 3 / 2**30
-                notices.append(
-                    f'{beside.parent}: {new.error.strerror} for {size:.1f} GiB of decoded faces; '
-                    'every epoch decodes anew: --workers N helps'
+                    f'{beside.parent}: {new.error.strerror} for {layout.gib:.1f} GiB of decoded '
+                    'faces; every epoch decodes anew: --workers N helps'
                 )
         finally:
-            if new:
-                new.close()
-        return notices
+            new.close()
+        return notices + left_out
 
-    def _leave_out(self, indices):
-        keep = np.setdiff1d(np.arange(len(self)), list(indices))
-        self.places, self.labels = self.places[keep], self.labels[keep]
-        self.ages = self.ages[keep]
+    def _alike(self):
+        """A notice of people whose names differ in their Unicode form alone."""
+        forms = defaultdict(list)
+        for name in self.classes:
+            forms[unicodedata.normalize('NFC', name)].append(name)
+        alike = [name for name, names in forms.items() if len(names) > 1]
+        if not alike:
+            return []
+        return [
+            f'{self.root}: {len(alike)} name(s) stand for different people that differ only in '
+            f'how accents are stored (NFC, NFD): {some(alike)}: if they are one person, merge them'
+        ]
 
-    def _decode_all(self, pixels, workers):
-        """{index: reason} of the images that can't be used; the others' pixels are written to
-        `pixels` unless it is None.
-        """
+    def _decode(self, new, skip_corrupt, workers):
+        """Decodes every image once, into `new` unless it is None; notices of those left out."""
+        bad = self._decode_all(new, workers)
+        if len(bad) > skip_corrupt:
+            raise DataError(
+                f'{self.root}: {len(bad)} image(s) are not 112 high × 96 or 112 wide, or not '
+                f'readable: {some(bad.values())}: align them (prepare.py), or remove them'
+            )
+        if not bad:
+            return []
+        kept = np.setdiff1d(np.arange(len(self)), list(bad))
+        self.places, self.labels = self.places[kept], self.labels[kept]
+        self.ages = self.ages[kept]
+        return [
+            f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; '
+            'until they are mended or removed, every epoch decodes anew'
+        ]
+
+    def _decode_all(self, new, workers):
+        """{index: reason} of the images that can't be used; the others go to `new`."""
         workers = workers or os.cpu_count()
         size, shards = max(1, min(256, len(self) // workers)), self.source.shard_of(self.places)
         order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
@@ -137,8 +221,8 @@ class Faces(Dataset):
             for index in order[start : start + size].tolist():
                 try:
                     face = self.read(index)
-                    if pixels is not None:
-                        pixels[index] = face
+                    if new is not None:
+                        new[index] = face
                 except DataError as error:
                     bad[index] = str(error).removeprefix(os.path.join(self.source.folder, ''))
             return bad
@@ -146,8 +230,8 @@ class Faces(Dataset):
         bad, starts = {}, range(0, len(self), size)
         bar = progress(None, f'reading {self.root}', len(self), unit=' faces')
         with bar, ThreadPoolExecutor(workers) as pool:
-            for start, part in zip(starts, pool.map(work, starts), strict=True):
-                bad |= part
+            for start, found in zip(starts, pool.map(work, starts), strict=True):
+                bad |= found
                 bar.update(min(size, len(self) - start))
         return bad
 
@@ -209,7 +293,7 @@ def training_loader(
     process: int = 0,
     processes: int = 1,
 ) -> DataLoader:
-    """A DataLoader over `Batches`, its `.batch_sampler`. DataError: there is no whole batch."""
+    """A DataLoader over `Batches`, its `.batch_sampler`. Raises DataError without a whole batch."""
     shards = faces.source.shard_of(faces.places)
     batches = Batches(len(faces), batch_size, seed, process, processes, shards, faces.will_need)
     if not len(batches):

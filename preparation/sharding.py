@@ -10,7 +10,7 @@ import numpy as np
 
 import utils
 from storage.files import sweep
-from storage.tar import library
+from storage.shards import library
 from system.progress import progress
 from utils import DataError
 

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset import Faces
+from dataset import Faces, are_shards
 from storage.files import below, is_system, seen_from
+from storage.folder import is_list
 from storage.images import decode, parse_age
-from storage.lists import is_list
-from storage.shards import are_shards
 from system.progress import progress
 from utils import DataError
 

@@ -1,66 +1,30 @@
-"""Files as people's disks hold them: which names are images, folders below folders, lists of names;
-and reading and writing at a position.
+"""Files as people's disks hold them: which names are images, folders below folders, lines of text,
+reading at a position.
 """
 
 import codecs
 import contextlib
 import os
 import re
-import threading
+import stat
 import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-EXTENSIONS = (
-    '.jpg',
-    '.jpeg',
-    '.jpe',
-    '.jfif',
-    '.mpo',
-    '.png',
-    '.webp',
-    '.gif',
-    '.bmp',
-    '.tif',
-    '.tiff',
-    '.ppm',
-    '.pgm',
-    '.pbm',
-    '.jp2',
-    '.avif',
-    '.heic',
-    '.heif',
+EXTENSIONS = tuple(
+    '.jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .avif .heic '
+    '.heif'.split()
 )
-
-# what systems and network disks put beside the files of people, in lower case; and see is_system
-SYSTEM = {
-    '@eadir',
-    '@tmp',
-    '@recycle',
-    '@recently-snapshot',
-    '@appstore',
-    '@sharebin',
-    '@__thumb',
-    '#recycle',
-    '#snapshot',
-    '~snapshot',
-    '__macosx',
-    'lost+found',
-    'network trash folder',
-    'temporary items',
-    '$recycle.bin',
-    'recycler',
-    'recycled',
-    'system volume information',
-    '_vti_cnf',
-    'thumbs.db',
-    'desktop.ini',
-}
-RECOVERED = re.compile(r'found\.[0-9]{3}')  # folders of Windows' chkdsk
-
-_seeking = threading.Lock()
+# what systems and network disks put beside the files of people, in lower case: Synology and QNAP,
+# macOS, Linux, Windows and its chkdsk
+SYSTEM = re.compile(
+    r'\..*|@(eadir|tmp|recycle|recently-snapshot|appstore|sharebin|__thumb)|[#$]recycle(\.bin)?'
+    r'|[#~]snapshot|__macosx|network trash folder|temporary items|lost\+found|recycle[rd]'
+    r'|system volume information|_vti_cnf|thumbs\.db|desktop\.ini|found\.[0-9]{3}',
+    re.DOTALL,
+)
 
 
 def is_image(name: str) -> bool:
@@ -69,73 +33,85 @@ def is_image(name: str) -> bool:
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is the system's, and so no image and nobody's folder.
-
-    Hidden ones (`.DS_Store`, `.AppleDouble`, `._000_12.jpg`), those of SYSTEM and RECOVERED.
+    """Whether a file or folder of this name is the system's or hidden (`.DS_Store`,
+    `._000_12.jpg`), and so no image and nobody's folder.
     """
-    name = name.lower()
-    return name.startswith('.') or name in SYSTEM or RECOVERED.fullmatch(name) is not None
+    return SYSTEM.fullmatch(name.lower()) is not None
 
 
 class Below(NamedTuple):
-    """What a folder holds, as paths below it: images, files that are none, links not followed."""
+    """What a folder holds, as paths below it: images, files that are none, links to a folder above,
+    and pipes, sockets and devices. The last two are not followed or opened.
+    """
 
     images: list[str]
     others: list[str]
     loops: list[str]
+    special: list[str]
 
 
 def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
-    """Everything below `folder`, but for what is the system's, in the order of ImageFolder.
+    """Everything below `folder`, except files of the system, in the order of ImageFolder.
 
     Links to folders are followed, unless they lead to `folder`, to a folder between or to one of
     `above`, which would have no end. Raises OSError for a folder that can't be read.
     """
-    images, others, loops = [], [], []
-    for path, files, links in sorted(_walk(os.fspath(folder), '', above)):
-        for name in files:
-            (images if is_image(name) else others).append(os.path.join(path, name))
-        loops += [os.path.join(path, name) for name in links]
-    return Below(images, others, loops)
+    found = Below([], [], [], [])
+    for path, names in sorted(_walk(os.fspath(folder), '', above)):
+        for kind, name in names:
+            getattr(found, kind).append(os.path.join(path, name))
+    return found
 
 
-def _walk(folder, path, above) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(path below the first folder, its files, its links not followed) of each folder, sorted."""
-    files, folders, loops = [], [], []
+def _walk(folder, path, above) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(path below the first folder, sorted (field of Below, name) of its files) of each folder."""
+    names, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not is_system(entry.name):
-                (folders if _is_folder(entry) else files).append(entry.name)
-    for name in list(folders):
-        inner = os.path.join(folder, name)
-        if os.path.islink(inner) and any(os.path.samefile(inner, x) for x in (folder, *above)):
-            folders.remove(name)
-            loops.append(name)
-    yield path, sorted(files), sorted(loops)
+            kind = _kind(entry)
+            if is_system(entry.name):
+                continue
+            if kind != 'folder':
+                names.append((kind, entry.name))
+            elif entry.is_symlink() and any(
+                os.path.samefile(entry.path, other) for other in (folder, *above)
+            ):
+                names.append(('loops', entry.name))
+            else:
+                folders.append(entry.name)
+    yield path, sorted(names)
     for name in folders:
         yield from _walk(os.path.join(folder, name), os.path.join(path, name), (folder, *above))
 
 
-def _is_folder(entry):
+def _kind(entry):
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        mode = entry.stat().st_mode
+    except OSError:  # a link that leads nowhere, or to itself: said when it is read
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        return 'folder'
+    return 'special' if not stat.S_ISREG(mode) else 'images' if is_image(entry.name) else 'others'
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
-    """The paths of all images below a folder, sorted. Raises OSError where it can't be read."""
+    """The paths of all images below a folder, sorted. Raises OSError if it can't be read."""
     return sorted(os.path.join(folder, name) for name in below(folder).images)
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a file. Raises OSError, also for a pipe, a socket or a device: reading one may
+    never end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(None, 'a folder, pipe, socket or device, which is not read', os.fspath(path))
+    with open(path, 'rb') as file:
+        return file.read()
+
+
 def seen_from(path: str) -> str:
-    """What a message adds where a relative path is not found: the folder it is relative to."""
+    """What a message adds if a relative path is not found: the folder it is relative to."""
     return '' if os.path.isabs(path) else f', seen from {os.getcwd()}'
-
-
-def lines_of(data: bytes) -> list[str]:
-    """The lines of a text file that aren't blank, whatever their ends; see `numbered_lines_of`."""
-    return [line for _, line in numbered_lines_of(data)]
 
 
 def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
@@ -162,41 +138,14 @@ def find(folder: str | os.PathLike, name: str) -> str | None:
     for written in (name, name.replace('\\', '/')):
         for form in (None, 'NFC', 'NFD'):
             tried = unicodedata.normalize(form, written) if form else written
-            # False, where Path.exists raises, for a name too long
+            # False for a name too long, of which Path.exists raises
             if '\0' not in tried and os.path.exists(os.path.join(folder, tried)):
                 return tried
     return None
 
 
-def read_at(number: int, size: int, at: int) -> bytes:
-    """`size` bytes of the file descriptor from position `at` on, fewer where the file ends."""
-    if hasattr(os, 'pread'):
-        return os.pread(number, size, at)
-    with _seeking:  # Windows
-        os.lseek(number, at, os.SEEK_SET)
-        return os.read(number, size)
-
-
-def read_into(number: int, buffer: memoryview, at: int) -> int:
-    """Fills the buffer from position `at` of the file descriptor on; how many bytes there were."""
-    if hasattr(os, 'preadv'):
-        return os.preadv(number, [buffer], at)
-    data = read_at(number, buffer.nbytes, at)
-    buffer.cast('B')[: len(data)] = data
-    return len(data)
-
-
-def write_at(number: int, data: memoryview | bytes, at: int) -> int:
-    """Writes at position `at` of the file descriptor; how many bytes there was room for."""
-    if hasattr(os, 'pwrite'):
-        return os.pwrite(number, data, at)
-    with _seeking:
-        os.lseek(number, at, os.SEEK_SET)
-        return os.write(number, data)
-
-
 def will_need(number: int, at: int, size: int) -> None:
-    """Tells the system, where it listens, to begin to read what will be asked for soon."""
+    """Lets the system, if it takes advice, begin to read what will be asked for soon."""
     if hasattr(os, 'posix_fadvise'):
         with contextlib.suppress(OSError):
             os.posix_fadvise(number, at, size, os.POSIX_FADV_WILLNEED)

@@ -1,15 +1,27 @@
-"""A folder of folders, one a person, as in torchvision's ImageFolder; ages are in file names."""
+"""A folder of folders, one a person, as in torchvision's ImageFolder; ages are in file names. And a
+text file that lists images: `path label age` lines.
+"""
 
 import contextlib
+import csv
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
-from storage.files import below, is_image, is_system, seen_from
-from storage.images import parse_age, some
+from storage.files import below, find, is_image, is_system, numbered_lines_of, read_file, seen_from
+from storage.images import AGE, parse_age, some, to_age
 from utils import DataError
+
+SUFFIXES = '.txt', '.tsv', '.csv', '.lst', '.list'
+TITLES = {'age', 'ages', 'years'}  # of the last column, in a first line of titles
+
+
+def is_list(root: str) -> bool:
+    """Whether `root` names a list, rather than a folder."""
+    return os.path.isfile(root) or root.lower().endswith(SUFFIXES) and not os.path.isdir(root)
 
 
 class Folder:
@@ -18,7 +30,7 @@ class Folder:
     A place is a name below `root`, in bytes as the system has it.
 
     folder   the part of a path that messages leave out
-    beside   the path beside which the pixels are kept
+    beside   the path beside which decoded faces are kept
     notices  lines for the user
     """
 
@@ -33,7 +45,7 @@ class Folder:
         Raises DataError for a missing or empty folder and for names without a readable age.
         """
         classes, names, labels, ages, empty, bad = [], [], [], [], [], []
-        others, loops = [], []
+        passed = {'others': [], 'loops': [], 'special': []}
         for folder in self._people():
             there = self._below(folder)
             if not there.images:
@@ -46,8 +58,8 @@ class Folder:
                 names.append(os.fsencode(f'{folder}/{name}'))
             labels.extend([len(classes)] * len(there.images))
             classes.append(folder)
-            others += [f'{folder}/{name}' for name in there.others]
-            loops += [f'{folder}/{name}' for name in there.loops]
+            for kind, left_out in passed.items():
+                left_out += [f'{folder}/{name}' for name in getattr(there, kind)]
         if not names:
             raise DataError(
                 f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
@@ -63,8 +75,9 @@ class Folder:
                 f'{some([name for name, _ in bad])}; for the first, {bad[0][1]}: '
                 f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
             )
-        self._notice(others, 'file(s) are no images by their names, and left out')
-        self._notice(loops, 'link(s) lead to a folder above them, and are not followed')
+        self._notice(passed['others'], 'file(s) are no images by their names, and left out')
+        self._notice(passed['loops'], 'link(s) lead to a folder above them, and are not followed')
+        self._notice(passed['special'], 'pipe(s), socket(s) or device(s) are not opened')
         return classes, np.array(names), np.array(labels), np.array(ages, dtype=np.float32)
 
     def _notice(self, names, what):
@@ -80,10 +93,10 @@ class Folder:
                 'expected a folder with one folder per person'
             ) from None
         people = [name for name in names if os.path.isdir(os.path.join(self.root, name))]
-        prepared = 'report.csv' in names  # by prepare.py, which puts its contact sheet there
-        alone = [name for name in names if is_image(name) and name not in people]
-        alone = [name for name in alone if not (prepared and name == 'sheet.jpg')]
-        self._notice(alone, 'image(s) are in no folder of a person, and left out')
+        # prepare.py writes a report, and its contact sheet beside it
+        alone = {name for name in names if is_image(name)} - {*people}
+        alone -= {'sheet.jpg'} if 'report.csv' in names else set()
+        self._notice(sorted(alone), 'image(s) are in no folder of a person, and left out')
         return people
 
     def _below(self, folder):
@@ -94,7 +107,7 @@ class Folder:
             raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
 
     def shard_of(self, places: np.ndarray) -> np.ndarray | None:
-        """The number of the shard that each place is in (n,); None where there are no shards."""
+        """The number of the shard that each place is in (n,); None if there are no shards."""
         return None
 
     def name(self, place: bytes) -> str:
@@ -107,18 +120,20 @@ class Folder:
 
     def encoded(self, place: bytes) -> bytes:
         """The image file's bytes. Raises OSError."""
-        with open(self.path(place), 'rb') as file:
-            return file.read()
+        return read_file(self.path(place))
+
+    def _stats(self, places):
+        """(name, size, modification time in ns) of each place; size -1 for one that is missing."""
+        for name in places:
+            try:
+                status = os.stat(os.path.join(os.fsencode(self.root), name))
+                yield name, status.st_size, status.st_mtime_ns
+            except OSError:
+                yield name, -1, 0
 
     def sizes(self, places: np.ndarray) -> np.ndarray:
         """Bytes of each image (n,) int64; -1 for one that is missing."""
-        sizes = []
-        for name in places:
-            try:
-                sizes.append(os.stat(os.path.join(os.fsencode(self.root), name)).st_size)
-            except OSError:
-                sizes.append(-1)
-        return np.array(sizes, np.int64)
+        return np.array([size for _, size, _ in self._stats(places)], np.int64)
 
     def fingerprint(self, places: np.ndarray) -> str:
         """sha256 of names, sizes and modification times, in hexadecimal.
@@ -126,8 +141,105 @@ class Folder:
         A file that is missing is left out: that it is missing is said when it is read.
         """
         digest = hashlib.sha256()
-        for name in places:
-            with contextlib.suppress(OSError):
-                stat = os.stat(os.path.join(os.fsencode(self.root), name))
-                digest.update(b'%s\0%d\0%d\n' % (name, stat.st_size, stat.st_mtime_ns))
+        for values in self._stats(places):
+            if values[1] >= 0:
+                digest.update(b'%s\0%d\0%d\n' % values)
         return digest.hexdigest()
+
+
+class List(Folder):
+    """The images of a list, a line each: path, label and age in years.
+
+    The three are separated by tabs, in a .csv by commas or semicolons, else by spaces, of which the
+    path may hold some. Paths are relative to the list's folder; the label, as it is written, is the
+    identity: 0 and 0.0 are different people. UTF-8, or UTF-16 with a byte order mark; a first line
+    of titles is passed over. A place is a path, in bytes.
+    """
+
+    def __init__(self, root: str):
+        super().__init__(os.path.dirname(root))
+        self.file, self.beside = root, Path(os.path.abspath(root))
+
+    def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """classes, the labels, sorted; places (n,), labels (n,) int64, ages (n,) float32 in years.
+
+        Sorted by label and path. `pat` and `pos` are for ages in file names, and not used. Raises
+        DataError for lines that are none, for images that are missing, and for one with two labels
+        or ages.
+        """
+        faces, missing, rows = {}, [], self._rows()
+        for number, name, label, age in rows:
+            found = find(self.root, name)
+            if found is None:
+                missing.append(name)
+                continue
+            found = _plain(found)
+            if faces.setdefault(found, (label, age)) != (label, age):
+                raise DataError(
+                    f'{self.file}, line {number}: {some([name])} stands there before, with '
+                    f'another label or age: {faces[found]}, now {(label, age)}'
+                )
+        if missing:
+            raise DataError(
+                f'{self.file}: {len(missing)} image(s) of the list are missing: {some(missing)}: '
+                f"paths are relative to the list's folder, {os.path.abspath(self.root)}"
+            )
+        if len(rows) > len(faces):
+            self.notices.append(
+                f'{self.file}: {len(rows) - len(faces)} line(s) repeat others, and count once'
+            )
+        order = sorted(faces, key=lambda name: (faces[name][0], name))
+        classes, labels = np.unique([faces[name][0] for name in order], return_inverse=True)
+        ages = np.array([faces[name][1] for name in order], np.float32)
+        return classes.tolist(), np.array([os.fsencode(name) for name in order]), labels, ages
+
+    def _rows(self):
+        """(line number, path, label, age) of each line."""
+        try:
+            lines = numbered_lines_of(read_file(self.file))
+        except OSError as error:
+            raise DataError(
+                f'{self.file}: {error.strerror}{seen_from(self.file)}: expected a list of images'
+            ) from None
+        if any('\0' in line for _, line in lines):
+            raise DataError(f'{self.file}: no text file: save the list as text, in UTF-8')
+        rows, bad = [], []
+        for place, (number, line) in enumerate(lines):
+            fields = [field.strip() for field in self._fields(line)]
+            if not place and len(fields) == 3 and fields[2].lower() in TITLES:
+                continue
+            try:
+                if AGE.fullmatch(fields[0]) and any(map(is_image, fields[1:])):
+                    raise ValueError(
+                        'it begins with a number, as lists of mxnet do, which have no ages'
+                    )
+                if len(fields) != 3 or not all(fields):
+                    raise ValueError('it has no path, label and age')
+                label = unicodedata.normalize('NFC', fields[1])
+                rows.append((number, fields[0], label, to_age(fields[2])))
+            except ValueError as error:
+                bad.append(f'line {number}: {line.strip()!r:.80}: {error}')
+        if bad:
+            raise DataError(
+                f'{self.file}: {len(bad)} line(s) are not `path label age`, the age in years; '
+                f'{bad[0]}'
+            )
+        if not rows:
+            raise DataError(f'{self.file}: the list is empty; expected `path label age` lines')
+        return rows
+
+    def _fields(self, line):
+        if '\t' in line:
+            return line.split('\t')
+        if self.file.lower().endswith('.csv'):
+            with contextlib.suppress(csv.Error):
+                ways = [next(csv.reader([line], delimiter=mark)) for mark in ',;']
+                return ways[1] if len(ways[1]) == 3 != len(ways[0]) else ways[0]
+        return line.rsplit(maxsplit=2)
+
+
+def _plain(path):
+    """./a.jpg and sub//a.jpg as a.jpg and sub/a.jpg: one image has one place."""
+    first, *rest = path.split('/')
+    rest = [part for part in rest if part not in ('', '.')]
+    return '/'.join(rest if first == '.' else [first, *rest])

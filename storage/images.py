@@ -1,6 +1,5 @@
 """One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
 
-import codecs
 import functools
 import importlib.util
 import io
@@ -8,13 +7,13 @@ import os
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
-from storage.greys import Depth
-from storage.strict import check_whole
+from system import foreign
 from utils import DataError
 
 try:
@@ -24,12 +23,15 @@ except ImportError:
 
 HEIGHT, WIDTH = 112, 96
 WIDTHS = 96, 112  # of faces: as in the paper, and as most sets and backbones of the field have it
-ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
 # Pillow's formats that are read; EPS is not among them, since it starts a program
 KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')
 # Pillow's warnings that are not about pixels; at 89 megapixels it warns, at twice that it refuses
 HARMLESS = 'Metadata Warning|Corrupt EXIF|Invalid APNG|.*malformed MPO|.*decompression bomb'
+# tags of EXIF and TIFF 6.0; offsets and sizes are those of strips, and of tiles
+ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, JPEG_TABLES = 274, 258, 259, 262, 347
+OFFSETS, SIZES = (273, 324), (279, 325)
+JPEG, DEFLATE, WHITE_IS_ZERO = 7, (8, 32946), 0
 
 
 def some(names: Iterable[str | bytes | os.PathLike]) -> str:
@@ -39,7 +41,7 @@ def some(names: Iterable[str | bytes | os.PathLike]) -> str:
 
 
 def to_age(value: object) -> float:
-    """Age in years of a number or its text. ValueError where it is none, or not from 0 to 120."""
+    """Age in years of a number or its text. ValueError if it is none, or not from 0 to 120."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number and not (isinstance(value, str) and AGE.fullmatch(value)):
         raise ValueError(f'{value!r:.60} is no age')
@@ -64,8 +66,8 @@ def parse_age(name: str, pat: str, pos: int) -> float:
 def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
     """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`.
 
-    Raises DataError, which doesn't know the file's name, where the image is of another size or
-    can't be read. The size is checked before anything but a PNG is decoded.
+    Raises DataError, which doesn't know the file's name, if the image is of another size or can't
+    be read. The size is checked before anything but a PNG is decoded.
     """
     return to_width(open_image(data, _check_size), width)
 
@@ -83,10 +85,8 @@ def to_width(face: np.ndarray, width: int) -> np.ndarray:
     """
     if width not in WIDTHS:
         raise ValueError(f'a face is {" or ".join(map(str, WIDTHS))} wide, not {width!r}')
-    missing = width - face.shape[1]
-    if missing > 0:
-        return np.pad(face, ((0, 0), (missing // 2, missing // 2), (0, 0)), 'edge')
-    return face[:, -missing // 2 :][:, :width]
+    extra = width - face.shape[1]
+    return face[:, np.clip(np.arange(width) - extra // 2, 0, face.shape[1] - 1)]
 
 
 def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -132,21 +132,89 @@ def _open(data, check):
 
 def _open_with_pillow(data, check):
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it for everybody
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # XMP may exceed a megabyte
     with _STRICT, Image.open(io.BytesIO(data), formats=kinds()) as image:
-        depth = Depth(image)
+        tags = getattr(image, 'tag_v2', {})
+        # of colours of 16 bits Pillow keeps the upper 8
+        sixteen = bool(image.tile) and ';16' in str(image.tile[0][3])
         if image.format == 'PNG':  # its EXIF may follow its pixels
             image.load()
         width, height = image.size
-        # a TIFF with the tag tells its upright size; any TIFF is turned when it is loaded
-        told = ORIENTATION in getattr(image, 'tag_v2', ())
-        lies = _orientation_of(image) > 4 and not told
+        # a TIFF with the tag has its upright size; any TIFF is turned when it is loaded
+        lies = _orientation_of(image) > 4 and ORIENTATION not in tags
         check(*((width, height) if lies else (height, width)))
-        check_whole(image, data)
+        _check_sums(image, tags, data)
         image.load()
         orientation = _orientation_of(image)
-    image = depth.eight_bits(image)
+    if image.mode.startswith(('I', 'F')):
+        greys = _eight_bits(np.asarray(image), tags.get(BITS) == (12,))
+        # Pillow inverts those of 8 bits and fewer
+        inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        image = Image.fromarray(255 - greys if inverted else greys)
+    elif sixteen and np.asarray(image.convert('RGB')).max() < 16:
+        raise DataError(
+            'not readable as an image (colours of 16 bits of which only the lowest 12 are '
+            'used: save it with 8 bits)'
+        )
     image.info.pop('transparency', None)  # which converting would warn of
     return _upright(np.asarray(image.convert('RGB')), orientation)
+
+
+def _eight_bits(values, twelve):
+    """Greys of more than 8 bits (H, W) as uint8. Raises DataError if they are no greys.
+
+    Neither TIFF nor Pillow says which scale was meant. 16 bits with no value of 4096 were written
+    with 12, or with 8 if none reaches 256; otherwise it is the smallest scale that holds them: of
+    32 bits 8, 16 or 31, of floats 1 first.
+    """
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise DataError('not readable as an image (values below 0, or not finite: it has no greys)')
+    top = values.max()
+    if values.dtype.itemsize == 2:
+        if top >= 2**12:
+            return (values >> 8).astype(np.uint8)
+        scales = (2**12 - 1,) if twelve else (255, 2**12 - 1)
+    else:
+        floats = values.dtype.kind == 'f'
+        scales = (1, 255, 2**16 - 1) if floats else (255, 2**16 - 1, 2**31 - 1)
+    scale = next((scale for scale in scales if top <= scale), None)
+    if scale is None:
+        raise DataError(f'not readable as an image (values up to {top:g}: not greys of an image)')
+    return np.rint(values * (255 / scale)).astype(np.uint8)
+
+
+def _check_sums(image, tags, data):
+    """Raises the decoder's error if a checksum of the opened `image` says that it is damaged.
+
+    Pillow's `verify` compares those of a PNG's chunks, its `load` does not. libtiff stops where the
+    rows are full, before the checksum of Deflate, and only warns of damaged JPEG: both are decoded
+    here once more. Other compressions of TIFF have no checksum.
+    """
+    if image.format == 'PNG':
+        with Image.open(io.BytesIO(data), formats=('PNG',)) as again:
+            again.verify()
+    if image.format != 'TIFF':
+        return
+    for offsets, sizes in zip(OFFSETS, SIZES, strict=True):
+        for start, size in zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=True):
+            part = data[start : start + size]
+            if tags.get(COMPRESSION) in DEFLATE:
+                _inflate(part)
+            elif tags.get(COMPRESSION) == JPEG and simplejpeg:
+                # the tables that all strips share end with the marker of the end, strips begin with
+                # that of the start
+                whole = tags.get(JPEG_TABLES, b'\xff\xd8\xff\xd9')[:-2] + part[2:]
+                cmyk = simplejpeg.decode_jpeg_header(whole)[2] in ('CMYK', 'YCCK')
+                simplejpeg.decode_jpeg(whole, colorspace='CMYK' if cmyk else 'RGB')
+
+
+def _inflate(data):
+    stream = zlib.decompressobj()
+    while data and not stream.eof:
+        stream.decompress(data, 1 << 20)  # a little at a time: it may grow a thousandfold
+        data = stream.unconsumed_tail
+    if not stream.eof:
+        raise ValueError('Deflate data cut short')
 
 
 class _Strict:
@@ -219,15 +287,12 @@ def _upright(pixels, orientation):
 
 def _what_else(data):
     """What bytes are that no decoder knows, as far as a user may want to know."""
-    start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if not data:
-        return 'not an image but an empty file'
-    if start.startswith((b'<!doctype', b'<html')):
-        return 'not an image but a web page'
-    if start.startswith(b'version https://git-lfs'):
-        return 'not an image but a pointer of git-lfs: `git lfs pull` fetches what it stands for'
     if data[4:12] in (b'ftypavif', b'ftypavis'):
         return 'AVIF needs Pillow 11.3 or later'
     if data[4:10] in (b'ftyphe', b'ftypmi', b'ftypms'):
         return 'HEIC needs `pip install pillow-heif`'
-    return 'not an image of a kind that is read here, whatever its name says'
+    return (
+        f'not an image but {what}'
+        if (what := foreign.what_it_is(data[: foreign.READ]))
+        else ('not an image of a kind that is read here, whatever its name says')
+    )

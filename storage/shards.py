@@ -1,16 +1,4 @@
-"""WebDataset shards: tar files of samples, each a few files of one key in a row, here an image and
-what is known of it.
-
-    key.jpg  key.json           {"identity": "Ada", "age": 35}; what `write_shards` makes
-    key.jpg  key.cls  key.txt   the identity, a number; the age
-    Ada/000_35.jpg              neither: a folder of identity folders as tar packs it, `pat` and
-                                `pos` as in meta.py
-
-The webdataset library expands the pattern, says which files are one sample, and writes. It reads a
-shard from its first byte to its last and keeps no place to resume at; training resumes at any step
-and in the same order whatever the number of processes. So the shards are read through once for an
-index of where every image lies, and from then on images are read by position.
-"""
+"""WebDataset shards, read by position: tar files listed once, every image a place in one."""
 
 import functools
 import glob
@@ -18,23 +6,33 @@ import hashlib
 import json
 import os
 import re
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 import utils
-from storage.files import read_at, seen_from, sweep, will_need
-from storage.images import some
-from storage.tar import library, row, samples
+from storage.files import is_image, is_system, seen_from, sweep, will_need
+from storage.images import parse_age, some, to_age
 from system.progress import progress
 from utils import DataError
 
 OPEN = 128  # shards that a process keeps open
+SMALL = 1 << 20  # bytes read at most of a .json, .cls or .txt
+KNOWN = ('.json', '.cls', '.txt')
 
 
-def are_shards(root: str) -> bool:
-    """Whether `root` names tar files, rather than a folder."""
-    return re.search(r'\.(tar|tgz)(\.\w+)?$', root) is not None and not os.path.isdir(root)
+def library() -> ModuleType:
+    """The webdataset library, needed for shards alone. Raises DataError if it is missing."""
+    try:
+        import webdataset
+    except ImportError:
+        raise DataError(
+            'tar shards need a library that is not installed here: pip install webdataset'
+        ) from None
+    return webdataset
 
 
 class Shards:
@@ -42,7 +40,7 @@ class Shards:
 
     The same attributes and methods as Folder; `paths` of the shards, and `stats` (s, 2) int64,
     their sizes and times. A place is a record of shard, offset, size and name. Raises DataError
-    where shards are missing or can't be read by position.
+    if shards are missing or can't be read by position.
     """
 
     def __init__(self, root: str):
@@ -108,22 +106,16 @@ class Shards:
 
     def _read_through(self, pat, pos):
         """What `list` returns, from the shards themselves."""
-        people, parts, bad = {}, [], []
+        rows, bad = [], []
         paths = progress(self.paths, f'listing {self.root}', len(self.paths), unit=' shards')
         for shard, path in enumerate(paths):
-            names, rows, ages = [], [], []
-            for sample in samples(path):
+            for sample in _samples(path):
                 try:
-                    name, identity, age, where = row(sample, pat, pos)
+                    name, identity, age, (offset, size) = _row(sample, pat, pos)
+                    rows.append((identity, os.fsencode(name), shard, offset, size, age))
                 except ValueError as error:
                     at = f'{path}:{sample["__key__"]}'.removeprefix(os.path.join(self.folder, ''))
                     bad.append((at, str(error)))
-                    continue
-                names.append(os.fsencode(name))
-                rows.append((shard, *where, people.setdefault(identity, len(people))))
-                ages.append(age)
-            if names:
-                parts.append((np.array(names), np.array(rows), np.array(ages, np.float32)))
         if bad:
             why = bad[0][1]
             pattern = f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
@@ -132,22 +124,21 @@ class Shards:
                 f'age: {some([name for name, _ in bad])}; for the first, {why}: write the shards '
                 f'anew{pattern if "splits" in why else ""}'
             )
-        if not parts:
+        if not rows:
             raise DataError(
                 f'{self.root}: no samples; expected key.jpg and key.json, '
                 '{"identity": "Ada", "age": 35}'
             )
-        names, rows, ages = map(np.concatenate, zip(*parts, strict=True))
-        classes = sorted(people)
+        rows.sort(key=lambda row: row[:2])
+        people, names, shards, offsets, sizes, ages = zip(*rows, strict=True)
+        names, classes = np.array(names), sorted(set(people))
         rank = {identity: label for label, identity in enumerate(classes)}
-        labels = np.array([rank[identity] for identity in people])[rows[:, 3]]
-        order = np.lexsort((names, labels))
-        places = np.empty(
-            len(names), [('shard', 'i4'), ('offset', 'i8'), ('size', 'i8'), ('name', names.dtype)]
-        )
-        places['name'] = names
-        places['shard'], places['offset'], places['size'] = rows[:, :3].T
-        return classes, places[order], labels[order], ages[order]
+        kinds = [('shard', 'i4'), ('offset', 'i8'), ('size', 'i8'), ('name', names.dtype)]
+        places = np.empty(len(names), kinds)
+        for (field, _), values in zip(kinds, (shards, offsets, sizes, names), strict=True):
+            places[field] = values
+        labels = np.array([rank[identity] for identity in people])
+        return classes, places, labels, np.array(ages, np.float32)
 
     def shard_of(self, places: np.ndarray) -> np.ndarray:
         """The number of the shard that each place is in (n,)."""
@@ -166,35 +157,27 @@ class Shards:
         return places['size']
 
     def encoded(self, place: np.void) -> bytes:
-        """The image's bytes. Raises OSError, also where the shard changed after it was listed."""
+        """The image's bytes. Raises OSError, also if the shard changed after it was listed."""
         stat = self.stats[place['shard']].tolist()
         file = _opened(self.paths[place['shard']], *stat)  # held until it is read
-        data = read_at(file.number, place['size'], place['offset'])
+        data = os.pread(file.fileno(), place['size'], place['offset'])
         if len(data) < place['size']:
             raise OSError(None, 'the shard was cut short after it was listed')
         return data
 
 
-class _Number:
-    """A file descriptor that is closed when the last who reads from it lets go."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __del__(self, close=os.close):
-        close(self.number)
-
-
 @functools.lru_cache(OPEN)
 def _opened(path, size, time):
-    file = _Number(os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0)))
-    stat = os.fstat(file.number)
+    """The shard's file; it closes when the last reader that holds it lets go."""
+    file = open(path, 'rb', buffering=0)
+    stat = os.fstat(file.fileno())
     if (stat.st_size, stat.st_mtime_ns) != (size, time):
+        file.close()
         raise OSError(None, 'the shard was changed after it was listed')
     # its images are wanted soon, in any order: a network is faster with one long read. In pieces,
     # since the system cuts a long request short
     for start in range(0, size, 1 << 20):
-        will_need(file.number, start, 1 << 20)
+        will_need(file.fileno(), start, 1 << 20)
     return file
 
 
@@ -203,3 +186,79 @@ def _save(index, path):
     names = np.frombuffer(json.dumps(classes).encode(), np.uint8)
     with open(path, 'wb') as file:
         np.savez(file, classes=names, places=places, labels=labels, ages=ages)
+
+
+def _samples(path) -> Iterator[dict]:
+    """The library's samples of one shard: {'__key__': …, suffix: bytes, or (offset, size) of an
+    image}. Raises DataError if the shard is damaged.
+    """
+    try:
+        yield from library().tariterators.group_by_keys(_files(path), lcase=False)
+    except ValueError as error:  # the library's error for a name that is there twice
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f'{path}: {some([str(error.args[0])])}') from None
+
+
+def _files(path):
+    """The regular files in a shard, with (offset, size) in place of an image's data."""
+    try:
+        with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
+            end = 0
+            while member := tar.next():
+                if tar.offset <= end:
+                    raise DataError(f'{path}: damaged at byte {end}: restore it')
+                end, tar.members = tar.offset, []
+                if member.isreg() and not _is_passed_over(member.name):
+                    data = b''
+                    if is_image(member.name):
+                        data = member.offset_data, member.size
+                    elif member.name.lower().endswith(KNOWN):
+                        size = min(member.size, SMALL)
+                        data = os.pread(file.fileno(), size, member.offset_data)
+                    yield {'fname': member.name, 'data': data, '__url__': path}
+            file.seek(tar.offset)
+            # tarfile takes damage, and any end, for the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(
+                    f'{path}: damaged or cut short at byte {tar.offset} of '
+                    f'{os.fstat(file.fileno()).st_size}: restore it'
+                )
+    except DataError:
+        raise
+    except Exception as error:  # damaged headers lead to whatever they like
+        raise DataError(
+            f'{path}: damaged, cut short, or not a plain tar file ({some([str(error)])}): '
+            'restore it'
+        ) from None
+
+
+def _is_passed_over(name):
+    """Whether a file in a tar is the library's own, or the system's (._000_12.jpg of macOS)."""
+    parts = [part for part in name.split('/') if part not in ('', '.', '..')]
+    return bool(re.match(r'__[^/]*__($|/)', name)) or any(map(is_system, parts))
+
+
+def _row(sample, pat, pos) -> tuple[str, str, float, tuple[int, int]]:
+    """name, identity, age in years and (offset, size) of a sample. ValueError: what is missing."""
+    images = [suffix for suffix, data in sample.items() if isinstance(data, tuple)]
+    if len(images) != 1:
+        raise ValueError(f'it has {len(images)} images')
+    name = f'{sample["__key__"]}.{images[0]}'
+    known = {suffix.lower(): data for suffix, data in sample.items()}
+    if 'json' in known:
+        try:
+            described = json.loads(known['json'])
+            identity, age = described.get('identity'), described.get('age')
+        except (ValueError, AttributeError, RecursionError):
+            raise ValueError('its .json is not {"identity": …, "age": …}') from None
+    elif 'cls' in known or 'txt' in known:
+        identity, age = (
+            known.get(suffix, b'').decode(errors='replace').strip() for suffix in ('cls', 'txt')
+        )
+    else:
+        identity = os.path.basename(os.path.dirname(name))
+        age = parse_age(os.path.basename(name), pat, pos)
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == '':
+        raise ValueError(f'its identity is {identity!r:.60}')
+    return name, str(identity), to_age(age), sample[images[0]]
