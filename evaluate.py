@@ -245,7 +245,7 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
         return listed, None, name
     entry, path = getattr(meta, args.path, None), args.path
     if isinstance(entry, dict) and not Path(path).is_dir():
-        check_entry(args.path, entry, meta.age_cutoffs)
+        entry = check_entry(args.path, entry, meta.age_cutoffs)
         path = entry['val_root'] or entry['train_root']
         which = (
             f'val_root, {path}'

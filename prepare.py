@@ -246,8 +246,7 @@ def entry_called(name: str) -> dict:
             if isinstance(value, dict) and not name.startswith('_')
         ]
         raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(names)}')
-    check_entry(name, entry, meta.age_cutoffs)
-    return entry
+    return check_entry(name, entry, meta.age_cutoffs)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def findings(
     train, val = parts['train_root'], parts.get('val_root')
     todo = [line for part in parts.values() for line in _files(part)]
     people = len(train.people)
-    if entry['n_cls'] != people:
+    if entry['n_cls'] not in (people, None):
         kind = 'folders' if train.folder else 'people'
         todo.append(
             f"'n_cls' is {entry['n_cls']}, the {kind} in train_root are {people}: "

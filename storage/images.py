@@ -291,8 +291,5 @@ def _what_else(data):
         return 'AVIF needs Pillow 11.3 or later'
     if data[4:10] in (b'ftyphe', b'ftypmi', b'ftypms'):
         return 'HEIC needs `pip install pillow-heif`'
-    return (
-        f'not an image but {what}'
-        if (what := foreign.what_it_is(data[: foreign.READ]))
-        else ('not an image of a kind that is read here, whatever its name says')
-    )
+    known = foreign.what_it_is(data[: foreign.READ]) if data else 'an empty file'
+    return f'not an image but {known}' if known else 'not an image of a kind that is read here'

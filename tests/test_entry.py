@@ -3,7 +3,7 @@
 import pytest
 
 import meta
-from storage.entry import check_entry
+from dataset import check_entry
 from storage.images import parse_age
 from utils import DataError
 

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from dataset import Faces
 from preparation.sharding import write_shards
-from storage.files import find, images_below, is_system, lines_of
+from storage.files import find, images_below, is_system, numbered_lines_of
 from utils import DataError
 
 
@@ -163,11 +163,11 @@ def test_a_name_as_a_list_writes_it(tmp_path):
     ],
 )
 def test_lines_of_text(data):
-    assert lines_of(data) == ['a\tZoë', 'b\u2028c']
+    assert [line for _, line in numbered_lines_of(data)] == ['a\tZoë', 'b\u2028c']
 
 
 def test_lines_that_are_no_text_keep_their_bytes():
-    assert [os.fsencode(line) for line in lines_of(b'caf\xe9\n\xff\xff')] == [
+    assert [os.fsencode(line) for _, line in numbered_lines_of(b'caf\xe9\n\xff\xff')] == [
         b'caf\xe9',
         b'\xff\xff',
     ]

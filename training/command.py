@@ -156,14 +156,14 @@ def chosen_recipe(args, is_demo: bool, init=None, weights=None) -> tuple[Recipe,
 def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     """Training and validation faces (or None, also where val_root is a list of pairs), all but
     their pixels checked. Raises DataError."""
-    check_entry(name, entry, meta.age_cutoffs)
+    entry = check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         from synthesis import drawing
 
         drawing.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train = Faces(entry['train_root'], entry['pat'], entry['pos'])
     people = len(train.classes)
-    if people != entry['n_cls']:
+    if entry['n_cls'] not in (people, None):
         raise DataError(
             f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has "
             f"{people} identities: set 'n_cls': {people}"

@@ -27,7 +27,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
         raise UserError(f'--calibrate {name}: meta.py has no such entry')
-    check_entry(name, entry, meta.age_cutoffs)
+    entry = check_entry(name, entry, meta.age_cutoffs)
     root = entry['val_root'] or entry['train_root']
     faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
     embeddings = embed(matcher, faces)
