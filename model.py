@@ -194,12 +194,15 @@ class MarginHead(nn.Module):
     """Identity logits s·cos θ with a margin on each face's own person; a centre (row of `weight`) a
     person. A subclass implements `margin`.
 
-    Arguments: dim D, classes C, scale s and margin m; training may raise `self.m` from 0 to m.
+    Arguments: dim D, classes C, scale s and margin m, by default the head's `default_m`; training
+    may raise `self.m` from 0 to m.
     """
 
-    def __init__(self, dim: int, classes: int, scale: float = 64.0, m: float = 0.35):
+    default_m: float = 0.0
+
+    def __init__(self, dim: int, classes: int, scale: float = 64.0, m: float | None = None):
         super().__init__()
-        self.scale, self.m = scale, m
+        self.scale, self.m = scale, self.default_m if m is None else m
         self.weight = nn.Parameter(self.centres(dim, classes))
 
     def centres(self, dim: int, classes: int) -> Tensor:
@@ -244,6 +247,8 @@ class MarginHead(nn.Module):
 class CosFace(MarginHead):
     """cos θ − m (Wang et al., CVPR 2018, eq. 4): what the paper trains with, m = 0.35."""
 
+    default_m = 0.35
+
     def margin(self, cosine, label):
         return cosine - self.m
 
@@ -253,6 +258,8 @@ class ArcFace(MarginHead):
 
     Beyond θ = π − m, where it would rise again, it is cos θ − m·sin m, as in its authors' code.
     """
+
+    default_m = 0.5
 
     def margin(self, cosine, label):
         angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
@@ -365,7 +372,7 @@ class DALModel(nn.Module):
         head: Callable[..., nn.Module] = CosFace,
         age_head: Callable[..., AgeHead] = AgeGroups,
         scale: float = 64.0,
-        m: float = 0.35,
+        m: float | None = None,
         factorization: Callable[[int], nn.Module] = ResidualFactorization,
     ):
         super().__init__()

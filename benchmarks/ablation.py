@@ -47,13 +47,7 @@ from dataset import Batches, Faces, evaluation_loader  # noqa: E402
 from evaluation.intervals import bootstrap, share_interval  # noqa: E402
 from evaluation.intervals import interval as middle  # noqa: E402
 from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
-from evaluation.metrics import (  # noqa: E402
-    cosines,
-    leave_one_out,
-    number,
-    people_report,
-    roc_figures,
-)
+from evaluation.metrics import cosines, leave_one_out, number, people_report, roc_figures  # noqa: E402
 from evaluation.pairs import gap_pairs  # noqa: E402
 from recognition.embedding import extract  # noqa: E402
 from recognition.weights import load_weights  # noqa: E402
@@ -208,10 +202,10 @@ def climb(training, train):
         for indices in itertools.islice(batches, max(1, recipe.max_steps)):
             images, _, ages, _ = train.__getitems__(indices)
             with torch.enable_grad():
-                training.batch.begin([len(images)], recipe.seed)
+                training.layout.begin([len(images)], recipe.seed)
                 training.max_step(images, ages)
     features = [
-        (*training.network.features(images), ages)
+        (*training.executor.features(images), ages)
         for images, _, ages, _ in evaluation_loader(train)
     ]
     x_age, x_id, ages = map(torch.cat, zip(*features, strict=True))

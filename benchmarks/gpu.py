@@ -115,7 +115,7 @@ def speed(faces, recipe, device, steps, ceilings):
     ours.waited = 0.0
     seconds = clock(lambda: [ours.step('min') for _ in range(steps)], device)
     precision = {'bf16': 'bfloat16', 'fp16': 'float16'}.get(
-        ours.training.network.precision, 'float32'
+        ours.training.executor.precision, 'float32'
     )
     operations = None if recipe.compile else 3 * operations_of(ours.training, device)
     rate = steps * recipe.batch_size / seconds

@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import replace
 
 import torch
+from steps import iterate
 
 import main
 import meta
@@ -65,7 +66,7 @@ def train(training, steps, sizes=None, share=lambda part: part):
     """`steps` more steps; the means of the last of them."""
     for step in range(training.step, training.step + steps):
         training.means.flush()
-        training.iterate(*map(share, batch(step)), sizes)
+        iterate(training, *map(share, batch(step)), sizes)
     return training.means.flush()
 
 
@@ -121,11 +122,11 @@ def no_wait(recipe, phase, device):
     try:
         for step in range(3):
             faces = [part.pin_memory() if device.type == 'cuda' else part for part in batch(step)]
-            training.iterate(*faces)
+            iterate(training, *faces)
     finally:
         if device.type == 'cuda':
             torch.cuda.set_sync_debug_mode('default')
-    assert training.watch.first() is None, f'not finite: {training.watch.first()}'
+    assert training.not_finite.first() is None, f'not finite: {training.not_finite.first()}'
     return training.means.flush().get('loss')
 
 
@@ -140,7 +141,7 @@ def beside_the_cpu(precision, tolerance, device):
         with float64() if precision == 'float64' else contextlib.nullcontext():
             for place in (device, torch.device('cpu')):
                 training = trainer(recipe, place)
-                training.network.restore_scale(SCALE)
+                training.executor.restore_scale(SCALE)
                 found.append((train(training, 1), gradients(training)))
         said.append(near(*found, tolerance))
     return ' and '.join(said)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from steps import iterate
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -109,7 +110,7 @@ def train(recipe, faces, init, epochs):
     for batches.epoch in range(epochs):
         start = time.perf_counter()
         for indices in batches:
-            training.iterate(*faces.__getitems__(indices)[:3])
+            iterate(training, *faces.__getitems__(indices)[:3])
         log.append(
             training.epoch_means.flush()
             | {'images_per_s': len(batches) * recipe.batch_size / (time.perf_counter() - start)}

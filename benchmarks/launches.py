@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from steps import iterate
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,9 +71,9 @@ def launches(recipe, phase='min', device=None, people=100) -> Launches:
     supported = _foreach_utils._get_foreach_kernels_supported_devices
     _foreach_utils._get_foreach_kernels_supported_devices = lambda: [*supported(), 'cpu']
     try:
-        training.iterate(images, labels, ages)
+        iterate(training, images, labels, ages)
         with counted:
-            training.iterate(images, labels, ages)
+            iterate(training, images, labels, ages)
     finally:
         _foreach_utils._get_foreach_kernels_supported_devices = supported
     return counted

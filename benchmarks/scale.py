@@ -34,7 +34,7 @@ from benchmarks.speed import machine, peak_resident
 from dataset import Faces, training_loader
 from model import CosFace
 from synthesis import drawing
-from training.distributed import Batch, all_reduce, process_group
+from training.distributed import BatchLayout, all_reduce, process_group
 from training.sharded import sharded
 
 PER_PERSON = 20  # faces of a person
@@ -143,7 +143,7 @@ def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, po
     torch.set_num_threads(max(1, os.cpu_count() // processes))
     with process_group(-1):
         all_reduce(torch.zeros(1))
-        before, seconds, batch = peak_resident(), [], Batch()
+        before, seconds, batch = peak_resident(), [], BatchLayout()
         module = sharded(CosFace)(dim, identities, batch=batch, sample_rate=sample_rate)
         optimizer = sgd(module)
         torch.manual_seed(rank)

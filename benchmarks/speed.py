@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from PIL import Image
 from speed_report import markdown, middle, picture, ratio, summary, table
+from steps import iterate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -88,7 +89,7 @@ class Ours:
         self.waited += time.perf_counter() - begin
         offset = self.training.recipe.min_steps if phase == 'max' else 0
         self.training.step = 700 * self.period + offset
-        self.training.iterate(images, labels, ages)
+        iterate(self.training, images, labels, ages)
 
 
 class Conventional:
@@ -188,7 +189,7 @@ def convolutions(training, batch_size, device):
     """The backbone's convolutions alone, forward and backward: a training step in which everything
     else takes no time."""
     shapes = collections.Counter()
-    precision = training.network.precision
+    precision = training.executor.precision
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
 
     def note(module, inputs):
@@ -210,7 +211,7 @@ def convolutions(training, batch_size, device):
         if isinstance(module, torch.nn.Conv2d)
     ]
     with torch.no_grad():  # two faces, since batch norm on 1 × 1 takes no single one
-        training.network.features(
+        training.executor.features(
             torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
         )
     for hook in hooks:
@@ -297,7 +298,7 @@ def contestants(faces, batch_sizes, device, args):
 
 def embed(training, loader, batches, device):
     batches = itertools.islice(loader, batches)
-    extract(training.model, batches, device, training.network.precision == 'bf16', ('embedding',))
+    extract(training.model, batches, device, training.executor.precision == 'bf16', ('embedding',))
 
 
 def one_core(faces, uncached):

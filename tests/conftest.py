@@ -65,6 +65,16 @@ def command_line(save, *line, settings=()):
     ]
 
 
+def iterate(training, images, labels, ages, sizes=None):
+    """One global step, as main.run takes it."""
+    images, labels, ages = training.begin_step(images, labels, ages, sizes)
+    if training.is_max_step():
+        training.max_step(images, ages)
+    else:
+        training.min_step(images, labels, ages)
+    training.step += 1
+
+
 def state_dict_of(file):
     """The weights in a weights file or a state."""
     return torch.load(file, weights_only=True)['model']

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import PHASES, command_line
+from conftest import PHASES, command_line, iterate
 from torch import nn
 from tqdm import tqdm
 
@@ -152,13 +152,13 @@ def steps(folder, kinds, double=False, batch_norm=False):
             for batch in batches(2):
                 shares = [part.tensor_split(world_size) for part in batch]
                 sizes = [len(share) for share in shares[0]]
-                training.iterate(*(share[rank] for share in shares), sizes)
+                iterate(training, *(share[rank] for share in shares), sizes)
                 gradients = ((key, p.grad) for key, p in training.model.named_parameters())
                 found.append(
                     {
                         'gradients': copied(gradients),
                         'means': training.means.flush(),
-                        'climbs': training.climbs.flush(),
+                        'climbs': training.adversary_means.flush(),
                         'model': copied(training.model.state_dict().items()),
                         'mapping': copied(training.mapping.state_dict().items()),
                     }

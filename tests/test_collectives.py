@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import tiny
+from conftest import iterate, tiny
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -81,7 +81,7 @@ def step(exchanged, phase='min', classes=40, **values):
     images = torch.randint(0, 256, (SHARE, 3, 112, 96), dtype=torch.uint8)
     batch = images, torch.tensor([5, 39]), torch.tensor([20.0, 70.0])
     exchanged.clear()
-    training.iterate(*batch, [SHARE] * RANKS)
+    iterate(training, *batch, [SHARE] * RANKS)
     return training, list(exchanged)
 
 

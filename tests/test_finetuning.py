@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows, tiny
+from conftest import iterate, log_rows, tiny
 from processes import join, launch
 
 import backbones
@@ -46,7 +46,7 @@ def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
     run = training(freeze=0.5)
     states = [backbone_of(run)]
     for _ in range(4):
-        run.iterate(*batch())
+        iterate(run, *batch())
         states.append(backbone_of(run))
     assert not moved(states[0], states[2]) and moved(states[2], states[3]) == set(states[0])
     assert all(p.requires_grad for p in run.model.backbone.parameters())
@@ -55,7 +55,7 @@ def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
 def test_frozen_batch_norm_keeps_its_statistics_while_its_weights_move():
     run = training(batchnorm='frozen')
     before = backbone_of(run)
-    run.iterate(*batch())
+    iterate(run, *batch())
     kept = {name for name in before if 'running' in name or 'num_batches' in name}
     assert kept and moved(before, backbone_of(run)) == set(before) - kept
 
@@ -67,7 +67,7 @@ def test_the_backbone_learns_at_its_own_rate():
     )
     before, steps = backbone_of(slow), []
     for run in (slow, plain):
-        run.iterate(*batch())
+        iterate(run, *batch())
         after = backbone_of(run)
         steps.append({name: after[name] - before[name] for name in before if 'weight' in name})
     for name in steps[0]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import ROOT, iterate, tiny
 
 import main
 import meta
@@ -98,7 +98,7 @@ def test_float32_is_no_tf32():
 def losses(run, steps):
     found = []
     for step in range(run.step, run.step + steps):
-        run.iterate(*batch(step))
+        iterate(run, *batch(step))
         found.append(run.means.flush())
     return found
 
@@ -119,27 +119,27 @@ def test_fp16_trains_as_float32_does():
 def test_a_gradient_that_overflows_is_left_out(accumulate):
     """The weights stay, the scale halves, the log has no NaN and training goes on."""
     run = training(precision='fp16', accumulate=accumulate)
-    run.iterate(*batch())
+    iterate(run, *batch())
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    run.network.scaler.update(2.0**40)
-    run.iterate(*batch(1))
+    run.executor.scaler.update(2.0**40)
+    iterate(run, *batch(1))
     assert all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
-    assert run.network.scaler.get_scale() == 2.0**39
-    assert run.watch.first() is None and run.means.flush()['gradient'] > 0
-    run.network.scaler.update(2.0**10)
-    run.iterate(*batch(2))
+    assert run.executor.scaler.get_scale() == 2.0**39
+    assert run.not_finite.first() is None and run.means.flush()['gradient'] > 0
+    run.executor.scaler.update(2.0**10)
+    iterate(run, *batch(2))
     assert not all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
 
 
 def test_a_first_gradient_that_overflows_is_left_out():
     """PyTorch's fused SGD would go on from momentum that nothing has initialised."""
     run, other = training(precision='fp16'), training(precision='fp16')
-    run.network.restore_scale(SCALE | {'scale': 2.0**40})
-    run.iterate(*batch())
-    run.network.restore_scale(SCALE)
+    run.executor.restore_scale(SCALE | {'scale': 2.0**40})
+    iterate(run, *batch())
+    run.executor.restore_scale(SCALE)
     other.step = 1
     for each in (run, other):
-        each.iterate(*batch(1))
+        iterate(each, *batch(1))
     for name, weight in run.model.named_parameters():
         assert torch.equal(weight, other.model.state_dict()[name]), name
 
@@ -150,7 +150,7 @@ def test_a_run_in_fp16_resumes_exactly(tmp_path):
     losses(first, 4)
     save_checkpoint(state_of(first, 8, tmp_path), tmp_path / 'last.pth')
     assert start(second, tmp_path / 'last.pth', True, 8) and second.step == 4
-    assert second.network.scaler.state_dict() == first.network.scaler.state_dict()
+    assert second.network.scaler.state_dict() == first.executor.scaler.state_dict()
     assert second.network.scaler.get_scale() == 2048.0
     losses(whole, 4)
     assert losses(whole, 4) == losses(second, 4)

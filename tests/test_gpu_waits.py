@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import iterate
 from fake_gpu import NoWaits, Waited, fake_gpu, trained
 
 from training.recipe import finetune, paper, ramped
@@ -32,11 +33,11 @@ def test_no_wait_in_a_step(recipe, phase):
         run, batch = trained(replace(recipe, **SMALL), device)
         run.step = 700 if phase == 'min' else 750  # of cycles of 70; every ramp is open
         assert run.is_max_step() == (phase == 'max') or not run.lambda_dal
-        run.iterate(*batch)
+        iterate(run, *batch)
         with NoWaits():
-            run.iterate(*batch)
+            iterate(run, *batch)
         assert run.step == (702 if phase == 'min' else 752)
-        assert run.network.scaler.is_enabled() == (recipe.precision == 'fp16')
+        assert run.executor.scaler.is_enabled() == (recipe.precision == 'fp16')
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import iterate, tiny
 
 import main
 import meta
@@ -24,7 +24,7 @@ def training(**values):
     result = main.Training(recipe, list('abcd'), meta.age_cutoffs, torch.device('cpu'))
     result.total_steps = 100
     result.schedule(0.1)
-    result.batch.begin([8], 0)
+    result.layout.begin([8], 0)
     return result
 
 
@@ -167,13 +167,13 @@ def test_two_seeds_flip_differently():
     flips = {}
     for seed in (0, 1, 0):
         run = training(seed=seed, batch_size=64)
-        seen, features = [], run.network.features
-        run.network.features = lambda images, *more, seen=seen, features=features: (
+        seen, features = [], run.executor.features
+        run.executor.features = lambda images, *more, seen=seen, features=features: (
             seen.append(images[:, 0, 0, 0] > 0),
             features(images, *more),
         )[1]
         for _ in range(2):
-            run.iterate(faces, torch.arange(64) % 4, torch.full((64,), 30.0) + torch.arange(64))
+            iterate(run, faces, torch.arange(64) % 4, torch.full((64,), 30.0) + torch.arange(64))
         first, second = seen
         assert 16 < first.sum() < 48 and (first != second).any()
         assert seed not in flips or torch.equal(flips[seed], first)

@@ -41,9 +41,9 @@ def test_sampled_negatives():
     """The batch's people and as many others as asked. At half the people the loss is of those
     alone, and the others have no gradient."""
     torch.manual_seed(0)
-    batch = distributed.Batch()
-    batch.begin([6], 0)
-    half = sharded.sharded(CosFace)(8, 40, 4.0, 0.2, batch=batch, sample_rate=0.5)
+    layout = distributed.BatchLayout()
+    layout.begin([6], 0)
+    half = sharded.sharded(CosFace)(8, 40, 4.0, 0.2, layout=layout, sample_rate=0.5)
     plain = CosFace(8, 40, 4.0, 0.2)
     plain.load_state_dict(half.state_dict())
     features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])

@@ -62,7 +62,7 @@ def test_a_signal_to_any_rank_saves_once_and_ends_all(
 
     def prepare():
         if moment == 'step':
-            owner, name, nth = main.Training, 'iterate', 7
+            owner, name, nth = main.Training, 'begin_step', 7
         else:
             owner, name, nth = main.DALModel, 'features', 1
         original, calls = getattr(owner, name), [0]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import iterate
 
 import main
 import meta
@@ -45,14 +46,14 @@ def curve(faces, bf16=False, memory_format=torch.contiguous_format, seed=2):
     """The loss of every step, (STEPS,), on the CPU."""
     recipe = replace(RECIPE, seed=seed)
     training = main.Training(recipe, faces.classes, meta.age_cutoffs, torch.device('cpu'))
-    training.network.precision = 'bf16' if bf16 else 'float32'
+    training.executor.precision = 'bf16' if bf16 else 'float32'
     training.total_steps = STEPS
     training.model.to(memory_format=memory_format)
     loader, losses = training_loader(faces, recipe.batch_size, seed, 0, False), []
     for epoch in range(STEPS // len(loader)):
         loader.batch_sampler.epoch = epoch
         for images, labels, ages, _ in loader:
-            training.iterate(images.contiguous(memory_format=memory_format), labels, ages)
+            iterate(training, images.contiguous(memory_format=memory_format), labels, ages)
             losses.append(training.means.flush()['loss'])
     return np.array(losses)
 

@@ -215,8 +215,8 @@ def all_gather(tensor: Tensor, sizes: list[int]) -> Tensor:
     return all_reduce(slots)  # zeros elsewhere: the sum is exact
 
 
-class Batch:
-    """The batch of a step as it lies over the ranks: `sizes` are their numbers of faces, `seed` is
+class BatchLayout:
+    """How the batch of a step lies over the ranks: `sizes` are their numbers of faces, `seed` is
     the step's."""
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Running figures of a training, synchronised with the device once per report, not per step."""
+"""Running figures of a training: the host waits for the device once per report, not per step."""
 
 import math
 
@@ -10,7 +10,7 @@ class Mean:
     """Running means of scalars that stay on the device: one wait for it per report, not per
     step."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sums, self.counts = {}, {}  # of names that are not added to now
         self.names, self.total = (), None  # those that are, and their sums in one tensor
 
@@ -44,7 +44,7 @@ class Mean:
         sums = self._apart()
         values = torch.stack(list(sums.values())).tolist() if sums else []
         means = {name: value / self.counts[name] for name, value in zip(sums, values, strict=True)}
-        self.__init__()
+        Mean.__init__(self)
         return means
 
     def state_dict(self) -> dict:
@@ -52,9 +52,23 @@ class Mean:
         return {'sums': sums, 'counts': dict(self.counts)}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self.__init__()
+        Mean.__init__(self)
         self.sums = {name: total.to(device).reshape(()) for name, total in state['sums'].items()}
         self.counts = {name: int(state['counts'][name]) for name in self.sums}
+
+
+class PhaseMean(Mean):
+    """Means over max phases: |ρ| before a phase's first step, the rest after its last."""
+
+    rho_at_start: Tensor | None = None  # () of the phase under way
+
+    def add_step(self, ends: bool, rho_before: Tensor, **after: Tensor) -> None:
+        """A step of the adversary; `ends` says whether it is the last of its phase."""
+        if self.rho_at_start is None:
+            self.rho_at_start = rho_before
+        if ends:
+            self.add(rho_before=self.rho_at_start, **after)
+            self.rho_at_start = None
 
 
 def stacked(scalars: dict[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from system.progress import progress
 from training.distributed import all_reduce, rank, world_size
 from training.recipe import Recipe
 from training.sharded import ShardedHead
+from training.state import TrainingState
 from utils import UserError
 
 PART = 4096  # faces embedded before their features are added up
@@ -102,7 +103,7 @@ def check_name(recipe: Recipe) -> None:
             raise UserError(str(error)) from None
 
 
-def load(training, init: str, recipe: Recipe) -> None:
+def load(training: TrainingState, init: str, recipe: Recipe) -> None:
     """Gives the backbone the weights in `init`, see `read`. Raises UserError where they are of
     another than main.py builds."""
     _, weights = read(init, recipe)
@@ -115,7 +116,7 @@ def load(training, init: str, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def set_centres(training, faces: Faces) -> None:
+def set_centres(training: TrainingState, faces: Faces) -> None:
     """The centre of each person becomes the mean of x_id over the person's faces, each of unit
     length, and has unit length itself.
 
@@ -138,7 +139,7 @@ def set_centres(training, faces: Faces) -> None:
                 training.model,
                 loader,
                 training.device,
-                bf16=training.network.precision == 'bf16',
+                bf16=training.executor.precision == 'bf16',
                 keep=('x_id',),
             )['x_id']
             unit = torch.nn.functional.normalize(torch.from_numpy(x_id))

@@ -26,7 +26,7 @@ class Recipe:
     head: Literal[tuple(HEADS)] = 'cosface'  # margin of the identity logits: the paper's
     age_head: Literal[tuple(AGE_HEADS)] = 'groups'  # softmax over age groups: the paper's
     scale: float = 64.0  # s of the identity logits: the paper's
-    margin: float = 0.35  # m of the identity head: the paper's, for CosFace; ArcFace's is 0.5
+    margin: float | None = None  # m of the head; None: its own, 0.35 of CosFace, 0.5 of ArcFace
     margin_warmup: float = 0.0  # fraction of training over which m rises from 0; helps a stuck loss
 
     # the batch
@@ -90,11 +90,8 @@ class Recipe:
             ('dim min_steps accumulate age_powers', lambda v: v >= 1, 'at least 1'),
             ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
             ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),
-            (
-                'lr lr_backbone weight_decay lambda_age lambda_dal margin',
-                lambda v: v >= 0,
-                'at least 0',
-            ),
+            ('lr lr_backbone weight_decay lambda_age lambda_dal', lambda v: v >= 0, 'at least 0'),
+            ('margin', lambda v: v is None or v >= 0, 'at least 0, or None'),
             ('momentum memory', lambda v: 0 <= v < 1, 'from 0 to below 1'),
             ('margin_warmup warmup read_age freeze', lambda v: 0 <= v <= 1, 'from 0 to 1'),
             ('sample_rate', lambda v: 0 < v <= 1, 'above 0 and at most 1'),

@@ -7,6 +7,8 @@ import utils
 from system.progress import progress
 from training.distributed import is_rank_zero, on_rank_zero, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
+from training.schedule import settings
+from training.state import TrainingState
 
 REPORT_EVERY = 50  # steps between two lines of the log
 STUCK_AFTER = 3  # reports of a correlation at zero before the warning
@@ -59,7 +61,7 @@ FIGURES = (
 )
 
 
-def introduce(training, name, train, val, epochs, folder, state) -> None:
+def introduce(training: TrainingState, name, train, val, epochs, folder, state) -> None:
     """Before the first of `epochs` (done, last): run.json and a line on the screen; and where a run
     goes on, what is not as at its beginning.
 
@@ -84,7 +86,7 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
         'people': len(train.classes),
         'fingerprint': train.fingerprint,
         'processes': world_size(),
-        'precision': training.network.precision,
+        'precision': training.executor.precision,
     }
     for line in differences(state.parent / 'run.json', summary) if state else ():
         print(f'warning: {line}')
@@ -98,7 +100,7 @@ def introduce(training, name, train, val, epochs, folder, state) -> None:
         f'{name}: {len(train)} faces of {len(train.classes)} people, '
         f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
         f'epochs {done + 1} to {last} on {several}{device}'
-        f' in {training.network.precision}, {size:.1f} M parameters, into {folder}',
+        f' in {training.executor.precision}, {size:.1f} M parameters, into {folder}',
         flush=True,
     )
 
@@ -112,7 +114,7 @@ class Reports:
     """Log, bar and curves in `folder`, of rank 0; the others keep the same means and write
     nothing."""
 
-    def __init__(self, training, folder, epoch, images, done):
+    def __init__(self, training: TrainingState, folder, epoch, images, done):
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
         self.log = Log(folder, training.step, epoch) if is_rank_zero() else None
@@ -137,12 +139,12 @@ class Reports:
         training = self.training
         self.bar.update(images)
         due = training.step % REPORT_EVERY == 0 or training.step % steps == 0
-        if training.climbs and (due or training.recipe.max_steps):
+        if training.adversary_means and (due or training.recipe.max_steps):
             check()
-            self._warn(self.write('max', **training.climbs.flush()))
+            self._warn(self.write('max', **training.adversary_means.flush()))
         if training.means and due:
             check()
-            row = self.write('min', **training.means.flush(), **training.settings())
+            row = self.write('min', **training.means.flush(), **settings(training))
             self.bar.set_postfix(
                 {key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho') if key in row}
             )

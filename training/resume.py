@@ -9,24 +9,26 @@ from model import Backbone
 from recognition.weights import load_checkpoint, save_checkpoint
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
+from training.state import TrainingState
 from utils import UserError
 
-MEANS = ('means', 'climbs', 'epoch_means')
+# by their names in a state
+MEANS = {'means': 'means', 'climbs': 'adversary_means', 'epoch_means': 'epoch_means'}
 
 
-def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
+def state_of(training: TrainingState, steps_per_epoch: int, folder: Path) -> dict:
     """What resumes the run: order, flips and ramps are functions of the seed and the global step;
     the means are those under way. A sharded head goes to a folder of its own in `folder`."""
     state = weights_of(training) | {
         'mapping': training.mapping.state_dict(),
         'optimizer': training.optimizer.state_dict(),
-        'adversary': training.adversary.state_dict(),
+        'adversary': training.adversary_optimizer.state_dict(),
         'step': training.step,
         'steps_per_epoch': steps_per_epoch,
-        'opening': training.opening,
+        'opening': training.adversary_means.rho_at_start,
         'pretrained': training.pretrained,
-        'scaler': training.network.scaler.state_dict(),
-        'means': {name: getattr(training, name).state_dict() for name in MEANS},
+        'scaler': training.executor.scaler.state_dict(),
+        'means': {key: getattr(training, name).state_dict() for key, name in MEANS.items()},
     }
     if training.recipe.shard_head:
         from training import sharded_files  # slow to import
@@ -35,7 +37,7 @@ def state_of(training, steps_per_epoch: int, folder: Path) -> dict:
     return state
 
 
-def save_weights(training, folder: Path, names: list[str]) -> None:
+def save_weights(training: TrainingState, folder: Path, names: list[str]) -> None:
     """Writes the files of weights `names`, all alike, into `folder`; of a sharded head the whole.
     Raises UserError where that can't be."""
     weights = weights_of(training)
@@ -45,7 +47,7 @@ def save_weights(training, folder: Path, names: list[str]) -> None:
         on_rank_zero(save_checkpoint, weights, folder / name)
 
 
-def save_state(training, steps_per_epoch: int, folder: Path) -> None:
+def save_state(training: TrainingState, steps_per_epoch: int, folder: Path) -> None:
     """Writes last.pth, and then removes the sharded heads of earlier ones. Raises UserError where
     that can't be."""
     state = state_of(training, steps_per_epoch, folder)
@@ -90,7 +92,7 @@ def refuse_to_overwrite(folder: Path, first: int, last: int) -> None:
         )
 
 
-def start(training, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
+def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
     """Loads `path` into `training`; whether it resumes exactly where the file stands. Raises
     UserError where it can't be used.
 
@@ -165,7 +167,7 @@ def _check_heads(recipe, state, path):
         )
 
 
-def _load_network(training, state, fresh, path):
+def _load_network(training: TrainingState, state, fresh, path):
     """Gives the network the weights of `state`, but those of the `fresh` heads."""
     own = training.model.state_dict()
     weights = {
@@ -190,16 +192,18 @@ def _load_network(training, state, fresh, path):
         ) from None
 
 
-def _restore(training, state, steps_per_epoch):
+def _restore(training: TrainingState, state, steps_per_epoch):
     """Takes over all of `state` but the network's weights and the best score."""
     training.mapping.load_state_dict(state['mapping'])
     restore_optimizer(training.optimizer, state['optimizer'])
-    restore_optimizer(training.adversary, state['adversary'])
-    training.network.restore_scale(state.get('scaler'))
-    for name in MEANS:
-        getattr(training, name).load_state_dict(state['means'][name], training.device)
-    opening = state['opening']
-    training.opening = None if opening is None else opening.to(training.device).reshape(())
+    restore_optimizer(training.adversary_optimizer, state['adversary'])
+    training.executor.restore_scale(state.get('scaler'))
+    for key, name in MEANS.items():
+        getattr(training, name).load_state_dict(state['means'][key], training.device)
+    rho = state['opening']  # at the start of the max phase under way
+    training.adversary_means.rho_at_start = (
+        None if rho is None else rho.to(training.device).reshape(())
+    )
     training.decision = state.get('decision')
     training.epoch = state['epoch']
     training.step = state['step'] * steps_per_epoch // state['steps_per_epoch']
@@ -212,7 +216,7 @@ def _score(state):
     return None if state.get('best') is None else float(state['best'])
 
 
-def weights_of(training) -> dict:
+def weights_of(training: TrainingState) -> dict:
     """What `load_weights` reads, and what a run can start from; the identity head is this
     rank's."""
     backbone, recipe = training.model.backbone, training.recipe

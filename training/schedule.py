@@ -4,7 +4,9 @@ import math
 
 from torch import nn
 
+import dal
 from training.recipe import Recipe
+from training.state import TrainingState
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
@@ -38,3 +40,14 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
                 },
             ]
     return groups
+
+
+def settings(training: TrainingState) -> dict[str, float]:
+    """What the schedule set for the step before, for the log."""
+    progress = training.step / training.total_steps
+    return {
+        'lr': training.optimizer.param_groups[-1]['lr'],
+        'lambda_dal': training.lambda_dal,
+        'margin': training.model.identity.m,
+        'alpha': dal.ramp(progress, *training.recipe.split),
+    }

@@ -9,39 +9,53 @@ runs over the batch's people and a random part of the others, anew in each step,
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from model import HEADS, DALModel, MarginHead
-from training.distributed import Batch, all_gather, all_reduce, is_rank_zero, rank, world_size
+from training.distributed import BatchLayout, all_gather, all_reduce, is_rank_zero, rank, world_size
 from training.recipe import Recipe
 from utils import UserError
 
 ROWS = 1024  # centres drawn at once
 
 
-def identity_head(recipe: Recipe, batch: Batch):
-    """What makes the recipe's identity head, whole or sharded, of the arguments of MarginHead."""
+def identity_head(recipe: Recipe, layout: BatchLayout) -> Callable[..., MarginHead]:
+    """The recipe's identity head, whole or sharded, to be called with the arguments of
+    MarginHead."""
     if not recipe.shard_head:
         return HEADS[recipe.head]
     return functools.partial(
-        sharded(HEADS[recipe.head]), batch=batch, sample_rate=recipe.sample_rate
+        sharded(HEADS[recipe.head]), layout=layout, sample_rate=recipe.sample_rate
     )
 
 
 def sharded(head: type[MarginHead]) -> type['ShardedHead']:
-    """The sharded head with the margin of `head`."""
-    return type(f'Sharded{head.__name__}', (ShardedHead, head), {})
+    """`head` with its centres in slices. Its loss and its margin stay its own: the loss is called
+    with the faces of all ranks, and MarginHead.loss below it with the slices."""
+    return type(f'Sharded{head.__name__}', (_WholeBatch, head, ShardedHead), {})
+
+
+class _WholeBatch(MarginHead):
+    """Before a head's own loss: every rank's faces; after it: this rank's share."""
+
+    layout: BatchLayout
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, right = super().loss(*self.layout.gather(features, labels))
+        return self.layout.share(loss), self.layout.share(right)
 
 
 class ShardedHead(MarginHead):
     """A MarginHead whose `weight` (people of the slice, D) is a part of the whole: rank r of N
     has the r-th ⌈classes / N⌉ of them. The margin is another base's, see `sharded`.
 
-    The centres that it begins with are those that the whole head draws. Raises UserError where a
-    rank would have none.
+    It begins with the centres that the whole head draws.
+
+    Raises: UserError if a rank would have none.
     """
 
     def __init__(
@@ -49,12 +63,12 @@ class ShardedHead(MarginHead):
         dim: int,
         classes: int,
         scale: float = 64.0,
-        m: float = 0.35,
+        m: float | None = None,
         *,
-        batch: Batch,
+        layout: BatchLayout,
         sample_rate: float = 1.0,
     ):
-        self.classes, self.batch, self.sample_rate = classes, batch, sample_rate
+        self.classes, self.layout, self.sample_rate = classes, layout, sample_rate
         rows = -(-classes // world_size())
         self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
         if rows * (world_size() - 1) >= classes:
@@ -78,31 +92,28 @@ class ShardedHead(MarginHead):
         return kept
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """As MarginHead.loss, of this rank's faces; each slice contributes to every rank's
-        faces."""
+        """As MarginHead.loss, of all ranks' faces (N, D); each slice contributes to each."""
         with torch.autocast(features.device.type, enabled=False):
-            features, labels = self.batch.gather(features, labels)
-            logits, own, columns = self.logits(features, labels)
+            logits, target, columns = self.logits(features, labels)
             hard = logits.gather(1, columns.clamp(min=0)[:, None])[:, 0]
-            hard, own = all_reduce(torch.stack([hard, own.detach()]) * (columns >= 0))
+            hard, target = all_reduce(torch.stack([hard, target.detach()]) * (columns >= 0))
             of_slices = torch.stack([logits.logsumexp(1), logits.detach().amax(1)])[None]
             sums, best = all_gather(of_slices, [1] * world_size()).unbind(1)
-            loss, right = sums.logsumexp(0) - hard, own.detach() >= best.detach().amax(0)
-            return self.batch.share(loss), self.batch.share(right)
+            return sums.logsumexp(0) - hard, target >= best.amax(0)
 
     def logits(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All ranks' faces (N, D) and labels (N,) -> logits (N, K) of K people of the slice, with
-        the margin; the scaled cosines of the faces' own people (N,), before it; and their columns
-        (N,), −1 where they are another rank's."""
+        the margin; the scaled cosines with the faces' people (N,), before it; and these people's
+        columns (N,), −1 if they are another rank's."""
         here = (labels >= self.begin) & (labels < self.end)
         columns, weight = torch.where(here, labels - self.begin, -1), self.weight
         kept = max(round(self.sample_rate * len(weight)), len(labels))
         if self.sample_rate < 1 and kept < len(weight):
             weight, columns = self._sampled(columns, kept)
         logits, places = self.scaled_cosines(features, weight), columns.clamp(min=0)[:, None]
-        own = logits.gather(1, places)[:, 0]
-        hard = torch.where(here, self.scale * self.margin(own / self.scale, labels), own)
-        return logits.scatter(1, places, hard[:, None]), own, columns
+        target = logits.gather(1, places)[:, 0]
+        hard = torch.where(here, self.scale * self.margin(target / self.scale, labels), target)
+        return logits.scatter(1, places, hard[:, None]), target, columns
 
     def _sampled(self, columns, kept):
         """`kept` centres, the batch's people among them, and the columns anew. `kept` is at least

@@ -17,10 +17,11 @@ from torch.distributed.tensor import DTensor, Shard
 
 from training.distributed import on_rank_zero, raised_by_all, world_size
 from training.sharded import ShardedHead
+from training.state import TrainingState
 from utils import UserError
 
 
-def keep(training, state: dict, folder) -> None:
+def keep(training: TrainingState, state: dict, folder) -> None:
     """Takes the head out of a state of `training`, and writes it beside: `state` then names
     where."""
     parts = {'weight': state['model'].pop('identity.weight')}
@@ -31,7 +32,7 @@ def keep(training, state: dict, folder) -> None:
     state['head'] = _save(parts, len(training.classes), folder)
 
 
-def fit(training, state: dict, folder) -> None:
+def fit(training: TrainingState, state: dict, folder) -> None:
     """Makes the head of a state or of a weights file what `training` has: a slice or the whole.
     Raises UserError where that can't be."""
     head, own = training.model.identity, training.model.state_dict()['identity.weight'].cpu()
@@ -74,7 +75,7 @@ def _moving(moments):
     return any(moment.get('momentum_buffer') is not None for moment in moments.values())
 
 
-def _place(training):
+def _place(training: TrainingState):
     """Where the optimizer's state has the head."""
     parameters = [p for group in training.optimizer.param_groups for p in group['params']]
     return next(place for place, p in enumerate(parameters) if p is training.model.identity.weight)

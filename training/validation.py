@@ -11,24 +11,25 @@ from evaluation.lists import Listed
 from evaluation.metrics import decision, people_report, percentiles, verification
 from evaluation.pairs import check_pairs
 from evaluation.rates import cosines
-from recognition.embedding import check_finite as check_finite_features
-from recognition.embedding import extract, extract_files
+from recognition.embedding import check_finite, extract, extract_files
 from system.locks import Interrupted
 from training.distributed import on_rank_zero, raised_by_all
+from training.schedule import settings
+from training.state import TrainingState
 from utils import DataError, UserError
 
 
-def check_finite(training, loader, folder) -> None:
+def refuse_not_finite(training: TrainingState, loader, folder) -> None:
     """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite;
     `folder` then holds no such weights."""
-    found = training.watch.first()
+    found = training.not_finite.first()
     if not found:
         return
     step, losses = found
     batches, size = loader.batch_sampler, loader.batch_sampler.batch_size
     first = step % len(batches) * size
     files = [loader.dataset.path(index) for index in batches.order()[first : first + size]]
-    report = {'step': step, 'phase': 'min', 'losses': losses, **training.settings(), 'files': files}
+    report = {'step': step, 'phase': 'min', 'losses': losses, **settings(training), 'files': files}
     on_rank_zero(utils.write_json, report, folder / 'nan.json')
     raise raised_by_all(
         UserError(
@@ -52,7 +53,7 @@ def read_lists(paths: list) -> dict[str, Listed]:
     return found
 
 
-def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
+def validate(training: TrainingState, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
     """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
     and what the weights file keeps to decide by, metrics.decision: of the people, else of the first
     list. Raises the interrupt's Interrupted where a signal came meanwhile."""
@@ -64,7 +65,7 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
             listed.sources,
             training.device,
             listed.names,
-            bf16=training.network.precision == 'bf16',
+            bf16=training.executor.precision == 'bf16',
             keep=('embedding',),
         )
         scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
@@ -79,7 +80,7 @@ def validate(training, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
     return report, kept
 
 
-def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
+def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict | None]:
     """Verification, rank-1, the age left in x_id, and closed-set accuracy where people are shared;
     see `validate`."""
 
@@ -93,9 +94,9 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
             training.model.eval(),
             batches(),
             training.device,
-            bf16=training.network.precision == 'bf16',
+            bf16=training.executor.precision == 'bf16',
         )
-        check_finite_features(features['embedding'])
+        check_finite(features['embedding'])
     except (DataError, Interrupted):
         raise
     except ValueError as error:
@@ -126,7 +127,7 @@ def validate_people(training, val, interrupt) -> tuple[dict, dict | None]:
 
 
 @torch.no_grad()
-def closed_set_accuracy(training, x_id, labels) -> float:
+def closed_set_accuracy(training: TrainingState, x_id, labels) -> float:
     """The share of features (N, D) whose largest cosine is with their own label's centre (N,)."""
     right = 0
     for features, of in zip(x_id.split(1024), labels.split(1024), strict=True):

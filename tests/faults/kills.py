@@ -10,19 +10,19 @@ import torch
 from conftest import log_rows, same
 from processes import begin_child, run_main
 
-import main
-from training import session
+from training import run
 from training.log import Log
+from training.reports import Reports
 
 MOMENTS = {  # where a signal strikes: owner, function, whether after it
     'in a step': (torch.nn.utils, 'clip_grad_norm_', True),
-    'between steps': (main.Training, 'iterate', True),
+    'between steps': (Reports, 'step', False),
     'half of a file': (torch, 'save', False),
     'before fsync': (os, 'fsync', False),
     'before the new name': (os, 'replace', False),
     'after the new name': (os, 'replace', True),
     'after a report': (Log, 'report', True),
-    'before validation': (session, 'validate', False),
+    'before validation': (run, 'validate', False),
 }
 
 

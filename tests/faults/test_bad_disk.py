@@ -223,16 +223,16 @@ def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
     """The loss of that step is finite still: the weights after it are not."""
 
     def prepare():
-        iterate = main.Training.iterate
+        begin_step = main.Training.begin_step
 
         def spoilt(self, *batch):
             if self.step == 3:
                 next(self.model.backbone.parameters()).register_hook(
                     lambda gradient: gradient * float('nan')
                 )
-            iterate(self, *batch)
+            return begin_step(self, *batch)
 
-        main.Training.iterate = spoilt
+        main.Training.begin_step = spoilt
 
     status, output = finish(entry, tmp_path / 'run', 1, '--save-every', 1, prepare=prepare)
     assert status == 1 and 'step 3: the loss is not finite' in errors(output)

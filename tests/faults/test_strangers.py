@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import iterate, tiny
 from PIL import Image
 
 import evaluate
@@ -46,7 +46,8 @@ def state(drawn, entry):
         training.total_steps = 5
         generator = torch.Generator().manual_seed(0)
         for _ in range(5):
-            training.iterate(
+            iterate(
+                training,
                 torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator),
                 torch.arange(8),
                 torch.arange(8) * 9.0,
@@ -73,8 +74,11 @@ def start(file):
     )
     resume.start(training, file, True, 5)
     training.total_steps = 100
-    training.iterate(
-        torch.zeros(8, 3, 112, 96, dtype=torch.uint8), torch.arange(8), torch.arange(8) * 9.0
+    iterate(
+        training,
+        torch.zeros(8, 3, 112, 96, dtype=torch.uint8),
+        torch.arange(8),
+        torch.arange(8) * 9.0,
     )
 
 

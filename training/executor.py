@@ -3,8 +3,8 @@
 
 With `accumulate` above 1, `features` first computes all micro-batches without a graph; the losses,
 |ρ| among them, then see the whole batch; `backward` computes each micro-batch once more, and passes
-the cached gradient of its features on. Memory is a micro-batch's, the result the whole batch's, but
-for batch norm, which sees micro-batches. With 1 it is a plain forward and backward pass.
+the cached gradient of its features on. Memory is a micro-batch's, the result the whole batch's,
+except that batch norm sees micro-batches. With 1 it is a plain forward and backward pass.
 """
 
 import contextlib
@@ -16,70 +16,69 @@ from torch import Tensor, nn
 import utils
 from model import DALModel
 from training import batchnorm
-from training.distributed import Batch, broadcast, rank, replicate, world_size
+from training.distributed import BatchLayout, broadcast, rank, replicate, world_size
 from training.recipe import Recipe
 from training.sharded import ShardedHead, clip_gradient
+from utils import UserError
 
 
 class _Features(nn.Module):
-    """x_age and x_id of faces: what the ranks compute each for itself."""
+    """x_age and x_id of faces: what each rank computes for itself."""
 
-    def __init__(self, model):
+    def __init__(self, model: DALModel):
         super().__init__()
         self.model = model
 
-    def forward(self, images, detach):
+    def forward(self, images: Tensor, detach: bool) -> tuple[Tensor, ...]:
         return self.model.features(images, detach)[1:]
 
 
-class MicroBatches:
+class Executor:
     """The features of this rank's share of a batch, and the backward pass through them.
 
     Moves `model` to `device`; gradients are averaged over the ranks. Its products are computed in
     `precision`, which is never 'auto'.
+
+    Raises: UserError if the recipe asks for what the device can't do (see batchnorm.synchronize),
+    or to compile where that fails.
     """
 
-    def __init__(self, model: DALModel, batch: Batch, recipe: Recipe, device: torch.device):
-        batchnorm.replace(model, recipe.sync_batchnorm and dist.is_initialized())
+    def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
+        if recipe.sync_batchnorm:
+            model.backbone = batchnorm.synchronize(model.backbone, device)
         model.to(device, memory_format=torch.channels_last)
-        self.statistics = batchnorm.Statistics(model)
-        if recipe.compile:
-            model.backbone.compile()
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-        self.model, self.batch, self.count, self.device = model, batch, recipe.accumulate, device
+        self.model, self.layout, self.device = model, layout, device
+        self.count = recipe.accumulate  # micro-batches a step
         self.precision = recipe.precision
         if recipe.precision == 'auto':
             self.precision = utils.fastest_precision(device)
-        # small gradients would vanish in fp16: the loss is scaled up, the gradient down again
-        scaler = torch.amp.GradScaler
-        if dist.is_initialized():
-            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as scaler
-        self.scaler = scaler(device.type, enabled=self.precision == 'fp16')
+        if recipe.compile:
+            self._compile()
+        self.scaler = _scaler(device, self.precision)
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
-        heads = {
-            f'model.{name}': parameter
-            for name, parameter in model.named_parameters()
-            if name.startswith(('identity.', 'age.'))
-        }
-        self.apart = list(heads)
+        # the heads see the whole batch: no part of the replicated pass
+        heads = [model.age, model.identity]
+        self.apart = [name for name, p in _Features(model).named_parameters() if _is_in(p, heads)]
         self.network = replicate(_Features(model), device, self.apart)
-        self._averaging = []  # gradients of the heads under way, and their transfers
-        if dist.is_initialized():
-            broadcast(model.age)
-            apart = [model.identity.weight] if isinstance(model.identity, ShardedHead) else []
-            if not apart:
-                broadcast(model.identity)
-            for parameter in heads.values():
-                if not any(parameter is one for one in apart):
-                    parameter.register_post_accumulate_grad_hook(self._average)
+        self.replicated_heads = heads if not isinstance(model.identity, ShardedHead) else heads[:1]
+        for head in self.replicated_heads:
+            broadcast(head)
 
-    def _average(self, parameter):
-        transfer = dist.all_reduce(parameter.grad, async_op=True)
-        self._averaging.append((parameter.grad, transfer))
+    def _compile(self):
+        """Compiles the backbone, and tries it on two faces before any data are read."""
+        self.model.backbone.compile()
+        faces = torch.zeros(2, 3, 112, self.model.width, dtype=torch.uint8, device=self.device)
+        try:
+            with torch.no_grad(), batchnorm.unchanged(self.model):
+                self._compute(_Features(self.model), faces, False, 0)
+        except Exception as error:  # of a compiler that is missing, or of whatever it can't do
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f'compile=True: {why:.200}: --set compile=False') from None
 
     def freeze(self, frozen: bool) -> None:
-        """Whether the backbone stays as it is: no gradient, and eval mode."""
+        """Says whether the backbone stays as it is: no gradient, and eval mode."""
         if frozen != self.frozen:
             self.frozen = frozen
             for parameter in self.thaws:
@@ -88,7 +87,7 @@ class MicroBatches:
             self.network = replicate(_Features(self.model), self.device, self.apart)
 
     def train(self) -> None:
-        """Train mode, but for what is frozen."""
+        """Sets train mode, except for what is frozen."""
         self.model.train()
         if self.frozen:
             self.model.backbone.eval()
@@ -97,12 +96,12 @@ class MicroBatches:
 
     def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of
-        the whole batch stand; `detach` as in DALModel.features. Without gradients where torch's
-        grad mode is off."""
+        the whole batch stand; `detach` as in DALModel.features. No gradients if torch's grad mode
+        is off."""
         if self.count == 1 and torch.is_grad_enabled():
             return self._compute(self.network, images, detach, 0)
         self.images, self.detach = images.tensor_split(self.count), detach
-        keep = batchnorm.kept(self.model) if self.model.training else contextlib.nullcontext()
+        keep = batchnorm.unchanged(self.model) if self.model.training else contextlib.nullcontext()
         with torch.no_grad(), keep:
             parts = [
                 self._compute(_Features(self.model), part, detach, number)
@@ -116,13 +115,10 @@ class MicroBatches:
     def _compute(self, network, images, detach, number):
         if self.count * world_size() > 1:
             # so that dropout differs between micro-batches, and repeats on recomputation
-            torch.manual_seed(utils.seed_of(self.batch.seed, rank(), number))
+            torch.manual_seed(utils.seed_of(self.layout.seed, rank(), number))
         low = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
         with torch.autocast(self.device.type, low, enabled=low is not None):
-            features = network(images, detach)
-        if self.model.training:
-            self.statistics.count()
-        return features
+            return network(images, detach)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""
@@ -142,15 +138,15 @@ class MicroBatches:
                 ):
                     features = self._compute(self.network, images, self.detach, number)
                     torch.autograd.backward(features, cached)
-        for gradient, transfer in self._averaging:
-            transfer.wait()
-            gradient /= world_size()
-        self._averaging.clear()
-        self.statistics.average()
+        if dist.is_initialized():
+            for p in (p for head in self.replicated_heads for p in head.parameters()):
+                dist.all_reduce(p.grad)
+                p.grad /= world_size()
+        batchnorm.average_statistics(self.model)
 
     def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
-        """The gradient's norm (), and the gradient made no longer than `limit`. Where it overflowed
-        in fp16, `step` will leave it out: its norm is given as 0."""
+        """The gradient's norm (), and the gradient made no longer than `limit`. The norm is 0 if it
+        overflowed in fp16: `step` will leave it out."""
         if not self.scaler.is_enabled():
             return clip_gradient(self.model, limit)
         self.scaler.unscale_(optimizer)
@@ -158,9 +154,9 @@ class MicroBatches:
         return torch.where(norm.isfinite(), norm, 0)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step, but for a gradient that overflowed."""
+        """The optimizer's step, left out if the gradient overflowed."""
         if self.scaler.is_enabled():
-            # the fused SGD leaves its momentum uninitialised where it skips the first step
+            # the fused SGD leaves its momentum uninitialised if it skips the first step
             for p in (p for group in optimizer.param_groups for p in group['params']):
                 if optimizer.state[p].get('momentum_buffer') is None:
                     optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
@@ -168,6 +164,19 @@ class MicroBatches:
         self.scaler.update()
 
     def restore_scale(self, saved: dict | None) -> None:
-        """The scale of a state; one that was saved in another precision has none."""
+        """Takes over the scale of a state, if that was saved in fp16 too."""
         if saved and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved)
+
+
+def _scaler(device, precision):
+    """Small gradients would vanish in fp16: the loss is scaled up, the gradient down again."""
+    if dist.is_initialized():
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as GradScaler
+    else:
+        from torch.amp import GradScaler
+    return GradScaler(device.type, enabled=precision == 'fp16')
+
+
+def _is_in(parameter, modules):
+    return any(parameter is one for module in modules for one in module.parameters())

@@ -1,0 +1,236 @@
+"""The engineering behind main.run: what a run starts from, its batches, reports and saves, and how
+it ends."""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import Faces, training_loader
+from evaluation.lists import Listed
+from system.locks import Interrupt, Interrupted, claim
+from training import pretrained
+from training.command import Plan, decode_data, open_data, plan
+from training.distributed import (
+    broadcast,
+    launched,
+    lockstep,
+    on_every_rank,
+    on_rank_zero,
+    process_group,
+    raised_by_all,
+    rank,
+    rank_zero_first,
+    world_size,
+)
+from training.reports import Reports, introduce
+from training.resume import refuse_to_overwrite, save_state, save_weights, start
+from training.state import TrainingState
+from training.validation import read_lists, refuse_not_finite, validate
+from utils import DataError, UserError
+
+
+@contextlib.contextmanager
+def open_run(
+    args: argparse.Namespace, dataset: dict, save: str, init: str | None
+) -> Iterator['Run']:
+    """Yields the Run of a command line, beside main.py's `dataset`, `save` and `init`.
+
+    Within it this process belongs to its job of ranks, rank 0 holds the save folder, and all data
+    are listed and checked.
+
+    Raises: UserError and DataError for bad input.
+    """
+    with process_group(args.ctx) as device, contextlib.ExitStack() as stack:
+        plan_ = on_rank_zero(plan, args, dataset, save, init)
+        on_rank_zero(lambda: stack.enter_context(claim(plan_.folder)) and None)
+        train, val = rank_zero_first(open_data, plan_.name, plan_.entry)
+        root = plan_.entry['val_root']
+        lists = [*args.validate, *([root] if root and not val else [])]
+        pair_lists: dict[str, Listed] = {}  # of rank 0, which validates
+        on_rank_zero(lambda: pair_lists.update(read_lists(lists)))
+        interrupt = stack.enter_context(Interrupt(insistent=launched()))
+        run = Run(plan_, args, device, train, val, pair_lists, bool(val or lists), interrupt)
+        with contextlib.closing(run):
+            yield run
+
+
+class Run:
+    """A run into a save folder: `start` it, take its `batches`, and report every step and epoch."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        args: argparse.Namespace,
+        device: torch.device,
+        train: Faces,
+        val: Faces | None,
+        pair_lists: dict[str, Listed],
+        validates: bool,
+        interrupt: Interrupt,
+    ):
+        self.plan, self.args, self.device = plan, args, device
+        self.recipe, self.folder = plan.recipe, plan.folder
+        self.train, self.val, self.pair_lists, self.validates = train, val, pair_lists, validates
+        self.interrupt, self.skipped = interrupt, set()
+        self.reports: Reports | None = None
+
+    def start(self, training: TrainingState) -> None:
+        """Gives `training` the weights or the state that it starts from, decodes the faces, and
+        saves for the first time. Sets `last_epoch`, how many epochs there are in the end."""
+        plan, recipe = self.plan, self.recipe
+        self.training = training
+        on_every_rank(training.learn_ages, self.train.labels, self.train.ages)
+        broadcast(training.mapping)
+        if plan.init:
+            on_every_rank(pretrained.load, training, plan.init, recipe)
+        faces = [self.train, *([self.val] if self.val else [])]
+        rank_zero_first(decode_data, faces, training.model.width, recipe)
+        cuda = self.device.type == 'cuda'
+        self.loader = training_loader(
+            self.train, recipe.batch_size, recipe.seed, recipe.workers, cuda, rank(), world_size()
+        )
+        self.steps = len(self.loader)  # of an epoch
+        exact = self._load_start()
+        first = training.epoch
+        self.last_epoch = self.args.epochs if self.args.resume else first + self.args.epochs
+        if not (exact and plan.weights.resolve() == (self.folder / 'last.pth').resolve()):
+            refuse_to_overwrite(self.folder, first, self.last_epoch)
+        if first >= self.last_epoch:
+            print(f'{self.folder}: {first} epochs are trained already')
+            return
+        training.total_steps = (recipe.horizon or self.last_epoch) * self.steps
+        # as it stood when a resumed run was saved
+        training.schedule(max(training.step - 1, 0) / training.total_steps)
+        epochs = first, self.last_epoch
+        state = plan.weights if exact else None
+        introduce(training, plan.name, self.train, self.val, epochs, self.folder, state)
+        if plan.init:
+            pretrained.set_centres(training, self.train)
+        if not on_rank_zero((self.folder / 'last.pth').exists):
+            self.save()  # from the start there is something to resume, and the folder is writable
+        images = self.steps * recipe.batch_size
+        done = training.step * recipe.batch_size
+        self.reports = Reports(training, self.folder, first, self.last_epoch * images, done)
+        if self.validates and training.pretrained and training.step == 0 and training.best is None:
+            self._close_epoch(self.validate())
+
+    def _load_start(self) -> bool:
+        """Whether `training` now stands exactly where a state was saved."""
+        path = self.plan.weights
+        if path is None:
+            return False
+        same_run = path.parent.resolve() == self.folder.resolve()
+        return on_every_rank(start, self.training, path, same_run, self.steps)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
+        """The rest of an epoch: this rank's images, labels and ages, and all ranks' sizes.
+
+        Raises: UserError if a signal came, DataError if too many images can't be read; the state
+        is saved before.
+        """
+        training, sampler = self.training, self.loader.batch_sampler
+        sampler.epoch, sampler.first = epoch, training.step - epoch * self.steps
+        began, seen = time.perf_counter(), 0
+        with self._saved_before_the_end():
+            for images, labels, ages, sizes, unreadable, signal in lockstep(
+                self.loader, self.interrupt, self.recipe.accumulate
+            ):
+                if signal:
+                    raise raised_by_all(Interrupted(signal))
+                if unreadable:
+                    self._leave_out(unreadable)
+                yield images, labels, ages, sizes
+                seen += sum(sizes)
+        self.images_per_s = seen / (time.perf_counter() - began)
+
+    def report_step(self) -> None:
+        """After a step: the log, if a line is due, and the state, if it is to be saved so often."""
+        self.reports.step(self.recipe.batch_size, self.steps, self.refuse_not_finite)
+        if self.recipe.save_every and self.training.step % self.recipe.save_every == 0:
+            self.save()
+
+    def validate(self) -> dict:
+        """The figures of the validation set, {} if there is none; the thresholds go to
+        training.decision."""
+        if not self.validates:
+            return {}
+        with self._saved_before_the_end():
+            report, self.training.decision = on_rank_zero(
+                validate, self.training, self.val, self.pair_lists, self.interrupt
+            )
+        return report
+
+    def close_epoch(self, report: dict) -> None:
+        """The weights of an epoch that is done, best.pth if it is the best, its row in the log, the
+        state."""
+        self.training.epoch += 1
+        self._close_epoch(report, f'epoch_{self.training.epoch:03d}.pth', rate=self.images_per_s)
+
+    def _close_epoch(self, report, *names, rate=None):
+        training = self.training
+        # no AUC if nobody has two images
+        score = report.get('auc') or report.get('closed_set_accuracy')
+        self.refuse_not_finite()
+        ramped = training.step >= self.recipe.ramps_end * training.total_steps
+        better = (
+            score is not None
+            and (ramped or not names)
+            and (training.best is None or score > training.best)
+        )
+        training.best = score if better else training.best
+        save_weights(training, self.folder, [*names, *['best.pth'] * better])
+        row = self.reports.epoch(training.epoch, rate, report, better)
+        self.save()
+        self.reports.draw(row, self.last_epoch)
+
+    def compare(self) -> None:
+        """Says what training made of the figures before its first step, if they were measured."""
+        if self.reports:
+            self.reports.compare()
+
+    def close(self) -> None:
+        if self.reports:
+            self.reports.close()
+
+    def save(self) -> None:
+        """Writes last.pth."""
+        self.refuse_not_finite()
+        save_state(self.training, self.steps, self.folder)
+
+    def refuse_not_finite(self) -> None:
+        refuse_not_finite(self.training, self.loader, self.folder)
+
+    @contextlib.contextmanager
+    def _saved_before_the_end(self):
+        """Saves the state before a signal or bad data end the run."""
+        try:
+            yield
+        except DataError:
+            self.save()
+            raise
+        except Interrupted as signal:
+            self.save()
+            raise raised_by_all(
+                UserError(
+                    f'{signal} after step {self.training.step}: saved; --resume continues from '
+                    f'{self.folder}/last.pth'
+                )
+            ) from None
+
+    def _leave_out(self, unreadable):
+        """Notes images that can't be read. Raises DataError if they are more than may be."""
+        self.skipped |= set(unreadable)
+        count = len(self.skipped)
+        tqdm.write(f'warning: left out, {count} so far: {"; ".join(unreadable)}')
+        if count > self.recipe.skip_corrupt:
+            raise raised_by_all(
+                DataError(
+                    f'{unreadable[-1]}: mend or remove it, or let skip_corrupt={count} pass '
+                    'with --set'
+                )
+            )
