@@ -13,8 +13,8 @@ are found and aligned: the largest of a photograph to compare or to look for, al
 Validation leaves in the weights what the decision goes by; --calibrate NAME, an entry of meta.py,
 makes it from other people, into a file beside the weights.
 
-Exit status: 0 the same person, or whatever else was asked is done; 3 two people, or nobody found
-above the threshold; 4 no threshold is known; 1 an error; 2 a wrong command line.
+Exit status: 0 the same person, or all else that was asked is done; 3 different people, or nobody
+found above the threshold; 4 no threshold is known; 1 an error; 2 a wrong command line.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--serve', nargs='?', const='', metavar='WHERE', help='the page; it looks in WHERE too')
     add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
     add('--ages', nargs='+', type=float, metavar='A', help='ages of the two images, or of FACE')
-    add('--far', type=float, metavar='RATE', help='accept this share of pairs of two people')
+    add('--far', type=float, metavar='RATE', help='accept this share of pairs of different people')
     add('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
     add('--people', action='store_true', help='--index: folders directly below FOLDER are people')
     add('--json', action='store_true', help='answers as JSON')
@@ -96,8 +96,8 @@ def compare(args: argparse.Namespace) -> int:
     ages = answers.pair_ages([one.age for one in features], args.ages or (None, None))
     answer = known.decision.answer(similarity, ages, args.far)
     if args.json:
-        faces = [answers.face(*both) for both in zip(two, features, strict=True)]
-        print(json.dumps({'faces': faces, **answers.decision(answer)}))
+        faces = [answers.about_face(*both) for both in zip(two, features, strict=True)]
+        print(json.dumps({'faces': faces, **answers.about_pair(answer)}))
     else:
         for portrait, one in zip(two, features, strict=True):
             print(f'{portrait.name}: {portrait.about}; {one.about}')
@@ -120,20 +120,9 @@ def find(args: argparse.Namespace) -> int:
     (features,) = known.features([portrait.face])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
-    found = answers.find(known, archive, features, args.top, age, args.far, face)
+    found = answers.most_alike(known, archive, features, args.top, age, args.far, face)
     if args.json:
-        looked_for = answers.face(portrait, features)
-        print(
-            json.dumps(
-                {
-                    'looked_for': looked_for,
-                    'archive': where,
-                    'searched': len(archive),
-                    'left_out': len(archive.left_out),
-                    'found': found,
-                }
-            )
-        )
+        print(json.dumps(answers.search(portrait, features, where, archive, found)))
     else:
         print_found(portrait, features, archive, found)
     if not found:
@@ -157,14 +146,16 @@ def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
     print(f'{portrait.name}: {portrait.about}; {features.about}; among {len(archive)} faces:')
     for one in found:
         star = '*' if one['same'] else ' '
-        line = answers.about_found(one, archive.is_aligned(one['face']))
+        line = answers.in_words(one, archive.is_aligned(one['face']))
         print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {line}')
     if found and found[0]['threshold'] is not None:
         which = 'for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}'
         print(
-            f'* above the threshold {which}, which is one for pairs: '
+            f'* above the threshold {which}, which is meant for one pair: '
             'among many faces other people pass it too'
         )
+    if found and found[0]['far'] is not None:
+        print(decision.rate_holds(found[0]['fitted_on']))
     for caution in dict.fromkeys(one['caution'] for one in found if one['caution']):
         print(f'note: {caution}')
     if archive.left_out:
@@ -173,8 +164,10 @@ def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
 
 def compare_table(args: argparse.Namespace) -> int:
     """Every row of a CSV: a table, or with --json a line of JSON each, to --out or the screen."""
-    rows = pairs.read(args.pairs)
-    results = list(pairs.compare(matcher(args), rows, str(args.pairs.parent), args.far))
+    rows, unknown = pairs.read(args.pairs)
+    if unknown:
+        print(f'{args.pairs}: columns not used: {", ".join(unknown)}', file=sys.stderr)
+    results = list(pairs.compare_all(matcher(args), rows, str(args.pairs.parent), args.far))
 
     def write(file):
         if args.json:
@@ -243,14 +236,15 @@ def calibrate(args: argparse.Namespace) -> int:
 def serve(args: argparse.Namespace) -> int:
     """The page, until it is interrupted."""
     try:
-        from verification import page
+        from verification import page, server
     except ImportError as error:
         raise utils.UserError(
             f'the page needs {error.name}: pip install -r requirements-serve.txt'
         ) from None
     known = matcher(args)
     archive = read_archive(known, args.serve) if args.serve else None
-    page.serve(page.application(known, archive, args.host, args.far), args.host, args.port)
+    app = page.application(known, archive, args.host, args.far, path=args.serve)
+    server.serve(app, args.host, args.port)
     return 0
 
 

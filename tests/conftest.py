@@ -142,6 +142,20 @@ def matcher(weights):
 
 
 @pytest.fixture(scope='session')
+def faces(drawn):
+    """The validation images of `drawn`, sorted."""
+    return sorted((drawn / 'val').rglob('*.jpg'))
+
+
+@pytest.fixture(scope='session')
+def archive(matcher, drawn):
+    """The Index of the validation images of `drawn`, in memory."""
+    from verification.indexing import read_folder
+
+    return read_folder(matcher, str(drawn / 'val'))
+
+
+@pytest.fixture(scope='session')
 def entry(drawn):
     """The meta.py dict of `drawn`."""
     return {

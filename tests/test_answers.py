@@ -22,11 +22,6 @@ from verification.decision import calibration_file, write_calibration
 
 
 @pytest.fixture(scope='module')
-def faces(drawn):
-    return sorted((drawn / 'val').rglob('*.jpg'))
-
-
-@pytest.fixture(scope='module')
 def aged(weights, tmp_path_factory):
     """The weights with thresholds by age, as training would leave them."""
     state = torch.load(weights)
@@ -82,7 +77,7 @@ def test_ages_and_a_rate_decide(aged, faces, capsys):
     assert answer['by'] == 'ages' and answer['ages']['estimated'] and answer['far'] == 0.001
     years = [face['age']['years'] for face in answer['faces']]
     assert [answer['ages']['first'], answer['ages']['second']] == years
-    assert answer['pairs_of_two_people'] == 10**6 and answer['pairs_of_one_person'] == 1000
+    assert answer['pairs_of_different_people'] == 10**6 and answer['pairs_of_one_person'] == 1000
     assert 'for the estimated ages' in answer['verdict']
     assert run(capsys, aged, '--find', faces[0], faces[1].parent, '--ages', 7, '--json')[1]
 
@@ -156,15 +151,43 @@ def test_pairs_that_cant_be_compared_say_why(weights, faces, tmp_path, capsys):
     [
         ('', 'no pairs'),
         ('first,second\n', 'no pairs'),
-        ('a.jpg\n', 'line 1'),
-        ('a,b\nc\n', 'line 2'),
-        ('a,b,old,3\n', "'old' is no age"),
-        ('a,b,1,999\n', '999'),
+        ('a.jpg,b.jpg,1\na.jpg,b.jpg,0\n', 'line 1: 3 columns without titles'),
+        ('a.jpg\tb.jpg\na.jpg\tb.jpg\t1\n', 'line 2: 3 columns without titles'),
+        ('a.jpg,b.jpg,1,2,3\n', '5 columns without titles'),
     ],
 )
-def test_tables_that_are_none(text, said, tmp_path):
+def test_tables_whose_columns_cant_be_known(text, said, tmp_path):
     with pytest.raises(utils.DataError, match=said):
         pairs.read(table(tmp_path / 'pairs.csv', text))
+
+
+def test_every_row_of_a_table_has_an_answer_or_an_error(weights, faces, tmp_path, capsys):
+    for name, face in (('café.jpg', faces[0]), ('b.jpg', faces[1])):  # the accent in one character
+        shutil.copy(face, tmp_path / name)
+    rows = {  # as it is written, and what its error says
+        'café.jpg,b.jpg,,': None,
+        'cafe\u0301.jpg,b.jpg,,': None,
+        '.\\b.jpg,./café.jpg,4,30': None,
+        '"b.jpg",b.jpg,,': None,
+        'b.jpg,gone.jpg,,': 'gone.jpg: no such file',
+        ',b.jpg,,': 'line 7: expected two images',
+        'b.jpg': 'line 8: expected two images',
+        '"b.jpg,b.jpg': 'line 9: expected two images',
+        'b.jpg,b.jpg,130,4': 'line 10: 130 is no age between',
+        'b.jpg,b.jpg,NA,4': "line 11: 'NA' is no age",
+        'b.jpg,b.jpg,4,5,6,7': 'line 12: expected two images',
+        'b.jpg,b.jpg,4,5': None,
+    }
+    path = table(tmp_path / 'p.csv', '\n'.join(['First,SECOND,second_age,age1', *rows]))
+    with pytest.raises(utils.DataError, match='7 of 12 pairs not compared: .*gone.jpg'):
+        run(capsys, weights, '--pairs', path, '--out', tmp_path / 'out.csv')
+    assert 'columns not used: age1' in capsys.readouterr().err
+    with open(tmp_path / 'out.csv', encoding='utf-8', newline='') as file:
+        found = list(csv.DictReader(file))
+    for row, error in zip(found, rows.values(), strict=True):
+        assert (error in row['error']) if error else not row['error'], row
+        assert bool(row['similarity']) == (not error)
+    assert found[2]['second_age'] == '4.0' and found[3]['first'] == 'b.jpg'
 
 
 def test_each_image_of_a_table_is_read_once(weights, faces, tmp_path, monkeypatch, capsys):

@@ -13,31 +13,20 @@ from test_verify import Stub, photograph_of
 
 from evaluation.cells import AgeDecision
 from verification import portraits
-from verification.indexing import read_folder
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
-from verification import page  # noqa: E402
+from verification import page, server  # noqa: E402
 
 
 @pytest.fixture(scope='module')
-def faces(drawn):
-    return sorted((drawn / 'val').rglob('*.jpg'))
-
-
-@pytest.fixture(scope='module')
-def gallery(matcher, drawn):
-    return read_folder(matcher, str(drawn / 'val'))
-
-
-@pytest.fixture(scope='module')
-def served(matcher, gallery):
+def served(matcher, archive):
     """The page's address, served as verify.py serves it."""
-    server = page.create_server(page.application(matcher, gallery), '127.0.0.1', 0)
-    thread = threading.Thread(target=server.run, daemon=True)
+    running = server.create_server(page.application(matcher, archive), '127.0.0.1', 0)
+    thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    yield f'http://127.0.0.1:{server.effective_port}/'
-    server.close()
+    yield f'http://127.0.0.1:{running.effective_port}/'
+    running.close()
     thread.join(10)
 
 
@@ -191,13 +180,13 @@ def test_photographs_are_shown_as_soon_as_they_are_chosen_dragged_or_pasted(brow
 def test_ages_may_be_typed_and_the_answer_says_them(browser, matcher, faces):
     decision = matcher.decision._replace(ages=AgeDecision(stored()))
     known = type(matcher)(matcher.model, matcher.info, matcher.device, decision)
-    server = page.create_server(page.application(known), '127.0.0.1', 0)
-    threading.Thread(target=server.run, daemon=True).start()
-    address = f'http://127.0.0.1:{server.effective_port}/'
+    running = server.create_server(page.application(known), '127.0.0.1', 0)
+    threading.Thread(target=running.run, daemon=True).start()
+    address = f'http://127.0.0.1:{running.effective_port}/'
     text = submit(browser, address, first=faces[0], second=faces[1], first_age=4, second_age=30)
     assert 'the threshold for the ages 4 and 30 is 0.300' in text
     assert 'Probability of one person' in text and quiet(browser)
-    server.close()
+    running.close()
 
 
 def test_found_faces_link_to_their_photographs(browser, served, faces):

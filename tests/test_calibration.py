@@ -299,7 +299,8 @@ def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, dr
 def test_a_calibration_of_other_weights_or_damaged_is_refused(copy):
     known = verify.matcher(verify.arguments([str(copy), '--serve']))
     path = calibration_file(copy)
-    path.write_text(json.dumps({'weights_sha256': 'f' * 64, 'decision': None}))
+    facts = {'weights_sha256': 'f' * 64, 'decision': None, 'source': 'mine'}
+    path.write_text(json.dumps(facts))
     with pytest.raises(utils.UserError, match='of other weights'):
         read_decision(known.info)
     path.write_text('{')

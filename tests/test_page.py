@@ -1,80 +1,165 @@
-"""The web page: what it takes and refuses; in a real browser where Chromium and its driver are."""
+"""The web page and the HTTP API: what they answer, and what they refuse."""
 
 import io
+import json
+import os
 import re
-import socket
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_calibration import stored
 from test_verify import Stub, photograph_of
 
-import utils
 import verify
-from verification import portraits
-from verification.indexing import read_folder
+from evaluation.cells import AgeDecision
+from verification import index, indexing, portraits
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
 from verification import page  # noqa: E402
 
-
-@pytest.fixture(scope='module')
-def gallery(matcher, drawn):
-    return read_folder(matcher, str(drawn / 'val'))
-
-
-@pytest.fixture(scope='module')
-def faces(drawn):
-    return sorted((drawn / 'val').rglob('*.jpg'))
+KEYS = {'similarity', 'same', 'threshold', 'by', 'far', 'fitted_on', 'probability', 'ages'}
+KEYS |= {'caution', 'pairs_of_different_people', 'pairs_of_one_person', 'verdict'}
 
 
 @pytest.fixture
-def client(matcher):
+def alone(matcher):
+    """A client of the page without an archive."""
     return page.application(matcher).test_client()
 
 
-def post(client, first, second=None, **more):
-    """Uploads bytes as the form does: a field left empty is a part without a name."""
-    fields = {
-        'first': (io.BytesIO(first), 'a.jpg'),
-        'second': (io.BytesIO(second or b''), 'b.jpg' if second else ''),
-    }
-    return client.post('/', data=fields, **more)
+@pytest.fixture
+def client(matcher, archive):
+    return page.application(matcher, archive).test_client()
 
 
-def test_two_faces(client, matcher, faces):
-    answer = post(client, faces[0].read_bytes(), faces[1].read_bytes())
+@pytest.fixture
+def aging(matcher, archive):
+    """A client whose decision goes by ages."""
+    decision = matcher.decision._replace(ages=AgeDecision(stored()))
+    known = type(matcher)(matcher.model, matcher.info, matcher.device, decision)
+    return page.application(known, archive).test_client()
+
+
+def fields(*images, **more):
+    """A form with images, paths or bytes. As a browser has it, an empty one is a nameless part."""
+    data = [image if isinstance(image, bytes) else image.read_bytes() for image in images]
+    files = zip(('first', 'second'), data, strict=False)
+    return {name: (io.BytesIO(one), 'a.jpg' if one else '') for name, one in files} | more
+
+
+def test_two_faces_on_the_page(alone, matcher, faces):
+    answer = alone.post('/', data=fields(*faces[:2]))
     a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
-    text = answer.get_data(as_text=True)
-    assert (
-        answer.status_code == 200
-        and f'Similarity {a.embedding @ b.embedding:.3f}' in text
-        and 'in validation' in text
-    )
-    assert a.about in text and b.about in text and text.count('data:image/jpeg') == 2
+    assert answer.status_code == 200 and 'in validation' in answer.text
+    assert f'Similarity {a.embedding @ b.embedding:.3f}' in answer.text
+    assert a.about in answer.text and b.about in answer.text
+    assert answer.text.count('data:image/jpeg') == 2
 
 
-def test_one_face_among_a_folder(matcher, gallery, faces):
-    text = post(page.application(matcher, gallery).test_client(), faces[7].read_bytes()).get_data(
-        as_text=True
-    )
-    names = re.findall(r'</b> (.*?)<br>', text)
-    assert (
-        'of 36 faces' in text
-        and len(names) == page.SHOWN
-        and names[0] == str(faces[7].relative_to(faces[7].parent.parent))
-    )
+def test_one_face_among_an_archive_on_the_page(client, archive, faces):
+    text = client.post('/', data=fields(faces[7], b'')).text
+    names = [name.replace('<wbr>', '') for name in re.findall(r'</b> (.*?)<br>', text)]
+    assert 'of 36 faces' in text and len(names) == page.SHOWN
+    assert names[0] == os.path.relpath(faces[7], archive.root)
 
 
-def test_an_alignment_is_shown(client, faces, tmp_path, monkeypatch):
-    points = photograph_of(faces[0], tmp_path / 'a.png')
-    monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
-    text = post(client, (tmp_path / 'a.png').read_bytes(), faces[0].read_bytes()).get_data(
-        as_text=True
-    )
-    assert 'class="photograph"' in text and text.count('data:image/jpeg') == 3
+def test_names_go_on_in_the_next_line_after_a_separator(client, faces):
+    text = client.post('/', data=fields(faces[0])).text
+    assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
+
+
+def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, capsys):
+    answer = client.post('/compare', data=fields(*faces[:2]))
+    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
+    assert answer.status_code == 200 and answer.json.keys() == KEYS | {'faces'}
+    assert answer.json['similarity'] == pytest.approx(float(a.embedding @ b.embedding), abs=1e-6)
+    verify.run(verify.arguments([str(weights), str(faces[0]), str(faces[1]), '--json']))
+    printed = json.loads(capsys.readouterr().out)
+    for key in KEYS - {'similarity'}:
+        assert printed[key] == answer.json[key]
+    assert [one['age'] for one in printed['faces']] == [one['age'] for one in answer.json['faces']]
+
+
+def test_find_is_the_index_product(client, matcher, archive, faces):
+    answer = client.post('/find', data=fields(faces[7], top='5')).json
+    (features,) = matcher.features([np.asarray(Image.open(faces[7]))])
+    best = np.sort(archive.embeddings @ features.embedding)[::-1][:5]
+    np.testing.assert_allclose([one['similarity'] for one in answer['found']], best, atol=1e-5)
+    first = answer['found'][0]
+    assert first.keys() == KEYS | {'rank', 'face', 'photograph', 'box', 'person', 'age'}
+    assert first['photograph'] == os.path.relpath(faces[7], archive.root) and first['rank'] == 1
+    assert answer['searched'] == 36 and first['box'] == [0, 0, 96, 112]
+    shown = client.get(f'/face/{first["face"]}.jpg')
+    assert Image.open(io.BytesIO(shown.data)).size == (96, 112)
+    assert client.get(f'/photograph/{first["face"]}.jpg').mimetype == 'image/jpeg'
+
+
+def test_ages_and_rates_decide(aging, faces):
+    more = {'first_age': '4', 'second_age': '30', 'far': '0.001'}
+    answer = aging.post('/compare', data=fields(*faces[:2], **more)).json
+    assert answer['by'] == 'ages' and answer['threshold'] == pytest.approx(0.6)
+    assert answer['ages'] == {'first': 4, 'second': 30, 'estimated': False}
+    text = aging.post('/', data=fields(*faces[:2], first_age='4')).text
+    assert 'for the estimated ages 4 and' in text and 'Probability of one person' in text
+    found = aging.post('/find', data=fields(faces[0], first_age='5', top='1')).json['found'][0]
+    assert found['ages']['first'] == 5 and found['by'] == 'ages'
+
+
+@pytest.mark.parametrize(
+    'names, more, want',
+    [
+        (('first', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
+        (('first', 'first'), {'first_age': ['4', '60']}, (4, 60)),
+        (('second', 'second'), {'second_age': ['', '60']}, (None, 60)),
+        (('second', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
+        (('first', 'second'), {'second_age': '60'}, (None, 60)),
+    ],
+)
+def test_ages_go_by_order_as_the_images_do(aging, faces, names, more, want):
+    data = {}
+    for name, face in zip(names, faces, strict=False):
+        data.setdefault(name, []).append((io.BytesIO(face.read_bytes()), 'a.jpg'))
+    answer = aging.post('/compare', data=data | more).json
+    estimated = [face['age']['years'] for face in answer['faces']]
+    known = [age or guess for age, guess in zip(want, estimated, strict=True)]
+    assert [answer['ages']['first'], answer['ages']['second']] == known
+
+
+@pytest.mark.parametrize(
+    'path, more, said',
+    [
+        ('/compare', {'first_age': 'old'}, 'first_age'),
+        ('/compare', {'second_age': '-3'}, 'second_age'),
+        ('/compare', {'first_age': '1e400'}, 'first_age'),
+        *(('/compare', {'far': far}, 'far') for far in ('7', 'x', 'nan')),
+        *(('/find', {'top': top}, 'top') for top in ('0', '-1', '101', '٣', '9' * 5000, '')),
+    ],
+)
+def test_values_that_mean_nothing(client, faces, path, more, said):
+    images = faces[:2] if path == '/compare' else faces[:1]
+    answer = client.post(path, data=fields(*images, **more))
+    assert answer.status_code == 400 and said in answer.json['error']
+
+
+@pytest.mark.parametrize('path', ['/compare', '/find'])
+def test_wrong_types_are_answered_in_json(client, faces, path):
+    for options in (
+        {'json': {'first': 'x'}},
+        {'data': b'\xff' * 999},
+        {},
+        {'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'},
+        {'data': {'first': 'text'}},
+        {'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'},
+    ):
+        answer = client.post(path, **options)
+        assert answer.status_code == 400 and 'multipart/form-data' in answer.json['error']
+    assert client.get(path).status_code == 405
+    for junk in (b'', b'junk', b'GIF89a' + bytes(30)):
+        answer = client.post(path, data=fields(junk, faces[0] if path == '/compare' else b''))
+        assert answer.status_code in (400, 422) and answer.json['error']
 
 
 @pytest.mark.parametrize(
@@ -84,97 +169,148 @@ def test_an_alignment_is_shown(client, faces, tmp_path, monkeypatch):
         (b'PK\3\4' + bytes(99), 'not an image'),
         (b'<svg onload="alert(1)"/>', 'not an image'),
         (b'GIF89a' + bytes(20), 'a.jpg'),
+        (None, 'more than 60 megapixels'),
     ],
-    ids=['junk', 'zip', 'svg', 'gif'],
+    ids=['junk', 'zip', 'svg', 'gif', 'large'],
 )
-def test_what_is_no_image_is_refused(client, faces, content, message):
-    answer = post(client, content, faces[0].read_bytes())
-    assert answer.status_code == 422 and message in answer.get_data(as_text=True)
+def test_what_is_no_image_is_refused_before_it_is_decoded(alone, faces, content, message):
+    if content is None:
+        Image.new('1', (12000, 6000)).save(buffer := io.BytesIO(), 'PNG')
+        content = buffer.getvalue()
+    answer = alone.post('/', data=fields(content, faces[0]))
+    assert answer.status_code == 422 and message in answer.text
 
 
-def test_photographs_of_too_many_pixels_are_not_decoded(client, faces):
-    buffer = io.BytesIO()
-    Image.new('1', (12000, 6000)).save(buffer, 'PNG')
-    answer = post(client, buffer.getvalue(), faces[0].read_bytes())
-    assert answer.status_code == 422 and 'more than 60 megapixels' in answer.get_data(as_text=True)
-
-
-def test_size_and_count_are_bounded(client, faces, monkeypatch):
+def test_size_and_count_are_bounded_and_the_bounds_are_said(alone, faces):
     face = faces[0].read_bytes()
-    assert post(client, face + bytes(page.LARGEST), face).status_code == 422
-    assert post(client, face + bytes(2 * page.LARGEST + 2**16), face).status_code == 413
+    answer = alone.post('/compare', data=fields(face + bytes(page.LARGEST), face))
+    assert answer.status_code == 422 and 'larger than 16 MiB' in answer.json['error']
     many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(7)}
-    assert client.post('/', data=many).status_code == 413
-    assert (
-        client.post(
-            '/', data={'first': 'x' * 2**18}, content_type='multipart/form-data'
-        ).status_code
-        == 413
-    )
-    assert post(client, face).status_code == 400 and client.post('/').status_code == 400
+    text = {'data': {'first': 'x' * 2**18}, 'content_type': 'multipart/form-data'}
+    for options in ({'data': fields(face + bytes(2 * page.LARGEST + 2**17), face)},) + (
+        {'data': many},
+        text,
+    ):
+        answer = alone.post('/compare', **options)
+        limits = 'At most two photographs of 16 MiB each, in at most 6 fields'
+        assert answer.status_code == 413 and limits in answer.json['error']
+    assert alone.post('/', data=fields(face)).status_code == 400
+    assert alone.post('/').status_code == 400
 
 
-def test_names_are_shown_as_text(client, faces):
-    names = {'first': '<img src=x>.jpg', 'second': '../../etc/a.jpg'}
-    fields = {field: (io.BytesIO(faces[0].read_bytes()), name) for field, name in names.items()}
-    text = client.post('/', data=fields).get_data(as_text=True)
-    assert '&lt;img src=x&gt;.jpg' in text and '<img src=x' not in text and '../' not in text
+def test_no_archive_no_faces(alone, faces):
+    answer = alone.post('/find', data=fields(faces[0]))
+    assert answer.status_code == 404 and '--serve archive.index' in answer.json['error']
+    for path in ('/face/0.jpg', '/photograph/0.jpg'):
+        assert alone.get(path).status_code == 404
 
 
-def test_other_sites_and_other_names_of_the_machine_are_refused(client, matcher, faces):
-    face = faces[0].read_bytes()
-    assert post(client, face, face, headers={'Sec-Fetch-Site': 'cross-site'}).status_code == 403
-    assert client.get('/', headers={'Host': 'elsewhere.example'}).status_code == 400
-    assert client.get('/', headers={'Host': '127.0.0.1:8000'}).status_code == 200
-    assert (
-        page.application(matcher, host='0.0.0.0')
-        .test_client()
-        .get('/', headers={'Host': 'elsewhere.example'})
-        .status_code
-        == 200
-    )
+def test_photographs_of_the_archive_alone_are_shown(client, archive, monkeypatch):
+    for path in ('/face/36.jpg', '/face/-1.jpg', '/photograph/99999999999999999999.jpg'):
+        assert client.get(path).status_code == 404
+    for path in ('/photograph/..%2f..%2fetc.jpg', '/face/1.png', '/static/page.html', '/page.py'):
+        assert client.get(path).status_code == 404
+    monkeypatch.setattr(archive, 'root', '/gone')
+    gone = client.get('/photograph/0.jpg')
+    assert gone.status_code == 404 and 'No such file' in gone.text
+
+
+def test_a_photograph_is_shown_with_its_face_marked(matcher, faces, tmp_path, monkeypatch):
+    (tmp_path / 'archive').mkdir()
+    points = photograph_of(faces[3], tmp_path / 'archive' / 'a.png')
+    monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
+    archive = indexing.read_folder(matcher, str(tmp_path / 'archive'))
+    client = page.application(matcher, archive).test_client()
+    photograph = Image.open(io.BytesIO(client.get('/photograph/0.jpg').data))
+    x, y = np.round(points[2]).astype(int).tolist()
+    red, _, blue = photograph.getpixel((x, y))
+    assert photograph.size == (480, 640) and blue < 90 < 200 < red  # the dot on the nose is yellow
+    cut = np.asarray(Image.open(io.BytesIO(client.get('/face/0.jpg').data)), float)
+    assert np.abs(cut - np.asarray(Image.open(faces[3]), float))[4:-4, 4:-4].mean() < 6
+    text = client.post('/', data=fields(tmp_path / 'archive' / 'a.png', faces[0])).text
+    assert 'class="photograph"' in text and text.count('data:image/jpeg') == 3
+
+
+def test_every_answer_is_guarded(client, matcher, faces):
+    gets = [client.get(path) for path in ('/', '/page.js', '/health', '/face/0.jpg', '/nothing')]
+    for answer in (*gets, client.post('/compare')):
+        for name, value in page.HEADERS.items():
+            assert answer.headers[name] == value
+    assert 'unsafe' not in page.POLICY and '*' not in page.POLICY
+    for site in ('cross-site', 'same-site'):
+        headers = {'Sec-Fetch-Site': site}
+        answer = client.post('/find', data=fields(faces[0]), headers=headers)
+        assert answer.status_code == 403
+        assert client.get('/face/0.jpg', headers=headers).status_code == 403
+    for host, status in (('elsewhere.example', 400), ('127.0.0.1:8000', 200), ('[::1]:80', 200)):
+        assert client.get('/', headers={'Host': host}).status_code == status
+    everywhere = page.application(matcher, host='0.0.0.0').test_client()
+    assert everywhere.get('/', headers={'Host': 'elsewhere.example'}).status_code == 200
 
 
 def test_nothing_comes_from_elsewhere(client):
-    answer = client.get('/')
-    assert (
-        "default-src 'none'" in answer.headers['Content-Security-Policy']
-        and answer.headers['Cache-Control'] == 'no-store'
-    )
-    text = answer.get_data(as_text=True)
+    text = client.get('/').text
     assert not re.search(r'https?:|<style|style=|onclick', text)
     assert re.findall('<script[^>]*>[^<]*', text) == ['<script src="/page.js" defer>']
     for name in ('page.js', 'page.css'):
         script = client.get(f'/{name}')
         assert script.status_code == 200 and not re.search(r'https?:|//\w', script.text)
-    for name in ('static/page.html', 'page.html', 'page.py'):
-        assert client.get(f'/{name}').status_code == 404
 
 
-def test_it_listens_to_this_machine_alone_unless_told():
-    args = verify.arguments(['w.pth', '--serve'])
-    assert page.is_loopback(args.host) and page.is_loopback('::1') and page.is_loopback('localhost')
-    assert (
-        not page.is_loopback('0.0.0.0')
-        and not page.is_loopback('::')
-        and not page.is_loopback('example')
-    )
+def test_names_are_shown_as_text(alone, faces):
+    names = {'first': '<img src=x>.jpg', 'second': '../../etc/a.jpg'}
+    data = {field: (io.BytesIO(faces[0].read_bytes()), name) for field, name in names.items()}
+    text = alone.post('/', data=data).text.replace('<wbr>', '')
+    assert '&lt;img src=x&gt;.jpg' in text and '<img src=x' not in text and '../' not in text
 
 
-def test_a_port_that_is_taken(matcher):
-    with socket.create_server(('127.0.0.1', 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(utils.UserError, match='--port names another'):
-            page.serve(page.application(matcher), '127.0.0.1', port)
+def test_names_that_are_no_utf8_are_shown_everywhere(matcher, faces, tmp_path, weights, capsys):
+    folder = os.fsencode(tmp_path) + b'/caf\xe9'
+    os.mkdir(folder)
+    with open(folder + b'/caf\xe9.jpg', 'wb') as file:
+        file.write(faces[0].read_bytes())
+    archive = indexing.read_folder(matcher, os.fsdecode(folder))
+    client = page.application(matcher, archive).test_client()
+    assert 'caf\\xe9.jpg' in client.post('/', data=fields(faces[0])).text
+    answer = client.post('/find', data=fields(faces[0])).json
+    assert answer['found'][0]['photograph'] == 'caf\\xe9.jpg'
+    assert answer['archive'].endswith('caf\\xe9')
+    line = [str(weights), '--find', str(faces[0]), os.fsdecode(folder)]
+    verify.run(verify.arguments([*line, '--out', str(tmp_path / 'found.png')]))
+    assert 'caf\\xe9.jpg' in capsys.readouterr().out and (tmp_path / 'found.png').exists()
+    pair = [os.fsdecode(folder + b'/caf\xe9.jpg'), str(faces[1])]
+    verify.run(verify.arguments([str(weights), *pair, '--out', str(tmp_path / 'pair.png')]))
+    assert 'caf\\xe9.jpg: aligned' in capsys.readouterr().out
+    (tmp_path / 'p.csv').write_bytes(b'caf\xe9/caf\xe9.jpg,' + os.fsencode(faces[1]))
+    line = [str(weights), '--pairs', str(tmp_path / 'p.csv'), '--out', str(tmp_path / 'out.csv')]
+    verify.run(verify.arguments(line))
+    assert 'caf\\xe9/caf\\xe9.jpg,' in (tmp_path / 'out.csv').read_text()
+
+
+def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_path, capsys):
+    folder, path = tmp_path / 'archive', tmp_path / 'a.index'
+    folder.mkdir()
+    (folder / 'a.jpg').write_bytes(faces[0].read_bytes())
+    archive, _ = indexing.update(matcher, str(folder), path)
+    client = page.application(matcher, archive, path=str(path)).test_client()
+    health = client.get('/health').json
+    assert health == {'status': 'ok', 'weights': matcher.info.sha256, 'faces': 1}
+    (folder / 'b.jpg').write_bytes(faces[9].read_bytes())
+    indexing.update(matcher, str(folder), path)
+    assert client.get('/health').json['faces'] == 2 and 'among 2 faces' in client.get('/').text
+    one = list(archive.photographs())
+    index.write(path, str(folder), 'f' * 64, one, False, archive.embeddings.shape[1])
+    assert client.get('/health').json['faces'] == 2  # one of other weights isn't taken
+    assert 'made by other weights' in capsys.readouterr().err
+    path.unlink()
+    assert client.get('/health').json['faces'] == 2
 
 
 def test_the_page_of_weights_without_a_threshold(weights, faces, tmp_path):
     state = torch.load(weights)
     del state['decision']
     torch.save(state, tmp_path / 'old.pth')
-    client = page.application(
-        verify.matcher(verify.arguments([str(tmp_path / 'old.pth'), '--serve']))
-    ).test_client()
-    assert 'no decision' in post(client, faces[0].read_bytes(), faces[1].read_bytes()).get_data(
-        as_text=True
-    )
+    known = verify.matcher(verify.arguments([str(tmp_path / 'old.pth'), '--serve']))
+    client = page.application(known).test_client()
+    assert 'no decision' in client.post('/', data=fields(*faces[:2])).text
+    assert page.application(known).test_client().get('/health').json['faces'] is None

@@ -1,27 +1,40 @@
 """Answers as dicts for JSON, of the command line and of the HTTP API alike: docs/verify.md."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from system.names import shown
 from verification.decision import Ages, Answer
 from verification.index import Index
 from verification.matcher import Features, Matcher
 from verification.portraits import Portrait
 
-
-def pair_ages(estimated: list[float | None], given=(None, None)) -> Ages | None:
-    """The ages to decide by: those `given` in years, else what the network estimates; None where
-    one of them is unknown."""
-    known = [one if age is None else age for one, age in zip(estimated, given, strict=True)]
-    return None if None in known else Ages(*map(float, known), None in given)
+NO_EMBEDDING = np.empty(0, np.float32)
 
 
-def features_of(matcher: Matcher, row) -> Features:
-    """What an index, a row of index.FACE, says of a face's age."""
+def pair_ages(
+    estimated: Sequence[float | None], given: Sequence[float | None] = (None, None)
+) -> Ages | None:
+    """The ages to decide by: those `given` in years, else what the network estimates.
+
+    None if one of them is unknown.
+    """
+    first, second = (one if age is None else age for one, age in zip(estimated, given, strict=True))
+    if first is None or second is None:
+        return None
+    return Ages(float(first), float(second), None in given)
+
+
+def features_in(matcher: Matcher, row) -> Features:
+    """What a row of an index, index.FACE, says of a face's age."""
     if row['group'] < 0:
-        return Features(None)
+        return Features(NO_EMBEDDING)
     group = matcher.groups[row['group']]
-    return Features(None, group, float(row['probability']), float(row['age']))
+    return Features(NO_EMBEDDING, group, float(row['probability']), float(row['age']))
 
 
-def age(features: Features) -> dict | None:
+def about_age(features: Features) -> dict | None:
     if features.age is None:
         return None
     return {
@@ -31,41 +44,45 @@ def age(features: Features) -> dict | None:
     }
 
 
-def face(portrait: Portrait, features: Features) -> dict:
-    """A face that was given: which file, where in it, how old it looks."""
+def about_face(portrait: Portrait, features: Features) -> dict:
+    """A face that was given: its file, its place in it, its age."""
     return {
         'file': portrait.name,
         'faces': portrait.faces,
-        'box': box(portrait.box),
-        'age': age(features),
+        'box': corners(portrait.box),
+        'age': about_age(features),
     }
 
 
-def box(sides) -> list[float]:
-    return [round(float(side), 1) for side in sides]
+def corners(box: Sequence[float]) -> list[float]:
+    return [round(float(side), 1) for side in box]
 
 
-def decision(answer: Answer) -> dict:
+def about_pair(answer: Answer) -> dict:
     """The decision on one pair."""
-    ages = answer.ages and answer.ages._asdict()
     impostor, genuine = answer.pairs or (None, None)
+    ages = answer.ages and {
+        'first': round(answer.ages.first, 1),
+        'second': round(answer.ages.second, 1),
+        'estimated': answer.ages.estimated,
+    }
     return {
         'similarity': _rounded(answer.similarity),
         'same': answer.same,
         'threshold': _rounded(answer.threshold),
         'by': answer.by,
         'far': answer.far,
+        'fitted_on': answer.fitted_on,
         'probability': _rounded(answer.probability),
-        'ages': ages
-        and {key: value if key == 'estimated' else round(value, 1) for key, value in ages.items()},
-        'pairs_of_two_people': impostor,
+        'ages': ages,
+        'pairs_of_different_people': impostor,
         'pairs_of_one_person': genuine,
         'caution': answer.caution,
         'verdict': answer.verdict,
     }
 
 
-def find(
+def most_alike(
     matcher: Matcher,
     index: Index,
     features: Features,
@@ -76,34 +93,49 @@ def find(
 ) -> list[dict]:
     """The faces of an index that are most like one: decision, photograph, box, person and age.
 
-    `face` is the row in the index.
+    `face` is the row in the index. `given` is the age of the face that is looked for, in years;
+    `but` is a file whose faces are left out.
     """
     found = []
     for rank, (k, similarity) in enumerate(index.nearest(features.embedding, most, but), 1):
         row = index.faces[k]
-        one = features_of(matcher, row)
+        one = features_in(matcher, row)
         ages = pair_ages([features.age, one.age], (given, None))
+        person = index.person(k)
         found.append(
             {
                 'rank': rank,
                 'face': k,
-                'photograph': index.name(k),
-                'box': box(row['box']),
-                'person': index.person(k),
-                'age': age(one),
-                **decision(matcher.decision.answer(similarity, ages, far)),
+                'photograph': shown(index.name(k)),
+                'box': corners(row['box']),
+                'person': person and shown(person),
+                'age': about_age(one),
+                **about_pair(matcher.decision.answer(similarity, ages, far)),
             }
         )
     return found
 
 
-def about_found(one: dict, aligned: bool) -> str:
+def search(
+    portrait: Portrait, features: Features, where: str, index: Index, found: list[dict]
+) -> dict:
+    """A whole search: the face that was looked for, the index, and what `most_alike` found."""
+    return {
+        'looked_for': about_face(portrait, features),
+        'archive': shown(where),
+        'searched': len(index),
+        'left_out': len(index.left_out),
+        'found': found,
+    }
+
+
+def in_words(one: dict, aligned: bool) -> str:
     """A found face in a line: person, photograph, box, age."""
     who = f'{one["person"]}: ' if one['person'] else ''
     where = '' if aligned else f' [{" ".join(f"{side:.0f}" for side in one["box"])}]'
-    about = one['age'] or {}
-    looks = Features(None, about.get('group'), about.get('probability'), about.get('years'))
-    return f'{who}{one["photograph"]}{where}; {looks.about}'
+    age = one['age'] or {}
+    features = Features(NO_EMBEDDING, age.get('group'), age.get('probability'), age.get('years'))
+    return f'{who}{one["photograph"]}{where}; {features.about}'
 
 
 def _rounded(value):

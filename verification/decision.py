@@ -12,7 +12,8 @@ from evaluation.cells import AgeDecision
 from recognition.weights import WeightsInfo
 from utils import UserError
 
-FEW = 30  # pairs of either kind in a cell, below which its probability is said to rest on few
+FEW = 30  # pairs of either kind in a cell: with fewer, the probability is said to rest on few
+VALIDATION = 'validation'  # whose people a decision was fitted on, if no calibration says another
 
 
 class Ages(NamedTuple):
@@ -29,10 +30,11 @@ class Ages(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The decision on one pair; each is None where it isn't known.
+    """The decision on one pair; what isn't known is None.
 
-    by    what decided: 'ages', 'far' (a threshold for all ages), 'validation' or 'threshold'
-    pairs counts of pairs (of two people, of one) that validation had of such ages
+    by         what decided: 'ages', 'far' (a threshold for all ages), 'validation' or 'threshold'
+    pairs      how many pairs of such ages validation had: of different people, of one person
+    fitted_on  whose people the threshold was fitted on: VALIDATION, or the name of a calibration
     """
 
     similarity: float
@@ -44,14 +46,15 @@ class Answer(NamedTuple):
     ages: Ages | None = None
     pairs: tuple[int, int] | None = None
     caution: str | None = None
+    fitted_on: str | None = None
 
     @property
     def verdict(self) -> str:
         """The decision in a few words."""
         if self.same is None:
             return 'no decision: these weights hold no threshold, --threshold gives one'
-        who = 'the same person' if self.same else 'two people'
-        which = f' for {self.ages.about}' if self.by == 'ages' else ''
+        who = 'the same person' if self.same else 'different people'
+        which = f' for {self.ages.about}' if self.ages and self.by == 'ages' else ''
         rate = '' if self.far is None else f' at a false accept rate of {self.far:g}'
         return f'{who} (the threshold{which}{rate} is {self.threshold:.3f})'
 
@@ -61,23 +64,26 @@ class Answer(NamedTuple):
         if self.probability is not None:
             impostor, genuine = self.pairs or (0, 0)
             lines.append(
-                f'probability of one person {100 * self.probability:.1f} %, were both as likely '
-                f'beforehand; validation had {genuine} pairs of one person and {impostor} of two '
-                'of such ages'
+                f'probability of one person {100 * self.probability:.1f} %, if one person is as '
+                f'likely as different people beforehand; validation had {genuine} pairs of one '
+                f'person and {impostor} of different people of such ages'
             )
         if decision.genuine is not None:
             lines.append(f'which means: {decision.meaning(self.similarity)}')
+        if self.far is not None:
+            lines.append(rate_holds(self.fitted_on))
         return lines + ([f'note: {self.caution}'] if self.caution else [])
 
 
 class Decision(NamedTuple):
-    """What validation left to decide by; each is None where it isn't known.
+    """What validation or a calibration left to decide by; what isn't known is None.
 
     threshold  the best on all pairs of validation, or the user's (`given`)
     accuracy   of thresholds on people that they weren't fitted on
-    genuine, impostor  percentiles (101,) of the similarities of pairs of one person and of two
+    genuine, impostor  percentiles (101,) of similarities: pairs of one person, of different people
     far        {rate: threshold for all ages}
     ages       thresholds and probabilities by the ages of a pair
+    fitted_on  whose people: VALIDATION, or the name of a calibration
     """
 
     threshold: float | None = None
@@ -87,107 +93,95 @@ class Decision(NamedTuple):
     far: dict[float, float] | None = None
     ages: AgeDecision | None = None
     given: bool = False
+    fitted_on: str = VALIDATION
 
     @classmethod
-    def of(cls, stored: dict | None, path, threshold: float | None = None) -> 'Decision':
-        """That of the `decision` in a weights file, with another `threshold` if one is given.
+    def of(
+        cls, stored: dict | None, path, threshold: float | None = None, fitted_on: str = VALIDATION
+    ) -> 'Decision':
+        """The `decision` that a weights file or a calibration holds; `threshold` replaces its own.
 
-        Raises UserError where it isn't what training writes. Weights trained without a val_root
-        have none, nor have those of before it was kept.
+        Weights trained without a val_root hold None. Raises UserError if it is damaged.
         """
+        given = threshold is not None
         if stored is None:
-            return cls(threshold, given=threshold is not None)
+            return cls(threshold, given=given)
         try:
-            genuine, impostor = (
-                np.array(stored[kind], np.float64) for kind in ('genuine', 'impostor')
-            )
-            best = float(stored['threshold'])
-            accuracy = None if stored['accuracy'] is None else float(stored['accuracy'])
-            for row in (genuine, impostor):
-                if row.shape != (101,) or not (np.diff(row) >= 0).all():
-                    raise ValueError
-            far = {
-                float(rate): float(entry['threshold'])
-                for rate, entry in (stored.get('far') or {}).items()
-            }
-            if not all(map(math.isfinite, (best, *far, *far.values()))):
+            best, accuracy = (_number(stored[key]) for key in ('threshold', 'accuracy'))
+            genuine, impostor = (_percentiles(stored[kind]) for kind in ('genuine', 'impostor'))
+            entries = (stored.get('far') or {}).items()
+            far = {float(rate): float(entry['threshold']) for rate, entry in entries}
+            if not all(map(math.isfinite, (best or 0, *far, *far.values()))):
                 raise ValueError
             ages = AgeDecision(stored['ages']) if stored.get('ages') else None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f'{path}: what it says of its threshold is damaged: validate again, or train on'
             ) from None
-        if accuracy is not None and math.isnan(accuracy):
-            accuracy = None
-        best, given = (best, False) if threshold is None else (threshold, True)
-        return cls(best, accuracy, genuine, impostor, far, ages, given)
+        accuracy = None if accuracy is None or math.isnan(accuracy) else accuracy
+        best = threshold if given else best
+        return cls(best, accuracy, genuine, impostor, far, ages, given, fitted_on)
 
     def answer(
         self, similarity: float, ages: Ages | None = None, far: float | None = None
     ) -> Answer:
-        """The decision on a pair of this similarity, by its `ages` where validation knew ages.
+        """The decision on a pair of this similarity, by its `ages` if validation knew ages.
 
-        `far` is the share of pairs of two people that may be accepted; without it the threshold is
-        where one person is as likely as two. Raises UserError where no threshold is known at `far`.
+        `far` is the share of pairs of different people that may be accepted. Without it the
+        threshold is where one person is as likely as different people. Raises UserError if no
+        threshold is known at `far`.
         """
-        if self.ages and ages and not self.given:
-            return self._by_ages(similarity, ages, far)
-        threshold, by = self.threshold, 'threshold' if self.given else 'validation'
-        if far is not None and not self.given:
-            if not self.far or far not in self.far:
-                known = ', '.join(f'{rate:g}' for rate in self.far or ()) or 'none'
-                raise UserError(
-                    f'--far {far:g}: these weights hold no threshold at this rate (there are: '
-                    f'{known}): --calibrate NAME makes them from people of your own'
-                )
-            threshold, by = self.far[far], 'far'
+        if self.given:
+            return self._by(similarity, self.threshold, by='threshold', ages=ages, fitted_on=None)
+        if self.ages and ages:
+            return self._by_ages(self.ages, similarity, ages, far)
         caution = None
-        if self.ages and not self.given:
+        if self.ages:
             caution = 'not all ages are known: --ages gives them; one threshold for all decides'
-        elif ages and not ages.estimated and not self.given:
+        elif ages and not ages.estimated:
             caution = 'validation left no thresholds by age, so the ages decide nothing'
-        if threshold is None:
-            return Answer(similarity, ages=ages, caution=caution)
-        return Answer(
+        if far is None:
+            return self._by(similarity, self.threshold, by='validation', ages=ages, caution=caution)
+        if not self.far or far not in self.far:
+            known = ', '.join(f'{rate:g}' for rate in self.far or ()) or 'none'
+            raise UserError(
+                f'--far {far:g}: these weights hold no threshold at this rate (there are: '
+                f'{known}): --calibrate NAME makes them from people of your own'
+            )
+        return self._by(similarity, self.far[far], by='far', far=far, ages=ages, caution=caution)
+
+    def _by_ages(self, by_age, similarity, ages, far):
+        younger, gap = min(ages[:2]), abs(ages.first - ages.second)
+        known = by_age.threshold(younger, gap, far or 0.1)
+        if far is None:
+            even, pairs = by_age.even(younger, gap), known and known[1:3]
+            threshold = self.threshold if even is None else even
+            few = known is None or min(known.impostor, known.genuine) < FEW
+            caution = 'validation had few pairs of such ages' if few else None
+        elif known is None:
+            raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
+        else:
+            threshold, pairs, caution = known.value, known[1:3], known.caution
+        return self._by(
             similarity,
-            similarity > threshold,
             threshold,
-            by,
-            far if by == 'far' else None,
+            by='ages',
+            far=far,
+            probability=by_age.probability(similarity, younger, gap),
             ages=ages,
+            pairs=pairs,
             caution=caution,
         )
 
-    def _by_ages(self, similarity, ages, far):
-        younger, gap = min(ages[:2]), abs(ages.first - ages.second)
-        if far is None:
-            known = self.ages.threshold(younger, gap, 0.1)
-            threshold = self.ages.even(younger, gap)
-            threshold = self.threshold if threshold is None else threshold
-            few = known is None or min(known.impostor, known.genuine) < FEW
-            pairs = known and (known.impostor, known.genuine)
-            caution = 'validation had few pairs of such ages' if few else None
-        else:
-            known = self.ages.threshold(younger, gap, far)
-            if known is None:
-                raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
-            threshold, pairs, caution = known.value, known[1:3], known.caution
-        probability = self.ages.probability(similarity, younger, gap)
-        return Answer(
-            similarity,
-            similarity > threshold,
-            threshold,
-            'ages',
-            far,
-            probability,
-            ages,
-            pairs,
-            caution,
-        )
+    def _by(self, similarity, threshold, **facts):
+        if threshold is None:
+            return Answer(similarity, ages=facts['ages'], caution=facts.get('caution'))
+        facts = {'fitted_on': self.fitted_on} | facts
+        return Answer(similarity, similarity > threshold, threshold, **facts)
 
     def meaning(self, similarity: float) -> str:
-        """How usual such a similarity is, a clause; '' where validation left no scores."""
-        if self.genuine is None:
+        """How usual such a similarity is, a clause; '' if validation left no scores."""
+        if self.genuine is None or self.impostor is None:
             return ''
         lower, higher = (
             float(np.interp(similarity, row, np.linspace(0, 1, 101)))
@@ -195,8 +189,18 @@ class Decision(NamedTuple):
         )
         return (
             f'in validation {_share(lower)} of the pairs of one person were less similar than '
-            f'this, and {_share(1 - higher)} of the pairs of two people more.'
+            f'this, and {_share(1 - higher)} of the pairs of different people more.'
         )
+
+
+def rate_holds(fitted_on: str | None) -> str:
+    """For whom a rate is true, a line."""
+    if fitted_on == VALIDATION:
+        return (
+            "the rate is that of validation's people and photographs: on others it may be many "
+            'times as high; --calibrate on people of your own makes it true for them'
+        )
+    return f'the rate is that of the people and photographs of {fitted_on}, and of people like them'
 
 
 def calibration_file(weights: str | Path) -> Path:
@@ -212,19 +216,33 @@ def write_calibration(decision: dict, source: str, info: WeightsInfo, path: Path
 def read_decision(info: WeightsInfo, threshold: float | None = None) -> Decision:
     """The Decision of the calibration file beside the weights, else of the weights themselves.
 
-    Raises UserError where that file is damaged or of other weights.
+    Raises UserError if that file is damaged or of other weights.
     """
     path = calibration_file(info.path)
     if not path.exists():
         return Decision.of(info.decision, info.path, threshold)
     try:
         facts = json.loads(path.read_text())
-        sha256, stored = facts['weights_sha256'], facts['decision']
+        sha256, stored, source = (facts[key] for key in ('weights_sha256', 'decision', 'source'))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'{path}: damaged: remove it, or calibrate again') from None
     if sha256 != info.sha256:
         raise UserError(f'{path}: of other weights than {info.path}: remove it, or calibrate again')
-    return Decision.of(stored, path, threshold)
+    return Decision.of(stored, path, threshold, str(source))
+
+
+def _number(value):
+    return None if value is None else float(value)
+
+
+def _percentiles(values):
+    """(101,) rising numbers, or None. Raises ValueError or TypeError for anything else."""
+    if values is None:
+        return None
+    row = np.array(values, np.float64)
+    if row.shape != (101,) or not (np.diff(row) >= 0).all():
+        raise ValueError
+    return row
 
 
 def _share(part):

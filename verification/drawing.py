@@ -12,7 +12,7 @@ from verification.matcher import Features
 from verification.portraits import Portrait
 
 ROW = 6  # faces side by side
-GONE = np.full((112, 96, 3), 200, np.uint8)  # where the photograph is no longer there
+GONE = np.full((112, 96, 3), 200, np.uint8)  # for a photograph that is no longer there
 
 
 def draw_pair(
@@ -20,14 +20,17 @@ def draw_pair(
 ) -> None:
     """Two faces; their similarity on the scale of what validation saw."""
     figure = Figure(figsize=(6.4, 4.6), layout='constrained')
-    faces, scale = figure.subfigures(2, 1, height_ratios=(3, 1.25))
+    faces, scale = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 1.25))[:, 0]
     for axis, portrait, one in zip(faces.subplots(1, 2), two, features, strict=True):
         _show(axis, portrait.face, one.about.replace(' (', '\n('), 'black')
     tint = colour(answer.same)
     title = f'similarity {answer.similarity:.3f}: {answer.verdict}'.replace(' (', '\n(')
     faces.suptitle(title, color=tint, fontweight='bold')
     axis = scale.subplots()
-    kinds = ((decision.impostor, 'two people', IMPOSTOR), (decision.genuine, 'one person', GENUINE))
+    kinds = (
+        (decision.impostor, 'different people', IMPOSTOR),
+        (decision.genuine, 'one person', GENUINE),
+    )
     for height, (percentiles, name, bar) in enumerate(kinds):
         if percentiles is not None:
             low, high = percentiles[5], percentiles[95]
@@ -68,10 +71,10 @@ def draw_reliability(models: dict[str, dict], path) -> None:
 def draw_found(
     portrait: Portrait, features: Features, found: list[dict], archive: Index, path
 ) -> None:
-    """The face that was looked for, and those found (answers.find), in order."""
+    """The face that was looked for, and those found (answers.most_alike), in order."""
     rows = -(-len(found) // ROW)
     figure = Figure(figsize=(1.5 * (ROW + 1), 2.35 * rows), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=(1, ROW))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, ROW))[0]
     title = 'looked for\n' + features.about.replace(' (', '\n(')
     _show(left.subplots(), portrait.face, title, 'black')
     axes = right.subplots(rows, ROW, squeeze=False).ravel()
@@ -86,7 +89,7 @@ def draw_found(
 
 
 def face_of(archive: Index, face: int) -> np.ndarray:
-    """A face of an index, cut out of its photograph again; GONE where that can't be."""
+    """A face of an index, cut out of its photograph again; GONE if that can't be."""
     try:
         image = portraits.open_file(archive.path(face), archive.name(face))
     except DataError:

@@ -1,22 +1,41 @@
-"""The web page and the HTTP API: two photographs, or one and an archive. Nothing is kept."""
+"""The web page and the HTTP API: two photographs, or one and an archive. No upload is kept."""
 
 import base64
 import io
-import ipaddress
+import re
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-import waitress
-from flask import Flask, Response, abort, jsonify, render_template, request, send_from_directory
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    current_app,
+    jsonify,
+    render_template,
+    request,
+    send_from_directory,
+)
+from markupsafe import Markup, escape
 from PIL import Image
 from werkzeug.exceptions import HTTPException
 
+from storage.images import to_age
+from system.names import shown
 from utils import DataError, UserError
-from verification import answers, forms, portraits
-from verification.forms import LARGEST, SHOWN
+from verification import answers, portraits
+from verification.decision import Answer
 from verification.index import Index
-from verification.matcher import Matcher
-from verification.service import WAITING, Busy, Service
+from verification.matcher import Features, Matcher
+from verification.portraits import Portrait
+from verification.server import is_loopback
+from verification.service import WAITING, Archive, Busy, Service
 
+LARGEST = 16 * 2**20  # bytes of a photograph
+PARTS = 6  # fields of a form
+SHOWN, MOST_SHOWN = 12, 100  # found faces, by default and at most
 LOW = -0.4  # where the page's scale of similarities begins
 HERE = Path(__file__).parent
 POLICY = (
@@ -30,6 +49,28 @@ HEADERS = {
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Cache-Control': 'no-store',
 }
+views = Blueprint('verify', __name__)
+
+
+class Site(NamedTuple):
+    """What the views serve from.
+
+    far    the rate to decide at if a request names none
+    local  whether this machine alone is served
+    """
+
+    service: Service
+    archive: Archive | None
+    far: float | None
+    local: bool
+
+
+class Given(NamedTuple):
+    """A face in a request, and its age in years if that is given too."""
+
+    portrait: Portrait
+    features: Features
+    age: float | None
 
 
 def application(
@@ -38,161 +79,267 @@ def application(
     host: str = '127.0.0.1',
     far: float | None = None,
     waiting: int = WAITING,
+    path: str | None = None,
 ) -> Flask:
     """Page and API as a WSGI application.
 
     It takes images of at most LARGEST bytes, two a request, and `waiting` requests at a time.
+    `path` is the archive's file, which is read again if it changes.
     """
     app = Flask('verify', template_folder=str(HERE), static_folder=None)
     app.config.update(
-        MAX_CONTENT_LENGTH=2 * LARGEST + 2**16, MAX_FORM_PARTS=6, MAX_FORM_MEMORY_SIZE=2**17
+        MAX_CONTENT_LENGTH=2 * LARGEST + 2**16, MAX_FORM_PARTS=PARTS, MAX_FORM_MEMORY_SIZE=2**17
     )
-    if is_loopback(host):
-        # else a site could point its own name here, and read what is shown
-        app.config['TRUSTED_HOSTS'] = ['127.0.0.1', 'localhost', '[::1]']
-    service, decision = Service(matcher, waiting), matcher.decision
-    app.extensions['service'] = service
-
-    @app.before_request
-    def from_here():
-        if request.headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'):
-            followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
-            if not followed:
-                abort(403, 'only from this page itself')
-
-    @app.after_request
-    def guarded(response):
-        response.headers |= HEADERS
-        return response
-
-    def page(status=200, **answer):
-        text = render_template(
-            'page.html', archive=archive, largest=LARGEST >> 20, decision=decision, at=_at, **answer
-        )
-        return Response(text, status)
-
-    def compared(first, second):
-        portrait, features = zip(first[:2], second[:2], strict=True)
-        similarity = float(features[0].embedding @ features[1].embedding)
-        ages = answers.pair_ages([one.age for one in features], (first[2], second[2]))
-        return portrait, features, decision.answer(similarity, ages, forms.rate(far))
-
-    def found(one, most):
-        return answers.find(matcher, archive, one[1], most, one[2], forms.rate(far))
-
-    def given(*fields):
-        """(Portrait, Features, age or None) of each image that came."""
-        images = [
-            (field, file)
-            for field in fields
-            for file in request.files.getlist(field)
-            if file.filename
-        ]
-        ages = [forms.age(f'{field}_age') for field, _ in images]
-        people = [service.read(*forms.upload(file)) for _, file in images]
-        features = service.features([portrait.face for portrait in people]) if people else []
-        return list(zip(people, features, ages, strict=True))
-
-    @app.get('/')
-    def form():
-        return page()
-
-    @app.post('/')
-    def answer():
-        with service.admitted():
-            people = given('first', 'second')
-            if len(people) < (1 if archive else 2):
-                return page(400, problem=f'Choose {"a photograph" if archive else "two"}.')
-            shown = [_person(portrait, features) for portrait, features, _ in people]
-            if len(people) > 1:
-                decided = compared(*people[:2])[2]
-                return page(answer=decided, details=decided.details(decision), people=shown)
-            return page(found=found(people[0], SHOWN), people=shown)
-
-    @app.post('/compare')
-    def compare():
-        with service.admitted():
-            people = given('first', 'second')
-            if len(people) != 2:
-                abort(400, 'send two images, `first` and `second`, as multipart/form-data')
-            portrait, features, decided = compared(*people)
-            faces = [answers.face(*both) for both in zip(portrait, features, strict=True)]
-            return jsonify(faces=faces, **answers.decision(decided))
-
-    @app.post('/find')
-    def find():
-        if archive is None:
-            abort(404, 'no archive is served: --serve archive.index')
-        with service.admitted():
-            people = given('first')
-            if len(people) != 1:
-                abort(400, 'send an image, `first`, as multipart/form-data')
-            looked_for = answers.face(*people[0][:2])
-            return jsonify(
-                looked_for=looked_for,
-                archive=archive.root,
-                searched=len(archive),
-                left_out=len(archive.left_out),
-                found=found(people[0], forms.most()),
-            )
-
-    @app.get('/face/<int:face>.jpg')
-    def face(face):
-        image, known = photograph(face)
-        with service.reading:
-            return _jpeg(portraits.cut(image, known.points))
-
-    @app.get('/photograph/<int:face>.jpg')
-    def whole(face):
-        image, known = photograph(face)
-        return _jpeg(portraits.marked(image, known, 1600))
-
-    def photograph(face):
-        if archive is None or face >= len(archive):
-            abort(404, 'no such face')
-        row = archive.faces[face]
-        with service.reading:
-            try:
-                image = portraits.open_file(archive.path(face), archive.name(face))
-            except DataError as error:
-                abort(404, str(error))
-        return image, portraits.Portrait(archive.name(face), None, row['box'], row['points'])
-
-    @app.get('/<any("page.js", "page.css"):name>')
-    def script(name):
-        return send_from_directory(HERE, name)
-
-    def refused(status, text):
-        if request.path in ('/compare', '/find'):
-            return jsonify(error=text), status
-        return page(status, problem=text)
-
-    @app.errorhandler(HTTPException)
-    def wrong(error):
-        large = f'At most two photographs, of at most {LARGEST >> 20} MB each.'
-        return refused(error.code, large if error.code == 413 else error.description)
-
-    app.register_error_handler(DataError, lambda error: refused(422, str(error)))
-    app.register_error_handler(UserError, lambda error: refused(400, str(error)))
-
-    @app.errorhandler(Busy)
-    def busy(error):
-        response = app.make_response(refused(503, 'Too many at once: try again in a moment.'))
-        response.headers['Retry-After'] = '2'
-        return response
-
+    served = None if archive is None else Archive(archive, path, matcher.info.sha256)
+    app.extensions['site'] = Site(Service(matcher, waiting), served, far, is_loopback(host))
+    app.jinja_env.filters.update(at=_at, breakable=_breakable)
+    app.register_blueprint(views)
     return app
 
 
-def _person(portrait, features):
+def site() -> Site:
+    return current_app.extensions['site']
+
+
+def index() -> Index | None:
+    archive = site().archive
+    return archive.current() if archive else None
+
+
+# requests
+
+
+def given(*fields: str) -> list[Given]:
+    """The faces of the images in these fields, each with the age in the field beside it.
+
+    If a field has several images, ages go by order as the images do.
+    """
+    images = [(field, file) for field in fields for file in request.files.getlist(field) if file]
+    ages = [(f'{field}_age', text) for field in fields for text in _texts(f'{field}_age')]
+    if len(dict(images)) == len(images):
+        ages = [(f'{field}_age', _text(f'{field}_age')) for field, _ in images]
+    years: list = [_age(*one) for one in ages[: len(images)]]
+    service, faces = site().service, [_upload(file) for _, file in images]
+    found = [service.read(*face) for face in faces]
+    features = service.features([one.face for one in found]) if found else []
+    years += [None] * (len(found) - len(years))
+    return [Given(*one) for one in zip(found, features, years, strict=True)]
+
+
+def _upload(file):
+    """An upload's name and bytes."""
+    name = shown(file.filename.replace('\\', '/').rsplit('/')[-1][:60])
+    data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise DataError(f'{name}: larger than {LARGEST >> 20} MiB')
+    return name, data
+
+
+def _texts(field):
+    return [text.strip() for text in request.form.getlist(field)]
+
+
+def _text(field, default=''):
+    return request.form.get(field, default).strip()
+
+
+def _age(field, text):
+    """Years, None if the field is empty."""
+    try:
+        return to_age(text) if text else None
+    except ValueError as error:
+        abort(400, f'{field}: {error}')
+
+
+def _rate():
+    """The false accept rate that is asked for."""
+    text = _text('far')
+    try:
+        far = float(text) if text else site().far
+    except ValueError:
+        far = -1
+    if far is not None and not 0 < far < 1:
+        abort(400, 'far: a share of pairs between 0 and 1')
+    return far
+
+
+def _most():
+    """How many faces are asked for."""
+    text = request.form.get('top', str(SHOWN))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_SHOWN:
+        abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
+    return int(text)
+
+
+def compare(first: Given, second: Given) -> Answer:
+    """The decision on two faces."""
+    similarity = float(first.features.embedding @ second.features.embedding)
+    estimated = first.features.age, second.features.age
+    ages = answers.pair_ages(estimated, (first.age, second.age))
+    return site().service.matcher.decision.answer(similarity, ages, _rate())
+
+
+def search(one: Given, archive: Index, most: int) -> list[dict]:
+    """The archive's faces that are most like one."""
+    matcher = site().service.matcher
+    return answers.most_alike(matcher, archive, one.features, most, one.age, _rate())
+
+
+# the page
+
+
+def page(status: int = 200, **facts) -> Response:
+    decision = site().service.matcher.decision
+    facts |= {'largest': LARGEST >> 20, 'decision': decision, 'archive': index()}
+    return Response(render_template('page.html', **facts), status)
+
+
+@views.get('/')
+def empty_page() -> Response:
+    return page()
+
+
+@views.post('/')
+def answered_page() -> Response:
+    archive = index()
+    with site().service.admitted():
+        faces = given('first', 'second')
+        if len(faces) < (2 if archive is None else 1):
+            return page(400, problem=f'Choose {"two photographs" if archive is None else "one"}.')
+        people = [_person(one) for one in faces]
+        if archive is not None and len(faces) == 1:
+            return page(found=search(faces[0], archive, SHOWN), people=people)
+        answer = compare(*faces[:2])
+        details = answer.details(site().service.matcher.decision)
+        return page(answer=answer, details=details, people=people)
+
+
+@views.get('/<any("page.js", "page.css"):name>')
+def static_file(name: str) -> Response:
+    return send_from_directory(HERE, name)
+
+
+@views.get('/face/<int:face>.jpg')
+def face_image(face: int) -> Response:
+    image, points, _ = _photograph(face)
+    with site().service.reading:
+        return _jpeg(Image.fromarray(portraits.cut(image, points)))
+
+
+@views.get('/photograph/<int:face>.jpg')
+def photograph_image(face: int) -> Response:
+    image, points, box = _photograph(face)
+    return _jpeg(portraits.marked(image, points, box, 1600))
+
+
+def _photograph(face):
+    """The photograph of a face of the archive, the face's points and its box."""
+    archive = index()
+    if archive is None or face >= len(archive):
+        abort(404, 'no such face')
+    with site().service.reading:
+        try:
+            image = portraits.open_file(archive.path(face), archive.name(face))
+        except DataError as error:
+            abort(404, str(error))
+    return image, archive.faces['points'][face], archive.faces['box'][face]
+
+
+# the API
+
+
+@views.post('/compare')
+def compare_json() -> Response:
+    with site().service.admitted():
+        faces = given('first', 'second')
+        if len(faces) != 2:
+            abort(400, 'send two images, `first` and `second`, as multipart/form-data')
+        about = [answers.about_face(one.portrait, one.features) for one in faces]
+        return jsonify(faces=about, **answers.about_pair(compare(*faces)))
+
+
+@views.post('/find')
+def find_json() -> Response:
+    archive = index()
+    if archive is None:
+        abort(404, 'no archive is served: --serve archive.index')
+    with site().service.admitted():
+        faces = given('first')
+        if len(faces) != 1:
+            abort(400, 'send an image, `first`, as multipart/form-data')
+        (one,) = faces
+        found = search(one, archive, _most())
+        return jsonify(answers.search(one.portrait, one.features, archive.root, archive, found))
+
+
+@views.get('/health')
+def health_json() -> Response:
+    archive = index()
+    faces = None if archive is None else len(archive)
+    return jsonify(status='ok', weights=site().service.matcher.info.sha256, faces=faces)
+
+
+# what holds for all of them
+
+
+@views.before_app_request
+def refuse_other_sites() -> None:
+    # else a site could point its own name here, and read what is shown
+    if site().local and not is_loopback(urlsplit(f'//{request.host}').hostname or ''):
+        abort(400, 'this server is known by the names of this machine alone')
+    if request.headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'):
+        followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
+        if not followed:
+            abort(403, 'only from this page itself')
+
+
+@views.after_app_request
+def add_headers(response: Response) -> Response:
+    response.headers |= HEADERS
+    return response
+
+
+def _refusal(status, text):
+    if request.path in ('/compare', '/find', '/health'):
+        return current_app.make_response((jsonify(error=text), status))
+    return page(status, problem=text)
+
+
+@views.app_errorhandler(HTTPException)
+def refuse_request(error: HTTPException) -> Response:
+    limits = f'At most two photographs of {LARGEST >> 20} MiB each, in at most {PARTS} fields.'
+    return _refusal(error.code, limits if error.code == 413 else error.description)
+
+
+@views.app_errorhandler(DataError)
+def refuse_image(error: DataError) -> Response:
+    return _refusal(422, str(error))
+
+
+@views.app_errorhandler(UserError)
+def refuse_wish(error: UserError) -> Response:
+    return _refusal(400, str(error))
+
+
+@views.app_errorhandler(Busy)
+def refuse_for_now(error: Busy) -> Response:
+    response = _refusal(503, 'Too many at once: try again in a moment.')
+    response.headers['Retry-After'] = '2'
+    return response
+
+
+# pictures and text
+
+
+def _person(one):
     """What the page shows of one of its photographs."""
-    shown = None if portrait.shown is None else _data(portrait.shown)
+    portrait = one.portrait
     return {
         'name': portrait.name,
         'about': portrait.about,
-        'age': features.about,
+        'age': one.features.about,
         'face': _data(Image.fromarray(portrait.face)),
-        'photograph': shown,
+        'photograph': portrait.shown and _data(portrait.shown),
     }
 
 
@@ -207,7 +354,6 @@ def _data(image):
 
 
 def _jpeg(image):
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     return Response(_encoded(image), mimetype='image/jpeg')
 
 
@@ -216,37 +362,6 @@ def _at(similarity):
     return round(600 * (min(max(similarity, LOW), 1) - LOW) / (1 - LOW), 1)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches a server on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'
-
-
-def create_server(app: Flask, host: str, port: int):
-    """A waitress server. Raises UserError where the address can't be had."""
-    try:
-        # more threads than requests may wait, so that those beyond are told so at once; what is too
-        # large is read to its end up to 8 × LARGEST, so that the browser sees the page's answer
-        return waitress.create_server(
-            app,
-            host=host,
-            port=port,
-            threads=WAITING + 8,
-            connection_limit=200,
-            channel_timeout=60,
-            ident=None,
-            max_request_body_size=8 * LARGEST,
-        )
-    except OSError as error:
-        raise UserError(f'{host} port {port}: {error.strerror}: --port names another') from None
-
-
-def serve(app: Flask, host: str, port: int) -> None:
-    """Serves until it is interrupted. Raises UserError where the address can't be had."""
-    server = create_server(app, host, port)
-    open_to_all = '; whoever reaches this machine can use it: there is no password'
-    warning = '' if is_loopback(host) else open_to_all
-    print(f'http://{host}:{port}/ until Ctrl-C{warning}', flush=True)
-    server.run()
+def _breakable(name):
+    """A name that may go on in the next line after a separator."""
+    return Markup('<wbr>').join(map(escape, re.findall(r'[^/_ -]*[/_ -]*', name)[:-1]))

@@ -1,97 +1,118 @@
 """Many pairs out of a table: first,second[,first_age,second_age], one decision a row."""
 
 import csv
-import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from storage import files
 from storage.images import to_age
+from system.names import shown
 from utils import DataError
 from verification import answers
 from verification.indexing import embed_files
 from verification.matcher import Matcher
 
-COLUMNS = ('first', 'second', 'first_age', 'second_age')
-KEYS = ('similarity', 'same', 'threshold', 'by', 'far', 'probability', 'caution')
+COLUMNS = ['first', 'second', 'first_age', 'second_age']
+KEYS = ('similarity', 'same', 'threshold', 'by', 'far', 'fitted_on', 'probability', 'caution')
 
 
 class Row(NamedTuple):
-    first: str
-    second: str
-    ages: tuple[float | None, float | None]
+    """A pair: two names of images, two ages in years or None; or an `error`, why it is none."""
+
+    first: str = ''
+    second: str = ''
+    ages: tuple[float | None, ...] = (None, None)
+    error: str | None = None
 
 
-def read(path: str | Path) -> list[Row]:
-    """The rows of a table, separated by commas, semicolons or tabs.
+def read(path: str | Path) -> tuple[list[Row], list[str]]:
+    """The rows of a table separated by commas, semicolons or tabs, and its titles of no meaning.
 
-    A first line that names the columns may be there; without it they come in the order of COLUMNS.
-    Ages may be empty. Raises DataError naming the line that isn't so.
+    The first line may hold titles, in any order; without them there are two columns or four, in
+    the order of COLUMNS. Ages may be empty. Raises DataError if the columns can't be known.
     """
     try:
-        text = Path(path).read_bytes().decode('utf-8-sig')
+        lines = files.numbered_lines_of(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise DataError(f'{path}: not UTF-8: save the table as CSV in UTF-8') from None
-    first = text.partition('\n')[0]
-    delimiter = max(',;\t', key=first.count)
-    lines = [
-        (number, [cell.strip() for cell in line])
-        for number, line in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)
-        if any(cell.strip() for cell in line)
-    ]
-    columns = COLUMNS
-    if lines and {'first', 'second'} <= set(lines[0][1]):
-        columns = lines.pop(0)[1]
-    if not lines:
+    delimiter = max(',;\t', key=lines[0][1].count) if lines else ','
+    table = [(number, _cells(line, delimiter)) for number, line in lines]
+    table = [(number, cells) for number, cells in table if any(cells)]
+    titles = [title.lower() for title in table[0][1]] if table else []
+    if {'first', 'second'} <= set(titles):
+        del table[0]
+    else:
+        titles = COLUMNS
+        for number, cells in table:
+            if len(cells) == 3 or len(cells) > 4:
+                raise DataError(
+                    f'{path}, line {number}: {len(cells)} columns without titles: give first,second'
+                    ' or first,second,first_age,second_age, or a first line of titles'
+                )
+    if not table:
         raise DataError(f'{path}: no pairs in it')
-    return [_row(path, number, dict(zip(columns, line, strict=False))) for number, line in lines]
+    return [_row(number, cells, titles) for number, cells in table], sorted({*titles} - {*COLUMNS})
 
 
-def _row(path, number, cells):
-    where = f'{path}, line {number}'
-    if not cells.get('first') or not cells.get('second'):
-        raise DataError(f'{where}: expected two images, first and second')
+def _cells(line, delimiter):
     try:
-        ages = [to_age(cells[key]) if cells.get(key) else None for key in COLUMNS[2:]]
+        (cells,) = csv.reader([line], delimiter=delimiter, strict=True)
+    except csv.Error:  # a quotation mark that isn't closed
+        cells = [line]
+    return [cell.strip() for cell in cells]
+
+
+def _row(number, cells, titles):
+    named = dict(zip(titles, cells, strict=False))
+    pair = named.get('first', ''), named.get('second', '')
+    if not all(pair) or len(cells) > len(titles):
+        error = f'line {number}: expected two images, {",".join(titles)}, not {",".join(cells)!r}'
+        return Row(*pair, error=error)
+    try:
+        ages = [to_age(named[key]) if named.get(key) else None for key in COLUMNS[2:]]
     except ValueError as error:
-        raise DataError(f'{where}: {error}') from None
-    return Row(cells['first'], cells['second'], tuple(ages))
+        return Row(*pair, error=f'line {number}: {error}')
+    return Row(*pair, tuple(ages))
 
 
-def compare(matcher: Matcher, rows: list[Row], folder: str, far: float | None) -> Iterator[dict]:
+def compare_all(
+    matcher: Matcher, rows: list[Row], folder: str, far: float | None = None
+) -> Iterator[dict]:
     """A dict for each row: its images and ages, the decision, and `error`, why there is none.
 
-    Images are looked for from `folder` on, each is read once; the largest face of each counts.
+    Images are looked for from `folder` on, by names as lists write them (storage.files.find). Each
+    is read once; the largest face of each counts.
     """
-    names = sorted({name for row in rows for name in row[:2]})
-    known = {one.name: one for one in embed_files(matcher, folder, names, largest=True)}
+    names = sorted({name for row in rows if not row.error for name in row[:2]})
+    found = {name: place for name in names if (place := files.find(folder, name))}
+    unique = sorted(set(found.values()))
+    embedded = {one.name: one for one in embed_files(matcher, folder, unique, largest=True)}
     for row in rows:
-        images = [known.get(name) for name in row[:2]]
-        error = next(
-            (
-                f'{os.path.join(folder, name)}: no such file' if one is None else one.reason
-                for name, one in zip(row[:2], images, strict=True)
-                if one is None or one.reason
-            ),
-            None,
-        )
-        result = dict.fromkeys(KEYS)
-        ages = row.ages
-        if error is None:
-            estimated = [answers.features_of(matcher, one.faces[0]).age for one in images]
-            similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
-            pair = answers.pair_ages(estimated, row.ages)
-            decided = answers.decision(matcher.decision.answer(similarity, pair, far))
-            result = {key: decided[key] for key in KEYS}
-            ages = ages if pair is None else [round(age, 1) for age in pair[:2]]
+        result, ages, error = dict.fromkeys(KEYS), row.ages, row.error
+        if not error:
+            images = [embedded.get(found.get(name, '')) for name in row[:2]]
+            for name, one in zip(row[:2], images, strict=True):
+                if one is None or one.reason:
+                    error = one.reason if one else f'{Path(folder, name)}: no such file'
+                    break
+            else:
+                result, ages = _decide(matcher, images, row.ages, far)
         yield {
-            'first': row.first,
-            'second': row.second,
+            'first': shown(row.first),
+            'second': shown(row.second),
             'first_age': ages[0],
             'second_age': ages[1],
             **result,
-            'error': error,
+            'error': error and shown(error),
         }
+
+
+def _decide(matcher, images, given, far):
+    """The decision on two embedded images, by KEYS, and the ages that it went by."""
+    estimated = [answers.features_in(matcher, one.faces[0]).age for one in images]
+    ages = answers.pair_ages(estimated, given)
+    similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
+    decided = answers.about_pair(matcher.decision.answer(similarity, ages, far))
+    used = given if ages is None else [round(age, 1) for age in ages[:2]]
+    return {key: decided[key] for key in KEYS}, used

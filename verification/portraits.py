@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from recognition.alignment import TEMPLATE, open_photograph, similarity, warp
 from recognition.detection import Detector
-from storage.images import HEIGHT, WIDTH, some, to_width
+from storage.images import HEIGHT, WIDTH, to_width
+from system.names import shown
 from utils import DataError, UserError
 
 ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) taken for aligned faces
@@ -18,13 +19,13 @@ SHOWN = 320  # pixels of the longer side of a photograph that is kept to be show
 
 
 class Portrait(NamedTuple):
-    """A face in the image `name`.
+    """A face in the image `name`, which is as people read it.
 
     face    (112, 96 or 112, 3) uint8 RGB, aligned, as wide as the network sees it
     box     left, top, right, bottom in pixels of the upright image
     points  (5, 2), (x, y) of eyes, nose and corners of the mouth there
-    faces   how many faces the image shows, 0 where it is itself an aligned face
-    shown   of a photograph a small picture with the face marked, where one was asked for
+    faces   how many faces the image shows; 0 if it is itself an aligned face
+    shown   the photograph made small with the face marked; None for an aligned face
     """
 
     name: str
@@ -36,7 +37,7 @@ class Portrait(NamedTuple):
 
     @property
     def about(self) -> str:
-        """How the face was come by, in a few words."""
+        """Where the face is from, in a few words."""
         if self.faces == 0:
             return 'aligned'
         if self.faces == 1:
@@ -52,8 +53,8 @@ def detector() -> Detector:
 def read_all(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> list[Portrait]:
     """Every face in an encoded image called `name`, the largest first, `width` columns wide.
 
-    Raises DataError where it is no image, has more than `most` pixels or shows no face, and
-    UserError where it is a photograph and the detector isn't installed.
+    Raises DataError if it is no image, has more than `most` pixels or shows no face, and UserError
+    if it is a photograph and the detector isn't installed.
     """
     return _portraits(open_photograph(io.BytesIO(data), name, most), name, width)
 
@@ -65,19 +66,21 @@ def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) ->
         portrait = _portraits(image, name, width)[0]
     except UserError as error:
         raise DataError(str(error)) from None
-    return portrait._replace(shown=marked(image, portrait)) if portrait.faces else portrait
+    if not portrait.faces:
+        return portrait
+    return portrait._replace(shown=marked(image, portrait.points, portrait.box))
 
 
 def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
-    """read() of a file. Raises DataError where it can't be opened either."""
-    return read(read_bytes(path), str(path), width)
+    """read() of a file. Raises DataError if it can't be opened either."""
+    return read(read_bytes(path), shown(path), width)
 
 
 def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f'{some([path])}: {error.strerror}') from None
+        raise DataError(f'{shown(path)}: {error.strerror}') from None
 
 
 def open_file(path: str | Path, name: str) -> Image.Image:
@@ -93,15 +96,15 @@ def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarra
     return np.asarray(warp(image, similarity(points, template), (width, HEIGHT)))
 
 
-def marked(image: Image.Image, portrait: Portrait, longest: int = SHOWN) -> Image.Image:
-    """The photograph made small, the face's box and five points drawn into it."""
+def marked(image: Image.Image, points: np.ndarray, box, longest: int = SHOWN) -> Image.Image:
+    """The photograph made small, a face's box (4,) and points (5, 2) drawn into it."""
     scale = min(1, longest / max(image.size))
-    shown = image.resize([max(1, round(side * scale)) for side in image.size], reducing_gap=3.0)
-    draw = ImageDraw.Draw(shown)
-    draw.rectangle([side * scale for side in portrait.box], outline='#ffcc00', width=2)
-    for x, y in (portrait.points + 0.5) * scale:
+    small = image.resize([max(1, round(side * scale)) for side in image.size], reducing_gap=3.0)
+    draw = ImageDraw.Draw(small)
+    draw.rectangle([side * scale for side in box], outline='#ffcc00', width=2)
+    for x, y in (points + 0.5) * scale:
         draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill='#ffcc00', outline='black')
-    return shown
+    return small
 
 
 def _portraits(image, name, width):
@@ -112,12 +115,12 @@ def _portraits(image, name, width):
         faces = detector().find(image)
     except UserError:
         raise UserError(
-            f'{some([name])}: {image.height} high × {image.width} wide, so no aligned face of '
+            f'{shown(name)}: {image.height} high × {image.width} wide, so no aligned face of '
             f'{HEIGHT} × {WIDTH}; to find faces in photographs: '
             'pip install -r requirements-prepare.txt'
         ) from None
     if not faces:
-        raise DataError(f'{some([name])}: no face found')
+        raise DataError(f'{shown(name)}: no face found')
     faces = sorted(faces, key=lambda face: -face.area)
     return [
         Portrait(name, cut(image, one.points, width), tuple(one.box), one.points, len(faces))

@@ -3,12 +3,16 @@
 import contextlib
 import os
 import queue
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import numpy as np
 
+from utils import UserError
 from verification import portraits
+from verification.index import Index
 from verification.matcher import BATCH, Features, Matcher
 from verification.portraits import Portrait
 
@@ -21,7 +25,7 @@ class Busy(Exception):
 
 
 class Service:
-    """The matcher behind a queue: a thread of its own embeds what requests have put there."""
+    """The matcher behind a queue: one thread embeds what requests have put there."""
 
     def __init__(self, matcher: Matcher, waiting: int = WAITING):
         self.matcher = matcher
@@ -31,8 +35,8 @@ class Service:
         threading.Thread(target=self._work, daemon=True).start()
 
     @contextlib.contextmanager
-    def admitted(self):
-        """Holds one of the places of requests. Raises Busy where none is free."""
+    def admitted(self) -> Iterator[None]:
+        """Holds one of the places of requests. Raises Busy if none is free."""
         if not self.places.acquire(blocking=False):
             raise Busy
         try:
@@ -54,18 +58,42 @@ class Service:
     def _work(self):
         while True:
             requests = [self.queue.get()]
-            while sum(len(faces) for faces, _ in requests) < BATCH:
-                try:
+            with contextlib.suppress(queue.Empty):
+                while sum(len(faces) for faces, _ in requests) < BATCH:
                     requests.append(self.queue.get_nowait())
-                except queue.Empty:
-                    break
             try:
-                features = self.matcher.features([face for faces, _ in requests for face in faces])
+                found = self.matcher.features([face for faces, _ in requests for face in faces])
             except BaseException as error:  # every request answers for itself
                 for _, future in requests:
                     future.set_exception(error)
                 continue
-            start = 0
             for faces, future in requests:
-                future.set_result(features[start : start + len(faces)])
-                start += len(faces)
+                future.set_result(found[: len(faces)])
+                found = found[len(faces) :]
+
+
+class Archive:
+    """The index that is served; read again as soon as its file, if it has one, is another."""
+
+    def __init__(self, index: Index, path: str | None = None, weights: str = ''):
+        self.index, self.weights = index, weights
+        self.path = path if path and os.path.isfile(path) else None
+        self.lock, self.stamp = threading.Lock(), self._stamp()
+
+    def current(self) -> Index:
+        """If a new file can't be used, why is said once, and the index before it stays."""
+        with self.lock:
+            stamp = self._stamp()
+            if self.path and stamp and stamp != self.stamp:
+                self.stamp = stamp
+                try:
+                    self.index = Index.open(self.path, self.weights)
+                except UserError as error:
+                    print(f'not served: {error}', file=sys.stderr, flush=True)
+            return self.index
+
+    def _stamp(self):
+        """What tells the file from one that replaces it; None if there is none."""
+        with contextlib.suppress(OSError, TypeError):
+            stat = os.stat(self.path)
+            return stat.st_ino, stat.st_size, stat.st_mtime_ns
