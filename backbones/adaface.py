@@ -74,11 +74,3 @@ class AdaFace(PretrainedBackbone):
 
     def encode(self, faces):
         return self.output_layer(self.body(self.input_layer(faces)))
-
-    def unwrap(self, state):
-        """The LightningModule's `model`; its `head` held the training's classes."""
-        return {
-            name.removeprefix('model.'): tensor
-            for name, tensor in state.items()
-            if not name.startswith('head.')
-        }

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from . import files
 
 HEIGHT, NARROW, WIDE = 112, 96, 112  # the field's two crops, of one scale and centre
-MARGIN = (WIDE - NARROW) // 2
 
 
 def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -23,10 +22,10 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})'
         )
     wanted = NARROW if tuple(size) == (HEIGHT, NARROW) else WIDE
-    if images.shape[3] > wanted:
-        images = images[..., MARGIN:-MARGIN]
-    elif images.shape[3] < wanted:
-        images = F.pad(images, (MARGIN, MARGIN, 0, 0), mode='replicate')
+    extra = wanted - images.shape[3]
+    if extra:
+        columns = torch.arange(wanted, device=images.device) - extra // 2
+        images = images.index_select(-1, columns.clamp(0, images.shape[3] - 1))
     if tuple(size) != (HEIGHT, wanted):
         images = F.interpolate(images, tuple(size), mode='bilinear', align_corners=False)
     return images
@@ -74,10 +73,10 @@ class PretrainedBackbone(nn.Module):
         """What `prepare` made -> x (N, dim)."""
         raise NotImplementedError
 
-    def read(self, path) -> dict[str, torch.Tensor]:
-        """{name: tensor} of a published file."""
-        return files.read_state(path)
+    def read(self, path, say=files.warn) -> object:
+        """The content of a published file, see files.read."""
+        return files.read(path, say)
 
-    def unwrap(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The part of a published state dict that is this network's, by the names it has here."""
-        return state
+    def name_here(self, published: str) -> str | None:
+        """The name here of a published file's entry; None for what is left out of it."""
+        return published

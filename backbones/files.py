@@ -1,24 +1,18 @@
-"""Files of weights that strangers publish, read so that nothing of theirs runs."""
+"""Files of weights, whoever wrote them: read so that nothing of theirs runs, and examined whole."""
 
 import contextlib
+import json
 import os
 import pickle
+import sys
 import zipfile
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-# where a training's checkpoint keeps the state dict: Lightning, arcface_torch, and the usual name
-CONTAINERS = 'state_dict', 'state_dict_backbone', 'model_state_dict'
-PREFIXES = 'module.', '_orig_mod.'  # of DistributedDataParallel and torch.compile
-# how the files begin that are saved in place of the weights
-IMPOSTORS = (
-    (b'version https://git-lfs', 'a git-LFS pointer, not the weights: git lfs pull'),
-    (b'<', 'a web page, not the weights: download it anew, in a browser if need be'),
-    (b'\x1f\x8b', 'a gzip archive: unpack it first'),
-    (b'7z\xbc\xaf', 'a 7z archive: unpack it first'),
-    (b'\x89HDF', 'a file of Keras: a state dict of torch.save is needed'),
-)
+OLD = b'\x80\x02'  # how files of torch.save before PyTorch 1.6 begin
+UNCHECKED = 'has no checksums, so damage within a tensor would not be noticed'
 AGAIN = 'download it anew'
 
 
@@ -32,48 +26,64 @@ class Inert(dict):
         pass
 
 
-def is_of_torch(path) -> bool:
+def warn(line: str) -> None:
+    """Shows the user a line about a file that can be used."""
+    print(f'warning: {line}', file=sys.stderr)
+
+
+def is_of_torch(path: str | os.PathLike) -> bool:
     """Whether the file begins as those of torch.save do, old and new."""
     with open(path, 'rb') as file:
-        return file.read(2) in (b'PK', b'\x80\x02')
+        return file.read(2) in (b'PK', OLD)
 
 
-def read_state(path) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a published file, on the CPU: a plain state dict, or a checkpoint with one.
+def read(path: str | os.PathLike, say: Callable[[str], None] = warn) -> object:
+    """The content of a file of torch.save, on the CPU, or {name: tensor} of a .safetensors file.
 
-    Reads the archives of torch.save and its older format by torch's weights-only unpickler. What
-    a Lightning `.ckpt` holds beside tensors (callbacks, hyper-parameters) is passed over without
-    its classes: it becomes inert objects. Prefixes of DDP and torch.compile are stripped. Raises
-    ValueError, one line that names the file, and FileNotFoundError.
+    torch's weights-only unpickler reads it. What a Lightning `.ckpt` holds beside tensors
+    (callbacks, hyper-parameters) is passed over without its classes: it becomes inert objects. A
+    file that `export.py backbone` wrote is {'model': {name: tensor}, 'backbone': its arguments}.
+    `say` gets a line if the file has no checksums. Raises ValueError, one line that names the file
+    and, if bytes of it are damaged, the tensor; FileNotFoundError.
     """
-    refuse_impostors(path)
+    if str(path).endswith('.safetensors') and not is_of_torch(path):
+        return _safetensors(path, say)
+    damaged = _examine(path, say)
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        state = _without_classes(path, error)
+        if damaged:
+            raise ValueError(f'{path}: damaged in {damaged}: {AGAIN}') from None
+        content = _without_classes(path, error)
     except Exception as error:  # zip, end-of-file, key and runtime errors: whatever damage leads to
         raise ValueError(f'{path}: damaged or cut ({type(error).__name__}): {AGAIN}') from None
-    return _state_dict(path, state)
+    if damaged:
+        raise ValueError(
+            f'{path}: damaged in {_tensor_of(damaged, path, content)} (its checksum differs): '
+            f'the weights are not those that were saved: {AGAIN}'
+        )
+    return content
 
 
-def refuse_impostors(path):
-    """Raises ValueError for what is no file of torch.save, or not all of one."""
+def _examine(path, say):
+    """The first record of an archive whose checksum differs, or None.
+
+    Raises ValueError if the file is no file of torch.save, or not all of one.
+    """
+    from system.foreign import READ, what_it_is  # here: the hub reads nothing, and has no `system`
+
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
-        head = file.read(64).removeprefix(b'\xef\xbb\xbf')
-    for start, what in IMPOSTORS:
-        if head.lstrip().startswith(start):
-            raise ValueError(f'{path}: {what}')
-    if not is_of_torch(path):
-        raise ValueError(
-            f'{path}: no file of torch.save (it begins with {head[:8]!r})'
-            if size
-            else f'{path}: empty: {AGAIN}'
-        )
+        head = file.read(READ)
+    if head.startswith(OLD):
+        say(f'{path}: of torch.save before PyTorch 1.6: it {UNCHECKED}')
+        return None
     if not head.startswith(b'PK'):
-        return
+        known = what_it_is(head) or f'no file of torch.save (it begins with {head[:8]!r})'
+        raise ValueError(f'{path}: {known}' if size else f'{path}: empty: {AGAIN}')
     try:
-        entries = zipfile.ZipFile(path).infolist()
+        archive = zipfile.ZipFile(path)
+        entries = archive.infolist()
     except Exception:  # zip, struct and unicode errors
         raise ValueError(
             f'{path}: cut: its {size} bytes begin an archive of torch.save and do not '
@@ -89,6 +99,31 @@ def refuse_impostors(path):
         or sum(entry.file_size for entry in entries) > size
     ):
         raise ValueError(f'{path}: claims to be more than the file holds: {AGAIN}')
+    if not any(entry.CRC for entry in entries):  # torch.serialization.set_crc32_options(False)
+        return say(f'{path}: it {UNCHECKED}')
+    try:
+        return archive.testzip()
+    except Exception as error:  # headers that are damaged
+        raise ValueError(f'{path}: damaged ({error}): {AGAIN}') from None
+
+
+def _tensor_of(record, path, content):
+    """The name of the tensor whose bytes are the archive's `record`; else the record."""
+    with open(path, 'rb') as file, zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(record)
+        file.seek(entry.header_offset + 26)  # of lengths of the name and of what is beside it
+        name, more = (int.from_bytes(file.read(2), 'little') for _ in range(2))
+        file.seek(name + more, os.SEEK_CUR)
+        data = file.read(entry.file_size)
+    for state in state_dicts(content).values():
+        for name, tensor in state.items():
+            if tensor.nbytes == len(data) and _bytes(tensor) == data:
+                return name
+    return record
+
+
+def _bytes(tensor):
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _without_classes(path, error):
@@ -106,27 +141,82 @@ def _without_classes(path, error):
             raise ValueError(f'{path}: damaged: {AGAIN}') from None
         raise ValueError(
             f'{path}: holds Python objects beside its tensors and was refused '
-            f'({reason:.120}): where you trust it, open it with torch.load(…, '
+            f'({reason:.120}): if you trust it, open it with torch.load(…, '
             'weights_only=False) and save its state dict alone'
         ) from None
 
 
-def _state_dict(path, state):
-    """The dict of tensors in what the file held, its common prefixes stripped."""
-    if (
-        isinstance(state, dict)
-        and isinstance(state.get('model'), dict)
-        and any(str(name).startswith('factorization.') for name in state['model'])
-    ):
-        raise ValueError(f'{path}: a weights file of this repository, which needs no --backbone')
-    for key in CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if isinstance(state, Inert) or not isinstance(state, dict):
+def _safetensors(path, say):
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ValueError(
+            f'{path}: needs the package safetensors: pip install safetensors'
+        ) from None
+    try:
+        with safe_open(path, 'pt') as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            about = file.metadata() or {}
+        say(f'{path}: it {UNCHECKED}')
+        ours = 'template' in about and any(name.startswith('factorization.') for name in state)
+        return {'model': state, 'backbone': json.loads(about['backbone'])} if ours else state
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f'{path}: cut or damaged ({error}): {AGAIN}') from None
+
+
+def state_dicts(content: object) -> dict[str, dict[str, torch.Tensor]]:
+    """Every state dict in what `read` gave, by the keys that lead to it: '' is the content itself,
+    'state_dict', 'state_dict_ema', 'checkpoint.model' … are those of a training.
+    """
+    found, queue = {}, [('', content)]
+    for where, value in queue:
+        if isinstance(value, Inert) or not isinstance(value, Mapping):
+            continue
+        named = {str(key): entry for key, entry in value.items() if isinstance(key, str)}
+        state = {name: entry for name, entry in named.items() if isinstance(entry, torch.Tensor)}
+        if state:
+            found[where] = state
+        queue += [(f'{where}.{key}' if where else key, entry) for key, entry in named.items()]
+    return found
+
+
+def refuse_content(path: str | os.PathLike, content: object) -> None:
+    """Raises ValueError if there is no state dict in what `read` gave, or if it is a weights file
+    of this repository.
+    """
+    if isinstance(content, Inert) or not isinstance(content, Mapping):
         raise ValueError(f'{path}: holds a whole module, or no dict: torch.save(m.state_dict(), …)')
-    state = {str(name): tensor for name, tensor in state.items()}
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f'{path}: no state dict; it holds {", ".join(state)[:80] or "nothing"}')
-    while any(all(name.startswith(prefix) for name in state) for prefix in PREFIXES):
-        state = {name.partition('.')[2]: tensor for name, tensor in state.items()}
-    return state
+    model = content.get('model')
+    if isinstance(model, Mapping) and any(str(name).startswith('factorization.') for name in model):
+        raise ValueError(f'{path}: a weights file of this repository, which needs no --backbone')
+    if not state_dicts(content):
+        names = ', '.join(map(str, content))[:80]
+        raise ValueError(f'{path}: no state dict; it holds {names or "nothing"}')
+
+
+def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError, which names file and tensor, for values that no trained network has: NaN,
+    infinities, variances below zero, and a matrix or variances of zeros alone. R in closed form
+    may be zero: it is until ages were seen.
+    """
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # expanded: a value stands for many
+            tensor = tensor[tuple(slice(0, 1 if step == 0 else None) for step in tensor.stride())]
+        if not tensor.numel():
+            continue
+        values = tensor if tensor.element_size() > 1 else tensor.float()
+        low, high = (float(value) for value in values.aminmax())
+        variances, why = name.endswith('running_var'), None
+        if not abs(low) + abs(high) < float('inf'):
+            count = int((~torch.isfinite(values)).sum())
+            why = f'{count} of its {values.numel()} values are NaN or infinite'
+        elif variances and low < 0:
+            why = f'a variance of {low:.3g}, below zero'
+        elif low == high == 0 and (variances or tensor.ndim > 1) and 'factorization.' not in name:
+            why = 'all of its values are zero'
+        if why:
+            raise ValueError(
+                f'{path}: its weights are damaged: {name}: {why}: download or copy the file anew'
+            )

@@ -138,6 +138,3 @@ class InceptionResnetV1(PretrainedBackbone):
         x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
         x = self.block8(self.repeat_3(self.mixed_7a(x)))
         return self.last_bn(self.last_linear(self.dropout(self.avgpool_1a(x).flatten(1))))
-
-    def unwrap(self, state):
-        return {name: tensor for name, tensor in state.items() if not name.startswith('logits.')}

@@ -63,11 +63,11 @@ class SFace(PretrainedBackbone):
             x = unit(x)
         return self.fc1(self.pre_fc1(self.dropout(self.bn1(x)).flatten(1)))
 
-    def read(self, path=None):
+    def read(self, path=None, say=files.warn):
         """The state dict of an ONNX file, or of a file of torch.save; of the wheel's for None."""
         path = _wheel_file() if path is None else path
         if files.is_of_torch(path):
-            return files.read_state(path)
+            return files.read(path, say)
         arrays = _arrays(path)
         names = {name: _name_in_graph(name) for name in self.state_dict()}
         return {

@@ -62,14 +62,11 @@ class TorchvisionModel(PretrainedBackbone):
     def encode(self, faces):
         return self.net(faces)
 
-    def unwrap(self, state):
+    def name_here(self, published):
         """torchvision's names below `net`, without the training's extra heads."""
-        dropped = f'{self.classifier}.' if self.config['dim'] is None else None
-        return {
-            'net.' + DENSENET.sub(r'\1\2', name.removeprefix('net.')): tensor
-            for name, tensor in state.items()
-            if not AUXILIARY.match(name) and not (dropped and name.startswith(dropped))
-        }
+        name = DENSENET.sub(r'\1\2', published.removeprefix('net.'))
+        dropped = self.config['dim'] is None and name.startswith(f'{self.classifier}.')
+        return None if AUXILIARY.match(name) or dropped else f'net.{name}'
 
 
 def names() -> list[str]:

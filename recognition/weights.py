@@ -1,21 +1,34 @@
-"""Files of weights and states: written whole, read safely; what a weights file holds."""
+"""Files of weights and states: written whole, read safely, examined; what a weights file says."""
 
 import hashlib
 import types
-import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import backbones
 import utils
-from backbones import own
-from backbones.files import PREFIXES, refuse_impostors
-from model import AGE_CUTOFFS, DALModel, read_state
+from backbones import files, own
+from model import (
+    AGE_CUTOFFS,
+    Backbone,
+    DALModel,
+    ResidualFactorization,
+    SolvedFactorization,
+    read_state,
+)
 from utils import UserError
 
 OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME'
+NEEDED = {
+    'model': dict,
+    'backbone': (dict, type(None)),
+    'classes': list,
+    'age_cutoffs': list,
+    'epoch': int,
+}
 
 
 @dataclass
@@ -40,24 +53,27 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
     on `device`, and what the file says of it.
 
     The backbone is rebuilt from the file; a module of the user's own by
-    `backbones.own.make_backbone`.
-    With `backbone`, a name of backbones.build, the file is that network as others publish it: x_id
-    is its feature as it is, and the age head knows nothing.
-    Raises UserError where the file is missing, damaged, not one of this repository, or does not
-    fit.
+    `backbones.own.make_backbone`. With `backbone`, a name of backbones.build, the file is that
+    network as others publish it: x_id is its feature as it is. Of that, and of a file that
+    `export.py backbone` wrote, the age head knows nothing.
+    Raises UserError if the file is missing, damaged, not one of this repository, or does not fit.
     """
-    if backbone:
-        return _untouched(path, device, backbone)
-    state = load_checkpoint(
-        path,
-        {
-            'model': dict,
-            'backbone': (dict, type(None)),
-            'classes': list,
-            'age_cutoffs': list,
-            'epoch': int,
-        },
-    )
+    try:
+        if backbone:
+            model, info = _untouched(path, backbone)
+        elif str(path).endswith('.safetensors'):
+            model, info = _exported(path)
+        else:
+            model, info = _trained(path)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return model.to(device, memory_format=torch.channels_last).eval(), info
+
+
+def _trained(path):
+    state = load_checkpoint(path, NEEDED)
     try:
         model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
@@ -65,56 +81,86 @@ def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALMo
         if state['backbone'] is None:
             hint = "; it was trained with another make_backbone than backbones/own.py's"
         raise UserError(f'{error}{hint}') from None
-    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    info = WeightsInfo(
-        str(path),
-        sha256,
-        state['classes'],
-        state['age_cutoffs'],
-        state['epoch'],
-        state.get('best'),
-        state.get('decision'),
-        state.get('recipe'),
-        state['backbone'],
+    said = [state.get(key) for key in ('best', 'decision', 'recipe')]
+    known = state['classes'], state['age_cutoffs'], state['epoch'], *said, state['backbone']
+    return model, WeightsInfo(str(path), _sha256(path), *known)
+
+
+def _exported(path):
+    state = files.read(path)
+    if 'backbone' not in state:
+        raise UserError(f'{path}: not written by export.py backbone{OTHERS}')
+    weights, config = state['model'], state['backbone']
+    files.check_tensors(path, weights)
+    if config is None or 'name' in config:
+        network = _backbone_of(state, path)
+    else:
+        network = Backbone(**config)
+    cross = weights.get('factorization.cross')
+    factorization = (
+        ResidualFactorization
+        if cross is None
+        else partial(SolvedFactorization, variates=cross.shape[1])
     )
-    return model.to(device, memory_format=torch.channels_last).eval(), info
-
-
-def _untouched(path, device, name):
-    file = None if path in backbones.NO_FILE and not Path(path).exists() else path
+    model = DALModel(network, 1, factorization=factorization)
     try:
-        network = backbones.load(name, file)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        missing, more = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # of other shapes
+        raise UserError(f'{path}: {" ".join(str(error).split()):.200}') from None
+    if more or [name for name in missing if not name.startswith(('identity.', 'age.'))]:
+        raise UserError(f'{path}: does not fit the backbone {config}')
+    none = [], list(AGE_CUTOFFS), 0, None, None, None
+    return model, WeightsInfo(str(path), _sha256(path), *none, config)
+
+
+def _untouched(path, name):
+    file = None if path in backbones.NO_FILE and not Path(path).exists() else path
+    network = backbones.load(name, file)
     model = DALModel(network, 1)
     model.factorization.alpha.zero_()
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
-    info = WeightsInfo(
-        str(path), digest.hexdigest(), [], list(AGE_CUTOFFS), 0, None, None, None, network.config
-    )
-    return model.to(device, memory_format=torch.channels_last).eval(), info
+    none = [], list(AGE_CUTOFFS), 0, None, None, None
+    return model, WeightsInfo(str(path), digest.hexdigest(), *none, network.config)
+
+
+def _sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def backbone_in(path) -> tuple[dict | None, dict[str, torch.Tensor]] | None:
+    """The arguments of the backbone in a weights file of this repository or of `export.py
+    backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
+    FileNotFoundError.
+    """
+    content = files.read(path, say=lambda line: None)  # said by who reads another file
+    if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
+        return None
+    weights = _without_prefix(content['model'])
+    if not any(str(name).startswith('factorization.') for name in weights):
+        return None
+    files.check_tensors(path, weights)
+    return content.get('backbone'), _backbone_weights(weights)
+
+
+def _backbone_weights(weights):
+    return {
+        name.removeprefix('backbone.'): tensor
+        for name, tensor in weights.items()
+        if name.startswith('backbone.')
+    }
 
 
 def _backbone_of(state, path):
-    """The untrained backbone of a file of weights; None where DALModel builds it."""
+    """The untrained backbone of a file of weights; None if DALModel builds it."""
     config = state['backbone']
     if config is None:  # the user's own code, which no file of weights can hold
         return own.make_backbone(types.SimpleNamespace(**(state.get('recipe') or {})))
     if 'name' not in config:
         return None
     try:
-        return backbones.rebuild(
-            config,
-            {
-                name.removeprefix('backbone.'): tensor
-                for name, tensor in state['model'].items()
-                if name.startswith('backbone.')
-            },
-        )
+        return backbones.rebuild(config, _backbone_weights(state['model']))
     except ValueError as error:
         raise UserError(f'{path}: {error}') from None
 
@@ -135,25 +181,18 @@ def save_checkpoint(state: dict, path) -> None:
 
 def load_checkpoint(path, needed) -> dict:
     """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
+    Its weights are examined; a prefix that all their names share is taken off.
 
     `needed` are the keys it must have, or a dict of them and the types of their values. Raises
-    UserError where the file is missing, damaged, or not of that form.
+    UserError if the file is missing, damaged, or not of that form.
     """
     try:
         state = read_state(path)
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except ValueError as error:
-        raise UserError(_what_it_is(path) or str(error)) from None
+        raise UserError(_why_unreadable(path) or str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
-    weights = state.get('model', state) if isinstance(state, dict) else {}
-    for prefix in PREFIXES:
-        names = [*weights] if isinstance(weights, dict) else []
-        if names and all(str(name).startswith(prefix) for name in names):
-            raise UserError(
-                f'{path}: its names begin with `{prefix}`, as DistributedDataParallel '
-                'or torch.compile write them: save the module inside instead'
-            )
     if missing:
         raise UserError(
             f'{path}: no weights file of this repository (it lacks {", ".join(missing)}){OTHERS}'
@@ -164,15 +203,32 @@ def load_checkpoint(path, needed) -> dict:
                 f'{path}: no weights file of this repository '
                 f'({key} is of type {type(state[key]).__name__})'
             )
+    if isinstance(state.get('model'), dict):
+        state['model'] = _without_prefix(state['model'])
+        try:
+            files.check_tensors(path, state['model'])
+        except ValueError as error:
+            raise UserError(str(error)) from None
     return state
 
 
-def _what_it_is(path):
-    """What a file that can't be read is instead, with the remedy; None where that isn't known."""
+def _without_prefix(weights):
+    """The weights without what DistributedDataParallel, torch.compile or a module around it put
+    before every name."""
+    first = next((str(name) for name in weights if 'backbone.' in str(name)), '')
+    prefix = first[: first.find('backbone.')]
+    if not prefix or not all(str(name).startswith(prefix) for name in weights):
+        return weights
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+
+
+def _why_unreadable(path):
+    """Why model.read_state can't read the file, with the remedy; None if that isn't known."""
     try:
-        refuse_impostors(path)
+        files.read(path, say=lambda line: None)
     except ValueError as error:
         return str(error)
-    if zipfile.is_zipfile(path):
-        return None
-    return f'{path}: of torch.save before PyTorch 1.6, so none of this repository{OTHERS}'
+    with open(path, 'rb') as file:
+        if file.read(2) == files.OLD:
+            return f'{path}: of torch.save before PyTorch 1.6, so none of this repository{OTHERS}'
+    return None

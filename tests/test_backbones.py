@@ -102,7 +102,7 @@ def layout_of(state):
 def hollow(name, **config):
     """A state dict of the layout of `name` that takes no room in memory or in a file."""
     return {
-        entry: torch.zeros(()).expand(shape)
+        entry: torch.ones(()).expand(shape)
         for entry, shape in backbones.layout(name, **config).items()
     }
 
@@ -121,12 +121,13 @@ def sface():
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
-def test_layout_is_the_publishers(name):
+def test_layout_is_the_publishers(name, tmp_path):
     with torch.device('meta'):
         backbone = backbones.build(name)
     assert layout_of(backbone.state_dict()) == LAYOUTS[name]
     assert backbone.config == {'name': name}
-    assert backbones.identify(backbone.state_dict()) == name
+    torch.save(hollow(name), tmp_path / 'x.pth')
+    assert backbones.identify(tmp_path / 'x.pth') == name
 
 
 @pytest.mark.parametrize('name', OUTPUTS)
@@ -332,35 +333,102 @@ def test_torchvision_model_with_its_classifier_kept(tmp_path):
         backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=65)
 
 
-@pytest.mark.parametrize(
-    'wrap',
-    [
-        lambda state: state,
-        lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
-        lambda state: {
-            'epoch': 3,
-            'state_dict_backbone': {
-                f'module._orig_mod.{name}': tensor for name, tensor in state.items()
-            },
-        },
-        lambda state: {name: tensor for name, tensor in state.items() if 'tracked' not in name},
-        lambda state: {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()
-        },
-    ],
-    ids=['plain', 'ddp', 'arcface_torch checkpoint', 'no counters', 'half'],
-)
+def below(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+HEAD = torch.ones(10, 128)
+WRAPS = {
+    'plain': lambda state: state,
+    'ddp': lambda state: below('module.', state),
+    'compiled': lambda state: {
+        'epoch': 3,
+        'state_dict_backbone': below('module._orig_mod.', state),
+    },
+    'no counters': lambda state: {k: v for k, v in state.items() if 'tracked' not in k},
+    'half': lambda state: {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
+    'a head beside': lambda state: below('backbone.', state) | {'head.weight': HEAD},
+    'deep': lambda state: below('module.backbone.', state),
+    'a classifier more': lambda state: state | {'fc.weight': HEAD, 'fc.bias': HEAD[:, 0]},
+    'any key': lambda state: {'net_state_dict': dict(state), 'epoch': 3, 'args': {'lr': 0.1}},
+    'two keys': lambda state: {'checkpoint': {'net': below('model.', state)}, 'epoch': 3},
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPS.values(), ids=WRAPS)
 @pytest.mark.parametrize('archive', [True, False])
 def test_read_weights(wrap, archive, mobile, tmp_path):
     torch.save(
         wrap(mobile.state_dict()), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive
     )
-    state = backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
+    said = []
+    state = backbones.read_weights('mobilefacenet', tmp_path / 'x.pth', said.append)
     assert list(state) == list(mobile.state_dict())
     for name, tensor in mobile.state_dict().items():
         assert state[name].dtype == tensor.dtype
         assert torch.allclose(state[name], tensor, rtol=1e-3, atol=1e-4), name
+    assert [line for line in said if 'PyTorch 1.6: it has no checksums' in line] == said
+    assert len(said) == (not archive)
+
+
+def test_files_that_have_no_checksums(mobile, tmp_path):
+    safetensors, said = pytest.importorskip('safetensors.torch'), []
+    safetensors.save_file(mobile.state_dict(), tmp_path / 'x.safetensors')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(mobile.state_dict(), tmp_path / 'x.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for file in ('x.safetensors', 'x.pth'):
+        state = backbones.read_weights('mobilefacenet', tmp_path / file, said.append)
+        assert torch.equal(state['conv3.bias'], mobile.conv3.bias)
+        assert f'{file}: it has no checksums' in said.pop()
+    (tmp_path / 'x.safetensors').write_bytes((tmp_path / 'x.safetensors').read_bytes()[:-9])
+    with pytest.raises(ValueError, match='x.safetensors: cut or damaged'):
+        files.read(tmp_path / 'x.safetensors')
+
+
+def test_averaged_weights_beside_raw_ones(mobile, tmp_path):
+    state, said = mobile.state_dict(), []
+    averaged = {name: 2 * tensor for name, tensor in state.items()}
+    torch.save({'state_dict_ema': averaged, 'state_dict': state}, tmp_path / 'x.pth')
+    read = backbones.read_weights('mobilefacenet', tmp_path / 'x.pth', said.append)
+    assert torch.equal(read['conv3.bias'], state['conv3.bias'])
+    (line,) = said
+    assert line.startswith(f"{tmp_path}/x.pth: 'state_dict' is taken; 'state_dict_ema' would fit")
+
+
+@pytest.mark.parametrize(
+    'name, value, why',
+    [
+        ('dw_conv.bn2.weight', np.nan, '1 of its 64 values are NaN or infinite'),
+        ('conv3.weight', -np.inf, '1 of its 65536 values are NaN or infinite'),
+        ('dw_conv.bn2.running_var', -0.5, 'a variance of -0.5, below zero'),
+        ('conv2.0.weight', None, 'all of its values are zero'),
+        ('bn.running_var', None, 'all of its values are zero'),
+    ],
+)
+def test_weights_that_no_training_made(name, value, why, mobile, tmp_path):
+    state = {name: tensor.clone() for name, tensor in mobile.state_dict().items()}
+    if value is None:
+        state[name].zero_()
+    else:
+        state[name].view(-1)[3] = value
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(
+        ValueError, match=f'x.pth: its weights are damaged: {name}: {why}: download'
+    ):
+        backbones.load('mobilefacenet', tmp_path / 'x.pth')
+
+
+def test_bytes_that_a_download_lost(mobile, tmp_path):
+    torch.save(mobile.state_dict(), tmp_path / 'x.pth')
+    whole, lost = bytearray((tmp_path / 'x.pth').read_bytes()), mobile.conv2[0].weight.detach()
+    at = bytes(whole).index(lost.numpy().tobytes())
+    whole[at : at + 5000] = bytes(5000)
+    (tmp_path / 'x.pth').write_bytes(whole)
+    with pytest.raises(ValueError, match='x.pth: damaged in conv2.0.weight .its checksum differs'):
+        backbones.identify(tmp_path / 'x.pth')
 
 
 def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch):
@@ -375,7 +443,7 @@ def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch)
         def __reduce__(self):
             return module.bomb, ()
 
-    state = {f'model.{name}': tensor for name, tensor in hollow('adaface_ir18').items()}
+    state = below('model.', hollow('adaface_ir18'))
     state['model.output_layer.3.bias'] = torch.arange(512.0)
     torch.save(
         {
@@ -415,7 +483,7 @@ def test_another_layout_is_named(is_there, asked, expected, tmp_path):
 
 def test_a_layout_that_differs_a_little(tmp_path):
     state = hollow('mobilefacenet')
-    state['conv3.weight'] = torch.zeros(()).expand(256, 512, 1, 1)
+    state['conv3.weight'] = torch.ones(()).expand(256, 512, 1, 1)
     torch.save(state, tmp_path / 'x.pth')
     with pytest.raises(
         ValueError,
@@ -425,7 +493,10 @@ def test_a_layout_that_differs_a_little(tmp_path):
         backbones.read_weights('mobilefacenet', tmp_path / 'x.pth')
     with pytest.raises(ValueError, match='; the nearest known is mobilefacenet, with 99% of names'):
         backbones.read_weights('iresnet18', tmp_path / 'x.pth')
-    assert backbones.identify(state) is None
+    with pytest.raises(
+        ValueError, match='307 tensors, the first conv1.0.weight .*nearest known is mob'
+    ):
+        backbones.identify(tmp_path / 'x.pth')
     state = hollow('mobilefacenet') | {'margin': torch.zeros(3)}
     torch.save(state, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match='first difference: margin is there'):
@@ -475,7 +546,7 @@ def test_cut_downloads(archive, share, mobile, tmp_path):
     whole = (tmp_path / 'x.pth').read_bytes()
     (tmp_path / 'x.pth').write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match='x.pth: (cut|damaged or cut).*: download it anew$'):
-        files.read_state(tmp_path / 'x.pth')
+        files.read(tmp_path / 'x.pth')
 
 
 def test_no_code_of_the_files_runs(tmp_path):
@@ -490,7 +561,7 @@ def test_no_code_of_the_files_runs(tmp_path):
     (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ('new.pth', 'old.pth', 'plain.pth'):
         with pytest.raises(ValueError, match=name):
-            files.read_state(tmp_path / name)
+            backbones.identify(tmp_path / name)
 
 
 def test_no_file():

@@ -9,9 +9,8 @@ import torch.distributed as dist
 
 import backbones
 from dataset import Faces, evaluation_loader
-from model import read_state
 from recognition.embedding import extract
-from recognition.weights import load_checkpoint
+from recognition.weights import backbone_in, load_checkpoint
 from system.progress import progress
 from training.distributed import all_reduce, rank, world_size
 from training.recipe import Recipe
@@ -35,43 +34,19 @@ def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
             if name not in ('dal', init):
                 raise UserError(f'--init {init} is the backbone {init}, not {name}')
             return replace(recipe, backbone=init), backbones.read_weights(init)
-        own = _own(path)
-        if own:
-            return _of_ours(own, path, recipe)
-        if name == 'dal':
-            name = backbones.identify(backbones.read_state(path))
-            if name is None:
+        if ours := backbone_in(path):
+            config, weights = ours
+            if config is None:
                 raise UserError(
-                    f'{path}: the layout of no backbone that is known: --backbone NAME '
-                    f'says which it should be: {", ".join(backbones.NAMES)}, or one of '
-                    'torchvision.models'
+                    f'{path}: trained with a backbone of your own: start with it as `weights`'
                 )
+            return like(recipe, config, path), weights
+        name = backbones.identify(path) if name == 'dal' else name
         return replace(recipe, backbone=name), backbones.read_weights(name, path)
     except FileNotFoundError:
         raise UserError(f'{init}: no such file') from None
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _own(path):
-    """What a weights file of this repository holds; None for another file."""
-    try:
-        state = read_state(path)
-    except ValueError:
-        return None
-    ours = isinstance(state, dict) and isinstance(state.get('model'), dict) and 'backbone' in state
-    return state if ours else None
-
-
-def _of_ours(state, path, recipe):
-    if state['backbone'] is None:
-        raise UserError(f'{path}: trained with a backbone of your own: start with it as `weights`')
-    weights = {
-        name.removeprefix('backbone.'): tensor
-        for name, tensor in state['model'].items()
-        if name.startswith('backbone.')
-    }
-    return like(recipe, state['backbone'], path), weights
 
 
 def stored_in(path: Path) -> dict | None:

@@ -24,7 +24,7 @@ from model import Backbone, DALModel
 from recognition.embedding import extract_files
 from recognition.weights import load_weights
 from storage.images import decode
-from training import resume
+from training import pretrained, resume
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of all fuzzing together
@@ -255,13 +255,32 @@ def test_a_cut_download_is_said_to_be(state, tmp_path, reader):
     assert 'w.pth: cut: its 10000 bytes' in said(READERS[reader], tmp_path / 'w.pth')
 
 
-@pytest.mark.parametrize('whole', [True, False])
-def test_names_as_ddp_writes_them(state, tmp_path, whole):
-    weights = {f'module.{name}': tensor for name, tensor in state['model'].items()}
-    line = said(
-        load_weights, saved(state | {'model': weights} if whole else weights, tmp_path / 'w.pth')
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'net.module.'])
+def test_names_below_a_prefix(state, tmp_path, prefix):
+    weights = {prefix + name: tensor for name, tensor in state['model'].items()}
+    model, _ = load_weights(saved(state | {'model': weights}, tmp_path / 'w.pth'))
+    assert torch.equal(model.identity.weight, state['model']['identity.weight'])
+    line = said(load_weights, saved(weights, tmp_path / 'w.pth'))
+    assert 'w.pth: no weights file of this repository (it lacks model' in line
+
+
+@pytest.mark.parametrize('reader', ['main', 'evaluate'])
+@pytest.mark.parametrize('name', ['backbone.project.weight', 'factorization.age.0.bias'])
+def test_weights_of_ours_that_are_damaged(state, tmp_path, reader, name):
+    """Values that no training made, and bytes that a download lost."""
+    weights = state['model'] | {name: torch.full_like(state['model'][name], float('nan'))}
+    line = said(READERS[reader], saved(state | {'model': weights}, tmp_path / 'w.pth'))
+    assert f'w.pth: its weights are damaged: {name}: ' in line and 'NaN' in line
+    whole = bytearray(saved(state, tmp_path / 'w.pth').read_bytes())
+    lost = state['model'][name].detach().contiguous().numpy().tobytes()
+    at = bytes(whole).index(lost)
+    whole[at : at + len(lost)] = bytes(len(lost))
+    (tmp_path / 'w.pth').write_bytes(whole)
+    assert f'w.pth: damaged in {name} (its checksum differs)' in said(
+        READERS[reader], tmp_path / 'w.pth'
     )
-    assert 'w.pth: its names begin with `module.`' in line and 'save the module inside' in line
+    with pytest.raises(utils.UserError, match=f'w.pth: damaged in {name}'):
+        pretrained.read(str(tmp_path / 'w.pth'), tiny())
 
 
 @pytest.fixture(scope='module')
