@@ -202,11 +202,12 @@ def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) ->
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
+        ndim = tensor.ndim
         if tensor.nbytes > tensor.untyped_storage().nbytes():  # expanded: a value stands for many
-            tensor = tensor[tuple(slice(0, 1 if step == 0 else None) for step in tensor.stride())]
+            tensor = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
         if not tensor.numel():
             continue
-        values = tensor if tensor.element_size() > 1 else tensor.float()
+        name, values = str(name), tensor if tensor.element_size() > 1 else tensor.float()
         low, high = (float(value) for value in values.aminmax())
         variances, why = name.endswith('running_var'), None
         if not abs(low) + abs(high) < float('inf'):
@@ -214,7 +215,7 @@ def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) ->
             why = f'{count} of its {values.numel()} values are NaN or infinite'
         elif variances and low < 0:
             why = f'a variance of {low:.3g}, below zero'
-        elif low == high == 0 and (variances or tensor.ndim > 1) and 'factorization.' not in name:
+        elif low == high == 0 and (variances or ndim > 1) and 'factorization.' not in name:
             why = 'all of its values are zero'
         if why:
             raise ValueError(
