@@ -1,4 +1,4 @@
-"""Is this the same person, years on? Who of these is it?
+"""Is this the same person, years on? Who of these is it? Which of all these are one person?
 
     python3 verify.py weights a.jpg b.jpg                 # similarity, decision, estimated ages
     python3 verify.py weights a.jpg b.jpg --ages 4 30 --far 1e-3     # decided for these ages
@@ -19,6 +19,7 @@ found above the threshold; 4 no threshold is known; 1 an error; 2 a wrong comman
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import utils
 from recognition.weights import load_weights
-from verification import answers, decision, indexing, pairs, portraits
+from verification import answers, decision, enrolment, pairs, portraits
 from verification.index import Index
 from verification.matcher import Matcher
 
@@ -45,50 +46,68 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--index', nargs='+', metavar='FOLDER', help='make or update an index: FOLDER [FILE]')
     add('--serve', nargs='?', const='', metavar='WHERE', help='the page; it looks in WHERE too')
     add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
+    add('--json', action='store_true', help='answers as JSON')
+    add('--out', type=Path, metavar='FILE', help='a drawing of the answer; --pairs: the table')
+    add('--backbone', metavar='NAME', help='the weights are that network as others publish it')
+    add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
+    add = parser.add_argument_group('how a pair is decided').add_argument
     add('--ages', nargs='+', type=float, metavar='A', help='ages of the two images, or of FACE')
     add('--far', type=float, metavar='RATE', help='accept this share of pairs of different people')
     add('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
+    add = parser.add_argument_group('with --index, --find or --serve').add_argument
     add('--people', action='store_true', help='--index: folders directly below FOLDER are people')
-    add('--json', action='store_true', help='answers as JSON')
-    add('--out', type=Path, metavar='FILE', help='where the answer is drawn; --pairs: the table')
     add('--top', type=int, default=12, metavar='K', help='--find: how many (default 12)')
-    add('--backbone', metavar='NAME', help='the weights are that network as others publish it')
-    add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
     add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
     add('--port', type=int, default=8000, help='--serve: the port (default 8000)')
     args = parser.parse_intermixed_args(argv)
-    modes = (args.find, args.pairs, args.index, args.calibrate)
-    asked = [len(args.images) == 2, args.serve is not None, *(mode is not None for mode in modes)]
-    if asked.count(True) != 1 or len(args.images) not in (0, 2):
-        parser.error('give two images, or one of --find --pairs --index --serve --calibrate')
-    if args.threshold is not None and not -1 <= args.threshold <= 1:
-        parser.error('--threshold is a similarity, between -1 and 1')
-    if args.far is not None and not 0 < args.far < 1:
-        parser.error('--far is a share of pairs, between 0 and 1')
-    if args.far is not None and args.threshold is not None:
-        parser.error('give --far or --threshold, not both')
-    if args.ages and not all(0 <= age <= 120 for age in args.ages):
-        parser.error('--ages are years, between 0 and 120')
-    if args.ages and len(args.ages) != (2 if args.images else 1 if args.find else 0):
-        parser.error('--ages takes two ages with two images, one with --find')
-    if args.index and len(args.index) > 2:
-        parser.error('--index takes a folder and, if you like, a file')
-    if args.people and not args.index:
-        parser.error('--people belongs to --index')
-    if args.top < 1 or not 0 < args.port < 2**16:
-        parser.error('--top must be at least 1, --port between 1 and 65535')
+    modes = (args.find, args.pairs, args.index, args.calibrate, args.serve, args.images or None)
+    ages = 2 if args.images else 1 if args.find else 0
+    for wrong, message in (
+        (
+            sum(mode is not None for mode in modes) != 1 or len(args.images) not in (0, 2),
+            'give two images, or one of --find --pairs --index --serve --calibrate',
+        ),
+        (
+            args.threshold is not None and not -1 <= args.threshold <= 1,
+            '--threshold is a similarity, between -1 and 1',
+        ),
+        (
+            args.far is not None and not 0 < args.far < 1,
+            '--far is a share of pairs, between 0 and 1',
+        ),
+        (
+            args.far is not None and args.threshold is not None,
+            'give --far or --threshold, not both',
+        ),
+        (
+            args.ages and not all(0 <= age <= 120 for age in args.ages),
+            '--ages are years, between 0 and 120',
+        ),
+        (
+            args.ages and len(args.ages) != ages,
+            '--ages takes two ages with two images, one with --find',
+        ),
+        (args.index and len(args.index) > 2, '--index takes a folder and, if you like, a file'),
+        (args.people and not args.index, '--people belongs to --index'),
+        (
+            args.top < 1 or not 0 < args.port < 2**16,
+            '--top must be at least 1, --port between 1 and 65535',
+        ),
+    ):
+        if wrong:
+            parser.error(message)
     return args
 
 
 def matcher(args: argparse.Namespace) -> Matcher:
-    """The Matcher of the command line. Raises UserError where the weights can't be used."""
+    """The Matcher of the command line. Raises UserError if the weights can't be used."""
     device = utils.pick_device(args.ctx)
     model, info = load_weights(args.weights, device, args.backbone)
     return Matcher(model, info, device, decision.read_decision(info, args.threshold))
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Two images: prints, and draws where --out says."""
+    """Two images: prints the decision, and draws it into --out."""
     known = matcher(args)
     two = [portraits.read_file(path, known.width) for path in args.images]
     features = known.features([portrait.face for portrait in two])
@@ -138,7 +157,7 @@ def find(args: argparse.Namespace) -> int:
 def read_archive(known: Matcher, where: str) -> Index:
     """An index file; or a folder, embedded for this once."""
     if os.path.isdir(where):
-        return indexing.read_folder(known, where)
+        return enrolment.read_folder(known, where)
     return Index.open(where, known.info.sha256)
 
 
@@ -158,8 +177,7 @@ def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
         print(decision.rate_holds(found[0]['fitted_on']))
     for caution in dict.fromkeys(one['caution'] for one in found if one['caution']):
         print(f'note: {caution}')
-    if archive.left_out:
-        print(f'{len(archive.left_out)} images left out: {"; ".join(archive.left_out[:3])}')
+    _list(archive.left_out, 'images left out')
 
 
 def compare_table(args: argparse.Namespace) -> int:
@@ -168,25 +186,19 @@ def compare_table(args: argparse.Namespace) -> int:
     if unknown:
         print(f'{args.pairs}: columns not used: {", ".join(unknown)}', file=sys.stderr)
     results = list(pairs.compare_all(matcher(args), rows, str(args.pairs.parent), args.far))
-
-    def write(file):
-        if args.json:
-            file.writelines(json.dumps(result) + '\n' for result in results)
-        else:
-            table = csv.DictWriter(file, results[0], lineterminator='\n')
-            table.writeheader()
-            table.writerows(results)
-
+    if args.json:
+        text = ''.join(json.dumps(result) + '\n' for result in results)
+    else:
+        file = io.StringIO()
+        table = csv.DictWriter(file, results[0], lineterminator='\n')
+        table.writeheader()
+        table.writerows(results)
+        text = file.getvalue()
     if args.out:
-
-        def fill(temporary):
-            with open(temporary, 'w', encoding='utf-8', newline='') as file:
-                write(file)
-
-        utils.write_whole(args.out, fill)
+        utils.write_whole(args.out, lambda temporary: temporary.write_text(text, 'utf-8'))
         print(f'{args.out}: {len(results)} pairs', file=sys.stderr)
     else:
-        write(sys.stdout)
+        print(text, end='')
     bad = [result['error'] for result in results if result['error']]
     if bad:
         raise utils.DataError(f'{len(bad)} of {len(results)} pairs not compared: {bad[0]}')
@@ -198,25 +210,17 @@ def index(args: argparse.Namespace) -> int:
     folder = args.index[0]
     default = f'{Path(folder).resolve().name}.index'
     path = Path(args.index[1] if len(args.index) > 1 else default)
-    archive, counts = indexing.update(matcher(args), folder, path, args.people)
-    people = f' of {len(archive.people)} people' if args.people else ''
-    facts = {
-        'index': str(path),
-        'faces': len(archive),
-        'photographs': len(archive.rows),
-        'people': len(archive.people),
-        'left_out': len(archive.left_out),
-        **counts,
-    }
+    archive, counts, passed = enrolment.update(matcher(args), folder, path, args.people)
     if args.json:
-        print(json.dumps(facts))
+        facts = {'index': str(path), 'faces': len(archive), 'photographs': len(archive.rows)}
+        facts |= {'people': len(archive.people), 'left_out': len(archive.left_out)}
+        print(json.dumps({**facts, **counts, 'passed_over': passed}))
         return 0
-    print(
-        f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images '
-        f'({counts["new"]} new, {counts["changed"]} changed, {counts["gone"]} gone)'
-    )
-    if archive.left_out:
-        print(f'{len(archive.left_out)} without a face: {"; ".join(archive.left_out[:3])}')
+    people = f' of {len(archive.people)} people' if args.people else ''
+    changes = ', '.join(f'{count} {kind}' for kind, count in counts.items())
+    print(f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images ({changes})')
+    _list(archive.left_out, 'without a face')
+    _list(passed, 'passed over', 12)
     return 0
 
 
@@ -246,6 +250,12 @@ def serve(args: argparse.Namespace) -> int:
     app = page.application(known, archive, args.host, args.far, path=args.serve)
     server.serve(app, args.host, args.port)
     return 0
+
+
+def _list(lines, kind, most=3):
+    if lines:
+        more = '; …' if len(lines) > most else ''
+        print(f'{len(lines)} {kind}: {"; ".join(lines[:most])}{more}')
 
 
 def _drawn(args):

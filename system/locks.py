@@ -25,14 +25,15 @@ class Interrupt:
     on between two steps.
 
     A second one ends the process as usual, unless `insistent`: a launcher repeats what reached its
-    whole group, and kills in the end. Signals are the main thread's: in another thread (a
+    whole group, and kills in the end. With `at_once` the first one raises Interrupted wherever the
+    work is, so that it ends any wait. Signals are the main thread's: in another thread (a
     notebook's, a server's) none is noted, and a line says so.
     """
 
     received = None
 
-    def __init__(self, insistent: bool = False):
-        self.insistent, self.before = insistent, {}
+    def __init__(self, insistent: bool = False, at_once: bool = False):
+        self.insistent, self.at_once, self.before = insistent, at_once, {}
 
     def __enter__(self) -> 'Interrupt':
         if threading.current_thread() is threading.main_thread():
@@ -46,6 +47,8 @@ class Interrupt:
         self.received = signal.Signals(number).name
         if not self.insistent:
             signal.signal(number, self.before[number])
+        if self.at_once:
+            raise Interrupted(self.received)
 
     def check(self) -> None:
         """Raises Interrupted where a signal has come."""

@@ -150,7 +150,7 @@ def faces(drawn):
 @pytest.fixture(scope='session')
 def archive(matcher, drawn):
     """The Index of the validation images of `drawn`, in memory."""
-    from verification.indexing import read_folder
+    from verification.enrolment import read_folder
 
     return read_folder(matcher, str(drawn / 'val'))
 

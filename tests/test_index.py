@@ -16,7 +16,7 @@ from test_verify import Stub, photograph_of
 
 import utils
 import verify
-from verification import index, indexing, journal, portraits
+from verification import enrolment, index, journal, portraits
 from verification.index import FACE, Index, Photograph
 
 
@@ -140,7 +140,7 @@ def test_an_update_takes_in_what_is_new_changed_or_gone(matcher, folder, tmp_pat
     path = tmp_path / 'a.index'
     faces = sorted(folder.rglob('*.jpg'))
     (folder / 'junk.jpg').write_bytes(b'junk')
-    first, counts = indexing.update(matcher, str(folder), path)
+    first, counts, *_ = enrolment.update(matcher, str(folder), path)
     assert counts == {'new': 37, 'changed': 0, 'gone': 0} and len(first) == 36
     assert len(first.left_out) == 1 and 'junk.jpg' in first.left_out[0]
     shutil.copy(faces[0], folder / 'new.jpg')
@@ -154,14 +154,15 @@ def test_an_update_takes_in_what_is_new_changed_or_gone(matcher, folder, tmp_pat
             asked.append(name) or of(data, name, *rest)
         ),
     )
-    again, counts = indexing.update(matcher, str(folder), path)
+    again, counts, *_ = enrolment.update(matcher, str(folder), path)
     assert counts == {'new': 1, 'changed': 1, 'gone': 1} and len(again) == 36
-    assert sorted(asked) == sorted([str(folder / 'new.jpg'), str(faces[2])])
-    fresh = indexing.read_folder(matcher, str(folder))
+    expected = [folder / 'junk.jpg', folder / 'new.jpg', faces[2]]  # left out: tried again
+    assert sorted(asked) == sorted(map(str, expected))
+    fresh = enrolment.read_folder(matcher, str(folder))
     assert [row[:3] for row in fresh.rows] == [row[:3] for row in again.rows]
     np.testing.assert_allclose(fresh.embeddings, again.embeddings, atol=1e-6)
     changed = path.stat().st_mtime_ns
-    assert indexing.update(matcher, str(folder), path)[1] == {'new': 0, 'changed': 0, 'gone': 0}
+    assert enrolment.update(matcher, str(folder), path)[1] == {'new': 0, 'changed': 0, 'gone': 0}
     assert path.stat().st_mtime_ns == changed  # nothing to do, nothing written
     assert not list(tmp_path.glob('*.journal'))
 
@@ -177,7 +178,7 @@ def test_all_faces_of_a_photograph_are_in_it(matcher, drawn, tmp_path, monkeypat
         points.append((portraits.TEMPLATE + 0.5) * scale - 0.5 + at)
     picture.save(tmp_path / 'archive' / 'both.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(*points))
-    archive, _ = indexing.update(matcher, str(tmp_path / 'archive'), tmp_path / 'a.index')
+    archive, *_ = enrolment.update(matcher, str(tmp_path / 'archive'), tmp_path / 'a.index')
     assert len(archive) == 2 and archive.faces['photograph'].tolist() == [0, 0]
     assert archive.faces['box'][0][0] > archive.faces['box'][1][0]  # the larger one, on the right
     for k, face in enumerate((faces[9], faces[0])):
@@ -203,8 +204,8 @@ def test_people_are_folders_and_their_largest_face_counts(weights, folder, tmp_p
 
 def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
     path, embedded = tmp_path / 'a.index', []
-    whole, _ = indexing.update(matcher, str(folder), tmp_path / 'whole.index')
-    monkeypatch.setattr(indexing, 'BATCH', 8)
+    whole, *_ = enrolment.update(matcher, str(folder), tmp_path / 'whole.index')
+    monkeypatch.setattr(enrolment, 'BATCH', 8)
 
     def stop(self, one, of=journal.Journal.add):
         if len(embedded) == 19:
@@ -215,7 +216,7 @@ def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, 'add', stop)
         with pytest.raises(utils.UserError, match='the same command goes on from it'):
-            indexing.update(matcher, str(folder), path)
+            enrolment.update(matcher, str(folder), path)
     assert not path.exists()
     with open(f'{path}.journal', 'ab') as file:
         file.write(b'\x05\0\0\0\0\0\0\0torn')  # what a kill leaves of a record
@@ -227,7 +228,7 @@ def test_a_stopped_run_is_gone_on_from(matcher, folder, tmp_path, monkeypatch):
             asked.append(name) or of(data, name, *rest)
         ),
     )
-    again, counts = indexing.update(matcher, str(folder), path)
+    again, counts, *_ = enrolment.update(matcher, str(folder), path)
     assert len(asked) == 16 and counts['new'] == 36 and not os.path.exists(f'{path}.journal')
     assert again.rows == whole.rows
     np.testing.assert_allclose(again.embeddings, whole.embeddings, atol=1e-6)
@@ -237,22 +238,22 @@ def test_a_journal_in_use_or_of_another_job_is_refused(matcher, folder, tmp_path
     facts = {'weights': matcher.info.sha256, 'root': str(folder), 'people': False}
     with journal.Journal(tmp_path / 'a.index', facts, 8):
         with pytest.raises(utils.UserError, match='another process is at this index'):
-            indexing.update(matcher, str(folder), tmp_path / 'a.index')
+            enrolment.update(matcher, str(folder), tmp_path / 'a.index')
     with pytest.raises(utils.UserError, match='--people: remove it'):
-        indexing.update(matcher, str(folder), tmp_path / 'a.index', people=True)
+        enrolment.update(matcher, str(folder), tmp_path / 'a.index', people=True)
 
 
 def test_another_folder_is_refused(matcher, folder, drawn, tmp_path):
-    indexing.update(matcher, str(folder), tmp_path / 'a.index')
+    enrolment.update(matcher, str(folder), tmp_path / 'a.index')
     with pytest.raises(utils.UserError, match='name another file'):
-        indexing.update(matcher, str(drawn / 'train'), tmp_path / 'a.index')
+        enrolment.update(matcher, str(drawn / 'train'), tmp_path / 'a.index')
 
 
 def test_a_folder_without_faces(matcher, tmp_path):
     (tmp_path / 'f').mkdir()
     (tmp_path / 'f' / 'junk.jpg').write_bytes(b'junk')
     with pytest.raises(utils.DataError, match='no face in any of its 1 images'):
-        indexing.update(matcher, str(tmp_path / 'f'), tmp_path / 'a.index')
+        enrolment.update(matcher, str(tmp_path / 'f'), tmp_path / 'a.index')
 
 
 def test_photographs_need_the_detector(matcher, folder, tmp_path, monkeypatch):
@@ -263,7 +264,60 @@ def test_photographs_need_the_detector(matcher, folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(portraits, 'detector', missing)
     with pytest.raises(utils.UserError, match='requirements-prepare.txt'):
-        indexing.update(matcher, str(folder), tmp_path / 'a.index')
+        enrolment.update(matcher, str(folder), tmp_path / 'a.index')
+
+
+def test_what_was_left_out_is_tried_again(matcher, folder, tmp_path):
+    path, face = tmp_path / 'a.index', next(folder.rglob('*.jpg'))
+    (folder / 'a.jpg').write_bytes(b'')
+    (folder / 'b.png').write_bytes(b'')
+    archive, *_ = enrolment.update(matcher, str(folder), path)
+    assert len(archive.left_out) == 2
+    before = (folder / 'a.jpg').stat()
+    with open(folder / 'a.jpg', 'r+b') as file:  # as when the library that reads it is installed
+        file.write(face.read_bytes())
+    os.utime(folder / 'a.jpg', ns=(before.st_atime_ns, before.st_mtime_ns))
+    archive, counts, _ = enrolment.update(matcher, str(folder), path)
+    assert len(archive) == 37 and len(archive.left_out) == counts['changed'] == 1
+
+
+def test_what_is_passed_over_is_counted_and_named(weights, folder, tmp_path, capsys):
+    for name in ('noext', 'raw.CR2', 'scan.pdf', 'notes.txt', 'more.txt'):
+        (folder / name).write_bytes(b'x')
+    (folder / 'broken.jpg').symlink_to('/nowhere/x.jpg')
+    os.mkfifo(folder / 'pipe.jpg')
+    pages = [Image.new('L', (96, 112), grey) for grey in (50, 100, 150)]
+    pages[0].save(folder / 'album.tif', save_all=True, append_images=pages[1:])
+    shutil.copy(next(folder.rglob('00*.jpg')), os.fsencode(folder) + b'/caf\xe9.jpg')
+    status, out = run(capsys, weights, '--index', folder, tmp_path / 'a.index', '--json')
+    assert status == 0 and sorted(json.loads(out)['passed_over']) == [
+        '2 × .txt',
+        'album.tif: its pages 2 to 3; the first is read',
+        'broken.jpg: a broken link',
+        'noext: its name has no ending',
+        'pipe.jpg: a pipe, a socket or a device',
+        'raw.CR2: camera raw',
+        'scan.pdf: PDF',
+    ]
+    face = sorted(folder.rglob('*.jpg'))[0]
+    line = ['--find', face, tmp_path / 'a.index', '--top', 50, '--out', tmp_path / 'a.png']
+    assert '  caf\\xe9.jpg; likeliest' in run(capsys, weights, *line)[1]
+
+
+def test_a_moved_archive_keeps_its_index(matcher, folder, tmp_path, monkeypatch):
+    (tmp_path / 'home').mkdir()
+    path = shutil.move(folder, tmp_path / 'home') and tmp_path / 'home' / 'a.index'
+    first, *_ = enrolment.update(matcher, str(tmp_path / 'home' / 'val'), path)
+    (tmp_path / 'home').rename(tmp_path / 'moved')
+    path = tmp_path / 'moved' / 'a.index'
+    archive = Index.open(path, matcher.info.sha256)
+    assert archive.root == str(tmp_path / 'moved' / 'val') and os.path.exists(archive.path(5))
+    (tmp_path / 'moved' / 'val').rename(tmp_path / 'elsewhere')
+    monkeypatch.setattr(enrolment, 'embed_files', lambda matcher, root, names, people: names)
+    again, counts, _ = enrolment.update(matcher, str(tmp_path / 'elsewhere'), path)
+    assert counts == {'new': 0, 'changed': 0, 'gone': 0} and again.rows == first.rows
+    assert os.path.exists(again.path(5)) and archive.current().root == again.root
+    assert again.current() is again
 
 
 def test_a_kill_in_the_middle(weights, folder, tmp_path):

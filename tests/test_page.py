@@ -14,7 +14,7 @@ from test_verify import Stub, photograph_of
 
 import verify
 from evaluation.cells import AgeDecision
-from verification import index, indexing, portraits
+from verification import enrolment, index, portraits
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
@@ -219,7 +219,7 @@ def test_a_photograph_is_shown_with_its_face_marked(matcher, faces, tmp_path, mo
     (tmp_path / 'archive').mkdir()
     points = photograph_of(faces[3], tmp_path / 'archive' / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
-    archive = indexing.read_folder(matcher, str(tmp_path / 'archive'))
+    archive = enrolment.read_folder(matcher, str(tmp_path / 'archive'))
     client = page.application(matcher, archive).test_client()
     photograph = Image.open(io.BytesIO(client.get('/photograph/0.jpg').data))
     x, y = np.round(points[2]).astype(int).tolist()
@@ -269,7 +269,7 @@ def test_names_that_are_no_utf8_are_shown_everywhere(matcher, faces, tmp_path, w
     os.mkdir(folder)
     with open(folder + b'/caf\xe9.jpg', 'wb') as file:
         file.write(faces[0].read_bytes())
-    archive = indexing.read_folder(matcher, os.fsdecode(folder))
+    archive = enrolment.read_folder(matcher, os.fsdecode(folder))
     client = page.application(matcher, archive).test_client()
     assert 'caf\\xe9.jpg' in client.post('/', data=fields(faces[0])).text
     answer = client.post('/find', data=fields(faces[0])).json
@@ -291,12 +291,12 @@ def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_pa
     folder, path = tmp_path / 'archive', tmp_path / 'a.index'
     folder.mkdir()
     (folder / 'a.jpg').write_bytes(faces[0].read_bytes())
-    archive, _ = indexing.update(matcher, str(folder), path)
+    archive, *_ = enrolment.update(matcher, str(folder), path)
     client = page.application(matcher, archive, path=str(path)).test_client()
     health = client.get('/health').json
     assert health == {'status': 'ok', 'weights': matcher.info.sha256, 'faces': 1}
     (folder / 'b.jpg').write_bytes(faces[9].read_bytes())
-    indexing.update(matcher, str(folder), path)
+    enrolment.update(matcher, str(folder), path)
     assert client.get('/health').json['faces'] == 2 and 'among 2 faces' in client.get('/').text
     one = list(archive.photographs())
     index.write(path, str(folder), 'f' * 64, one, False, archive.embeddings.shape[1])

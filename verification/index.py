@@ -3,11 +3,11 @@
     bytes 0 to 7    b'DALINDEX'
     bytes 8 to 15   length of the header, little-endian; bytes 16 to 23 its crc32
     then            the header, JSON: `version`, `weights` (sha256 of the weights file), `root` (the
-                    folder), `people`, `photographs`, and of each array its `dtype`, `shape`,
-                    `offset` from the header's end, and `crc`
-    then            the arrays, each at a multiple of 64 bytes:
-                    `embeddings` float32 (faces, 2·D), of unit length; `faces`, a row for each, see
-                    FACE
+                    folder), `beside` (the same, seen from the index's own folder), `people`,
+                    `photographs`, and of each array its `dtype`, `shape`, `offset` from the
+                    header's end, and `crc`
+    then            the arrays, each at a multiple of 64 bytes: `embeddings` float32 (faces, 2·D),
+                    of unit length; `faces`, a row of FACE for each face
 
 Every photograph is [name below root, bytes, modification time in ns, why it has no face or '',
 number of faces], and its faces are consecutive rows. A face whose age is unknown is in group −1.
@@ -42,7 +42,7 @@ BLOCK = 8192  # rows that are written at a time
 
 
 class Photograph(NamedTuple):
-    """What the index keeps of an image: its faces (n,) of FACE, their embeddings (n, 2·D)."""
+    """What the index holds of an image: its faces (n,) of FACE, their embeddings (n, 2·D)."""
 
     name: str
     size: int
@@ -67,8 +67,7 @@ class Index:
     def of(cls, root: str, photographs: list[Photograph], people: bool, dim: int) -> 'Index':
         """Photographs that are in memory. With `people`, the first folders below root are names."""
         names, rows, faces = _table(photographs, people)
-        embeddings = [np.empty((0, dim), '<f4'), *(one.embeddings for one in photographs)]
-        return cls(root, names, rows, faces, np.concatenate(embeddings))
+        return cls(root, names, rows, faces, np.concatenate([*_blocks(photographs, dim)]))
 
     @classmethod
     def open(cls, path: str | Path, weights: str) -> 'Index':
@@ -79,7 +78,10 @@ class Index:
                 f'{path}: made by other weights ({header["weights"][:8]}…, not {weights[:8]}…): '
                 'name another file, or remove it and run --index again'
             )
-        return cls(header['root'], header['people'], header['photographs'], **arrays)
+        root, beside = header['root'], Path(path).parent / header['beside']
+        if not os.path.isdir(root) and beside.is_dir():  # both have moved
+            root = os.path.abspath(beside)
+        return cls(root, header['people'], header['photographs'], **arrays)
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -91,10 +93,10 @@ class Index:
 
     def photographs(self) -> Iterator[Photograph]:
         """All of them, faces and embeddings as views."""
-        ends = np.searchsorted(self.faces['photograph'], np.arange(len(self.rows)), 'right')
         start = 0
-        for row, end in zip(self.rows, ends, strict=True):
-            yield Photograph(*row[:4], self.faces[start:end], self.embeddings[start:end])
+        for *row, count in self.rows:
+            end = start + count
+            yield Photograph(*row, self.faces[start:end], self.embeddings[start:end])
             start = end
 
     def name(self, face: int) -> str:
@@ -116,23 +118,22 @@ class Index:
     ) -> list[tuple[int, float]]:
         """The `most` faces most like an embedding (2·D,): (face, similarity), the best first.
 
-        Where there are people, the best face of each. `but` is a file whose faces are left out.
+        If there are people, the best face of each. `but` is a file whose faces are left out.
         Exact: a product with every face.
         """
         scores = self.similarities(embedding)
         if but is not None:
             scores[self._faces_of(but)] = -np.inf
         if self.people:
-            person = self.faces['person'].astype(np.int64)
-            person = np.where(person < 0, -1 - np.arange(len(person)), person)  # nobody: each alone
-            order = np.lexsort((-scores, person))
-            candidates = order[np.diff(person[order], prepend=person.min() - 1) > 0]
-        elif most < len(scores):
-            # everything that ties with the last is in, so that ties keep the order of the faces
-            candidates = np.flatnonzero(scores >= np.partition(scores, -most)[-most])
+            order = np.argsort(-scores, kind='stable')
+            person = self.faces['person'][order].astype(np.int64)
+            person = np.where(person < 0, -1 - order, person)  # nobody: each alone
+            candidates = order[np.unique(person, return_index=True)[1]]
         else:
-            candidates = np.arange(len(scores))
-        candidates = candidates[np.argsort(-scores[candidates], kind='stable')][:most]
+            # everything that ties with the last is in, so that ties keep the order of the faces
+            last = np.partition(scores, -most)[-most] if most < len(scores) else -np.inf
+            candidates = np.flatnonzero(scores >= last)
+        candidates = candidates[np.lexsort((candidates, -scores[candidates]))][:most]
         return [(int(k), float(scores[k])) for k in candidates if np.isfinite(scores[k])]
 
     def similarities(self, embedding: np.ndarray) -> np.ndarray:
@@ -142,82 +143,74 @@ class Index:
     def _faces_of(self, path):
         """The faces of a file, by its real path."""
         here = os.path.realpath(path)
-        below = os.path.relpath(here, os.path.realpath(self.root))
-        names = {k for k, row in enumerate(self.rows) if row[0] == below}
-        names |= {
+        called = {os.path.basename(here), os.path.basename(path)}
+        names = [
             k
             for k, row in enumerate(self.rows)
-            if os.path.basename(row[0]) == os.path.basename(str(path))
+            if os.path.basename(row[0]) in called
             and os.path.realpath(os.path.join(self.root, row[0])) == here
-        }
-        return np.isin(self.faces['photograph'], list(names))
+        ]
+        return np.isin(self.faces['photograph'], names)
 
 
 def write(
     path: Path, root: str, weights: str, photographs: list[Photograph], people: bool, dim: int
 ) -> None:
-    """The file, whole or not at all. The embeddings may be views of larger ones: they are read in
-    blocks, once for the checksum and once to be written."""
+    """The file, whole or not at all. Embeddings may be views of larger ones: blocks are read."""
     names, rows, faces = _table(photographs, people)
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
-    header |= {'photographs': rows, 'arrays': {}}
+    header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
     arrays = {
-        'embeddings': ('<f4', (len(faces), dim), lambda: _blocks(photographs, dim)),
-        'faces': (faces.dtype.descr, faces.shape, lambda: iter([faces])),
+        'embeddings': ('<f4', (len(faces), dim), _blocks(photographs, dim)),
+        'faces': (FACE.descr, faces.shape, [faces]),
     }
-    offset = 0  # from the end of the header on, whose length depends on what it says
-    for name, (dtype, shape, blocks) in arrays.items():
-        crc, size = 0, 0
-        for block in blocks():
-            crc, size = zlib.crc32(block, crc), size + block.nbytes
-        entry = {'dtype': dtype, 'shape': shape, 'offset': offset, 'crc': crc}
-        header['arrays'][name] = entry
-        offset = _aligned(offset + size)
-    text = json.dumps(header).encode()
-    text += b' ' * (_aligned(START + len(text)) - START - len(text))
-    crc = zlib.crc32(text)
+    offset, entries = 0, {}  # offsets count from the header's end, as its length isn't known yet
+    for name, (dtype, shape, _) in arrays.items():
+        entries[name] = {'dtype': dtype, 'shape': shape, 'offset': offset, 'crc': 2**32 - 1}
+        offset += _aligned(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    header['arrays'] = entries
+    length = _aligned(START + len(json.dumps(header))) - START
 
     def fill(temporary):
         with open(temporary, 'wb') as file:
-            file.write(MAGIC + b''.join(value.to_bytes(8, 'little') for value in (len(text), crc)))
-            file.write(text)
             for name, (_, _, blocks) in arrays.items():
-                file.seek(START + len(text) + header['arrays'][name]['offset'])
-                for block in blocks():
+                file.seek(START + length + entries[name]['offset'])
+                entries[name]['crc'] = 0
+                for block in blocks:
+                    entries[name]['crc'] = zlib.crc32(block, entries[name]['crc'])
                     file.write(block)
-            file.truncate(START + len(text) + offset)
+            file.truncate(START + length + offset)
+            text = json.dumps(header).encode().ljust(length)
+            file.seek(0)
+            file.write(MAGIC + np.array([length, zlib.crc32(text)], '<u8').tobytes() + text)
 
     utils.write_whole(path, fill)
 
 
 def _table(photographs, people):
     """Names of people, rows of the header, and the faces with their numbers set."""
-    whose = [_folder(one.name) if people and len(one.faces) else None for one in photographs]
-    names = sorted(set(whose) - {None})
-    number = {None: -1, **{name: k for k, name in enumerate(names)}}
+    whose = [one.name.rpartition(os.sep)[0].split(os.sep)[0] for one in photographs]
+    whose = ['' if not len(one.faces) else who for one, who in zip(photographs, whose, strict=True)]
+    names = sorted(set(whose) - {''}) if people else []
+    number = {name: k for k, name in enumerate(names)}
     faces = np.concatenate([np.empty(0, FACE), *(one.faces for one in photographs)])
     counts = [len(one.faces) for one in photographs]
     faces['photograph'] = np.repeat(np.arange(len(photographs)), counts)
-    faces['person'] = np.repeat(np.array([number[name] for name in whose], np.int32), counts)
+    faces['person'] = np.repeat(np.array([number.get(who, -1) for who in whose], int), counts)
     rows = [[*one[:4], count] for one, count in zip(photographs, counts, strict=True)]
     return names, rows, faces
 
 
-def _folder(name):
-    first, separator, _ = name.partition(os.sep)
-    return first if separator else None
-
-
 def _blocks(photographs, dim):
     """Embeddings of all photographs, BLOCK rows or so at a time."""
-    waiting, rows = [], 0
+    waiting, rows = [np.empty((0, dim), '<f4')], 0
     for photograph in photographs:
         waiting.append(photograph.embeddings)
         rows += len(photograph.embeddings)
         if rows >= BLOCK:
             yield np.concatenate(waiting)
-            waiting, rows = [], 0
-    yield np.concatenate([np.empty((0, dim), '<f4'), *waiting])
+            waiting, rows = [np.empty((0, dim), '<f4')], 0
+    yield np.concatenate(waiting)
 
 
 def _aligned(offset):
@@ -226,14 +219,14 @@ def _aligned(offset):
 
 def _read(path):
     """Header and arrays, checked: every byte counts in a checksum. Raises UserError."""
-    damaged = UserError(f'{path}: damaged: remove it, and --index makes it anew')
     try:
-        with open(path, 'rb') as file:
+        # a pipe is no index either, and would wait to be read
+        with open(path if os.path.isfile(path) else os.devnull, 'rb') as file:
+            os.stat(path)
             if file.read(8) != MAGIC:
                 raise UserError(f'{path}: no index that --index made')
             length, crc = (int.from_bytes(file.read(8), 'little') for _ in range(2))
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(length) if length <= size else b''
+            text = file.read(length) if length <= os.fstat(file.fileno()).st_size else b''
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}: --index FOLDER makes an index') from None
     try:
@@ -242,31 +235,19 @@ def _read(path):
         header = json.loads(text)
         if header['version'] != VERSION:
             raise UserError(f'{path}: of another version: remove it, and --index again')
-        start, arrays = START + len(text), {}
-        for name, entry in header['arrays'].items():
-            dtype = entry['dtype']
-            dtype = np.dtype(
-                dtype
-                if isinstance(dtype, str)
-                else [
-                    (field, kind, *map(tuple, shape)) if shape else (field, kind)
-                    for field, kind, *shape in dtype
-                ]
-            )
-            shape, offset = tuple(entry['shape']), start + entry['offset']
-            if offset + int(np.prod(shape)) * dtype.itemsize > size:
-                raise ValueError('it ends before its arrays do')
-            if 0 in shape:
-                arrays[name] = np.empty(shape, dtype)
-                continue
-            arrays[name] = np.asarray(np.memmap(path, dtype, 'r', offset, shape))
-            if zlib.crc32(arrays[name]) != entry['crc']:
+        data, arrays = np.memmap(path, np.uint8, 'r', START + length), {}
+        for name, dtype in (('embeddings', np.dtype('<f4')), ('faces', FACE)):
+            entry = header['arrays'][name]
+            end = entry['offset'] + int(np.prod(entry['shape'])) * dtype.itemsize
+            array = data[entry['offset'] : end].view(dtype).reshape(entry['shape'])
+            if zlib.crc32(array) != entry['crc']:
                 raise ValueError('checksum')
-        if arrays['faces'].dtype != FACE or len(arrays['faces']) != len(arrays['embeddings']):
+            arrays[name] = np.asarray(array)
+        if len(arrays['faces']) != len(arrays['embeddings']):
             raise ValueError('another table')
-        header['weights'][:8], header['root'], header['people'], header['photographs']
+        header['weights'][:8], header['root'], header['beside'], header['people']
         return header, arrays
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError):
-        raise damaged from None
+        raise UserError(f'{path}: damaged: remove it, and --index makes it anew') from None

@@ -1,7 +1,6 @@
 """The journal of an index in the making: what is embedded so far, however the run ends."""
 
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,15 @@ except ImportError:  # Windows, where nothing guards an index against a second r
 class Journal:
     """Photographs that are embedded but in no index yet, in a file beside it, one record each.
 
-    A record is two lengths, of its JSON and of its arrays, and the crc32 of both; a last record
-    that isn't whole is what a stopped run was writing, and is cut off.
+    A record is two lengths, of its JSON and of its arrays, the crc32 of both, and then both; a last
+    record that isn't whole is what a stopped run was writing, and is cut off.
     """
 
     def __init__(self, path: Path, facts: dict, dim: int):
         self.path, self.facts, self.dim = path.with_name(f'{path.name}.journal'), facts, dim
 
-    def __enter__(self):
-        """Raises UserError where another process holds it, or it is of other weights."""
+    def __enter__(self) -> 'Journal':
+        """Raises UserError if another process holds it, or it is of other weights."""
         self.file = open(self.path, 'a+b')
         try:
             if fcntl:
@@ -37,17 +36,13 @@ class Journal:
                     fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     raise UserError(f'{self.path}: another process is at this index') from None
-            self.whole = 0
-            records = self._records()
-            facts = next(records, None)
-            if facts is not None and facts[0] != self.facts:
+            records = [*self._records()]
+            if records and records[0][0] != self.facts:
                 raise UserError(
                     f'{self.path}: of other weights, another folder, or --people: remove it'
                 )
-            for _ in records:
-                pass
-            self.file.truncate(self.whole)
-            if facts is None:
+            self.file.truncate(records[-1][2] if records else 0)
+            if not records:
                 self._append(self.facts, b'')
         except BaseException:
             self.file.close()
@@ -59,19 +54,15 @@ class Journal:
 
     def add(self, one: Photograph) -> None:
         arrays = one.faces.tobytes() + one.embeddings.tobytes()
-        self._append([one.name, one.size, one.mtime, one.reason, len(one.faces)], arrays)
+        self._append([*one[:4], len(one.faces)], arrays)
 
     def photographs(self) -> Iterator[Photograph]:
         """Those of it so far; the last of a name is the one that counts. Arrays are mapped."""
-        self.file.flush()
-        mapped = np.memmap(self.path, np.uint8, 'r') if self.whole else None
-        records = self._records()
-        next(records)
-        for (*row, count), start in records:
+        data = np.memmap(self.path, np.uint8, 'r')
+        for (*row, count), start, end in [*self._records()][1:]:
             middle = start + count * FACE.itemsize
-            end = middle + count * self.dim * 4
-            faces = np.frombuffer(mapped[start:middle], FACE)
-            embeddings = np.frombuffer(mapped[middle:end], '<f4').reshape(count, self.dim)
+            faces = np.frombuffer(data[start:middle], FACE)
+            embeddings = np.frombuffer(data[middle:end], '<f4').reshape(count, self.dim)
             yield Photograph(*row, faces, embeddings)
 
     def remove(self) -> None:
@@ -82,20 +73,17 @@ class Journal:
         lengths = [len(text), len(arrays), zlib.crc32(arrays, zlib.crc32(text))]
         self.file.write(np.array(lengths, '<u8').tobytes() + text + arrays)
         self.file.flush()
-        self.whole += 24 + len(text) + len(arrays)
 
     def _records(self):
-        """(JSON, where its arrays begin) of every whole record; `whole` is where they end."""
-        size, at = os.fstat(self.file.fileno()).st_size, 0
+        """(JSON, where its arrays begin, where they end) of every whole record."""
+        size = self.path.stat().st_size
         with open(self.path, 'rb') as file:
-            while at + 24 <= size:
-                lengths = np.frombuffer(file.read(24), '<u8')
-                text_bytes, array_bytes, crc = map(int, lengths)
-                if at + 24 + text_bytes + array_bytes > size:
-                    break
+            while len(head := file.read(24)) == 24:
+                text_bytes, array_bytes, crc = np.frombuffer(head, '<u8').tolist()
+                start, end = file.tell() + text_bytes, file.tell() + text_bytes + array_bytes
+                if end > size:
+                    return
                 text, arrays = file.read(text_bytes), file.read(array_bytes)
                 if zlib.crc32(arrays, zlib.crc32(text)) != crc:
-                    break
-                yield json.loads(text), at + 24 + text_bytes
-                at += 24 + text_bytes + array_bytes
-                self.whole = at
+                    return
+                yield json.loads(text), start, end

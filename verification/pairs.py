@@ -10,7 +10,7 @@ from storage.images import to_age
 from system.names import shown
 from utils import DataError
 from verification import answers
-from verification.indexing import embed_files
+from verification.enrolment import embed_files
 from verification.matcher import Matcher
 
 COLUMNS = ['first', 'second', 'first_age', 'second_age']

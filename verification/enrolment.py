@@ -1,0 +1,213 @@
+"""Making an archive index: photographs read in parallel, faces embedded in batches, and a journal.
+
+The journal, archive.index.journal, takes every photograph as soon as it is embedded: a run that was
+stopped goes on from it. When all is done the index is written whole, and the journal goes.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from storage.files import below
+from system.locks import Interrupt, Interrupted
+from system.names import shown
+from system.processes import each
+from system.progress import progress
+from utils import DataError, UserError
+from verification import index, portraits
+from verification.index import FACE, Index, Photograph
+from verification.journal import Journal
+from verification.matcher import BATCH, Matcher
+
+ENOUGH = 64  # images from which on processes are worth their start
+NO_FACE = 'no face found'  # ends the reason of an image that was read
+KINDS = {  # of files that hold pictures and aren't read
+    '': 'its name has no ending',
+    **dict.fromkeys('.cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef .srw .raw'.split(), 'camera raw'),
+    **dict.fromkeys('.mp4 .mov .avi .mkv .mts .m4v .3gp .webm .wmv'.split(), 'a film'),
+    **dict.fromkeys('.psd .eps .ai .svg .zip .rar .7z .tar .doc .docx'.split(), 'another format'),
+    '.pdf': 'PDF',
+}
+
+
+def read_folder(matcher: Matcher, folder: str, people: bool = False) -> Index:
+    """The faces of every image below a folder, in memory. Raises DataError if there are none."""
+    names = _names(folder, below(folder).images)
+    photographs = list(embed_files(matcher, folder, names, people))
+    archive = Index.of(folder, photographs, people, 2 * matcher.model.dim)
+    if not len(archive):
+        raise _nothing(folder, photographs)
+    return archive
+
+
+def update(
+    matcher: Matcher, folder: str, path: Path, people: bool = False
+) -> tuple[Index, dict, list[str]]:
+    """Makes the index at `path`, or takes in what is new, changed or gone below the folder.
+
+    With `people`, folders directly below are people, of whose photographs the largest face counts.
+    What was left out is tried again, unless it was read and shows no face. Returns the Index, the
+    counts of `new`, `changed` and `gone` photographs, and a line for each file that is passed over.
+    Raises UserError if the index is damaged, of other weights or another folder, or is being
+    written.
+    """
+    found = below(folder)
+    names, weights, root = (
+        _names(folder, found.images),
+        matcher.info.sha256,
+        os.path.abspath(folder),
+    )
+    old = _old(path, weights, root, people) if path.exists() else None
+    before = {one.name: one for one in old.photographs()} if old else {}
+    dim = 2 * matcher.model.dim
+    with Journal(path, {'weights': weights, 'root': root, 'people': people}, dim) as journal:
+        known = before | {one.name: one for one in journal.photographs()}
+        todo = [name for name in names if not _is_current(root, name, known.get(name))]
+        try:
+            with Interrupt(at_once=True):
+                for photograph in embed_files(matcher, root, todo, people):
+                    journal.add(photograph)
+        except (Interrupted, KeyboardInterrupt):  # of a second signal
+            raise UserError(
+                f'stopped: {path}.journal has what was embedded; the same command goes on from it'
+            ) from None
+        known |= {one.name: one for one in journal.photographs()}
+        photographs = [known[name] for name in names if name in known]
+        if not any(len(one.faces) for one in photographs):
+            raise _nothing(folder, photographs)
+        now = {one.name: one[:4] for one in photographs}
+        counts = {
+            'new': len(now.keys() - before.keys()),
+            'changed': sum(now.get(name, one[:4]) != one[:4] for name, one in before.items()),
+            'gone': len(before.keys() - now.keys()),
+        }
+        if old is None or old.root != root or any(counts.values()):
+            index.write(path, root, weights, photographs, people, dim)
+        journal.remove()
+    return Index.open(path, weights), counts, _passed_over(folder, found)
+
+
+def _names(folder, names):
+    if not names:
+        raise DataError(f'{folder}: no images in this folder or below')
+    return sorted(names)
+
+
+def _old(path, weights, root, people):
+    """The index that is there, to be updated. Raises UserError if it doesn't fit."""
+    old = Index.open(path, weights)
+    # a folder that is gone has been moved: its photographs are known by their names below it
+    if os.path.isdir(old.root) and os.path.realpath(old.root) != os.path.realpath(root):
+        raise UserError(f'{path}: an index of {old.root}: name another file')
+    if bool(old.people) != people and len(old):
+        which = 'with' if old.people else 'without'
+        raise UserError(f'{path}: made {which} --people: name another file, or remove it')
+    return old
+
+
+def _nothing(folder, photographs):
+    first = f': {photographs[0].reason}' if photographs else ''
+    return DataError(f'{folder}: no face in any of its {len(photographs)} images{first}')
+
+
+def _is_current(root, name, photograph):
+    if photograph is None or photograph.reason and not photograph.reason.endswith(NO_FACE):
+        return False
+    try:
+        stat = os.stat(os.path.join(root, name))
+    except OSError:
+        return False
+    return (photograph.size, photograph.mtime) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _passed_over(folder, found):
+    """A line for each file that may hold a picture and isn't read, and for pages after the first;
+    what is neither is counted by its ending."""
+    lines, others = [], {}
+    for name in found.others:
+        ending = os.path.splitext(name)[1].lower()
+        if ending in KINDS:
+            lines.append(f'{shown(name)}: {KINDS[ending]}')
+        else:
+            others[ending] = others.get(ending, 0) + 1
+    lines += [
+        f'{shown(name)}: a pipe, a socket or a device' for name in getattr(found, 'special', [])
+    ]
+    lines += [f'{shown(name)}: a link to a folder above it' for name in found.loops]
+    for name in found.images:
+        path = os.path.join(folder, name)
+        if os.path.islink(path) and not os.path.exists(path):
+            lines.append(f'{shown(name)}: a broken link')
+        elif name.lower().endswith(('.tif', '.tiff')) and (pages := _pages(path)) > 1:
+            lines.append(f'{shown(name)}: its pages 2 to {pages}; the first is read')
+    return lines + [f'{count} × {ending}' for ending, count in sorted(others.items())]
+
+
+def _pages(path):
+    try:
+        with Image.open(path) as image:
+            return getattr(image, 'n_frames', 1)
+    except Exception:  # Pillow's readers raise whatever they like; embed_files says what is wrong
+        return 1
+
+
+def embed_files(
+    matcher: Matcher, root: str, names: list[str], largest: bool = False
+) -> Iterator[Photograph]:
+    """A Photograph of each of the images root/name, in order; those that have gone are left out.
+
+    All faces, or the `largest` alone. They are embedded in batches of BATCH or so. Raises UserError
+    if there are photographs and the detector isn't installed.
+    """
+    waiting, faces = [], 0
+    for name, stat, found in progress(
+        _read_all(root, names, matcher.width), 'faces', len(names), unit=' images'
+    ):
+        found, reason = ([], found) if isinstance(found, str) else (found, '')
+        waiting.append((name, stat, found[:1] if largest else found, reason))
+        faces += len(waiting[-1][2])
+        if faces >= BATCH:
+            yield from _batch(matcher, waiting)
+            waiting, faces = [], 0
+    yield from _batch(matcher, waiting)
+
+
+def _batch(matcher, waiting):
+    crops = [portrait.face for *_, portraits_here, _ in waiting for portrait in portraits_here]
+    features = iter(matcher.features(crops) if crops else ())
+    for name, stat, found, reason in waiting:
+        rows = np.zeros(len(found), FACE)
+        embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
+        for k, (portrait, feature) in enumerate(zip(found, features, strict=False)):
+            embeddings[k] = feature.embedding
+            rows[k]['box'], rows[k]['points'], rows[k]['group'] = portrait.box, portrait.points, -1
+            if matcher.knows_ages:
+                rows[k]['group'] = matcher.groups.index(feature.group)
+                rows[k]['age'], rows[k]['probability'] = feature.age, feature.probability
+        yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
+
+
+def _read_all(root, names, width):
+    """(name, its os.stat, its Portraits or why there are none) in order, over processes if there
+    are many; nothing of a file that has gone since it was listed."""
+    workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
+    paths = [os.path.join(root, name) for name in names]
+    found = each(_read, paths, width, functools.partial(int, width), workers)
+    for name, read in zip(names, found, strict=True):
+        if read is not None:
+            yield name, *read
+
+
+def _read(width, path):
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    try:
+        return stat, portraits.read_all(portraits.read_bytes(path), path, width)
+    except DataError as error:
+        return stat, str(error)
