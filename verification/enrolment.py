@@ -134,9 +134,7 @@ def _passed_over(folder, found):
             lines.append(f'{shown(name)}: {KINDS[ending]}')
         else:
             others[ending] = others.get(ending, 0) + 1
-    lines += [
-        f'{shown(name)}: a pipe, a socket or a device' for name in getattr(found, 'special', [])
-    ]
+    lines += [f'{shown(name)}: a pipe, a socket or a device' for name in found.special]
     lines += [f'{shown(name)}: a link to a folder above it' for name in found.loops]
     for name in found.images:
         path = os.path.join(folder, name)
