@@ -313,8 +313,7 @@ def test_a_moved_archive_keeps_its_index(matcher, folder, tmp_path, monkeypatch)
     monkeypatch.setattr(enrolment, 'embed_files', lambda matcher, root, names, people: names)
     again, counts, _ = enrolment.update(matcher, str(tmp_path / 'elsewhere'), path)
     assert counts == {'new': 0, 'changed': 0, 'gone': 0} and again.rows == first.rows
-    assert os.path.exists(again.path(5)) and archive.current().root == again.root
-    assert again.current() is again
+    assert os.path.exists(again.path(5))
 
 
 def test_a_kill_in_the_middle(weights, folder, tmp_path):
