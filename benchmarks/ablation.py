@@ -8,12 +8,10 @@ The first argument is an entry of meta.py with a val_root of other people. With 
 starts from that backbone, and one arm is the backbone as it came; `--last-blocks` trains the end of
 it alone (last_blocks.py). Within a seed all arms share initial weights, order, flips and budget.
 benchmarks/ablation-<dataset>.json is written anew after every run; what is in it already, or in the
-folder --runs, is not done again. At the end docs/ablation-<dataset>.png is drawn and the table
-printed. Rows of variants that lost and left the code are kept: each of their runs names the commit
-on which it ran.
+folder --runs, is not done again. At the end docs/ablation-<dataset>.png is drawn. Rows of variants
+that lost and left the code are kept: each of their runs names the commit on which it ran.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -22,7 +20,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import last_blocks
 import numpy as np
+import tables
 import torch
 from matplotlib.figure import Figure
 from scipy import stats
@@ -31,30 +33,26 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tables import ROOT
 from threadpoolctl import threadpool_limits
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import last_blocks  # noqa: E402
-
-import backbones  # noqa: E402
-import dal  # noqa: E402
-import main  # noqa: E402
-import meta  # noqa: E402
-import utils  # noqa: E402
-from dataset import Batches, Faces, evaluation_loader  # noqa: E402
-from evaluation.intervals import bootstrap, share_interval  # noqa: E402
-from evaluation.intervals import interval as middle  # noqa: E402
-from evaluation.leakage import age_leakage, held_out_correlation  # noqa: E402
-from evaluation.metrics import cosines, leave_one_out, number, people_report, roc_figures  # noqa: E402
-from evaluation.pairs import gap_pairs  # noqa: E402
-from recognition.embedding import extract  # noqa: E402
-from recognition.weights import load_weights  # noqa: E402
-from synthesis import drawing  # noqa: E402
-from training.command import chosen_recipe  # noqa: E402
-from training.log import read_log  # noqa: E402
-from training.resume import start as resume  # noqa: E402
+import backbones
+import dal
+import main
+import meta
+import utils
+from dataset import Batches, Faces, evaluation_loader
+from evaluation.intervals import bootstrap, share_interval
+from evaluation.intervals import interval as middle
+from evaluation.leakage import age_leakage, held_out_correlation
+from evaluation.metrics import cosines, leave_one_out, number, people_report, roc_figures
+from evaluation.pairs import gap_pairs
+from recognition.embedding import extract
+from recognition.weights import load_weights
+from synthesis import drawing
+from training.command import chosen_recipe
+from training.log import read_log
+from training.resume import start as resume
 
 EMBEDDINGS = 'val.npy'
 RECIPES = {'demo': 'demo'}  # without --init; other data: small
@@ -83,24 +81,29 @@ ARMS = {
     'closed form, all ages': f'{CLOSED} within_person=False',
     'closed form, age alone': f'{CLOSED} age_powers=1',
 }
-FIGURES = (  # key, title, scale, digits
-    ('auc', 'AUC', 1, 3),
-    ('auc_to_10', 'AUC at gaps to 10 years', 1, 3),
-    ('auc_over_20', 'AUC at gaps over 20 years', 1, 3),
-    ('auc_over_30', 'over 30', 1, 3),
-    ('rank1', 'rank-1, %', 100, 1),
-    ('r2_id', 'age in x_id: R²', 1, 2),
-    ('kernel_r2_id', 'by a kernel', 1, 2),
-    ('mae_id', 'MAE, years', 1, 1),
-    ('balanced_id', 'groups, %', 100, 0),
-    ('r2_age', 'age in x_age: R²', 1, 2),
-    ('var_x_age', 'var(x_age)', 1, 2),
-    ('held_out', 'held-out ρ₁', 1, 2),
-    ('shuffled', 'shuffled', 1, 2),
-    ('climb', 'climb ratio', 1, 2),
-)
+FIGURES = {  # key: title, scale, digits
+    'auc': ('AUC', 1, 3),
+    'auc_to_10': ('gaps to 10 years', 1, 3),
+    'auc_over_20': ('over 20', 1, 3),
+    'auc_over_30': ('over 30', 1, 3),
+    'rank1': ('rank-1, %', 100, 1),
+    'r2_id': ('age in x_id: R²', 1, 2),
+    'kernel_r2_id': ('by a kernel', 1, 2),
+    'mae_id': ('MAE, years', 1, 1),
+    'balanced_id': ('groups, %', 100, 0),
+    'r2_age': ('age in x_age: R²', 1, 2),
+    'var_x_age': ('var(x_age)', 1, 2),
+    'held_out': ('held-out ρ₁', 1, 2),
+    'shuffled': ('shuffled', 1, 2),
+    'climb': ('climb ratio', 1, 2),
+}
+COLUMNS = 'auc,auc_to_10,auc_over_20,auc_over_30,rank1,r2_id,kernel_r2_id'
 # years: from after the first, or 0, to the second
 GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)}
+NOT_UNTOUCHED = (  # the backbone as it came has no x_age and no training
+    'closed floor adversary climb images_per_s loss_id r2_age mae_age balanced_age var_x_age '
+    'held_out shuffled'
+).split()
 
 
 def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alone=False):
@@ -108,20 +111,10 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's threads would wait for each other: --jobs takes every core
     meta.ablation = entry | {'val_root': None}  # measured here, once
-    sys.argv = [
-        'main.py',
-        '-1',
-        str(epochs),
-        '--resume',
-        '--dataset',
-        'ablation',
-        '--save',
-        str(folder),
-        '--seed',
-        str(seed),
-        *(['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]),
-        *(['--set', *settings.split()] if settings else []),
-    ]
+    line = f'main.py -1 {epochs} --resume --dataset ablation --seed {seed}'.split()
+    sys.argv = [*line, '--save', str(folder)]
+    sys.argv += ['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]
+    sys.argv += ['--set', *settings.split()] if settings else []
     args = main.arguments()
     recipe, _ = chosen_recipe(args, False, init)
     train, val = (
@@ -130,28 +123,11 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     )
     common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
     if arm == 'untouched':
-        model = (
-            last_blocks.untrained(recipe, train, init).model
-            if end_alone
-            else load_weights(init, backbone=recipe.backbone)[0]
-        )
-        none = dict.fromkeys(
-            (
-                'closed',
-                'floor',
-                'adversary',
-                'climb',
-                'images_per_s',
-                'loss_id',
-                'r2_age',
-                'mae_age',
-                'balanced_age',
-                'var_x_age',
-                'held_out',
-                'shuffled',
-            )
-        )  # it has no x_age
-        return {**common, **measure(model, val, folder), **none}
+        if end_alone:
+            model = last_blocks.untrained(recipe, train, init).model
+        else:
+            model = load_weights(init, backbone=recipe.backbone)[0]
+        return {**common, **measure(model, val, folder), **dict.fromkeys(NOT_UNTOUCHED)}
     trained = last_blocks.train(recipe, train, init, epochs) if end_alone else whole(args, recipe)
     training, record, log = trained
     return {
@@ -356,7 +332,7 @@ def summary(results):
     for arm in dict.fromkeys(row['arm'] for row in results if row['arm'] in ARMS):
         rows = [row for row in results if row['arm'] == arm]
         arms[arm] = {'n': len(rows)}
-        for key in (*(key for key, *_ in FIGURES), 'images_per_s'):
+        for key in (*FIGURES, 'images_per_s'):
             arms[arm][key] = interval([row.get(key) for row in rows])
         paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
         arms[arm]['minus identity only'] = {
@@ -367,33 +343,38 @@ def summary(results):
                     if None not in (row.get(key), other.get(key))
                 ]
             )
-            for key, *_ in FIGURES
+            for key in FIGURES
         }
     return arms
 
 
-def markdown(arms):
-    """The table of docs/ablation.md, a row per arm, a column per figure that one of them has: mean
-    ± half of the 95 % interval."""
-    figures = [one for one in FIGURES if any(row[one[0]][0] is not None for row in arms.values())]
-    lines = [
-        '| | n | ' + ' | '.join(title for _, title, *_ in figures) + ' |',
-        '|---' * (len(figures) + 2) + '|',
-    ]
-    for arm, row in arms.items():
-        cells = []
-        for key, _, scale, digits in figures:
-            mean, half = row[key]
-            spread = (
-                f' ± {scale * half:.{digits}f}'
-                if half is not None
-                else f' (1 of {row["n"]})'
-                if row['n'] > 1
-                else ''
-            )
-            cells.append('–' if mean is None else f'{scale * mean:.{digits}f}{spread}')
-        lines.append(f'| {arm} | {row["n"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+def markdown(report, what='summary', rows=None, columns=COLUMNS):
+    """A table of docs/ablation.md: mean ± half of the 95 % interval over the seeds.
+
+    `what` may be 'over people': the differences from identity only, with their intervals over the
+    people who are measured. `rows` are the arms, separated by semicolons; all by default.
+    """
+    arms, keys = report[what], columns.split(',')
+    names = rows.split(';') if rows else list(arms)
+    text = figure if what == 'summary' else difference
+    lines = [[name, arms[name]['n'], *(text(arms[name], key) for key in keys)] for name in names]
+    return tables.markdown(['', 'n', *(FIGURES[key][0] for key in keys)], lines)
+
+
+def figure(row, key):
+    (mean, half), (_, scale, digits) = row[key], FIGURES[key]
+    if mean is None:
+        return '–'
+    if half is None:
+        return f'{scale * mean:.{digits}f}' + f' (1 of {row["n"]})' * (row['n'] > 1)
+    return f'{scale * mean:.{digits}f} ± {scale * half:.{digits}f}'
+
+
+def difference(row, key):
+    _, scale, digits = FIGURES[key]
+    return '{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]'.format(
+        *(scale * value for value in row[key]), d=digits + (scale == 1)
+    )
 
 
 def picture(results, name):
@@ -422,32 +403,21 @@ def picture(results, name):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('dataset', nargs='?', default='demo', help='an entry of meta.py')
-    parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--first-seed', type=int, default=0)
-    parser.add_argument('--epochs', type=int, default=24)
-    parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
-    parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
-    parser.add_argument('--init', metavar='FILE', help='start from this backbone, as of main.py')
-    parser.add_argument(
-        '--last-blocks',
-        action='store_true',
-        help='train the end of MobileFaceNet alone, see last_blocks.py',
-    )
-    parser.add_argument(
-        '--set',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='of the recipe, for every arm; name the table then',
-    )
-    parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
-    parser.add_argument('--train', metavar='PATH', help="in place of the entry's train_root")
-    parser.add_argument('--val', metavar='PATH', help="in place of the entry's val_root")
-    parser.add_argument('--name', help='of table and picture, in place of <dataset>')
+    parser = tables.parser(__doc__)
+    add = parser.add_argument
+    add('dataset', nargs='?', default='demo', help='an entry of meta.py')
+    add('--seeds', type=int, default=5)
+    add('--first-seed', type=int, default=0)
+    add('--epochs', type=int, default=24)
+    add('--jobs', type=int, default=2, help='runs side by side, one thread each')
+    add('--arms', nargs='+', default=list(ARMS), choices=ARMS, metavar='NAME')
+    add('--init', metavar='FILE', help='start from this backbone, as of main.py')
+    add('--last-blocks', action='store_true', help='train the end of MobileFaceNet alone')
+    add('--set', nargs='+', default=[], metavar='KEY=VALUE', help='of the recipe, for every arm')
+    add('--runs', type=Path, default=ROOT / 'runs' / 'ablation')
+    add('--train', metavar='PATH', help="in place of the entry's train_root")
+    add('--val', metavar='PATH', help="in place of the entry's val_root")
+    add('--name', help='of table and picture, in place of <dataset>')
     return parser.parse_args()
 
 
@@ -465,9 +435,8 @@ def run_all(args):
     settings = {arm: ' '.join([own, *args.set]).strip() for arm, own in ARMS.items()}
     table = ROOT / 'benchmarks' / f'ablation-{name}.json'
     entry = dict(getattr(meta, args.dataset))
-    entry |= {
-        key: value for key, value in (('train_root', args.train), ('val_root', args.val)) if value
-    }
+    entry |= {'train_root': args.train} if args.train else {}
+    entry |= {'val_root': args.val} if args.val else {}
     entry['n_cls'] = len(Faces(entry['train_root'], entry['pat'], entry['pos']).classes)
     results = json.loads(table.read_text())['runs'] if table.exists() else []
     seeds = range(args.first_seed, args.first_seed + args.seeds)
@@ -493,51 +462,37 @@ def run_all(args):
         key = hashlib.sha256(f'{settings} {epochs}'.encode()).hexdigest()[:8]
         return args.runs.resolve() / f'{name}-{arm}-{seed}-{key}'.replace(' ', '-')
 
-    def write():
-        utils.write_json(
-            {
-                'command': f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
-                + (f' --init {Path(args.init).name}' if args.init else '')
-                + ' --last-blocks' * args.last_blocks
-                + f' --set {" ".join(args.set)}' * bool(args.set)
-                + f' --name {args.name}' * bool(args.name),
-                'summary': summary(results),
-                'over people': people,
-                'runs': results,
-            },
-            table,
-        )
+    command = (
+        f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
+        + (f' --init {Path(args.init).name}' if args.init else '')
+        + ' --last-blocks' * args.last_blocks
+        + f' --set {" ".join(args.set)}' * bool(args.set)
+        + f' --name {args.name}' * bool(args.name)
+    )
 
-    people = {}
+    def write(people):
+        report = {'command': command, 'summary': summary(results)}
+        tables.write(report | {'over people': people, 'runs': results}, table)
+
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-        jobs = [
-            pool.submit(
-                run,
-                args.dataset,
-                entry,
-                arm,
-                settings[arm],
-                seed,
-                args.epochs,
-                place(arm, seed, settings[arm], args.epochs),
-                args.init,
-                args.last_blocks,
-            )
-            for arm, seed in wanted
-            if (arm, seed) not in there
-        ]
+        jobs = []
+        for arm, seed in wanted:
+            if (arm, seed) not in there:
+                what = arm, settings[arm], seed, args.epochs
+                folder = place(arm, seed, settings[arm], args.epochs)
+                start = args.init, args.last_blocks
+                jobs.append(pool.submit(run, args.dataset, entry, *what, folder, *start))
         try:
             for job in as_completed(jobs):
                 results = ordered([*results, job.result()])
-                write()
+                write({})
         except BaseException:  # at once, not after every other run
             pool.shutdown(cancel_futures=True)
             raise
     val = Faces(entry['val_root'], entry['pat'], entry['pos'])
-    people = over_people(results, place, val)
-    write()
+    write(over_people(results, place, val))
     picture(results, name)
-    print(markdown(summary(results)))
+    print(markdown({'summary': summary(results)}))
 
 
 if __name__ == '__main__':

@@ -9,21 +9,22 @@ each cell of ages with 200 pairs of two people or more. The table has a cell's f
 what was asked: the mean over the splits, and the share of splits beyond a factor of 1.5.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import meta  # noqa: E402
-import verify  # noqa: E402
-from dataset import Faces  # noqa: E402
-from synthesis import drawing  # noqa: E402
-from verification import calibration  # noqa: E402
-from verification.calibrating import embed  # noqa: E402
+
+import numpy as np
+import tables
+
+import meta
+import utils
+import verify
+from dataset import Faces
+from synthesis import drawing
+from verification import calibration
+from verification.calibrating import embed
 
 ENOUGH, FACTOR = 200, 1.5
 
@@ -87,20 +88,16 @@ def summary(rows):
 
 
 def markdown(report):
-    lines = [
-        '| asked | thresholds | cells beyond 1.5, mean of the splits | most in a cell | '
-        'splits × cells beyond 1.5 | true accepts |',
-        '|---|---|---|---|---|---|',
-    ]
-    for entry in report:
+    titles = 'asked;thresholds;cells beyond 1.5, mean of the splits;most in a cell;'
+    titles += 'splits × cells beyond 1.5;true accepts'
+    rows = []
+    for entry in report['summary']:
         for way, name in (('far', 'by age'), ('single_far', 'one for all')):
-            one, tar = entry[way], entry[way.replace('far', 'tar')]
-            lines.append(
-                f'| {entry["asked"]:g} | {name} | {one["cells_beyond"]} of {entry["cells"]} | '
-                f'{one["worst_cell"]:.2f}× | {100 * one["splits_beyond"]:.0f} % of '
-                f'{entry["rows"]} | {tar:.3f} |'
-            )
-    return '\n'.join(lines)
+            one, accepts = entry[way], entry[way.replace('far', 'tar')]
+            beyond = f'{100 * one["splits_beyond"]:.0f} % of {entry["rows"]}'
+            cells = f'{one["cells_beyond"]} of {entry["cells"]}', f'{one["worst_cell"]:.2f}×'
+            rows.append([f'{entry["asked"]:g}', name, *cells, beyond, f'{accepts:.3f}'])
+    return tables.markdown(titles.split(';'), rows)
 
 
 def run(args):
@@ -117,27 +114,24 @@ def run(args):
         'summary': summary(rows),
         'ece': float(np.mean(errors)),
     }
-    print(
-        f'{args.name}: {len(labels)} faces of {report["people"]} people; '
-        f'expected calibration error {report["ece"]:.3f}'
-    )
-    print(markdown(report['summary']))
+    print(f'{len(labels)} faces of {report["people"]} people; ece {report["ece"]:.3f}')
+    print(markdown(report))
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + '\n')
+        tables.write(report, args.out)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('name', help='an entry of meta.py, or drawn')
-    parser.add_argument('weights')
-    parser.add_argument('--far', type=float, nargs='+', default=[0.1, 0.01])
-    parser.add_argument('--splits', type=int, default=10)
-    parser.add_argument('--seed', type=int, default=1000, help='of the drawn people')
-    parser.add_argument('--out', type=Path, metavar='JSON')
+    parser = tables.parser(__doc__)
+    add = parser.add_argument
+    add('name', help='an entry of meta.py, or drawn')
+    add('weights')
+    add('--far', type=float, nargs='+', default=[0.1, 0.01])
+    add('--splits', type=int, default=10)
+    add('--seed', type=int, default=1000, help='of the drawn people')
+    add('--out', type=Path, metavar='JSON')
     return parser.parse_args()
 
 
 if __name__ == '__main__':
-    run(arguments())
+    with utils.one_line_errors():
+        run(arguments())

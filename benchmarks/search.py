@@ -8,8 +8,8 @@ Unit vectors drawn as people: a random centre, and faces about it whose cosine w
 faiss-cpu, usearch and hnswlib that are installed. recall@10 is against the exact product.
 """
 
-import argparse
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -18,15 +18,18 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import meta  # noqa: E402
-import verify  # noqa: E402
-from dataset import Faces  # noqa: E402
-from verification import index  # noqa: E402
-from verification.calibrating import embed  # noqa: E402
-from verification.index import FACE, Index, Photograph  # noqa: E402
+
+import numpy as np
+import tables
+
+import meta
+import utils
+import verify
+from dataset import Faces
+from verification import index
+from verification.calibrating import embed
+from verification.index import FACE, Index, Photograph
 
 QUERIES, MOST = 100, 10
 
@@ -51,89 +54,48 @@ def about(person, dim, cosine, rng):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def exact(vectors, queries, folder):
+def exact(vectors):
     """The product of verification/index.py on a file, as verify.py --find does it."""
-    path, faces = Path(folder, 'a.index'), np.zeros(len(vectors), FACE)
-    start = time.perf_counter()
-    photographs = [Photograph('a.jpg', 0, 0, '', faces, vectors)]
-    index.write(path, '/', 'f' * 64, photographs, False, vectors.shape[1])
-    built, start = time.perf_counter() - start, time.perf_counter()
-    archive = Index.open(path, 'f' * 64)
-    opened = time.perf_counter() - start
-    found, times = timed(lambda query: [face for face, _ in archive.nearest(query, MOST)], queries)
-    return found, {'build_s': built, 'open_s': opened, **times}
+    with tempfile.TemporaryDirectory() as folder:
+        path, faces = Path(folder, 'a.index'), np.zeros(len(vectors), FACE)
+        photographs = [Photograph('a.jpg', 0, 0, '', faces, vectors)]
+        index.write(path, '/', 'f' * 64, photographs, False, vectors.shape[1])
+        archive = Index.open(path, 'f' * 64)
+    return lambda query: [face for face, _ in archive.nearest(query, MOST)]
 
 
-def half(vectors, queries):
-    """The same product where the vectors are kept in 16 bits."""
-    kept = vectors.astype(np.float16)
-
-    def nearest(query):
-        scores = np.concatenate(
-            [
-                kept[start : start + 8192].astype(np.float32) @ query
-                for start in range(0, len(kept), 8192)
-            ]
-        )
-        best = np.argpartition(scores, -MOST)[-MOST:]
-        return best[np.argsort(-scores[best])]
-
-    found, times = timed(nearest, queries)
-    return found, {'build_s': 0.0, **times}
-
-
-def faiss_flat(vectors, queries):
-    faiss = importlib.import_module('faiss')
-    return faiss_index(faiss.IndexFlatIP(vectors.shape[1]), vectors, queries)
-
-
-def faiss_ivf(vectors, queries):
-    faiss = importlib.import_module('faiss')
-    lists = int(4 * len(vectors) ** 0.5)
-    kind = faiss.METRIC_INNER_PRODUCT
-    made = faiss.IndexIVFFlat(faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], lists, kind)
-    made.nprobe = max(1, lists // 32)
-    made.cp.niter = 5
-    return faiss_index(made, vectors, queries, lists * 40)
-
-
-def faiss_index(made, vectors, queries, training=0):
-    start = time.perf_counter()
-    if training:
-        made.train(vectors[np.random.default_rng(0).permutation(len(vectors))[:training]])
+def faiss_flat(vectors):
+    made = importlib.import_module('faiss').IndexFlatIP(vectors.shape[1])
     made.add(vectors)
-    built = time.perf_counter() - start
-    found, times = timed(lambda query: made.search(query[None], MOST)[1][0], queries)
-    return found, {'build_s': built, **times}
+    return lambda query: made.search(query[None], MOST)[1][0]
 
 
-def hnsw(vectors, queries):
-    library = importlib.import_module('hnswlib')
-    made = library.Index('ip', vectors.shape[1])
-    start = time.perf_counter()
+def faiss_ivf(vectors):
+    faiss, dim, lists = importlib.import_module('faiss'), vectors.shape[1], 4 * len(vectors) ** 0.5
+    made = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, int(lists), faiss.METRIC_INNER_PRODUCT)
+    made.nprobe, made.cp.niter = max(1, int(lists) // 32), 5
+    made.train(vectors[np.random.default_rng(0).permutation(len(vectors))[: int(lists) * 40]])
+    made.add(vectors)
+    return lambda query: made.search(query[None], MOST)[1][0]
+
+
+def hnsw(vectors):
+    made = importlib.import_module('hnswlib').Index('ip', vectors.shape[1])
     made.init_index(len(vectors), M=16, ef_construction=100)
     made.add_items(vectors)
-    built = time.perf_counter() - start
     made.set_ef(200)
-    found, times = timed(lambda query: made.knn_query(query, MOST)[0][0], queries)
-    return found, {'build_s': built, **times}
+    return lambda query: made.knn_query(query, MOST)[0][0]
 
 
-def usearch(vectors, queries):
-    library = importlib.import_module('usearch.index')
-    made = library.Index(
-        ndim=vectors.shape[1], metric='ip', connectivity=16, expansion_add=100, expansion_search=200
-    )
-    start = time.perf_counter()
+def usearch(vectors):
+    library, how = importlib.import_module('usearch.index'), dict(connectivity=16, metric='ip')
+    made = library.Index(ndim=vectors.shape[1], expansion_add=100, expansion_search=200, **how)
     made.add(np.arange(len(vectors)), vectors)
-    built = time.perf_counter() - start
-    found, times = timed(lambda query: made.search(query, MOST).keys, queries)
-    return found, {'build_s': built, **times}
+    return lambda query: made.search(query, MOST).keys
 
 
 WAYS = {
     'index, exact': exact,
-    'float16, exact': half,
     'faiss Flat': faiss_flat,
     'faiss IVF': faiss_ivf,
     'usearch HNSW': usearch,
@@ -141,20 +103,19 @@ WAYS = {
 }
 
 
-def timed(nearest, queries):
-    """What one query after another finds; the fastest, the median and the slowest time."""
+def timed(way, vectors, queries):
+    """The faces that one query after another finds; seconds to build, and the times of a query."""
+    start = time.perf_counter()
+    nearest = WAYS[way](vectors)
+    built = time.perf_counter() - start
     nearest(queries[0])
     times, found = [], []
     for query in queries:
         start = time.perf_counter()
-        found.append(nearest(query))
-        times.append(time.perf_counter() - start)
-    times = 1000 * np.array(times)
-    return found, {
-        'fastest_ms': float(times.min()),
-        'query_ms': float(np.median(times)),
-        'slowest_ms': float(times.max()),
-    }
+        found.append(set(map(int, nearest(query))))
+        times.append(1000 * (time.perf_counter() - start))
+    row = {'fastest_ms': min(times), 'query_ms': float(np.median(times)), 'slowest_ms': max(times)}
+    return found, {'way': way, 'build_s': built, **row}
 
 
 def people_report(name, weights):
@@ -167,17 +128,10 @@ def people_report(name, weights):
     for each in (2, 3, 5):
         runs = [enrolled(embeddings, faces.labels, each, seed) for seed in range(5)]
         if runs[0] is not None:
-            report.append(
-                {
-                    'enrolled': each,
-                    'people': runs[0]['people'],
-                    **{
-                        f'{way}_{key}': float(np.mean([run[way][key] for run in runs]))
-                        for way in ('best', 'mean')
-                        for key in ('rank1', 'found')
-                    },
-                }
-            )
+            row = {'enrolled': each, 'people': runs[0]['people']}
+            for way, key in itertools.product(('best', 'mean'), ('rank1', 'found')):
+                row[f'{way}_{key}'] = float(np.mean([run[way][key] for run in runs]))
+            report.append(row)
     return report
 
 
@@ -210,66 +164,50 @@ def enrolled(embeddings, labels, each, seed):
 
 
 def markdown(report):
-    lines = [
-        '| way | built, s | query, ms: fastest | median | slowest | recall@10 |',
-        '|---|---|---|---|---|---|',
+    titles = 'way;built, s;query, ms: fastest;median;slowest;recall@10'.split(';')
+    keys = 'build_s', 'fastest_ms', 'query_ms', 'slowest_ms'
+    rows = [
+        [row['way'], *(f'{row[key]:.1f}' for key in keys), f'{row["recall"]:.3f}']
+        for row in report['ways']
     ]
-    for row in report['ways']:
-        times = ' | '.join(
-            f'{row[key]:.1f}' for key in ('build_s', 'fastest_ms', 'query_ms', 'slowest_ms')
-        )
-        lines.append(f'| {row["way"]} | {times} | {row["recall"]:.3f} |')
-    return '\n'.join(lines)
+    return tables.markdown(titles, rows)
 
 
 def run(args):
     rng = np.random.default_rng(0)
     vectors, queries = faces_of(args.faces // args.each, args.each, args.dim, args.cosine, rng)
-    report = {
-        'faces': len(vectors),
-        'dim': args.dim,
-        'cosine': args.cosine,
-        'each': args.each,
-        'cores': os.cpu_count(),
-        'machine': platform.machine(),
-        'numpy': np.__version__,
-        'ways': [],
-    }
+    report = {'faces': len(vectors), 'dim': args.dim, 'cosine': args.cosine, 'each': args.each}
+    about = {'cores': os.cpu_count(), 'machine': platform.machine(), 'numpy': np.__version__}
+    report |= about | {'ways': []}
     truth = None
-    for way in args.ways or WAYS:
+    for way in args.ways:
         try:
-            if way == 'index, exact':
-                with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                    found, row = exact(vectors, queries, folder)
-            else:
-                found, row = WAYS[way](vectors, queries)
+            found, row = timed(way, vectors, queries)
         except ImportError as error:
             print(f'{way}: {error.name} is not installed')
             continue
-        truth = found if truth is None else truth
-        hits = [len(set(map(int, a)) & set(map(int, b))) for a, b in zip(found, truth, strict=True)]
-        report['ways'].append({'way': way, **row, 'recall': sum(hits) / (MOST * QUERIES)})
-        print(report['ways'][-1], flush=True)
+        truth = truth or found
+        hits = sum(len(a & b) for a, b in zip(found, truth, strict=True))
+        report['ways'].append({**row, 'recall': hits / (MOST * QUERIES)})
     print(markdown(report))
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + '\n')
+        tables.write(report, args.out)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--faces', type=int, default=1_000_000)
-    parser.add_argument('--each', type=int, default=10, help='faces of a person')
-    parser.add_argument('--dim', type=int, default=256)
-    parser.add_argument('--cosine', type=float, default=0.5)
-    parser.add_argument('--ways', nargs='+', choices=WAYS, metavar='WAY', help='by default all')
-    parser.add_argument('--folder', help='where the index is written meanwhile')
-    parser.add_argument('--out', type=Path, metavar='JSON')
-    parser.add_argument('--people', nargs=2, metavar=('NAME', 'WEIGHTS'))
+    parser = tables.parser(__doc__)
+    add = parser.add_argument
+    add('--faces', type=int, default=1_000_000)
+    add('--each', type=int, default=10, help='faces of a person')
+    add('--dim', type=int, default=256)
+    add('--cosine', type=float, default=0.5)
+    add('--ways', nargs='+', choices=WAYS, default=list(WAYS), metavar='WAY')
+    add('--out', type=Path, metavar='JSON')
+    add('--people', nargs=2, metavar=('NAME', 'WEIGHTS'))
     return parser.parse_args()
 
 
 if __name__ == '__main__':
     args = arguments()
-    print(json.dumps(people_report(*args.people), indent=1)) if args.people else run(args)
+    with utils.one_line_errors():
+        print(json.dumps(people_report(*args.people), indent=1)) if args.people else run(args)

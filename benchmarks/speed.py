@@ -9,15 +9,16 @@ smallest and largest value. Training is the real loop, main.Training with the re
 faces; beside it the loop that most face repositories have, written out here, on the same network.
 """
 
-import argparse
 import collections
 import functools
 import gc
 import itertools
+import math
 import os
 import platform
 import re
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -28,10 +29,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import tables
 import torch
 from PIL import Image
-from speed_report import markdown, middle, picture, ratio, summary, table
 from steps import iterate
+from tables import cell, ratio, spread
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,6 +59,7 @@ NETWORKS = {  # name: the recipe that trains it
     'iresnet50': replace(recipes['finetune'], backbone='iresnet50'),
 }
 OURS = ['64-layer', 'small']  # what is measured unless --networks asks for others
+RESULTS = Path(__file__).resolve().parent / 'results'
 
 
 def endless(loader):
@@ -180,50 +183,39 @@ def convolution(channels, height, width, dtype, device):
     return lambda: F.conv2d(image, weight, padding=1), batch * each
 
 
-def product(size, dtype, device):
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * size**3
-
-
 def convolutions(training, batch_size, device):
     """The backbone's convolutions alone, forward and backward: a training step in which everything
     else takes no time."""
     shapes = collections.Counter()
-    precision = training.executor.precision
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision, torch.float32)
+    kinds = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+    dtype = kinds.get(training.executor.precision, torch.float32)
 
     def note(module, inputs):
-        shapes.update(
-            [
-                (
-                    module.weight.shape,
-                    module.stride,
-                    module.padding,
-                    module.groups,
-                    inputs[0].shape[1:],
-                )
-            ]
-        )
+        how = module.stride, module.padding, module.groups
+        shapes.update([(module.weight.shape, how, inputs[0].shape[1:])])
 
     hooks = [
         module.register_forward_pre_hook(note)
         for module in training.model.modules()
         if isinstance(module, torch.nn.Conv2d)
     ]
-    with torch.no_grad():  # two faces, since batch norm on 1 × 1 takes no single one
-        training.executor.features(
-            torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
-        )
+    with torch.no_grad():
+        training.executor.features(two_faces(device))
     for hook in hooks:
         hook.remove()
     works = []
-    for (kernel, *how, size), times in shapes.items():
+    for (kernel, how, size), times in shapes.items():
         image = random(batch_size, *size, dtype=dtype, device=device)
         weight = random(*kernel, dtype=dtype, device=device).requires_grad_()
         image.requires_grad_(size[0] > 3)  # nobody asks for the gradient of pixels
         gradient = torch.randn_like(_convolved(image, weight, *how).detach())
         works += times * [functools.partial(_there_and_back, image, weight, how, gradient)]
     return lambda: [work() for work in works]
+
+
+def two_faces(device):
+    """Batch norm on 1 × 1 takes no single one."""
+    return torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
 
 
 def _convolved(image, weight, stride, padding, groups):
@@ -263,36 +255,26 @@ def contestants(faces, batch_sizes, device, args):
     for network, batch_size in batch_sizes.items():
         recipe = replace(NETWORKS[network], batch_size=batch_size)
         steps = 8 if network == 'small' or device.type == 'cuda' else 2
-        images = steps * recipe.batch_size
+        images = steps * batch_size
         ours = Ours(faces, recipe, device)
         theirs = Apart(Conventional, faces.root, recipe, args.ctx)
-        for name, trainer in (('train', ours), ('conventional', theirs)):
-            trainers[f'{network} {name}'] = trainer
-            works[f'{network} {name}'] = (
-                repeat(functools.partial(trainer.step, 'min'), steps),
-                images,
-            )
+        for name, trainer in ((f'{network} train', ours), (f'{network} conventional', theirs)):
+            trainers[name] = trainer
+            works[name] = repeat(functools.partial(trainer.step, 'min'), steps), images
         if recipe.max_steps:
-            works[f'{network} max step'] = (
-                repeat(functools.partial(ours.step, 'max'), steps),
-                images,
-            )
-        alone = convolutions(ours.training, recipe.batch_size, device)
+            step = functools.partial(ours.step, 'max')
+            works[f'{network} max step'] = repeat(step, steps), images
+        alone = convolutions(ours.training, batch_size, device)
         works[f'{network} convolutions'] = repeat(alone, steps), images
         # each face is embedded with its mirror: half the faces make passes of the same size
-        half, n = evaluation_loader(faces, recipe.batch_size // 2), 2 * steps
-        works[f'{network} embed'] = (
-            functools.partial(embed, ours.training, half, n, device),
-            n * (recipe.batch_size // 2),
-        )
+        half, n = evaluation_loader(faces, batch_size // 2), 2 * steps
+        work = functools.partial(embed, ours.training, half, n, device)
+        works[f'{network} embed'] = work, n * (batch_size // 2)
     shapes = ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))
     for dtype in (torch.bfloat16, torch.float32):
-        kind = str(dtype).removeprefix('torch.')
         for shape in shapes[:: 2 if args.quick else 1]:
-            name = f'convolution {"×".join(map(str, shape))} {kind}'
+            name = f'convolution {"×".join(map(str, shape))} {str(dtype).removeprefix("torch.")}'
             works[name] = convolution(*shape, dtype, device)
-        for size in (8192, 4096) if device.type == 'cuda' else (3072, 1024):
-            works[f'product {size} {kind}'] = product(size, dtype, device)
     return works, trainers
 
 
@@ -322,12 +304,14 @@ def one_core(faces, uncached):
 
 
 def measure(works, device, rounds):
-    """{name: seconds of each round}, all in turn, after one round that does not count."""
+    """{name: seconds of each round} and {name: rates}, all in turn, after one round that does not
+    count."""
     taken = {name: [] for name in works}
     for _ in tqdm(range(rounds + 1), 'rounds', disable=None):
         for name, (work, _) in works.items():
-            taken[name].append(clock(work, device))
-    return {name: seconds[1:] for name, seconds in taken.items()}
+            taken[name].append(round(clock(work, device), 5))
+    seconds = {name: values[1:] for name, values in taken.items()}
+    return seconds, {name: [works[name][1] / s for s in seconds[name]] for name in works}
 
 
 def peak_resident():
@@ -398,64 +382,52 @@ def run(args):
         for name, trainer in trainers.items():
             work, count = works[name]
             works[name] = functools.partial(_timed, trainer, work, waited[name]), count
-        seconds = measure(works, device, rounds)
-        rates = {name: [works[name][1] / s for s in seconds[name]] for name in works}
+        seconds, rates = measure(works, device, rounds)
         waiting = {
-            name: [w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)]
+            name: spread([w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)])
             for name in trainers
         }
         operations = {
             name: operations_of(trainers[f'{name} train'].training, device) for name in batch_sizes
         }
-
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         paths = one_core(faces, uncached)
-        path_seconds = measure(paths, torch.device('cpu'), 3 * rounds)
-        path_rates = {name: [paths[name][1] / s for s in path_seconds[name]] for name in paths}
+        path_seconds, path_rates = measure(paths, torch.device('cpu'), 3 * rounds)
         torch.set_num_threads(threads)
-
         for name in batch_sizes:
             trainers[f'{name} conventional'].pool.shutdown()
-        memory = {}
         del works, trainers, work, trainer
         if gpu:  # the children share it with this process
             gc.collect()
             torch.cuda.empty_cache()
+        memory = {}
         for network, kind in itertools.product(batch_sizes, ('train', 'conventional')):
             # a process of its own, since a peak never falls again
             with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-                memory[f'{network} {kind}'] = pool.submit(
-                    peak_memory, network, kind, batch_sizes[network], root, args.ctx
-                ).result()
+                what = network, kind, batch_sizes[network], root, args.ctx
+                memory[f'{network} {kind}'] = pool.submit(peak_memory, *what).result()
     by_pil = path_rates['PIL + ToTensor + Normalize']
     report = {
         **machine(device),
-        'command': ' '.join(['python3', 'benchmarks/speed.py', *sys.argv[1:]]),
+        'command': tables.command(),
         'rounds': rounds,
         'batch_sizes': batch_sizes,
         'faces': len(faces),
         'operations_per_pass': operations,
         **summary(rates, operations),
         'data_path_per_core': {
-            name: {'images_per_s': middle(values), 'against_pil': ratio(values, by_pil)}
+            name: {'images_per_s': spread(values), 'against_pil': ratio(values, by_pil)}
             for name, values in path_rates.items()
         },
-        'waiting_for_data': {name: middle(shares) for name, shares in waiting.items()},
+        'waiting_for_data': waiting,
         'memory_mib': memory,
-        'seconds': {
-            name: [round(s, 5) for s in values] for name, values in (seconds | path_seconds).items()
-        },
+        'seconds': seconds | path_seconds,
     }
     others = '' if args.networks == OURS else f'-{"-".join(args.networks).lower()}'
-    out = Path(
-        args.out or Path(__file__).parent / 'results' / f'speed-{report["kind"]}{others}.json'
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    utils.write_json(report, out)
-    picture(report, out.with_suffix('.png'))
-    drawn = out.with_suffix('.png').name
-    print(table(report), markdown(report), f'{out} and {drawn}', sep='\n\n')
+    out = args.out or RESULTS / f'speed-{report["kind"]}{others}.json'
+    tables.write(report, out)
+    print(markdown(report), out, sep='\n\n')
 
 
 def _timed(trainer, work, waited):
@@ -469,39 +441,89 @@ def operations_of(training, device):
     """Operations (two for a multiplication and an addition) of one face's pass through the backbone
     and both heads."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        # two, since batch norm on 1 × 1 takes no single one
-        faces = torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
-        training.model(faces)
+        training.model(two_faces(device))
     return counter.get_total_flops() // 2
 
 
+def summary(rates, operations):
+    """images_per_s, ceiling_gflops, and the ratios that are made of both."""
+    ceilings, ratios = {}, {}
+    for dtype in ('bfloat16', 'float32'):
+        names = [n for n in rates if n.startswith('convolution') and n.endswith(dtype)]
+        best = max(names, key=lambda name: statistics.median(rates[name]))
+        ceilings[f'convolution {dtype}'] = {'which': best, 'rates': rates[best]}
+    images = {n: values for n, values in rates.items() if not n.startswith('convolution')}
+    for network, passes in operations.items():
+        ours, alone, conventional, embedded = (
+            images[f'{network} {kind}']
+            for kind in ('train', 'convolutions', 'conventional', 'embed')
+        )
+        embedded = [2 * rate for rate in embedded]  # the face and its mirror
+        ratios[f'{network}: training, of the conventional loop'] = ratio(ours, conventional)
+        ratios[f'{network}: training, of its convolutions alone'] = ratio(ours, alone)
+        works = {  # a backward pass counts as two passes
+            'training': [3 * passes * rate for rate in ours],
+            'its convolutions alone': [3 * passes * rate for rate in alone],
+            'embedding': [passes * rate for rate in embedded],
+        }
+        for (kind, ceiling), (name, work) in itertools.product(ceilings.items(), works.items()):
+            ratios[f'{network}: {name}, of the {kind} ceiling'] = ratio(work, ceiling['rates'])
+        if f'{network} max step' in images:
+            climb = ratio(images[f'{network} max step'], embedded)
+            ratios[f'{network}: max step, of embedding, in passes'] = climb
+    gflops = {
+        kind: {'which': ceiling['which'], **spread([rate / 1e9 for rate in ceiling['rates']])}
+        for kind, ceiling in ceilings.items()
+    }
+    images = {name: spread(values) for name, values in images.items()}
+    return {'images_per_s': images, 'ceiling_gflops': gflops, 'ratios': ratios}
+
+
+def markdown(report):
+    """A table of docs/performance.md: median [smallest, largest] over the rounds; for waiting and
+    memory one number."""
+    networks, ceiling = list(report['batch_sizes']), 'of the convolution bfloat16 ceiling'
+    memory, shares = report['memory_mib'], report['waiting_for_data']
+
+    def rate(kind):
+        values = [report['images_per_s'][f'{network} {kind}'] for network in networks]
+        return [cell(value, max(0, 2 - int(math.log10(value['median'])))) for value in values]
+
+    def share(kind):
+        return [cell(report['ratios'].get(f'{network}: {kind}')) for network in networks]
+
+    def peak(name):
+        return f'{memory[name]["peak"] * 2**20 / 1e9:.1f}'
+
+    rows = {
+        'training, images/s': rate('train'),
+        'of the conventional loop': share('training, of the conventional loop'),
+        'of the best bf16 convolution, in operations': share(f'training, {ceiling}'),
+        'of its own convolutions, all else left out': share('training, of its convolutions alone'),
+        'those, of the best bf16 convolution': share(f'its convolutions alone, {ceiling}'),
+        'embedding (face and mirror), images/s': rate('embed'),
+        'of the best bf16 convolution ': share(f'embedding, {ceiling}'),
+        'a step of the adversary, of embedding, in passes': share(
+            'max step, of embedding, in passes'
+        ),
+        'waiting for data': [f'{100 * shares[f"{n} train"]["median"]:.1f} %' for n in networks],
+        "peak memory, of the conventional loop's": [
+            f'{peak(f"{n} train")} of {peak(f"{n} conventional")} GB' for n in networks
+        ],
+    }
+    return tables.markdown(['', *networks], [[name.strip(), *row] for name, row in rows.items()])
+
+
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.parser(__doc__)
     add = parser.add_argument
-    add(
-        '--ctx',
-        type=int,
-        default=-1,
-        help='device: below 0 the CPU, else the ctx-th GPU (%(default)s)',
-    )
+    add('--ctx', type=int, default=-1, help='below 0 the CPU, else the ctx-th GPU (%(default)s)')
     add('--quick', action='store_true', help='two rounds, to see that it runs')
     add('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
-    add(
-        '--networks',
-        nargs='+',
-        default=OURS,
-        choices=NETWORKS,
-        metavar='NAME',
-        help=f'of {", ".join(NETWORKS)}',
-    )
+    add('--networks', nargs='+', default=OURS, choices=NETWORKS, metavar='NAME')
     add('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
     add('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
-    add(
-        '--out',
-        help='the JSON file, and beside it the picture (benchmarks/results/speed-<machine>.json)',
-    )
+    add('--out', help='the JSON file (benchmarks/results/speed-<machine>.json)')
     return parser.parse_args()
 
 
