@@ -70,7 +70,7 @@ def _check_kernels(ctx):
 def _keep_freed_memory():
     """Lets the C library keep what one step's tensors leave for those of the next. By default it
     returns most of it to the system, which clears each page anew, for 5 to 8 % of the time of
-    training (benchmarks/parts.py). Blocks of 32 MiB and more go and come as before."""
+    training. Blocks of 32 MiB and more go and come as before."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept

@@ -22,8 +22,8 @@ import meta
 import utils
 import verify
 from dataset import Faces
+from evaluation import calibration
 from synthesis import drawing
-from verification import calibration
 from verification.calibrating import embed
 
 ENOUGH, FACTOR = 200, 1.5

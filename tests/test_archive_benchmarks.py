@@ -1,4 +1,4 @@
-"""The benchmarks of search, of thresholds by age and of the server, on little."""
+"""The benchmarks of search and of thresholds by age, on little."""
 
 import json
 import sys
@@ -23,35 +23,15 @@ def test_search_counts_what_is_found(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(search, 'QUERIES', 10)
 
-    def worst(vectors, queries):
-        return [np.argsort(vectors @ query)[:10] for query in queries], {
-            'build_s': 0.0,
-            'fastest_ms': 0.0,
-            'query_ms': 0.0,
-            'slowest_ms': 0.0,
-        }
+    def worst(vectors):
+        return lambda query: np.argsort(vectors @ query)[:10]
 
     monkeypatch.setitem(search.WAYS, 'faiss Flat', worst)
-    search.run(
-        arguments(
-            monkeypatch,
-            search,
-            '--faces',
-            500,
-            '--dim',
-            16,
-            '--out',
-            tmp_path / 'a.json',
-            '--ways',
-            'index, exact',
-            'float16, exact',
-            'faiss Flat',
-        )
-    )
+    line = '--faces', 500, '--dim', 16, '--out', tmp_path / 'a.json', '--ways'
+    search.run(arguments(monkeypatch, search, *line, 'index, exact', 'faiss Flat'))
     rows = json.loads((tmp_path / 'a.json').read_text())['ways']
-    recall = {row['way']: row['recall'] for row in rows}
-    assert recall['index, exact'] == 1 and recall['faiss Flat'] == 0
-    assert recall['float16, exact'] > 0.9 and '| index, exact |' in capsys.readouterr().out
+    assert {row['way']: row['recall'] for row in rows} == {'index, exact': 1, 'faiss Flat': 0}
+    assert '| index, exact |' in capsys.readouterr().out
 
 
 def test_faces_of_a_person_are_as_alike_as_asked():
@@ -75,60 +55,11 @@ def test_enrolled_people_are_counted():
 def test_a_summary_is_over_what_was_asked():
     import calibration as benchmark
 
+    common = dict(asked=0.1, single_far=0.3, tar=0.5, single_tar=None, genuine=4)
     rows = [
-        {
-            'asked': 0.1,
-            'cell': cell,
-            'far': far,
-            'single_far': 0.3,
-            'tar': 0.5,
-            'single_tar': None,
-            'genuine': 4,
-        }
-        for cell, far in (('a', 0.1), ('a', 0.3), ('b', 0.05))
+        {**common, 'cell': cell, 'far': far} for cell, far in (('a', 0.1), ('a', 0.3), ('b', 0.05))
     ]
     (entry,) = benchmark.summary(rows)
     assert entry['far']['worst_cell'] == pytest.approx(2) and entry['far']['cells_beyond'] == 1
     assert entry['far']['splits_beyond'] == pytest.approx(1 / 3) and entry['tar'] == 0.5
     assert entry['single_far']['cells_beyond'] == 2 and entry['single_tar'] is None
-
-
-def test_the_server_is_measured(weights, drawn, tmp_path, monkeypatch):
-    pytest.importorskip('waitress')
-    import socket
-
-    import serve
-
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    faces = sorted((drawn / 'val').rglob('*.jpg'))[:2]
-    serve.run(
-        arguments(
-            monkeypatch,
-            serve,
-            weights,
-            *faces,
-            '--seconds',
-            0.2,
-            '--clients',
-            2,
-            '--port',
-            port,
-            '--out',
-            tmp_path / 'a.json',
-        )
-    )
-    (row,) = json.loads((tmp_path / 'a.json').read_text())['rows']
-    assert row['answers'] >= 2 and row['failed'] == row['refused'] == 0
-
-
-def test_figures_are_the_scripts():
-    import calibration as benchmark
-    import search
-
-    page, results = (ROOT / 'docs' / 'verify.md').read_text(), ROOT / 'benchmarks' / 'results'
-    for name in ('youngold', 'drawn'):
-        report = json.loads((results / f'calibration-{name}.json').read_text())
-        assert benchmark.markdown(report['summary']) in page and f'{report["ece"]:.3f}' in page
-    for name in ('1m', '100k'):
-        assert search.markdown(json.loads((results / f'search-{name}.json').read_text())) in page
