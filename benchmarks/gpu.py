@@ -76,7 +76,8 @@ def train(training, steps, sizes=None, share=lambda part: part):
     for step in range(training.step, training.step + steps):
         training.means.flush()
         iterate(training, *map(share, batch(step)), sizes)
-    gradients = {name: p.grad.clone() for name, p in training.model.named_parameters()}
+    weights = training.model.named_parameters()  # which have no gradient after a max step
+    gradients = {name: p.grad.clone() for name, p in weights if p.grad is not None}
     return training.means.flush(), gradients
 
 
