@@ -9,6 +9,7 @@ a network of your own goes into backbones/own.py.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -65,13 +66,14 @@ class Training:
     `step` and `epoch` count those done; `total_steps` are all that schedule and ramps span.
     """
 
-    def __init__(self, recipe: Recipe, classes: list, cutoffs: list, device: torch.device):
+    def __init__(
+        self, recipe: Recipe, classes: Sequence[str], cutoffs: Sequence[float], device: torch.device
+    ):
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.layout = device, BatchLayout()
-        R = ResidualFactorization
-        if recipe.factorization == 'solved':
-            R = partial(SolvedFactorization, variates=recipe.age_powers)
+        solved = partial(SolvedFactorization, variates=recipe.age_powers)
+        R = ResidualFactorization if recipe.factorization == 'learned' else solved
         self.model = DALModel(
             own.make_backbone(recipe),
             len(classes),
@@ -167,14 +169,12 @@ class Training:
         losses['gradient'] = self.executor.clip_gradient(self.optimizer, self.recipe.clip)
         self.executor.step(self.optimizer)
         if self.recipe.factorization == 'solved':
-            self.solve_factorization(x_age, x_id, labels, ages)
+            self.solve_R(x_age, x_id, labels, ages)
         self.means.add(**losses)
         self.epoch_means.add(**losses)
         self.not_finite.add(self.step, **losses)
 
-    def solve_factorization(
-        self, x_age: Tensor, x_id: Tensor, labels: Tensor, ages: Tensor
-    ) -> None:
+    def solve_R(self, x_age: Tensor, x_id: Tensor, labels: Tensor, ages: Tensor) -> None:
         """R in closed form: x_id has no covariance with z, and there is no turn to take."""
         R, z = self.model.factorization, dal.age_variates(ages, self.recipe.age_powers)
         if self.person_means is not None:

@@ -15,6 +15,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -276,6 +277,8 @@ class AgeHead(nn.Sequential):
     """
 
     outputs: Callable[[int], int]
+    cutoffs: Tensor
+    centres: Tensor
 
     def __init__(self, dim: int, cutoffs: Sequence[float] = AGE_CUTOFFS):
         groups = len(cutoffs) + 1
@@ -363,6 +366,10 @@ class DALModel(nn.Module):
     D is found by asking it. `head` makes the identity head of (D, classes, scale, m), `age_head`
     the age head of (D, cutoffs), `factorization` that of D.
     """
+
+    factorization: Any  # ResidualFactorization, SolvedFactorization, or one of the same calls
+    identity: Any  # MarginHead
+    age: Any  # AgeHead
 
     def __init__(
         self,

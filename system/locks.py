@@ -13,7 +13,7 @@ from utils import UserError
 try:
     import fcntl
 except ImportError:  # Windows, where nothing guards a folder against a second run
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 class Interrupted(UserError):
@@ -33,7 +33,8 @@ class Interrupt:
     received = None
 
     def __init__(self, insistent: bool = False, at_once: bool = False):
-        self.insistent, self.at_once, self.before = insistent, at_once, {}
+        self.insistent, self.at_once = insistent, at_once
+        self.before: dict = {}  # handlers, by their signals
 
     def __enter__(self) -> 'Interrupt':
         if threading.current_thread() is threading.main_thread():

@@ -52,8 +52,9 @@ def average_statistics(model: nn.Module) -> None:
     running = [
         statistic
         for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm)
         for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
     ]
     if running:
         mean = all_reduce(torch.cat(running)) / world_size()

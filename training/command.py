@@ -9,6 +9,7 @@ import meta
 from dataset import Faces, check_entry
 from evaluation.listfile import is_pair_list
 from evaluation.set_checks import check_ages, check_validation
+from recognition.weights import load_checkpoint
 from training import pretrained
 from training.distributed import world_size
 from training.recipe import Recipe, recipes
@@ -28,78 +29,53 @@ FLAGS = {
 }
 
 
-def parse(description: str, argv=None) -> argparse.Namespace:
+def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of main.py, whose docstring is the description."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add(
-        'ctx',
-        type=int,
-        help='device: below 0 the CPU, else the ctx-th GPU; under torchrun each '
-        'process takes its own GPU',
-    )
-    add('epochs', type=int, help='how many epochs to train in this call (with --resume: in total)')
-    add(
-        'weights',
-        nargs='?',
-        help='last.pth of a run resumes it exactly; a weights-only file '
-        '(epoch_*.pth, best.pth) starts with its weights, and with a new head where the people '
-        'differ',
-    )
-    add(
-        '--resume',
-        nargs='?',
-        const=True,
-        metavar='STATE',
-        help='continue from STATE, by default '
-        'from last.pth in SAVE if there is one, up to `epochs` in total: a restarted job is the '
-        'same command',
-    )
-    add('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
-    add(
-        '--save',
-        metavar='DIR',
-        help='where weights, state, log and curves go, instead of '
-        "main.py's `save`; with --dataset NAME it is runs/NAME",
-    )
-    add(
-        '--recipe',
-        choices=recipes,
-        help='one of training/recipe.py (by default demo for the '
-        'drawn faces, finetune with --init, else paper)',
-    )
-    add(
-        '--set',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=VALUE',
-        help="other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'",
-    )
-    add(
-        '--init',
-        metavar='FILE',
-        help='start from a backbone that knows faces: a published file '
-        'of its weights, sface, or a weights file of this repository (docs/finetuning.md)',
-    )
-    add(
-        '--validate',
-        nargs='+',
-        default=[],
-        metavar='LIST',
-        help='also validate on lists of '
-        'pairs: InsightFace .bin files, or text files as of `evaluate.py … pairs`',
-    )
+    helps = {
+        'ctx': 'device: below 0 the CPU, else the ctx-th GPU; under torchrun each process takes '
+        'its own GPU',
+        'epochs': 'how many epochs to train in this call (with --resume: in total)',
+        'weights': 'last.pth of a run resumes it exactly; a weights-only file (epoch_*.pth, '
+        'best.pth) starts with its weights, and with a new head if the people differ',
+        '--resume': 'continue from STATE, by default from last.pth in SAVE if there is one, up to '
+        '`epochs` in total and with the recipe in the file: a restarted job is the same command',
+        '--dataset': "a data set of meta.py, instead of main.py's `dataset`",
+        '--save': "where weights, state, log and curves go, instead of main.py's `save`; with "
+        '--dataset NAME it is runs/NAME',
+        '--recipe': 'one of training/recipe.py (by default demo for the drawn faces, finetune with '
+        '--init, else paper)',
+        '--set': "other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'",
+        '--init': 'start from a backbone that knows faces: a published file of its weights, sface, '
+        'or a weights file of this repository (docs/finetuning.md)',
+        '--validate': 'also validate on lists of pairs: InsightFace .bin files, or text files as '
+        'of `evaluate.py … pairs`',
+    }
+    options: dict[str, dict] = {
+        'ctx': {'type': int},
+        'epochs': {'type': int},
+        'weights': {'nargs': '?'},
+        '--resume': {'nargs': '?', 'const': True, 'metavar': 'STATE'},
+        '--dataset': {'metavar': 'NAME'},
+        '--save': {'metavar': 'DIR'},
+        '--recipe': {'choices': recipes},
+        '--set': {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'},
+        '--init': {'metavar': 'FILE'},
+        '--validate': {'nargs': '+', 'default': [], 'metavar': 'LIST'},
+    }
+    for name, how in options.items():
+        parser.add_argument(name, help=helps[name], **how)
     for key, kind in FLAGS.items():
-        add('--' + key.replace('_', '-'), type=kind, help=f'the same as --set {key}=…')
+        flag = '--' + key.replace('_', '-')
+        parser.add_argument(flag, type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args(argv)
 
 
 class Plan(NamedTuple):
-    """What a command line comes to: the data set's name and entry, the recipe, the save folder, the
-    file to start from or to resume, or None; the backbone's file to start from, or None."""
+    """The outcome of a command line: the data set and its entry in meta.py, the save folder, the
+    file to start from or to resume (or None), a backbone's file to start from (or None)."""
 
     name: str
     entry: dict
@@ -109,7 +85,7 @@ class Plan(NamedTuple):
     init: str | None
 
 
-def plan(args, dataset, save, init) -> Plan:
+def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = None) -> Plan:
     """The command line beside main.py's own `dataset`, `save` and `init`. Raises UserError."""
     entry = getattr(meta, args.dataset, None) if args.dataset else dataset
     name = args.dataset or next((n for n, value in vars(meta).items() if value is entry), 'dataset')
@@ -133,20 +109,24 @@ def plan(args, dataset, save, init) -> Plan:
     return Plan(name, entry, recipe, folder, weights, init)
 
 
-def chosen_recipe(args, is_demo: bool, init=None, weights=None) -> tuple[Recipe, str | None]:
-    """The recipe of the command line, and the backbone's file to start from, which a start from
-    `weights` does without. Raises UserError for what can't be."""
+def chosen_recipe(
+    args: argparse.Namespace, is_demo: bool, init: str | None = None, weights: Path | None = None
+) -> tuple[Recipe, str | None]:
+    """The recipe of the command line, and the backbone's file to start from; a start from `weights`
+    does without. A state has its run's recipe, if no --recipe is given. Raises UserError."""
     if args.init and args.weights:
         raise UserError('give either weights or --init')
     pairs = [pair.partition('=')[::2] for pair in args.set]
     pairs += [(key, str(vars(args)[key])) for key in FLAGS if vars(args)[key] is not None]
-    stored = pretrained.stored_in(weights) if weights else None
-    other = init is not None or 'backbone' in dict(pairs) or 'name' in (stored or {})
+    stored = load_checkpoint(weights, {'backbone': (dict, type(None))}) if weights else {}
+    published = 'name' in (stored.get('backbone') or {})
+    other = init is not None or 'backbone' in dict(pairs) or published
     name = args.recipe or ('finetune' if other else 'demo' if is_demo else 'paper')
-    recipe = recipes[name].override(pairs)
+    resumed = not args.recipe and 'optimizer' in stored
+    recipe = (Recipe.of(stored.get('recipe')) if resumed else recipes[name]).override(pairs)
     if weights:
-        follow = init is not None or 'name' in (stored or {})
-        return pretrained.like(recipe, stored, weights) if follow else recipe, None
+        follow = init is not None or published
+        return pretrained.follow(recipe, stored['backbone'], weights) if follow else recipe, None
     if init is not None:
         return pretrained.read(init, recipe)[0], init
     pretrained.check_name(recipe)
@@ -154,8 +134,8 @@ def chosen_recipe(args, is_demo: bool, init=None, weights=None) -> tuple[Recipe,
 
 
 def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
-    """Training and validation faces (or None, also where val_root is a list of pairs), all but
-    their pixels checked. Raises DataError."""
+    """Training and validation faces (or None, also if val_root is a list of pairs), checked except
+    for their pixels. Raises DataError."""
     entry = check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         from synthesis import drawing

@@ -89,7 +89,7 @@ def process_group(ctx: int):
 
 def raised_by_all(error: Exception) -> Exception:
     """`error`, which every rank raises alike: rank 0 prints it."""
-    error.printed_elsewhere = not is_rank_zero()
+    error.printed_elsewhere = not is_rank_zero()  # type: ignore[attr-defined]
     return error
 
 
@@ -167,18 +167,20 @@ def lockstep(loader, interrupt, least: int = 1):
         if not dist.is_initialized():
             if error:
                 raise error
+            assert batch is not None
             yield *batch[:3], sizes, unreadable, name
             continue
         news = [torch.empty(2, dtype=torch.long) for _ in range(world_size())]
         dist.all_gather(news, torch.tensor([sizes[0], bool(error or unreadable or name)]))
-        sizes, something = zip(*(each.tolist() for each in news), strict=True)
-        if any(something):
+        sizes = [size for size, _ in map(Tensor.tolist, news)]
+        if any(something for _, something in map(Tensor.tolist, news)):
             errors, lists, names = zip(*all_gather_object((error, unreadable, name)), strict=True)
             error = next(filter(None, errors), None)
             if error:
                 raise raised_by_all(error)
             unreadable = [reason for reasons in lists for reason in reasons]
             name = next(filter(None, names), None)
+        assert batch is not None  # else an error was raised
         yield *batch[:3], sizes, unreadable, name
 
 

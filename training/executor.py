@@ -8,6 +8,7 @@ except that batch norm sees micro-batches. With 1 it is a plain forward and back
 """
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,13 +47,12 @@ class Executor:
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
         if recipe.sync_batchnorm:
             model.backbone = batchnorm.synchronize(model.backbone, device)
-        model.to(device, memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.model, self.layout, self.device = model, layout, device
         self.count = recipe.accumulate  # micro-batches a step
-        self.precision = recipe.precision
-        if recipe.precision == 'auto':
-            self.precision = utils.fastest_precision(device)
+        auto = recipe.precision == 'auto'
+        self.precision = utils.fastest_precision(device) if auto else recipe.precision
         if recipe.compile:
             self._compile()
         self.scaler = _scaler(device, self.precision)
@@ -61,7 +61,7 @@ class Executor:
         # the heads see the whole batch: no part of the replicated pass
         heads = [model.age, model.identity]
         self.apart = [name for name, p in _Features(model).named_parameters() if _is_in(p, heads)]
-        self.network = replicate(_Features(model), device, self.apart)
+        self.network: Any = replicate(_Features(model), device, self.apart)
         self.replicated_heads = heads if not isinstance(model.identity, ShardedHead) else heads[:1]
         for head in self.replicated_heads:
             broadcast(head)
@@ -110,7 +110,8 @@ class Executor:
         self.cached = [torch.cat(column) for column in zip(*parts, strict=True)]
         if torch.is_grad_enabled():
             self.cached = [feature.requires_grad_() for feature in self.cached]
-        return tuple(self.cached)
+        x_age, x_id = self.cached
+        return x_age, x_id
 
     def _compute(self, network, images, detach, number):
         if self.count * world_size() > 1:
@@ -139,9 +140,10 @@ class Executor:
                     features = self._compute(self.network, images, self.detach, number)
                     torch.autograd.backward(features, cached)
         if dist.is_initialized():
-            for p in (p for head in self.replicated_heads for p in head.parameters()):
-                dist.all_reduce(p.grad)
-                p.grad /= world_size()
+            for head in self.replicated_heads:
+                for gradient in (p.grad for p in head.parameters() if p.grad is not None):
+                    dist.all_reduce(gradient)
+                    gradient /= world_size()
         batchnorm.average_statistics(self.model)
 
     def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:

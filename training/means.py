@@ -1,6 +1,7 @@
 """Running figures of a training: the host waits for the device once per report, not per step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,12 @@ class Mean:
     step."""
 
     def __init__(self) -> None:
-        self.sums, self.counts = {}, {}  # of names that are not added to now
-        self.names, self.total = (), None  # those that are, and their sums in one tensor
+        # of names that are not added to now
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        # those that are, and their sums in one tensor
+        self.names: tuple[str, ...] = ()
+        self.total: Any = None
 
     def add(self, **scalars: Tensor) -> None:
         names, values = tuple(scalars), stacked(scalars)
@@ -81,7 +86,9 @@ class NotFinite:
     device at each."""
 
     def __init__(self):
-        self.names, self.step, self.values = (), None, None
+        self.names: tuple[str, ...] = ()
+        self.step: Any = None
+        self.values: Any = None
 
     def add(self, step: int, **scalars: Tensor) -> None:
         values = stacked(scalars)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import backbones
 from dataset import Faces, evaluation_loader
 from recognition.embedding import extract
-from recognition.weights import backbone_in, load_checkpoint
+from recognition.weights import backbone_in
 from system.progress import progress
 from training.distributed import all_reduce, rank, world_size
 from training.recipe import Recipe
@@ -40,7 +40,7 @@ def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
                 raise UserError(
                     f'{path}: trained with a backbone of your own: start with it as `weights`'
                 )
-            return like(recipe, config, path), weights
+            return follow(recipe, config, path), weights
         name = backbones.identify(path) if name == 'dal' else name
         return replace(recipe, backbone=name), backbones.read_weights(name, path)
     except FileNotFoundError:
@@ -49,14 +49,11 @@ def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
         raise UserError(str(error)) from None
 
 
-def stored_in(path: Path) -> dict | None:
-    """The arguments of the backbone in a weights file; None for a module of the user's own."""
-    return load_checkpoint(path, {'backbone': (dict, type(None))})['backbone']
+def follow(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
+    """The recipe with the backbone of a weights file, `config`; None is a module of the user's own.
 
-
-def like(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
-    """The recipe with the backbone of a weights file, see `stored_in`. Raises UserError where it
-    names another."""
+    Raises: UserError if the recipe names another.
+    """
     if config is None:
         return recipe
     name = config.get('name', 'dal')

@@ -10,7 +10,6 @@ import typing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
-from model import AGE_HEADS, HEADS
 from utils import UserError
 
 LARGEST = 2**32  # of whole numbers: what a seed can be
@@ -23,8 +22,8 @@ class Recipe:
     layers: tuple[int, ...] = (3, 4, 10, 3)  # residual blocks per stage: the paper's 64 layers
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels per stage: the paper's
     dim: int = 512  # length of x: the paper's
-    head: Literal[tuple(HEADS)] = 'cosface'  # margin of the identity logits: the paper's
-    age_head: Literal[tuple(AGE_HEADS)] = 'groups'  # softmax over age groups: the paper's
+    head: Literal['cosface', 'arcface'] = 'cosface'  # margin of the identity logits: the paper's
+    age_head: Literal['groups', 'ordinal'] = 'groups'  # softmax over age groups: the paper's
     scale: float = 64.0  # s of the identity logits: the paper's
     margin: float | None = None  # m of the head; None: its own, 0.35 of CosFace, 0.5 of ArcFace
     margin_warmup: float = 0.0  # fraction of training over which m rises from 0; helps a stuck loss
@@ -140,11 +139,6 @@ class Recipe:
         """
         values, known = {}, {field.name: field.type for field in fields(self)}
         for key, text in pairs:
-            if key == 'bf16':
-                raise UserError(
-                    f'--set bf16={text:.80}: it is precision now: '
-                    f'precision={"float32" if text == "False" else "auto"}'
-                )
             if key not in known:
                 raise UserError(
                     f'--set {key}: no such value in the recipe; there are {", ".join(known)}'
@@ -163,10 +157,8 @@ class Recipe:
 
     @classmethod
     def of(cls, stored: dict | None) -> 'Recipe':
-        """That of a weights file: what it lacks is the paper's, what is retired is left out."""
+        """The recipe of a weights file; the paper's value for each that the file lacks."""
         stored, known = dict(stored or {}), {field.name for field in fields(cls)}
-        if stored.get('bf16') is False:  # what precision was called
-            stored['precision'] = 'float32'
         return cls(**{key: value for key, value in stored.items() if key in known})
 
 

@@ -7,6 +7,7 @@ import torch
 import backbones
 from model import Backbone
 from recognition.weights import load_checkpoint, save_checkpoint
+from training import sharded_files
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
 from training.state import TrainingState
@@ -31,9 +32,7 @@ def state_of(training: TrainingState, steps_per_epoch: int, folder: Path) -> dic
         'means': {key: getattr(training, name).state_dict() for key, name in MEANS.items()},
     }
     if training.recipe.shard_head:
-        from training import sharded_files  # slow to import
-
-        sharded_files.keep(training, state, folder)
+        sharded_files.save_head(training, state, folder)
     return state
 
 
@@ -52,9 +51,7 @@ def save_state(training: TrainingState, steps_per_epoch: int, folder: Path) -> N
     that can't be."""
     state = state_of(training, steps_per_epoch, folder)
     on_rank_zero(save_checkpoint, state, folder / 'last.pth')
-    from training import sharded_files
-
-    on_rank_zero(sharded_files.forget, folder, state.get('head'))
+    on_rank_zero(sharded_files.remove_old_heads, folder, state.get('head'))
 
 
 def starting_point(args) -> tuple[Path, Path | None]:
@@ -110,10 +107,8 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
             'epoch': int,
         },
     )
-    from training import sharded_files
-
     _check_heads(training.recipe, state, path)
-    sharded_files.fit(training, state, path.parent)
+    sharded_files.load_head(training, state, path.parent)
     fresh = [
         part
         for part, same in (

@@ -5,12 +5,13 @@ import argparse
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Faces, training_loader
+from dataset import Batches, Faces, training_loader
 from evaluation.lists import Listed
 from system.locks import Interrupt, Interrupted, claim
 from training import pretrained
@@ -76,8 +77,9 @@ class Run:
         self.plan, self.args, self.device = plan, args, device
         self.recipe, self.folder = plan.recipe, plan.folder
         self.train, self.val, self.pair_lists, self.validates = train, val, pair_lists, validates
-        self.interrupt, self.skipped = interrupt, set()
-        self.reports: Reports | None = None
+        self.interrupt = interrupt
+        self.skipped: set[str] = set()  # images that can't be read
+        self.reports: Any = None  # Reports, from `start` on
 
     def start(self, training: TrainingState) -> None:
         """Gives `training` the weights or the state that it starts from, decodes the faces, and
@@ -98,7 +100,8 @@ class Run:
         exact = self._load_start()
         first = training.epoch
         self.last_epoch = self.args.epochs if self.args.resume else first + self.args.epochs
-        if not (exact and plan.weights.resolve() == (self.folder / 'last.pth').resolve()):
+        last = (self.folder / 'last.pth').resolve()
+        if not (exact and plan.weights and plan.weights.resolve() == last):
             refuse_to_overwrite(self.folder, first, self.last_epoch)
         if first >= self.last_epoch:
             print(f'{self.folder}: {first} epochs are trained already')
@@ -134,6 +137,7 @@ class Run:
         is saved before.
         """
         training, sampler = self.training, self.loader.batch_sampler
+        assert isinstance(sampler, Batches)
         sampler.epoch, sampler.first = epoch, training.step - epoch * self.steps
         began, seen = time.perf_counter(), 0
         with self._saved_before_the_end():

@@ -2,9 +2,8 @@
 
 import math
 
-from torch import nn
-
 import dal
+from model import DALModel
 from training.recipe import Recipe
 from training.state import TrainingState
 
@@ -17,7 +16,7 @@ def warmup_cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / max(1 - warmup, 1e-9), 1)))
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+def parameter_groups(model: DALModel, recipe: Recipe) -> list[dict]:
     """Optimizer groups of a DALModel's weights: decay for matrices and convolutions, none for norms
     and biases; `factor` is the one on the learning rate. The backbone's are apart where it learns
     at another rate, or later."""

@@ -151,6 +151,7 @@ def clip_gradient(model: DALModel, limit: float) -> Tensor:
     if not isinstance(model.identity, ShardedHead):
         return nn.utils.clip_grad_norm_(model.parameters(), limit)
     slice_ = model.identity.weight
+    assert slice_.grad is not None, 'call it after the backward pass'
     rest = nn.utils.get_total_norm(
         [p.grad for p in model.parameters() if p is not slice_ and p.grad is not None]
     )

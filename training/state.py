@@ -22,8 +22,8 @@ class TrainingState(Protocol):
     model: DALModel
     mapping: CanonicalMapping
     executor: Executor
-    optimizer: torch.optim.Optimizer
-    adversary_optimizer: torch.optim.Optimizer
+    optimizer: Any  # of torch.optim
+    adversary_optimizer: Any
     step: int
     epoch: int
     total_steps: int
