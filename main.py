@@ -74,16 +74,9 @@ class Training:
         self.device, self.layout = device, BatchLayout()
         solved = partial(SolvedFactorization, variates=recipe.age_powers)
         R = ResidualFactorization if recipe.factorization == 'learned' else solved
-        self.model = DALModel(
-            own.make_backbone(recipe),
-            len(classes),
-            cutoffs,
-            identity_head(recipe, self.layout),
-            AGE_HEADS[recipe.age_head],
-            recipe.scale,
-            recipe.margin,
-            R,
-        )
+        heads = identity_head(recipe, self.layout), AGE_HEADS[recipe.age_head]
+        backbone, s_and_m = own.make_backbone(recipe), (recipe.scale, recipe.margin)
+        self.model = DALModel(backbone, len(classes), cutoffs, *heads, *s_and_m, R)
         self.margin = self.model.identity.m
         age_dim = self.model.dim if recipe.variate == 'learned' else 1
         self.mapping = dal.CanonicalMapping(self.model.dim, age_dim).to(device)

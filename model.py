@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 
         Raises ValueError where the file holds another backbone than this class.
         """
-        return DALModel.load(path, map_location=map_location).backbone
+        return DALModel.load(path, map_location=map_location).backbone  # type: ignore[return-value]
 
 
 class ResidualFactorization(nn.Module):

@@ -97,11 +97,11 @@ def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor
         return [tensor.to(device) for tensor in tensors]
     copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(copying):
-        tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
+        copies = [tensor.to(device, non_blocking=True) for tensor in tensors]
     computing.wait_stream(copying)
-    for tensor in tensors:
+    for tensor in copies:
         tensor.record_stream(computing)  # its memory is free again when both are done with it
-    return tensors
+    return copies
 
 
 @functools.cache

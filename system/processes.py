@@ -29,7 +29,8 @@ def each(
         yield from (work(tool, item) for item in items)
         return
     size = max(1, min(16, len(items) // (4 * workers)))
-    pool, waiting = ProcessPoolExecutor(workers, get_context('spawn'), _start, (make,)), deque()
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (make,))
+    waiting: deque = deque()
     try:
         for start in range(0, len(items), size):
             with _signals_held():

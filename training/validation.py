@@ -70,7 +70,9 @@ def validate(training: TrainingState, val, pair_lists, interrupt) -> tuple[dict,
         )
         scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
         found = {
-            'verification': verification(scores, *listed.pairs[2:4], thresholds=listed.thresholds),
+            'verification': verification(
+                scores, listed.pairs.same, listed.pairs.fold, thresholds=listed.thresholds
+            ),
             'percentiles': percentiles(scores, listed.pairs.same),
         }
         report |= {f'{name}_{key}': found['verification'][key] for key in ('accuracy', 'auc')}
