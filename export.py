@@ -1,10 +1,11 @@
-"""What training learnt, in the forms that other software reads.
+"""Trained networks in the forms that other software reads.
 
     python3 export.py onnx       weights [OUT.onnx]         # for onnxruntime
     python3 export.py backbone   weights [OUT.safetensors]  # the tensors, with a description
     python3 export.py embeddings weights FOLDER [OUT.npz]   # each face below FOLDER as a vector
+    python3 export.py eraser     weights [OUT.npz]          # the map that takes the age out
 
-All three are the identity branch: a face's vector is x_id of the face and of its mirror,
+The first three are the identity branch: a face's vector is x_id of the face and of its mirror,
 concatenated, of unit length. The inner product of two vectors is their similarity. Without OUT the
 file goes beside the weights. Faces are aligned, 112 high and as wide as the network sees them, 96
 or 112 (the file says); prepare.py aligns photographs.
@@ -13,8 +14,11 @@ onnx        input `faces`, uint8 (N, 3, 112, width), RGB, any N; the normalisati
             output `embedding`, float32 (N, 2·D)
 backbone    the tensors of the backbone as backbone.*, of model.ResidualFactorization as
             factorization.*
-embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), relative to FOLDER; in a
-            .safetensors the paths are metadata, as JSON
+embeddings  arrays `embeddings` (N, 2·D) float32 and `paths` (N,), relative to FOLDER
+eraser      arrays `matrix` (D, D) and `offset` (D,): x_id = x @ matrix + offset; of weights whose
+            R was solved in closed form (main.py … --init, or factorization=solved)
+
+An .npz holds the description as arrays of text, a .safetensors as metadata (`paths` too, as JSON).
 """
 
 import argparse
@@ -22,6 +26,7 @@ import importlib
 import json
 import os
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,19 +35,20 @@ from torch import nn
 import utils
 from backbones import PretrainedBackbone
 from evaluation import lists
-from model import HEIGHT, DALModel
+from model import HEIGHT, DALModel, SolvedFactorization
 from recognition.alignment import TEMPLATE
 from recognition.embedding import extract_files
 from recognition.weights import WeightsInfo, load_weights
+from system.names import shown
 from verification.decision import Decision
 
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
 
 
 class Embedder(nn.Module):
-    """DALModel.embed as a module, without what only training needs."""
+    """DALModel.embed as a module, without the parts that only training needs."""
 
-    def __init__(self, model):
+    def __init__(self, model: DALModel):
         super().__init__()
         self.model = model
 
@@ -51,7 +57,7 @@ class Embedder(nn.Module):
 
 
 def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
-    """What one must know to use the weights rightly, and what is known of their training."""
+    """The facts that a user of the weights must know, and how they were trained."""
     decision = Decision.of(info.decision, info.path)
     training = {
         'epoch': info.epoch,
@@ -60,21 +66,12 @@ def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
         'people': len(info.classes),
         'accuracy': decision.accuracy,
     }
-    backbone = model.backbone
-    normalisation = '(value - 127.5) / 128, of 0 to 255'
-    if isinstance(backbone, PretrainedBackbone):  # its input is its own
-        normalisation = (
-            f'(value - mean) / deviation, of 0 to 255; {"BGR" if backbone.bgr else "RGB"}; '
-            f'mean {_numbers(-backbone.shift / backbone.scale)}, '
-            f'deviation {_numbers(1 / backbone.scale)}; '
-            f'resized to {" × ".join(map(str, backbone.size))}'
-        )
     facts = {
         'height': HEIGHT,
         'width': model.width,
         'colour': 'RGB',
         'layout': 'N, 3, height, width',
-        'normalisation': normalisation,
+        'normalisation': _normalisation(model.backbone),
         'template': TEMPLATE.tolist(),
         'feature': 'x_id of face and mirror, concatenated, unit length; '
         'similarity is the inner product',
@@ -90,18 +87,43 @@ def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
     }
 
 
-def _numbers(tensor):
-    return [round(value, 3) for value in tensor.flatten().tolist()]
+def _normalisation(backbone):
+    if not isinstance(backbone, PretrainedBackbone):  # whose input is its publisher's
+        return '(value - 127.5) / 128, of 0 to 255'
+    scale, shift = backbone.scale.double().flatten(), backbone.shift.double().flatten()
+    return (
+        f'(value - mean) / deviation, of 0 to 255; {"BGR" if backbone.bgr else "RGB"}; '
+        f'mean {(-shift / scale).numpy().round(3).tolist()}, '
+        f'deviation {(1 / scale).numpy().round(3).tolist()}; '
+        f'resized to {" × ".join(map(str, backbone.size))}'
+    )
 
 
-def needed(name: str):
-    """A package of requirements-export.txt. Raises UserError where it isn't installed."""
+def needed(name: str) -> ModuleType:
+    """A package of requirements-export.txt. Raises UserError if it isn't installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
         raise utils.UserError(
             f'this needs {name.partition(".")[0]}: pip install -r requirements-export.txt'
         ) from None
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, str]) -> None:
+    """An .npz or a .safetensors of arrays and a description, by the ending of `path`."""
+    if path.suffix == '.npz':
+        arrays = arrays | {name: np.array(value) for name, value in facts.items()}
+
+        def fill(temporary: Path) -> None:
+            with open(temporary, 'wb') as file:  # given a name, savez would add .npz to it
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+    else:
+        save = needed('safetensors.numpy').save_file
+
+        def fill(temporary: Path) -> None:
+            save(arrays, temporary, facts)
+
+    utils.write_whole(path, fill)
 
 
 def onnx(args: argparse.Namespace) -> None:
@@ -121,6 +143,7 @@ def onnx(args: argparse.Namespace) -> None:
         output_names=['embedding'],
         verbose=False,
     )
+    assert program is not None  # with dynamo there is one
     program.model.metadata_props.update(description(network, info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
@@ -143,85 +166,88 @@ def onnx(args: argparse.Namespace) -> None:
 
 def backbone(args: argparse.Namespace) -> None:
     """Writes the tensors that make the embedding, with `description` as metadata."""
-    files = needed('safetensors.torch')
+    needed('safetensors.numpy')
     model, info = load_weights(args.weights, backbone=args.backbone)
-    parts = {
-        name: tensor.contiguous()
+    arrays = {
+        name: tensor.contiguous().numpy()
         for name, tensor in model.state_dict().items()
         if name.startswith(('backbone.', 'factorization.'))
     }
-    utils.write_whole(
-        args.out, lambda temporary: files.save_file(parts, temporary, description(model, info))
-    )
-    print(
-        f'{args.out}: {len(parts)} tensors, '
-        f'{sum(tensor.numel() for tensor in parts.values()) / 1e6:.1f} M values'
-    )
+    write_arrays(args.out, arrays, description(model, info))
+    values = sum(array.size for array in arrays.values())
+    print(f'{args.out}: {len(arrays)} tensors, {values / 1e6:.1f} M values')
 
 
 def embeddings(args: argparse.Namespace) -> None:
     """Writes the embedding of every image below a folder."""
-    files = needed('safetensors.numpy') if args.out.suffix == '.safetensors' else None
     device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
     model, info = load_weights(args.weights, device, args.backbone)
     features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
-    arrays, facts = {'embeddings': features['embedding']}, description(model, info)
-    paths = [os.path.relpath(source, args.folder) for source in sources]
-    if files:
-        facts['paths'] = json.dumps(paths)
-        utils.write_whole(args.out, lambda temporary: files.save_file(arrays, temporary, facts))
+    vectors, facts = features['embedding'], description(model, info)
+    paths = [shown(os.path.relpath(source, args.folder)) for source in sources]
+    arrays = {'embeddings': vectors}
+    if args.out.suffix == '.npz':
+        arrays['paths'] = np.array(paths)
     else:
-        arrays |= {
-            'paths': np.array(paths),
-            **{name: np.array(value) for name, value in facts.items()},
-        }
-        utils.write_whole(args.out, lambda temporary: _savez(temporary, arrays))
-    print(f'{args.out}: {len(paths)} faces, {features["embedding"].shape[1]} values each')
+        facts['paths'] = json.dumps(paths)
+    write_arrays(args.out, arrays, facts)
+    print(f'{args.out}: {len(paths)} faces, {vectors.shape[1]} values each')
 
 
-def _savez(path, arrays):
-    with open(path, 'wb') as file:  # given a name, savez would add .npz to it
-        np.savez(file, **arrays)
+def eraser(args: argparse.Namespace) -> None:
+    """Writes the affine map x -> x_id, for vectors that are stored already."""
+    model, info = load_weights(args.weights)
+    split = model.factorization
+    if not isinstance(split, SolvedFactorization):
+        raise utils.UserError(
+            f'{args.weights}: its R is a network and no affine map: python3 main.py -1 0 --init '
+            'FILE --dataset NAME solves for one'
+        )
+    tensors = {name: tensor.double() for name, tensor in split.state_dict().items()}
+    projection = tensors['alpha'] * tensors['projection']
+    matrix, offset = torch.eye(len(projection)) - projection, tensors['mean'] @ projection
+    facts = description(model, info) | {
+        'feature': 'x_id = x @ matrix + offset; x is a row of D numbers, before unit length'
+    }
+    arrays = {'matrix': matrix.float().numpy(), 'offset': offset.float().numpy()}
+    write_arrays(args.out, arrays, facts)
+    rank = int(torch.linalg.matrix_rank(projection, rtol=1e-6))
+    print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers; changes {rank} of them')
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(required=True, metavar='onnx | backbone | embeddings')
+    kinds = parser.add_subparsers(required=True, metavar='onnx | backbone | embeddings | eraser')
     for kind, endings in (
         (onnx, ('.onnx',)),
         (backbone, ('.safetensors',)),
         (embeddings, ('.npz', '.safetensors')),
+        (eraser, ('.npz', '.safetensors')),
     ):
         one = kinds.add_parser(kind.__name__, description=kind.__doc__)
         one.set_defaults(kind=kind, endings=endings)
         one.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
-        named = 'the weights are that network as others publish it'
-        one.add_argument('--backbone', metavar='NAME', help=named)
+        if kind is not eraser:
+            named = 'the weights are that network as others publish it'
+            one.add_argument('--backbone', metavar='NAME', help=named)
         if kind is embeddings:
+            gpu = 'the GPU to use; below 0, the default, the CPU'
             one.add_argument('folder', help='aligned faces, however deep')
-            one.add_argument(
-                '--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU'
-            )
-        one.add_argument(
-            'out',
-            nargs='?',
-            type=Path,
-            help=f'where to, {" or ".join(endings)}; by default beside the weights',
-        )
+            one.add_argument('--ctx', type=int, default=-1, help=gpu)
+        where = f'the file, {" or ".join(endings)}; by default beside the weights'
+        one.add_argument('out', nargs='?', type=Path, help=where)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    weights = Path(args.weights)
+    """Does what the command line asks. Raises UserError if the file can't be written there."""
     if args.out is None:
-        stem = (
-            f'{weights.stem}-{Path(args.folder).resolve().name}'
-            if args.kind is embeddings
-            else weights.stem
-        )
-        args.out = weights.with_name(stem + args.endings[0])
+        stem = Path(args.weights).stem
+        if args.kind is not onnx and args.kind is not backbone:
+            stem += f'-{Path(args.folder).resolve().name if args.kind is embeddings else "eraser"}'
+        args.out = Path(args.weights).with_name(stem + args.endings[0])
     if args.out.suffix not in args.endings:
         raise utils.UserError(f'{args.out}: its name must end in {" or ".join(args.endings)}')
     if args.out.exists():

@@ -16,7 +16,7 @@ import backbones
 import export
 import utils
 import verify
-from model import DALModel
+from model import DALModel, SolvedFactorization
 from recognition.weights import load_weights
 from utils import DataError
 
@@ -119,32 +119,46 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
         )
 
 
+def read_arrays(path):
+    """Arrays and facts of an .npz or a .safetensors."""
+    if path.suffix == '.npz':
+        with np.load(path) as file:
+            found = dict(file)
+        facts = {name: str(array) for name, array in found.items() if not array.ndim}
+        return {name: array for name, array in found.items() if array.ndim}, facts
+    with pytest.importorskip('safetensors').safe_open(path, 'np') as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
 def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
-    out = tmp_path / f'faces{ending}'
-    if ending == '.npz':
-        run('embeddings', weights, drawn / 'val', out)
-        with np.load(out) as file:
-            embeddings, paths, threshold = (
-                file['embeddings'],
-                file['paths'].tolist(),
-                str(file['threshold']),
-            )
-    else:
-        safetensors = pytest.importorskip('safetensors')
-        run('embeddings', weights, drawn / 'val', out)
-        with safetensors.safe_open(out, 'np') as file:
-            embeddings, paths, threshold = (
-                file.get_tensor('embeddings'),
-                json.loads(file.metadata()['paths']),
-                file.metadata()['threshold'],
-            )
-    assert len(paths) == 36 and float(threshold) == torch.load(weights)['decision']['threshold']
-    np.testing.assert_allclose(
-        embeddings[[7, 30]],
-        model.embed(images([drawn / 'val' / paths[7], drawn / 'val' / paths[30]])),
-        atol=1e-5,
-    )
+    run('embeddings', weights, drawn / 'val', tmp_path / f'faces{ending}')
+    arrays, facts = read_arrays(tmp_path / f'faces{ending}')
+    paths = list(arrays['paths']) if ending == '.npz' else json.loads(facts['paths'])
+    assert len(paths) == 36
+    assert float(facts['threshold']) == torch.load(weights)['decision']['threshold']
+    want = model.embed(images([drawn / 'val' / paths[7], drawn / 'val' / paths[30]]))
+    np.testing.assert_allclose(arrays['embeddings'][[7, 30]], want, atol=1e-5)
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
+def test_the_eraser_is_the_split_of_the_network(weights, tmp_path, ending):
+    with pytest.raises(utils.UserError, match='no affine map.*main.py -1 0 --init'):
+        run('eraser', weights)
+    torch.manual_seed(0)
+    state, split = torch.load(weights), SolvedFactorization(16)
+    split.mean.normal_()
+    split.projection.copy_(torch.randn(16, 2) @ torch.randn(2, 16))
+    split.alpha.fill_(0.5)
+    others = {k: v for k, v in state['model'].items() if not k.startswith('factorization.')}
+    solved = {f'factorization.{name}': tensor for name, tensor in split.state_dict().items()}
+    torch.save(state | {'model': others | solved}, tmp_path / 'solved.pth')
+    run('eraser', tmp_path / 'solved.pth', tmp_path / f'map{ending}')
+    arrays, facts = read_arrays(tmp_path / f'map{ending}')
+    x = torch.randn(9, 16)
+    x_id = x.numpy() @ arrays['matrix'] + arrays['offset']
+    np.testing.assert_allclose(x_id, split(x)[1].numpy(), atol=1e-5)
+    assert 'x @ matrix + offset' in facts['feature']
 
 
 def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_path):
@@ -165,7 +179,7 @@ def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_pat
 
 
 def test_packages_that_are_missing_are_named(weights, tmp_path, monkeypatch):
-    for name in ('onnxscript', 'safetensors.torch'):
+    for name in ('onnxscript', 'safetensors.numpy'):
         monkeypatch.setitem(sys.modules, name, None)
     for kind, package in (('onnx', 'onnxscript'), ('backbone', 'safetensors')):
         with pytest.raises(
