@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from synthesis.pens import curve, mirrored, ramp, rgb
+from synthesis.pens import curve, mirrored, points, ramp, rgb
 from synthesis.person import GREY_HAIR, person
 
 HEIGHT, WIDTH, SS = 112, 96, 2  # shapes are drawn SS times as large and averaged down
@@ -33,9 +33,8 @@ class Face:
         self.eye_x = 17.6 + p.eye_x + 0.6 * child
         self.eye_y = 51.6 + 0.7 * p.eye_y + 4.5 * child
         self.eye_w = 7.2 + 0.6 * p.eye_size + 1.5 * child
-        self.eye_h = max(
-            1.7, 3.7 + 0.6 * p.eye_open + 1.9 * child - 0.9 * old - 0.5 * max(self.smile, 0)
-        )
+        open_h = 3.7 + 0.6 * p.eye_open + 1.9 * child - 0.9 * old - 0.5 * max(self.smile, 0)
+        self.eye_h = max(1.7, open_h)
         self.nose_y = 72.5 + 1.2 * p.nose_length - 0.8 * child + 1.4 * old
         self.nose_w = (
             7.2 + 1.1 * p.nose_width + 0.9 * p.melanin + 0.6 * p.male - 2.2 * child + 0.7 * old
@@ -50,27 +49,17 @@ class Face:
         )
         self.chin = 13 + 1.8 * p.chin_width + 1.5 * p.male + child + old
         self.skull = [(0.97, 22), (0.8, 3), (0.45, -6), (0, -8)]
-        self.outline = curve(
-            mirrored(
-                [
-                    (0, self.chin_y),
-                    (self.chin, self.chin_y - 2.5),
-                    (0.55 * self.chin + 0.5 * self.jaw, self.chin_y - 9),
-                    (self.jaw, 88),
-                    (self.cheek, 70),
-                    (self.wide, 50),
-                    *((x * self.wide, y) for x, y in self.skull),
-                ]
-            )
-        )
+        xs = 0, self.chin, 0.55 * self.chin + 0.5 * self.jaw, self.jaw, self.cheek, self.wide
+        chin = points(xs, (self.chin_y, self.chin_y - 2.5, self.chin_y - 9, 88, 70, 50))
+        top = [(x * self.wide, y) for x, y in self.skull]
+        self.outline = curve(mirrored(np.vstack([chin, top])))
 
         self.hair = p.hair * (1 + 0.3 * child) * (1 - self.grey) + GREY_HAIR * self.grey
         self.skin = p.skin * (1 - 0.06 * old)
         self.dark = self.skin * (0.55, 0.42, 0.40)  # lashes, nostrils, the gap between the lips
         self.volume = max(1, 4 + 1.3 * p.volume + 3 * p.curly - 3 * self.bald)
-        self.canvas, self.ink = self.layer(
-            'RGB', rgb(rng.uniform(40, 225, 3) * 0.5 + rng.uniform(40, 225) * 0.5)
-        )
+        background = rng.uniform(40, 225, 3) * 0.5 + rng.uniform(40, 225) * 0.5
+        self.canvas, self.ink = self.layer('RGB', rgb(background))
 
     # pens: points are in the face's frame; depth is 0 at the outline and 2.5 at the tip of the
     # nose, which moves most with yaw
@@ -80,15 +69,14 @@ class Face:
         image = Image.new(mode, (WIDTH * SS, HEIGHT * SS), colour)
         return image, ImageDraw.Draw(image)
 
-    def place(self, points, depth=0.0) -> np.ndarray:
+    def place(self, at, depth=0.0) -> np.ndarray:
         """(k, 2) in the face's frame -> (k, 2) in pixels of the crop."""
-        return np.asarray(points) @ self.turn + (
-            self.origin + np.multiply.outer(self.yaw * depth, self.turn[0])
-        )
+        shift = self.origin + np.multiply.outer(self.yaw * depth, self.turn[0])
+        return np.asarray(at) @ self.turn + shift
 
-    def flat(self, points, depth=0.0) -> list[float]:
-        """x and y of the points one after the other, on the canvas: what Pillow's pens take."""
-        return (SS * self.place(points, depth)).ravel().tolist()
+    def flat(self, at, depth=0.0) -> list[float]:
+        """x and y of the points one after the other, on the canvas, as Pillow's pens take them."""
+        return (SS * self.place(at, depth)).ravel().tolist()
 
     def dot(self, ink, xy, depth, rx, ry, colour) -> None:
         """An ellipse around `xy` with half axes `rx` and `ry`."""

@@ -3,16 +3,15 @@
 import numpy as np
 
 from synthesis.face import Face
-from synthesis.pens import both, curve, mirrored, rgb
+from synthesis.pens import both, curve, mirrored, points, rgb
 from synthesis.person import GREY_HAIR
 
 
 def eyes(face: Face) -> None:
     """Balls, irises and pupils, seen between the lids; then lashes and creases."""
     p, x, y, w, h = face.p, face.eye_x, face.eye_y, face.eye_w, face.eye_h
-    balls, ink = face.layer(
-        'RGB', rgb((240 - 8 * face.old, 236 - 14 * face.old, 232 - 22 * face.old))
-    )
+    white = np.array((240, 236, 232)) - np.array((8, 14, 22)) * face.old
+    balls, ink = face.layer('RGB', rgb(white))
     mask, hole = face.layer()
     tilt, iris = 0.7 * p.eye_tilt + 0.5 - 1.2 * face.old, 3.5 + 0.6 * face.child
     inner, outer = (x - w, y + 1), (x + w, y - tilt)
@@ -46,33 +45,22 @@ def brows(face: Face) -> None:
     y = face.eye_y - 9.4 - 0.9 * p.brow_y + 0.6 * p.male
     y = y - 0.5 * face.child + 0.8 * face.old - 0.5 * face.smile
     arch, tilt = 1.6 + 0.8 * p.brow_arch, 0.9 * p.brow_tilt
-    spine = curve(
-        [
-            (x - 9.5 - p.brow_gap, y + 0.4 + tilt),
-            (x - 2, y - 0.7 - 0.5 * arch),
-            (x + 6, y - arch - 0.4 * tilt),
-            (x + 12.5, y + 1.6 - tilt + face.old),
-        ]
-    )
+    ys = y + 0.4 + tilt, y - 0.7 - 0.5 * arch, y - arch - 0.4 * tilt, y + 1.6 - tilt + face.old
+    spine = curve(points((x - 9.5 - p.brow_gap, x - 2, x + 6, x + 12.5), ys))
     thick = max(0.7, 1.5 + 0.6 * p.brow_thick + 0.6 * p.male - 0.6 * face.child)
     half = thick * np.linspace(1, 0.25, len(spine))[:, None] * (0, 1)
     bare = 0.2 + 0.3 * face.child
-    colour = (
-        0.85 * (p.hair * (1 - 0.7 * face.grey) + GREY_HAIR * 0.7 * face.grey) * (1 - bare)
-        + face.skin * 0.8 * bare
-    )
+    hair = p.hair * (1 - 0.7 * face.grey) + GREY_HAIR * 0.7 * face.grey
+    colour = 0.85 * hair * (1 - bare) + face.skin * 0.8 * bare
+    brow = np.vstack([spine - half, (spine + half)[::-1]])
     for side in (-1, 1):
-        face.ink.polygon(
-            face.flat(np.vstack([spine - half, (spine + half)[::-1]]) * (side, 1), 1),
-            fill=rgb(colour),
-        )
+        face.ink.polygon(face.flat(brow * (side, 1), 1), fill=rgb(colour))
 
 
 def nostrils_and_moles(face: Face) -> None:
     """What is a dark dot."""
-    dots = both(0.48 * face.nose_w, face.nose_y + 3.2, 2.2, 1.5, 0.7) + [
-        (x, y, 0.8, r, r) for x, y, r in face.p.moles
-    ]
+    dots = both(0.48 * face.nose_w, face.nose_y + 3.2, 2.2, 1.5, 0.7)
+    dots += [(x, y, 0.8, r, r) for x, y, r in face.p.moles]
     for x, y, depth, rx, ry in dots:
         face.dot(face.ink, (x, y), depth, rx, ry, rgb(face.dark * 0.75))
 
@@ -89,23 +77,13 @@ def mouth(face: Face) -> None:
     corner = (w, y - lift)
     above = mirrored([corner, (0.5 * w, y - 0.3 * lift + 0.2), (0, y + 0.4)])
     below = above + [(0, 0), (0, 0.8 * gap), (0, gap), (0, 0.8 * gap), (0, 0)]
-    bow = mirrored(
-        [
-            corner,
-            (0.55 * w, y - 0.72 * up - 0.3 * lift),
-            (0.22 * w, y - up - 0.4 * p.bow),
-            (0, y - 0.75 * up + 0.4 * p.bow),
-        ]
-    )
+    ys = y - 0.72 * up - 0.3 * lift, y - up - 0.4 * p.bow, y - 0.75 * up + 0.4 * p.bow
+    bow = mirrored([corner, *points((0.55 * w, 0.22 * w, 0), ys)])
     bottom = mirrored([corner, (0.6 * w, y + 0.65 * low + gap - 0.3 * lift), (0, y + low + gap)])
-    for one, other, colour in (
-        (bow, above, lips * 0.86),
-        (below, bottom, lips),
-        (above, below, (232, 226, 216)),
-    )[: 2 + (gap > 0)]:
-        face.ink.polygon(
-            face.flat(np.vstack([curve(one), curve(other)[::-1]]), 1.6), fill=rgb(colour)
-        )
+    lip = (bow, above, lips * 0.86), (below, bottom, lips), (above, below, (232, 226, 216))
+    for one, other, colour in lip[: 2 + (gap > 0)]:
+        outline = np.vstack([curve(one), curve(other)[::-1]])
+        face.ink.polygon(face.flat(outline, 1.6), fill=rgb(colour))
     face.ink.line(face.flat(curve(above), 1.6), fill=rgb(face.dark * 0.7), width=2)
     shine = [(-0.3 * w, y + 0.5 * low + gap), (0.3 * w, y + 0.5 * low + gap)]
     face.ink.line(face.flat(shine, 1.6), fill=rgb(lips * 1.12), width=3)

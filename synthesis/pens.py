@@ -27,9 +27,14 @@ def spline(k: int, n: int = 6) -> np.ndarray:
     return np.vstack([weights @ padded[i : i + 4] for i in range(k - 1)] + [padded[-2]])
 
 
-def curve(points) -> np.ndarray:
+def points(xs, ys) -> np.ndarray:
+    """Points (k, 2) of their coordinates."""
+    return np.stack([xs, ys], 1)
+
+
+def curve(through) -> np.ndarray:
     """Points (6 (k - 1) + 1, 2) of a smooth line through k points."""
-    return spline(len(points)) @ np.asarray(points, float)
+    return spline(len(through)) @ np.asarray(through, float)
 
 
 def mirrored(right) -> np.ndarray:
