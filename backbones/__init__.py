@@ -76,19 +76,27 @@ def load(name: str, path=None, **config) -> PretrainedBackbone:
     return backbone.eval()
 
 
-def rebuild(config: dict, weights: dict[str, torch.Tensor]) -> PretrainedBackbone:
-    """The untrained network of `config`, for `weights` that say they are of it.
+def rebuild(state: dict, path) -> PretrainedBackbone | None:
+    """The untrained network that `state`, of the weights file `path`, says it was trained with.
 
-    Names and shapes are compared before anything is built of a size that a stranger's file merely
-    states. Raises ValueError if they differ, or if there is no such network.
+    None if it names none of those here. Names and shapes are compared before anything is built of a
+    size that a stranger's file merely states. Raises ValueError if they differ, or if there is no
+    such network.
     """
+    config = state.get('backbone')
+    if not isinstance(config, dict) or 'name' not in config:
+        return None
     try:
-        wanted = layout(**config)
-        if wanted != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
+        if layout(**config) != _shapes_below('backbone.', state['model']):
             raise ValueError('its weights are of another')
         return build(**config)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f'not of the backbone {config}: {error}') from None
+        raise ValueError(f'{path}: not of the backbone {config}: {error}') from None
+
+
+def _shapes_below(prefix, state):
+    names = [name for name in state if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tuple(state[name].shape) for name in names}
 
 
 def read_weights(

@@ -1,12 +1,14 @@
-"""Do thresholds by age keep their word on people they weren't fitted on?
+"""Do thresholds by age hold on people they weren't fitted on?
 
-    python3 benchmarks/calibration.py NAME weights [--splits 10] [--far 0.1 0.01] [--out JSON]
+    python3 benchmarks/calibration.py NAME weights [--on OTHER] [--splits 10] [--out JSON]
     python3 benchmarks/calibration.py drawn weights     # people whom synthetic.py draws
+    python3 benchmarks/calibration.py vectors.npz       # embeddings, identities, ages
 
 NAME is an entry of meta.py; its val_root is read, else its train_root. In every split one half of
 the people gives thresholds, by age and one for all ages, and the other half is counted at them, in
-each cell of ages with 200 pairs of two people or more. The table has a cell's false accepts over
-what was asked: the mean over the splits, and the share of splits beyond a factor of 1.5.
+each cell of ages with 200 pairs of different people or more. With --on, thresholds of NAME's first
+half are counted on the second half of OTHER. The table has a cell's false accepts over the rate
+that was asked: the mean over the splits, and the share of splits beyond a factor of 1.5.
 """
 
 import sys
@@ -30,7 +32,11 @@ ENOUGH, FACTOR = 200, 1.5
 
 
 def read(name, known, seed):
-    """Embeddings, labels and ages of an entry, or of people drawn for this once."""
+    """Embeddings, labels and ages: of an entry, of stored vectors, or of drawn people."""
+    if name.endswith('.npz'):
+        with np.load(name) as file:
+            vectors, labels, ages = (file[key] for key in ('embeddings', 'identities', 'ages'))
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, ages
     if name != 'drawn':
         entry = getattr(meta, name)
         root = entry['val_root'] or entry['train_root']
@@ -42,14 +48,17 @@ def read(name, known, seed):
         return embed(known, faces), faces.labels, faces.ages
 
 
-def split(embeddings, labels, ages, fars, seed):
-    """One split's rows, of every cell with ENOUGH pairs of two people and a rate promised."""
-    half = calibration.halves(labels, seed)
-    first, second = (
-        calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k], seed)
-        for k in (half, ~half)
-    )
-    stored, rows = calibration.fit(first), []
+def half_of(faces, seed, second):
+    """The scored pairs of one half of the people."""
+    embeddings, labels, ages = faces
+    half = calibration.halves(labels, seed) ^ second
+    return calibration.score_pairs(embeddings[half], labels[half], np.asarray(ages)[half], seed)
+
+
+def split(fitted_on, counted_on, fars, seed, confidence):
+    """One split's rows, of every cell with ENOUGH pairs of different people and a rate promised."""
+    first, second = half_of(fitted_on, seed, False), half_of(counted_on, seed, True)
+    stored, rows = calibration.fit(first, confidence=confidence), []
     for far in fars:
         single = float(np.quantile(first.similarity[~first.same], 1 - far))
         rows += [
@@ -101,15 +110,20 @@ def markdown(report):
 
 
 def run(args):
-    known = verify.matcher(verify.arguments([args.weights, '--serve']))
-    embeddings, labels, ages = read(args.name, known, args.seed)
-    splits = [split(embeddings, labels, ages, args.far, seed) for seed in range(args.splits)]
+    known = args.weights and verify.matcher(verify.arguments([args.weights, '--serve']))
+    faces = read(args.name, known, args.seed)
+    others = read(args.on, known, args.seed) if args.on else faces
+    splits = [split(faces, others, args.far, seed, args.confidence) for seed in range(args.splits)]
     rows, errors = [row for part, _ in splits for row in part], [error for _, error in splits]
+    labels = faces[1]
     report = {
-        'data': args.name,
-        'weights_sha256': known.info.sha256,
+        'data': Path(args.name).stem,
+        'on': args.on and Path(args.on).stem,
+        'confidence': args.confidence,
+        'weights_sha256': known and known.info.sha256,
         'faces': len(labels),
         'people': len(np.unique(labels)),
+        'people_on': len(np.unique(others[1])),
         'splits': args.splits,
         'summary': summary(rows),
         'ece': float(np.mean(errors)),
@@ -123,8 +137,10 @@ def run(args):
 def arguments():
     parser = tables.parser(__doc__)
     add = parser.add_argument
-    add('name', help='an entry of meta.py, or drawn')
-    add('weights')
+    add('name', help='an entry of meta.py, drawn, or stored vectors (.npz)')
+    add('weights', nargs='?', help='not for stored vectors')
+    add('--on', metavar='NAME', help='whose people are counted, if not the same set')
+    add('--confidence', type=float, default=calibration.CONFIDENCE)
     add('--far', type=float, nargs='+', default=[0.1, 0.01])
     add('--splits', type=int, default=10)
     add('--seed', type=int, default=1000, help='of the drawn people')

@@ -157,12 +157,10 @@ def _backbone_of(state, path):
     config = state['backbone']
     if config is None:  # the user's own code, which no file of weights can hold
         return own.make_backbone(types.SimpleNamespace(**(state.get('recipe') or {})))
-    if 'name' not in config:
-        return None
     try:
-        return backbones.rebuild(config, _backbone_weights(state['model']))
+        return backbones.rebuild(state, path)
     except ValueError as error:
-        raise UserError(f'{path}: {error}') from None
+        raise UserError(str(error)) from None
 
 
 def save_checkpoint(state: dict, path) -> None:
