@@ -137,7 +137,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(copy_on_drawn, number):
 def test_any_module_stands_in_by_one_line(copy_on_drawn):
     """A torchvision ResNet, by changing the one line of main.py."""
     edit(
-        copy_on_drawn / 'main.py',
+        copy_on_drawn / 'backbones/own.py',
         (
             'return Backbone(recipe.layers, recipe.widths, recipe.dim)',
             'import torchvision; return torchvision.models.resnet18(num_classes=40)',
