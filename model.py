@@ -45,8 +45,8 @@ def read_state(path, map_location='cpu'):
     """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and
     takes no more memory than it has bytes.
 
-    Raises ValueError, one line that names the file, where it can't be read so; FileNotFoundError
-    where there is none.
+    Raises ValueError, one line that names the file, if it can't be read so; FileNotFoundError
+    if there is none.
     """
     unsafe = f'{path}: not a weights file that can be read safely'
     with open(path, 'rb') as file:
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         """The trained backbone of a weights file (`epoch_*.pth`, `best.pth` or `last.pth`), in eval
         mode. Feed it `normalize(images)`.
 
-        Raises ValueError where the file holds another backbone than this class.
+        Raises ValueError if the file holds another backbone than this class.
         """
         return DALModel.load(path, map_location=map_location).backbone  # type: ignore[return-value]
 
@@ -218,7 +218,7 @@ class MarginHead(nn.Module):
         raise NotImplementedError
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(N, D) -> logits (N, C), float32; with the margin where labels (N,) are given."""
+        """(N, D) -> logits (N, C), float32; with the margin if labels (N,) are given."""
         with torch.autocast(features.device.type, enabled=False):  # s = 64: a bfloat16 is ±0.25
             logits = self.scaled_cosines(features, self.weight)
             return logits if labels is None else self._with_margin(logits, labels)[0]
@@ -257,7 +257,7 @@ class CosFace(MarginHead):
 class ArcFace(MarginHead):
     """cos(θ + m) (Deng et al., CVPR 2019, eq. 3), m = 0.5 in that paper.
 
-    Beyond θ = π − m, where it would rise again, it is cos θ − m·sin m, as in its authors' code.
+    Beyond θ = π − m it would rise again: there it is cos θ − m·sin m, as in its authors' code.
     """
 
     default_m = 0.5
@@ -424,7 +424,7 @@ class DALModel(nn.Module):
 
         Raises ValueError for what are not faces (N, 3, 112, 96 or 112) of values 0…255.
         """
-        if not torch.compiler.is_compiling():  # nor exporting, where values are not known
+        if not torch.compiler.is_compiling():  # nor exporting: values are not known then
             check_faces(images)
         _, _, x_id = self.features(torch.cat([images, images.flip(-1)]))
         n = images.shape[0]  # len() or chunk() would fix the batch size of an exported graph
@@ -435,8 +435,8 @@ class DALModel(nn.Module):
         """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval
         mode.
 
-        `backbone` is needed only where another module than `Backbone` was trained: build it as in
-        training. Raises ValueError where the file is no weights file of this repository or does not
+        `backbone` is needed only if another module than `Backbone` was trained: build it as in
+        training. Raises ValueError if the file is no weights file of this repository or does not
         fit.
         """
         return cls.of(read_state(path, map_location), path, backbone).to(map_location).eval()
@@ -499,7 +499,7 @@ class DALModel(nn.Module):
 
 
 def check_faces(images: Tensor) -> None:
-    """Raises ValueError where `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
+    """Raises ValueError if `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
     shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
     if images.ndim == 4 and shape[3] == 3 and shape[1] != 3:
         raise ValueError(

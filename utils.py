@@ -27,9 +27,9 @@ class DataError(ValueError):
 
 
 def pick_device(ctx: int) -> torch.device:
-    """The CPU for ctx < 0, else the ctx-th GPU: CUDA's, or where there is none Apple's.
+    """The CPU for ctx < 0, else the ctx-th GPU: CUDA's, or Apple's if there is none.
 
-    Raises UserError where there is no such GPU, or the installed PyTorch can't use it. What is
+    Raises UserError if there is no such GPU, or the installed PyTorch can't use it. What is
     float32 is then computed in float32: PyTorch's own default is TF32, of 10 bits, in convolutions.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -49,7 +49,7 @@ def pick_device(ctx: int) -> torch.device:
 
 
 def _check_kernels(ctx):
-    """Raises UserError where the installed PyTorch was not built for the ctx-th GPU, which would
+    """Raises UserError if the installed PyTorch was not built for the ctx-th GPU, which would
     end in 'no kernel image is available' at the first operation."""
     found, built = torch.cuda.get_device_capability(ctx), torch.cuda.get_arch_list()
     numbers = [re.fullmatch(r'(sm|compute)_(\d+)(\d)[af]?', name) for name in built]

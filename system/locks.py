@@ -12,7 +12,7 @@ from utils import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing guards a folder against a second run
+except ImportError:  # on Windows nothing guards a folder against a second run
     fcntl = None  # type: ignore[assignment]
 
 
@@ -52,7 +52,7 @@ class Interrupt:
             raise Interrupted(self.received)
 
     def check(self) -> None:
-        """Raises Interrupted where a signal has come."""
+        """Raises Interrupted if a signal has come."""
         if self.received:
             raise Interrupted(self.received)
 
@@ -63,7 +63,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def claim(folder: str | os.PathLike, option: str = '--save', work: str = 'training') -> Iterator:
-    """Makes the folder, the user's `option`, and holds it for this process. Raises UserError where
+    """Makes the folder, the user's `option`, and holds it for this process. Raises UserError if
     it can't be written or another holds it."""
     path = Path(folder, '.lock')
     try:

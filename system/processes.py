@@ -22,7 +22,7 @@ def each(
 
     Of several processes, each uses a tool of its own, make(); `work` and `make` must be picklable.
     SIGINT and SIGTERM are for this process to act on: the others ignore them, and end with it.
-    Close it to stop before the end. Raises UserError where a process ends by itself.
+    Close it to stop before the end. Raises UserError if a process ends by itself.
     """
     workers = min(workers, len(items))
     if workers <= 1:

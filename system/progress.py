@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-SECONDS = 60  # between two lines where there is no terminal
+SECONDS = 60  # between two lines if there is no terminal
 LINE = '{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left'
 
 

@@ -46,7 +46,7 @@ def is_rank_zero() -> bool:
 
 @contextlib.contextmanager
 def process_group(ctx: int):
-    """Within it this process belongs to its job, where there is one; yields its device.
+    """Within it this process belongs to its job, if there is one; yields its device.
 
     On CPUs (ctx < 0) the ranks talk by gloo; on GPUs by NCCL, each on the GPU of its LOCAL_RANK.
     Rank 0 alone prints; an error that all raise is printed by one.
@@ -105,7 +105,7 @@ def all_gather_object(value, group=None) -> list:
 
 
 def on_every_rank(work, *args):
-    """work(*args) on every rank; where it raises on some, the first one's error is raised on
+    """work(*args) on every rank; if it raises on some, the first one's error is raised on
     all."""
     if not dist.is_initialized():
         return work(*args)
@@ -251,8 +251,7 @@ def broadcast(module: nn.Module) -> None:
 
 
 def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.Module:
-    """`module`, whose backward pass then also averages the gradients over the ranks; itself where
-    there is one. Parameters named in `apart` are left alone."""
+    """`module`, whose backward pass then also averages the gradients over the ranks; itself if there is one. Parameters named in `apart` are left alone."""
     if not dist.is_initialized():
         return module
     # batchnorm.Statistics keeps buffers alike, which also counts what the other ranks saw

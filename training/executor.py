@@ -41,7 +41,7 @@ class Executor:
     `precision`, which is never 'auto'.
 
     Raises: UserError if the recipe asks for what the device can't do (see batchnorm.synchronize),
-    or to compile where that fails.
+    or to compile and that fails.
     """
 
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):

@@ -99,8 +99,7 @@ def plot_curves(rows, panels, path):
 
 
 def run_summary(device):
-    """What a figure depends on beside the recipe: versions, hardware, and the git revision where
-    there is one."""
+    """What a figure depends on beside the recipe: versions, hardware, and the git revision if there is one."""
     git = None
     if shutil.which('git'):
         git = subprocess.run(

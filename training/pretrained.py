@@ -67,7 +67,7 @@ def follow(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
 
 
 def check_name(recipe: Recipe) -> None:
-    """Raises UserError where the recipe's backbone is no name that is known."""
+    """Raises UserError if the recipe's backbone is no name that is known."""
     if recipe.backbone != 'dal':
         try:
             backbones.layout(recipe.backbone)
@@ -76,7 +76,7 @@ def check_name(recipe: Recipe) -> None:
 
 
 def load(training: TrainingState, init: str, recipe: Recipe) -> None:
-    """Gives the backbone the weights in `init`, see `read`. Raises UserError where they are of
+    """Gives the backbone the weights in `init`, see `read`. Raises UserError if they are of
     another than main.py builds."""
     _, weights = read(init, recipe)
     try:

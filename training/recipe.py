@@ -121,9 +121,9 @@ class Recipe:
                 f'layers {self.layers} and widths {self.widths} must name the same stages'
             )
         if self.memory and self.variate == 'learned':
-            raise UserError(f"memory is {self.memory}; it must be 0 where variate is 'learned'")
+            raise UserError(f"memory is {self.memory}; it must be 0 if variate is 'learned'")
         if self.factorization == 'solved' and not self.memory:
-            raise UserError("memory is 0; it must be above 0 where factorization is 'solved'")
+            raise UserError("memory is 0; it must be above 0 if factorization is 'solved'")
         if self.sample_rate < 1 and not self.shard_head:
             raise UserError(f'sample_rate is {self.sample_rate}; below 1 it needs shard_head=True')
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: the log and its curves, the bar, and a warning where nothing is being
+"""What a run says of itself: the log and its curves, the bar, and a warning if nothing is being
 decorrelated."""
 
 import time
@@ -69,7 +69,7 @@ FIGURES = (
 
 
 def introduce(training: TrainingState, name, train, val, epochs, folder, state) -> None:
-    """Before the first of `epochs` (done, last): run.json and a line on the screen; and where a run
+    """Before the first of `epochs` (done, last): run.json and a line on the screen; and if a run
     goes on, what is not as at its beginning.
 
     `name` is the data set's; `state` the file that is resumed, or None.
@@ -169,7 +169,7 @@ class Reports:
         return self.log.report(kind, self.training.step, **values) if self.log else values
 
     def step(self, images, steps, check):
-        """After a step on `images` images, of `steps` in an epoch: a line in the log where one is
+        """After a step on `images` images, of `steps` in an epoch: a line in the log if one is
         due; `check()` comes before it."""
         training = self.training
         self.bar.update(images)

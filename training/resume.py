@@ -38,7 +38,7 @@ def state_of(training: TrainingState, steps_per_epoch: int, folder: Path) -> dic
 
 def save_weights(training: TrainingState, folder: Path, names: list[str]) -> None:
     """Writes the files of weights `names`, all alike, into `folder`; of a sharded head the whole.
-    Raises UserError where that can't be."""
+    Raises UserError if that can't be."""
     weights = weights_of(training)
     if training.recipe.shard_head:
         weights['model']['identity.weight'] = training.model.identity.whole()
@@ -47,7 +47,7 @@ def save_weights(training: TrainingState, folder: Path, names: list[str]) -> Non
 
 
 def save_state(training: TrainingState, steps_per_epoch: int, folder: Path) -> None:
-    """Writes last.pth, and then removes the sharded heads of earlier ones. Raises UserError where
+    """Writes last.pth, and then removes the sharded heads of earlier ones. Raises UserError if
     that can't be."""
     state = state_of(training, steps_per_epoch, folder)
     on_rank_zero(save_checkpoint, state, folder / 'last.pth')
@@ -72,7 +72,7 @@ def starting_point(args) -> tuple[Path, Path | None]:
 
 
 def refuse_to_overwrite(folder: Path, first: int, last: int) -> None:
-    """Raises UserError where `folder` has weights of one of the epochs after `first` and up to
+    """Raises UserError if `folder` has weights of one of the epochs after `first` and up to
     `last`."""
     taken = [
         epoch
@@ -93,8 +93,8 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
     """Loads `path` into `training`; whether it resumes exactly where the file stands. Raises
     UserError where it can't be used.
 
-    The network with its heads where the people and age groups are the same, else the backbone and
-    the factorization; optimizers, adversary, step and best score too where the file is a state and
+    The network with its heads if the people and age groups are the same, else the backbone and
+    the factorization; optimizers, adversary, step and best score too if the file is a state and
     everything fits.
     """
     state = load_checkpoint(
@@ -152,7 +152,7 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
 
 
 def _check_heads(recipe, state, path):
-    """Raises UserError where the age heads are of different kinds: their weights do not fit. (The
+    """Raises UserError if the age heads are of different kinds: their weights do not fit. (The
     margins of identity heads may differ: their weights are the same.)"""
     there = state.get('heads', {}).get('age', 'groups')
     if there != recipe.age_head:
@@ -231,7 +231,7 @@ def weights_of(training: TrainingState) -> dict:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """Gives `optimizer` the moments of a state_dict; its settings stay its own, as the recipe says.
-    Raises ValueError where they don't fit."""
+    Raises ValueError if they don't fit."""
     own = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict({'state': saved['state'], 'param_groups': own})
     parameters = [p for group in optimizer.param_groups for p in group['params']]

@@ -18,7 +18,7 @@ def warmup_cosine(progress: float, warmup: float) -> float:
 
 def parameter_groups(model: DALModel, recipe: Recipe) -> list[dict]:
     """Optimizer groups of a DALModel's weights: decay for matrices and convolutions, none for norms
-    and biases; `factor` is the one on the learning rate. The backbone's are apart where it learns
+    and biases; `factor` is the one on the learning rate. The backbone's are apart if it learns
     at another rate, or later."""
     # fused SGD wants groups of which all have momentum, or none: not so of a group that thaws
     apart = recipe.lr_backbone != 1 or recipe.freeze > 0

@@ -20,7 +20,7 @@ from utils import DataError, UserError
 
 
 def refuse_not_finite(training: TrainingState, loader, folder) -> None:
-    """Raises UserError, and leaves `nan.json`, where a loss of any step so far was not finite;
+    """Raises UserError, and leaves `nan.json`, if a loss of any step so far was not finite;
     `folder` then holds no such weights."""
     found = training.not_finite.first()
     if not found:
@@ -83,7 +83,7 @@ def validate(training: TrainingState, val, pair_lists, interrupt) -> tuple[dict,
 
 
 def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict | None]:
-    """Verification, rank-1, the age left in x_id, and closed-set accuracy where people are shared;
+    """Verification, rank-1, the age left in x_id, and closed-set accuracy if people are shared;
     see `validate`."""
 
     def batches():
