@@ -1,4 +1,4 @@
-"""What knows no faces: errors in one line, the device, seeds, files written whole."""
+"""Errors in one line, the device, seeds, files written whole: nothing here knows faces."""
 
 import contextlib
 import ctypes

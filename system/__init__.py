@@ -1,1 +1,1 @@
-"""What knows no faces and needs no torch to import: locks and signals, progress, processes."""
+"""Locks and signals, progress, processes, names: nothing here knows faces."""

@@ -251,7 +251,8 @@ def broadcast(module: nn.Module) -> None:
 
 
 def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.Module:
-    """`module`, whose backward pass then also averages the gradients over the ranks; itself if there is one. Parameters named in `apart` are left alone."""
+    """`module`, whose backward pass then also averages the gradients over the ranks, if there are
+    several. Parameters named in `apart` are left alone."""
     if not dist.is_initialized():
         return module
     # batchnorm.Statistics keeps buffers alike, which also counts what the other ranks saw

@@ -99,7 +99,7 @@ def plot_curves(rows, panels, path):
 
 
 def run_summary(device):
-    """What a figure depends on beside the recipe: versions, hardware, and the git revision if there is one."""
+    """Versions, hardware, and the git revision if there is one: a figure depends on them."""
     git = None
     if shutil.which('git'):
         git = subprocess.run(
