@@ -133,6 +133,11 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
+    def parts(self) -> tuple[list, list[list], list]:
+        """Stem, blocks and tail: `forward` runs them one after another."""
+        blocks = [[block] for stage in self.stages for block in stage]
+        return [], blocks, [functools.partial(torch.flatten, start_dim=1), self.project]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.project(self.stages(images).flatten(1))
 
@@ -385,6 +390,7 @@ class DALModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.width = getattr(backbone, 'width', WIDTH)
+        self.last_blocks: Callable[[Tensor], Tensor] | None = None
         was_training = backbone.training
         backbone.eval()
         with torch.no_grad():
@@ -399,6 +405,8 @@ class DALModel(nn.Module):
 
     def embed_mixed(self, images: Tensor) -> Tensor:
         """Faces (N, 3, 112, 96 or 112), 0…255 -> x = F(p) (N, D), float32: age still in it."""
+        if self.last_blocks and images.shape[1] != 3:  # activations, see training/last_blocks.py
+            return self.last_blocks(images).float()
         images = fit_width(images, self.width).float()
         pixels = getattr(self.backbone, 'takes_pixels', False)
         return self.backbone(images if pixels else normalize(images)).float()

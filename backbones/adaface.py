@@ -72,5 +72,5 @@ class AdaFace(PretrainedBackbone):
             nn.BatchNorm1d(self.dim, affine=False),
         )
 
-    def encode(self, faces):
-        return self.output_layer(self.body(self.input_layer(faces)))
+    def parts(self):
+        return [self.input_layer], [[unit] for unit in self.body], [self.output_layer]

@@ -1,5 +1,8 @@
 """What every backbone here shares: it takes pixels, and fits, orders and normalises them itself."""
 
+import functools
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -31,12 +34,15 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return images
 
 
+flatten = functools.partial(torch.flatten, start_dim=1)
+
+
 class PretrainedBackbone(nn.Module):
     """x = F(p) by a network that others designed and trained.
 
     RGB faces (N, 3, 112, 96 or 112), pixel values 0…255, uint8 or float -> x (N, dim), as the
     network's last layer gives it: of no unit length. A subclass names its layers as the published
-    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and writes `encode`.
+    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and its `parts`.
     `build(**backbone.config)` makes the same network again, without its weights.
     """
 
@@ -69,9 +75,16 @@ class PretrainedBackbone(nn.Module):
             faces = faces.flip(1)
         return torch.addcmul(self.shift, faces, self.scale)
 
+    def parts(self) -> tuple[list, list[list], list]:
+        """Stem, blocks and tail: modules and functions that `encode` runs one after another."""
+        raise NotImplementedError
+
     def encode(self, faces: torch.Tensor) -> torch.Tensor:
         """What `prepare` made -> x (N, dim)."""
-        raise NotImplementedError
+        stem, blocks, tail = self.parts()
+        for step in itertools.chain(stem, *blocks, tail):
+            faces = step(faces)
+        return faces
 
     def read(self, path, say=files.warn) -> object:
         """The content of a published file, see files.read."""

@@ -9,7 +9,7 @@ was trained on, and fine-tuning has that to make good.
 import torch
 from torch import nn
 
-from .base import PretrainedBackbone
+from .base import PretrainedBackbone, flatten
 
 
 class Conv(nn.Module):
@@ -132,9 +132,9 @@ class InceptionResnetV1(PretrainedBackbone):
         self.last_linear = nn.Linear(1792, self.dim, bias=False)
         self.last_bn = nn.BatchNorm1d(self.dim, eps=0.001)
 
-    def encode(self, faces):
-        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(faces)))
-        x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
-        x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
-        x = self.block8(self.repeat_3(self.mixed_7a(x)))
-        return self.last_bn(self.last_linear(self.dropout(self.avgpool_1a(x).flatten(1))))
+    def parts(self):
+        stem = [self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.maxpool_3a, self.conv2d_3b]
+        blocks = [*self.repeat_1, self.mixed_6a, *self.repeat_2, self.mixed_7a, *self.repeat_3]
+        tail = [self.avgpool_1a, flatten, self.dropout, self.last_linear, self.last_bn]
+        blocks = [[block] for block in (*blocks, self.block8)]
+        return [*stem, self.conv2d_4a, self.conv2d_4b], blocks, tail

@@ -4,9 +4,11 @@ Han et al., "Deep pyramidal residual networks" and Deng et al., "ArcFace" (CVPR 
 normalisation first, PReLU, no activation after the sum. Input RGB 112×112, (v/255 − .5)/.5.
 """
 
+import itertools
+
 from torch import nn
 
-from .base import PretrainedBackbone
+from .base import PretrainedBackbone, flatten
 
 LAYERS = {
     'iresnet18': (2, 2, 2, 2),
@@ -61,7 +63,7 @@ class IResNet(PretrainedBackbone):
         self.features = nn.BatchNorm1d(self.dim)
         self.features.weight.requires_grad = False  # at 1: published so, for a margin on cosines
 
-    def encode(self, faces):
-        x = self.prelu(self.bn1(self.conv1(faces)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.features(self.fc(self.bn2(x).flatten(1)))
+    def parts(self):
+        blocks = itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4)
+        tail = [self.bn2, flatten, self.fc, self.features]
+        return [self.conv1, self.bn1, self.prelu], [[block] for block in blocks], tail

@@ -5,7 +5,7 @@ Input RGB 112×112, normalised by ImageNet's mean and deviation; x is 128 number
 
 from torch import nn
 
-from .base import PretrainedBackbone
+from .base import PretrainedBackbone, flatten
 
 # expansion, width, blocks, stride of the first
 ROWS = (2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)
@@ -89,6 +89,6 @@ class MobileFaceNet(PretrainedBackbone):
         self.conv3 = nn.Conv2d(512, self.dim, 1)
         self.bn = nn.BatchNorm2d(self.dim)
 
-    def encode(self, faces):
-        x = self.conv2(self.features(self.dw_conv(self.conv1(faces))))
-        return self.bn(self.conv3(self.gdconv(x))).flatten(1)
+    def parts(self):
+        tail = [self.conv2, self.gdconv, self.conv3, self.bn, flatten]
+        return [self.conv1, self.dw_conv], [[block] for block in self.features], tail

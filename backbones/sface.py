@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import files
-from .base import PretrainedBackbone
+from .base import PretrainedBackbone, flatten
 
 # width and stride of the depthwise separable units 2…14
 ROWS = (
@@ -57,11 +57,10 @@ class SFace(PretrainedBackbone):
         self.pre_fc1 = nn.Linear(inputs * 7 * 7, self.dim)
         self.fc1 = nn.BatchNorm1d(self.dim, eps=2e-5)
 
-    def encode(self, faces):
-        x = faces
-        for unit in self.units.values():
-            x = unit(x)
-        return self.fc1(self.pre_fc1(self.dropout(self.bn1(x)).flatten(1)))
+    def parts(self):
+        first, *units = self.units.values()
+        tail = [self.bn1, self.dropout, flatten, self.pre_fc1, self.fc1]
+        return [first], [units[at : at + 2] for at in range(0, len(units), 2)], tail
 
     def read(self, path=None, say=files.warn):
         """The state dict of an ONNX file, or of a file of torch.save; of the wheel's for None."""

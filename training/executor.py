@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import utils
 from model import DALModel
-from training import batchnorm
+from training import batchnorm, last_blocks
 from training.distributed import BatchLayout, broadcast, rank, replicate, world_size
 from training.recipe import Recipe
 from training.sharded import ShardedHead, clip_gradient
@@ -56,6 +56,7 @@ class Executor:
         if recipe.compile:
             self._compile()
         self.scaler = _scaler(device, self.precision)
+        last_blocks.split(model, recipe.last_blocks)
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
         # the heads see the whole batch: no part of the replicated pass
@@ -117,9 +118,13 @@ class Executor:
         if self.count * world_size() > 1:
             # so that dropout differs between micro-batches, and repeats on recomputation
             torch.manual_seed(utils.seed_of(self.layout.seed, rank(), number))
-        low = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
-        with torch.autocast(self.device.type, low, enabled=low is not None):
+        with self.autocast():
             return network(images, detach)
+
+    def autocast(self) -> torch.autocast:
+        """In it, products are computed in `precision`."""
+        low = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, low, enabled=low is not None)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""

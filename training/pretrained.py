@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import Subset
 
 import backbones
 from dataset import Faces, evaluation_loader
@@ -106,15 +107,8 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
     with progress(None, 'centres of the people', len(own), unit=' faces') as bar:
         for start in range(0, len(own), PART):
             part = own[start : start + PART]
-            loader = evaluation_loader(torch.utils.data.Subset(faces, part.tolist()))
-            x_id = extract(
-                training.model,
-                loader,
-                training.device,
-                bf16=training.executor.precision == 'bf16',
-                keep=('x_id',),
-            )['x_id']
-            unit = torch.nn.functional.normalize(torch.from_numpy(x_id))
+            x_id = torch.from_numpy(_embed(training, Subset(faces, part.tolist())))
+            unit = torch.nn.functional.normalize(x_id)
             sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
             bar.update(len(part))
     centres = torch.nn.functional.normalize(sums).to(head.weight)
@@ -124,3 +118,13 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
         whole = torch.zeros_like(head.weight)
         whole[begin:end] = centres
         head.weight.copy_(all_reduce(whole))
+
+
+def _embed(training, faces):
+    """x_id (N, D) of faces, or of their activations."""
+    loader, model = evaluation_loader(faces), training.model.eval()
+    if training.recipe.last_blocks:
+        batches = [training.executor.features(batch[0].to(training.device))[1] for batch in loader]
+        return torch.cat(batches).cpu().numpy()
+    bf16 = training.executor.precision == 'bf16'
+    return extract(model, loader, training.device, bf16=bf16, keep=('x_id',))['x_id']

@@ -41,6 +41,7 @@ class Recipe:
     momentum: float = 0.9  # of SGD
     lr_backbone: float = 1.0  # factor on the backbone's learning rate
     freeze: float = 0.0  # fraction of training over which the backbone stays as it began
+    last_blocks: int = 0  # of a pretrained backbone only these learn, on kept activations; 0: all
     batchnorm: Literal['trained', 'frozen'] = 'trained'  # frozen: the backbone's stay as they are
     weight_decay: float = 5e-4  # on matrices and convolutions, not on norms and biases
     clip: float = 5.0  # largest gradient norm: at s = 64 the first batch's is huge
@@ -85,7 +86,11 @@ class Recipe:
     def __post_init__(self):
         for names, holds, must in (
             ('batch_size', lambda v: v >= 2, 'at least 2'),
-            ('seed workers max_steps save_every skip_corrupt', lambda v: v >= 0, 'at least 0'),
+            (
+                'seed workers max_steps save_every skip_corrupt last_blocks',
+                lambda v: v >= 0,
+                'at least 0',
+            ),
             ('dim min_steps accumulate age_powers', lambda v: v >= 1, 'at least 1'),
             ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
             ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),

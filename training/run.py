@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dataset import Batches, Faces, training_loader
 from evaluation.lists import Listed
 from system.locks import Interrupt, Interrupted, claim
-from training import pretrained
+from training import last_blocks, pretrained
 from training.command import Plan, decode_data, open_data, plan
 from training.distributed import (
     broadcast,
@@ -112,6 +112,8 @@ class Run:
         epochs = first, self.last_epoch
         state = plan.weights if exact else None
         introduce(training, plan.name, self.train, self.val, epochs, self.folder, state)
+        if recipe.last_blocks:
+            rank_zero_first(last_blocks.keep_activations, training, self.train)
         if plan.init:
             pretrained.set_centres(training, self.train)
         if not on_rank_zero((self.folder / 'last.pth').exists):

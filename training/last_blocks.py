@@ -1,0 +1,147 @@
+"""Fine-tuning of a backbone's last blocks alone, on activations of the others that are computed
+once and kept beside the faces.
+
+A face is then the activation of it and of its mirror, turned round, side by side: a flip exchanges
+the two, and everything after the first blocks is the training as it is.
+"""
+
+import glob
+import hashlib
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset import Faces
+from model import DALModel, normalize
+from storage.rows import Layout, NewRows, Rows
+from system.progress import progress
+from utils import DataError, UserError
+
+BATCH = 64  # faces whose activations are computed together
+
+
+def parts(backbone: nn.Module, count: int) -> tuple[list, list]:
+    """What a backbone runs one after another: before its last `count` blocks, and from them on.
+
+    Raises UserError if it has no such blocks.
+    """
+    if not hasattr(backbone, 'parts'):
+        raise UserError(f'last_blocks is {count}; a backbone of your own needs a method parts')
+    try:
+        stem, blocks, tail = backbone.parts()
+    except NotImplementedError:
+        name = backbone.config['name']
+        raise UserError(f'last_blocks is {count}; {name} can only be trained whole') from None
+    if count > len(blocks):
+        raise UserError(f'last_blocks is {count}; the backbone has {len(blocks)} blocks')
+    at = len(blocks) - count
+    return [*itertools.chain(stem, *blocks[:at])], [*itertools.chain(*blocks[at:], tail)]
+
+
+def split(model: DALModel, count: int) -> None:
+    """Freezes the backbone except for its last `count` blocks and what follows, which then take
+    activations (N, C, H, 2·W) too; 0: nothing. Raises UserError.
+    """
+    if not count:
+        return
+    for module in _modules(parts(model.backbone, count)[0]):
+        module.requires_grad_(False)
+
+    def last(activations):
+        x = activations[..., : activations.shape[-1] // 2].float()
+        for step in parts(model.backbone, count)[1]:
+            x = step(x)
+        return x
+
+    model.last_blocks = last
+
+
+def _modules(steps) -> Iterator[nn.Module]:
+    return (step for step in steps if isinstance(step, nn.Module))
+
+
+@torch.no_grad()
+def keep_activations(training: Any, faces: Faces) -> None:
+    """Lets `faces` give activations of the blocks that don't learn in place of images; they are
+    computed unless there is a whole file of them, for these faces and weights, beside the faces.
+
+    Raises UserError without room for them, or if the backbone was not pretrained; DataError.
+    """
+    if not training.pretrained:
+        raise UserError('last_blocks: the others must know faces: start from --init or weights')
+    training.model.eval()
+    first = parts(training.model.backbone, training.recipe.last_blocks)[0]
+    face = _activations(training, first, faces.__getitems__([0])[0])
+    layout = Layout(len(faces), tuple(face.shape[1:]), 'float16', 'activations')
+    beside, key = faces.source.beside, _key(training, first, faces)
+    for path in beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy'):
+        if layout.is_whole(path) and path.stem.endswith(f'-{_checksum(path):08x}'):
+            faces.pixels = Rows(path, layout)
+            return
+    print(f'activations of the first blocks: {layout.gib:.2f} GiB, kept beside {beside}')
+    new = NewRows(beside.with_name(f'.{beside.name}.first-blocks.{key}.npy'), layout)
+    try:
+        checksum = zlib.crc32(layout.header())
+        bar = progress(None, 'activations', len(faces), unit=' faces')
+        with bar:
+            for start in range(0, len(faces), BATCH):
+                indices = range(start, min(start + BATCH, len(faces)))
+                images, _, _, unreadable = faces.__getitems__([*indices])
+                if unreadable:
+                    raise DataError(unreadable[0])
+                rows = _activations(training, first, images)
+                for index, row in zip(indices, rows, strict=True):
+                    new[index] = row
+                checksum = zlib.crc32(rows, checksum)
+                bar.update(len(rows))
+        new.path = new.path.with_name(f'{new.path.stem}-{checksum:08x}.npy')
+        faces.pixels = new.finish() or faces.pixels
+        if new.error:
+            raise UserError(
+                f'{beside.parent}: {new.error.strerror} for {layout.gib:.2f} GiB of activations: '
+                'make room, or --set last_blocks=0'
+            )
+    finally:
+        new.close()
+
+
+def _activations(training, first, images) -> np.ndarray:
+    """Images (N, 3, 112, W) uint8 -> (N, H, 2·W, C) float16, as faces are kept."""
+    backbone, found = training.model.backbone, []
+    images = images.to(training.device)
+    for side in (images, images.flip(-1)):
+        with training.executor.autocast():
+            x = backbone.prepare(side) if hasattr(backbone, 'prepare') else normalize(side)
+            x = x.contiguous(memory_format=torch.channels_last)
+            for step in first:
+                x = step(x)
+        found.append(x)
+    both = torch.cat([found[0], found[1].flip(-1)], -1).half()
+    if not both.isfinite().all():
+        raise UserError('last_blocks: activations beyond the range of float16: --set last_blocks=0')
+    return both.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _key(training, first, faces):
+    """16 hexadecimal digits of the faces and of all that makes their activations."""
+    about = faces.fingerprint, len(faces), faces.width, training.executor.precision
+    digest = hashlib.sha256(repr(about).encode())
+    for module in _modules(first):
+        for name, tensor in module.state_dict().items():
+            digest.update(f'{name} {tuple(tensor.shape)}'.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _checksum(path: Path):
+    checksum = 0
+    with open(path, 'rb') as file:
+        while data := file.read(1 << 24):
+            checksum = zlib.crc32(data, checksum)
+    return checksum
