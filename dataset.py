@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,6 +101,18 @@ def source_of(root: str) -> Folder:
     return List(root) if is_list(root) else Folder(root)
 
 
+def alike(root: str, people: Iterable[str]) -> list[str]:
+    """A notice of people whose names differ in their Unicode form alone."""
+    forms = defaultdict(list)
+    for name in people:
+        forms[unicodedata.normalize('NFC', name)].append(name)
+    names = [name for name, spellings in forms.items() if len(spellings) > 1]
+    return [
+        f'{root}: {len(names)} name(s) stand for different people that differ only in how accents '
+        f'are stored (NFC, NFD): {some(names)}: if they are one person, merge them'
+    ][: len(names)]
+
+
 class Faces(Dataset):
     """The faces at `root`, of known identity and age, as (112, width): a folder, shards or a list.
 
@@ -154,7 +166,7 @@ class Faces(Dataset):
         are left out. Returns lines of notice, if any: which were left out, and that there is no
         room for the file.
         """
-        notices = [*self.source.notices, *self._alike()]
+        notices = [*self.source.notices, *alike(self.root, self.classes)]
         if images.simplejpeg is None:
             notices.append(WITHOUT_SIMPLEJPEG)
         beside, layout = self.source.beside, Layout(len(self), (HEIGHT, self.width, 3))
@@ -178,19 +190,6 @@ class Faces(Dataset):
         finally:
             new.close()
         return notices + left_out
-
-    def _alike(self):
-        """A notice of people whose names differ in their Unicode form alone."""
-        forms = defaultdict(list)
-        for name in self.classes:
-            forms[unicodedata.normalize('NFC', name)].append(name)
-        alike = [name for name, names in forms.items() if len(names) > 1]
-        if not alike:
-            return []
-        return [
-            f'{self.root}: {len(alike)} name(s) stand for different people that differ only in '
-            f'how accents are stored (NFC, NFD): {some(alike)}: if they are one person, merge them'
-        ]
 
     def _decode(self, new, skip_corrupt, workers):
         """Decodes every image once, into `new` unless it is None; notices of those left out."""

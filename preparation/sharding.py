@@ -27,12 +27,13 @@ def write_shards(
 
     Every image is decoded once, then copied byte for byte, `per_shard` in a shard, in an order
     shuffled by `seed`: a shard is a sample of the whole. What they are is in target.json; a call
-    that was interrupted goes on with the shard it was at. Raises DataError where an image can't be
-    read, or where there are other shards of that name; OSError where there is no room.
+    that was interrupted goes on with the shard it was at.
+
+    Raises DataError if an image can't be read, or if there are other shards of that name; OSError
+    if there is no room.
     """
     library()  # before any work, the line that it is missing
-    target = Path(target)
-    shards = -(-len(faces) // per_shard)
+    target, shards = Path(target), -(-len(faces) // per_shard)
     width = max(5, len(str(shards - 1)))
     pattern = f'{target}-{{{0:0{width}}..{shards - 1:0{width}}}}.tar'
     plan = {
@@ -48,8 +49,8 @@ def write_shards(
     try:
         same = json.loads(about.read_text()) == plan
     except (OSError, ValueError):
-        same = False
-    if not same and (there or about.exists()):
+        same = not there and not about.exists()
+    if not same:
         raise DataError(
             f'{(there or [about])[0]}: there are shards of this name already, of other faces or '
             'another number in each: choose another name'
@@ -64,30 +65,19 @@ def write_shards(
             path = Path(f'{target}-{shard:0{width}}.tar')
             indices = order[shard * per_shard : (shard + 1) * per_shard]
             if path not in there:
-                _write(faces, indices, path, bar)
-            else:
-                bar.update(len(indices))
+                utils.write_whole(path, lambda file, rows=indices: _write(faces, rows, file))
+            bar.update(len(indices))
     return pattern
 
 
-def _write(faces, indices, path, bar):
-    def write(temporary):
-        with (
-            open(temporary, 'wb') as file,
-            library().TarWriter(file, encoder=False, mtime=0) as tar,
-        ):
-            for index in indices:
-                name = faces.source.name(faces.places[index])
-                person, age = faces.classes[faces.labels[index]], float(str(faces.ages[index]))
-                about = {'identity': person, 'age': age, 'file': name}
-                suffix = os.path.splitext(name)[1][1:].lower()
-                tar.write(
-                    {
-                        '__key__': f'{index:09d}',
-                        suffix: faces.encoded(index),
-                        'json': json.dumps(about).encode(),
-                    }
-                )
-                bar.update()
-
-    utils.write_whole(path, write)
+def _write(faces, indices, path):
+    with open(path, 'wb') as file, library().TarWriter(file, encoder=False, mtime=0) as tar:
+        for index in indices:
+            name, person = (
+                faces.source.name(faces.places[index]),
+                faces.classes[faces.labels[index]],
+            )
+            about = {'identity': person, 'age': float(str(faces.ages[index])), 'file': name}
+            sample = {'__key__': f'{index:09d}', 'json': json.dumps(about).encode()}
+            suffix = os.path.splitext(name)[1][1:].lower()
+            tar.write({suffix: faces.encoded(index)} | sample)

@@ -1,15 +1,17 @@
 """What a run of prepare.py says at its end: what came out, what was skipped, what to do next."""
 
 import contextlib
+import keyword
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from dataset import Faces
 from evaluation.set_checks import check_ages
-from preparation import doctor
-from preparation.report import Report
+from preparation.target import Report
 from storage.files import below
 from storage.images import some
 from utils import DataError
@@ -17,65 +19,51 @@ from utils import DataError
 
 def of_photographs(report: Report, changes: Counter, keep_names: bool) -> str:
     """The lines on a set made of photographs; `changes` are those of faces of runs before."""
-    faces = report.faces()
-    count = sum(map(len, faces.values()))
-    folders = 'folder(s)' if keep_names else 'people'
-    lines = [
-        f'{count} faces of {len(faces)} {folders} in {report.target}, of {len(report.rows)} '
-        f'files; what became of each: {report.path}'
-    ]
-    lines += [f'{number:7} {change}' for change, number in changes.items()]
-    reasons = Counter(row.reason for row in report.rows.values() if row.reason)
-    # a reason that names a file is one of a kind
-    shown = reasons.most_common(8)
-    lines += [f'{number:7} skipped: {reason}' for reason, number in shown]
-    rest = sum(reasons.values()) - sum(number for _, number in shown)
-    lines += [f'{rest:7} skipped for other reasons'] if rest else []
-    made = [row for row in report.rows.values() if row.target]
-    several = sum(row.faces not in ('', '0', '1') for row in made)
-    if several:
-        lines.append(
-            f'{several:7} photograph(s) of several faces: look at report.csv, column faces'
-        )
+    faces, rows = report.faces(), report.rows.values()
+    made = [row for row in rows if row.target]
+    reasons = Counter(row.reason for row in rows if row.reason)
+    shown = dict(reasons.most_common(8))  # a reason that names a file is one of a kind
     cut = sum(row.faces == '0' for row in made)
-    if cut:
-        lines.append(
-            f'{cut:7} photograph(s) without a face that was found, '
-            f'{100 * cut / len(made):.1f} %: cut from the middle (column faces: 0)'
-        )
+    counts = dict(changes) | {f'skipped: {reason}': number for reason, number in shown.items()}
+    counts['skipped for other reasons'] = reasons.total() - sum(shown.values())
+    counts['photograph(s) of several faces: look at report.csv, column faces'] = sum(
+        row.faces not in ('', '0', '1') for row in made
+    )
+    counts[
+        f'photograph(s) without a face that was found, {100 * cut / max(1, len(made)):.1f} %: '
+        'cut from the middle (column faces: 0)'
+    ] = cut
+    lines = [
+        f'{len(made)} faces of {len(faces)} {"folder(s)" if keep_names else "people"} in '
+        f'{report.target}, of {len(rows)} files; what became of each: {report.path}',
+        *(f'{number:7} {what}' for what, number in counts.items() if number),
+    ]
     if faces and not keep_names:
-        lines += _of_set(report, faces)
-        lines += [
-            f'Look at {report.target / "sheet.jpg"}, then paste into meta.py:',
-            '',
-            doctor.entry(report.target, None, r'_|\.', 1, len(faces)),
-            '',
-            'and examine it: python3 prepare.py --check '
-            f'{doctor.identifier(Path(os.path.abspath(report.target)).name)}',
-        ]
+        entry = _entry(report.target, report.target, len(faces))
+        name = identifier(report.target)
+        lines += [*_warnings(report, faces), entry, '']
+        lines += [f'and examine it: python3 prepare.py --check {name}']
     return '\n'.join(lines)
 
 
 def of_records(target: str, pattern: str, people: int, lines: Sequence[str]) -> str:
     """The lines on shards made of a .rec file, with the entry for meta.py."""
-    name = doctor.identifier(os.path.basename(os.path.abspath(target)))
-    values = {'train_root': os.path.abspath(pattern), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
-    return '\n'.join(
-        [
-            *lines,
-            f'Look at {Path(target, "sheet.jpg")}, then paste into meta.py:',
-            '',
-            doctor.entry_called(name, values, people),
-        ]
+    return '\n'.join([*lines, _entry(target, pattern, people)])
+
+
+def _entry(target, root, people):
+    values = {'train_root': os.path.abspath(root), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
+    return (
+        f'Look at {Path(target, "sheet.jpg")}, then paste into meta.py:\n\n'
+        f'{entry_text(identifier(target), values | {"n_cls": people})}'
     )
 
 
-def _of_set(report, faces):
-    """What training will say of the set: files that aren't this run's, ages that mean nothing."""
-    lines, own = [], {row.target for row in report.rows.values()}
-    strangers = [
-        path for path in below(report.target).images if os.path.dirname(path) and path not in own
-    ]
+def _warnings(report, faces):
+    """What training will say of the set: files that aren't this run's, ages without meaning."""
+    lines, ours = [], {row.target for row in report.rows.values()}
+    strangers = [path for path in below(report.target).images if os.path.dirname(path)]
+    strangers = [path for path in strangers if path not in ours]
     if strangers:
         line = (
             f'{len(strangers):7} image(s) in {report.target} that this did not make, and '
@@ -90,9 +78,31 @@ def _of_set(report, faces):
         lines.append(line)
     with contextlib.suppress(DataError):  # of a stranger without an age
         lines += [f'Beware: {line}' for line in check_ages(Faces(report.target, r'_|\.', 1))]
-    if len(faces) > 2 and all(len(own) == 1 for own in faces.values()):
+    if len(faces) > 2 and all(len(files) == 1 for files in faces.values()):
         lines.append(
             f'Beware: each of the {len(faces)} people has one image, as '
             f'{some(list(faces)[:1])}: is that their names? See --people'
         )
     return lines
+
+
+def identifier(folder: str | os.PathLike) -> str:
+    """A Python name like that of the folder."""
+    word = re.sub(r'\W', '_', os.path.basename(os.path.abspath(folder)), flags=re.ASCII) or '_'
+    return f'_{word}' if word[0].isdigit() or keyword.iskeyword(word) else word
+
+
+def entry_text(name: str, values: dict) -> str:
+    """The text of an entry of meta.py."""
+    lines = [f'    {key!r}: {_literal(value)},' for key, value in values.items()]
+    return '\n'.join([f'{name} = {{', *lines, '}'])
+
+
+def _literal(value):
+    """As Python writes it, in characters that the terminal has."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        repr(value).encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError:
+        return ascii(value)
+    return repr(value)

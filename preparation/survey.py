@@ -1,28 +1,36 @@
-"""The faces of one root, each read once, as training would read them."""
+"""The faces of one root, each read once, as training would read them; and what is there twice."""
 
+import functools
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize
 
-from dataset import Faces, are_shards
-from storage.files import below, is_system, seen_from
+from dataset import Faces
+from recognition.embedding import extract_files
+from recognition.weights import load_weights
+from storage.files import below, is_system, read_file, seen_from
 from storage.folder import is_list
 from storage.images import decode, parse_age
+from storage.shards import are_shards
 from system.progress import progress
-from utils import DataError
+from utils import DataError, UserError
 
 GREY = 2  # mean difference of the channels below which a face is grey
+SAME_IMAGE = 0.99  # cosine of embeddings above which two files show one photograph
 # why a face can't be trained on
 AGELESS, UNREADABLE, SIZE = 'no age in its name', 'not readable', 'not 112 high × 96 or 112 wide'
 
 
 class Face(NamedTuple):
-    """A face of the set; `wrong` is AGELESS, UNREADABLE or SIZE where it can't be trained on.
+    """A face of the set; `wrong` is AGELESS, UNREADABLE or SIZE if it can't be trained on.
 
     `reason` says more; `pixels` is a hash of them, `redness` red − blue in the middle of the face.
     """
@@ -32,12 +40,12 @@ class Face(NamedTuple):
     age: float | None
     wrong: str
     reason: str
-    pixels: str
-    grey: bool
-    redness: float
+    pixels: str = ''
+    grey: bool = False
+    redness: float = np.nan
 
 
-class Part:
+class Root:
     """The faces of one root: a folder, shards or a list.
 
     faces    list of Face
@@ -45,7 +53,8 @@ class Part:
     good     the faces that can be trained on; `classes`, `labels`, `ages` are theirs, as Faces' are
     empty    folders without an image
     others   files and folders that nobody will read
-    Raises DataError where there is nothing to read.
+
+    Raises DataError if there is nothing to read.
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, workers: int):
@@ -57,15 +66,18 @@ class Part:
                 f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
             )
         with ThreadPoolExecutor(workers) as pool:
-            looks = pool.map(lambda item: _look(*item), listed)
-            self.faces = list(progress(looks, f'reading {self.root}', len(listed), unit=' faces'))
+            faces = pool.map(lambda item: _face(*item), listed)
+            self.faces = list(progress(faces, f'reading {self.root}', len(listed), unit=' faces'))
         self.people = defaultdict(list)
         for face in self.faces:
             self.people[face.person].append(face)
         self.good = [face for face in self.faces if not face.wrong]
-        self.classes = sorted({face.person for face in self.good})
-        rank = {person: label for label, person in enumerate(self.classes)}
-        self.labels = np.array([rank[face.person] for face in self.good], int)
+        self.classes, self.labels = [], np.array([], int)
+        if self.good:
+            people, self.labels = np.unique(
+                [face.person for face in self.good], return_inverse=True
+            )
+            self.classes = people.tolist()
         self.ages = np.array([face.age for face in self.good])
 
     def __len__(self) -> int:
@@ -89,65 +101,93 @@ class Part:
                 self.others.append(person)
                 continue
             there = below(folder, (self.root,))
-            self.others += [f'{person}/{name}' for name in there.others + there.loops]
-            self.empty += [] if there.images else [person]
-            listed += [
-                (
-                    person,
-                    name,
-                    _age(os.path.basename(name), pat, pos),
-                    _reader(os.path.join(folder, name)),
-                )
-                for name in there.images
+            self.others += [
+                f'{person}/{name}' for name in there.others + there.loops + there.special
             ]
+            self.empty += [] if there.images else [person]
+            for name in there.images:
+                try:
+                    age = parse_age(os.path.basename(name), pat, pos)
+                except ValueError:
+                    age = None
+                read = functools.partial(read_file, os.path.join(folder, name))
+                listed.append((person, name, age, read))
         return listed
 
     def _of_faces(self, pat, pos):
         faces = Faces(self.root, pat, pos)
+        people = [faces.classes[label] for label in faces.labels]
         return [
-            (
-                faces.classes[faces.labels[index]],
-                faces.path(index),
-                float(faces.ages[index]),
-                lambda index=index: faces.encoded(index),
-            )
-            for index in range(len(faces))
+            (people[k], faces.path(k), float(faces.ages[k]), functools.partial(faces.encoded, k))
+            for k in range(len(faces))
         ]
 
 
-def _age(name, pat, pos):
-    try:
-        return parse_age(name, pat, pos)
-    except ValueError:
-        return None
-
-
-def _reader(path) -> Callable[[], bytes]:
-    def read():
-        with open(path, 'rb') as file:
-            return file.read()
-
-    return read
-
-
-def _look(person, name, age, encoded):
+def _face(person: str, name: str, age: float | None, encoded: Callable[[], bytes]) -> Face:
     try:
         image = decode(encoded())
     except (OSError, DataError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
-        wrong = SIZE if reason.endswith(' wide') else UNREADABLE
-        return Face(person, name, age, wrong, reason, '', False, np.nan)
+        return Face(person, name, age, SIZE if reason.endswith(' wide') else UNREADABLE, reason)
     values = image.astype(np.int16)
-    middle = values[40:100, 24:72].reshape(-1, 3).mean(0)
+    red, _, blue = values[40:100, 24:72].reshape(-1, 3).mean(0)
     grey = bool((values.max(2) - values.min(2)).mean() < GREY)
-    wrong = AGELESS if age is None else ''
-    return Face(
-        person,
-        name,
-        age,
-        wrong,
-        wrong,
-        hashlib.sha256(image.tobytes()).hexdigest(),
-        grey,
-        float(middle[0] - middle[2]),
+    wrong, pixels = AGELESS if age is None else '', hashlib.sha256(image.tobytes()).hexdigest()
+    return Face(person, name, age, wrong, wrong, pixels, grey, float(red - blue))
+
+
+def by_content(roots: Mapping[str, Root]) -> list[tuple[str, str]]:
+    """Pairs of paths with the same pixels; of many alike, each with the first."""
+    first, pairs = {}, []
+    for root in roots.values():
+        for face in root.faces:
+            path = root.path(face)
+            if face.pixels and first.setdefault(face.pixels, path) != path:
+                pairs.append((first[face.pixels], path))
+    return pairs
+
+
+def by_embedding(roots: Mapping[str, Root], weights: str | os.PathLike) -> tuple[list, list]:
+    """What a trained network finds alike: two lists.
+
+    (path, path, cosine) of one photograph twice: a cosine over SAME_IMAGE. (folder, folder, cosine)
+    of one person twice: the means of two folders are closer than half of all faces are to the mean
+    of the rest of their own folder.
+    """
+    if not all(root.folder for root in roots.values()):
+        raise UserError(
+            '--weights compares image files: of shards and lists only pixels are compared'
+        )
+    model, _ = load_weights(weights)
+    faces = [(root, face) for root in roots.values() for face in root.good]
+    paths = [root.path(face) for root, face in faces]
+    vectors = extract_files(
+        model, paths, torch.device('cpu'), keep=('embedding',), progress=Path(weights).name
+    )[0]['embedding']
+    vectors = torch.from_numpy(vectors)
+    folders, labels = np.unique(
+        [os.path.join(root.root, face.person) for root, face in faces], return_inverse=True
     )
+    labels, counts = torch.from_numpy(labels), torch.from_numpy(np.bincount(labels))
+    sums = torch.zeros(len(folders), vectors.shape[1]).index_add_(0, labels, vectors)
+    close = [(paths[a], paths[b], cosine) for a, b, cosine in _above(vectors, SAME_IMAGE)]
+    several = counts[labels] > 1
+    if not several.any():
+        return close, []
+    rest = normalize(sums[labels[several]] - vectors[several])
+    usual = float((rest * vectors[several]).sum(1).median())
+    akin = [(folders[a], folders[b], cosine) for a, b, cosine in _above(normalize(sums), usual)]
+    return close, akin
+
+
+def _above(vectors, threshold, block=1024):
+    """(i, j, cosine), i < j, of unit vectors (n, d) closer than the threshold, closest first."""
+    found = []
+    starts = range(0, len(vectors), block)
+    for start in progress(starts, 'comparing', len(starts), unit=f' times {block} faces'):
+        cosines = (vectors[start : start + block] @ vectors[start:].T).triu(1)
+        found += [
+            (start + int(i), start + int(j), float(cosines[i, j]))
+            for i, j in (cosines > threshold).nonzero()
+        ]
+    return sorted(found, key=lambda pair: -pair[2])

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from storage.files import read_file
 from storage.images import HEIGHT, WIDTH, open_image, some
 from utils import DataError
 
@@ -44,7 +45,8 @@ def open_photograph(
 
     name = path if name is None else name
     try:
-        return Image.fromarray(open_image(_bytes_of(path), check))
+        data = read_file(path) if isinstance(path, (str, os.PathLike)) else path.read()
+        return Image.fromarray(open_image(data, check))
     except DataError as error:
         # of what is no image at all, that is enough
         reason = re.sub(r'.*\((not an image .*|\w+ needs .*)\)$', r'\1', str(error))
@@ -53,15 +55,6 @@ def open_photograph(
     except OSError as error:
         reason = error.strerror
     raise DataError(f'{some([name])}: {reason}')
-
-
-def _bytes_of(path):
-    if not isinstance(path, (str, os.PathLike)):
-        return path.read()
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(None, 'a folder, a pipe or a device')  # reading a pipe would wait
-    with open(path, 'rb') as file:
-        return file.read()
 
 
 def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:

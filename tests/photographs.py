@@ -25,12 +25,8 @@ def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, *
     """A drawn face on a grey canvas, saved; its five points (5, 2) in pixels of the canvas."""
     image = Image.new('RGB', size, (96, 104, 112))
     face = Image.fromarray(drawing.draw(seed, age, 0))
-    image.paste(
-        face.resize(
-            (round(face.width * times), round(face.height * times)), Image.Resampling.BICUBIC
-        ),
-        at,
-    )
+    large = round(face.width * times), round(face.height * times)
+    image.paste(face.resize(large, Image.Resampling.BICUBIC), at)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return (TEMPLATE + 0.5) * times - 0.5 + at
@@ -38,15 +34,10 @@ def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, *
 
 def points_csv(path, rows):
     """A --landmarks file: {relative path: points}."""
-    path.write_text(
-        'path,'
-        + ','.join(f'{axis}{k}' for k in range(1, 6) for axis in 'xy')
-        + '\n'
-        + ''.join(
-            f'{name},{",".join(f"{value:.3f}" for value in points.ravel())}\n'
-            for name, points in rows.items()
-        )
-    )
+    lines = ['path,' + ','.join(f'{axis}{k}' for k in range(1, 6) for axis in 'xy')]
+    for name, points in rows.items():
+        lines.append(','.join([name, *(f'{value:.3f}' for value in points.ravel())]))
+    path.write_text('\n'.join(lines) + '\n')
     return path
 
 
@@ -61,18 +52,15 @@ def command(*line):
     prepare.main([*map(str, line), '--workers', '1'])
 
 
-def job(folder, *more):
-    """prepare.py on a folder of source, points.csv and ages.csv; the rows of its report."""
-    command(
-        folder / 'source',
-        folder / 'target',
-        '--landmarks',
-        folder / 'points.csv',
-        '--ages',
-        folder / 'ages.csv',
-        *more,
-    )
-    return table(folder / 'target')
+def job(folder, *more, target='target'):
+    """prepare.py on a folder of source, points.csv and ages.csv, if they are there, with `more`
+    options; the rows of its report."""
+    line = [folder / 'source', folder / target]
+    for option, name in (('--landmarks', 'points.csv'), ('--ages', 'ages.csv')):
+        if (folder / name).exists() and option not in more:
+            line += [option, folder / name]
+    command(*line, *more)
+    return table(folder / target)
 
 
 def contents(folder):
@@ -133,11 +121,8 @@ def ibug_marks(points):
 
 
 def pts(marks):
-    return (
-        f'version: 1\nn_points: {len(marks)}\n{{\n'
-        + ''.join(f'{x:.3f} {y:.3f}\n' for x, y in marks)
-        + '}\n'
-    )
+    rows = '\n'.join(f'{x:.3f} {y:.3f}' for x, y in marks)
+    return f'version: 1\nn_points: {len(marks)}\n{{\n{rows}\n}}\n'
 
 
 class Forty:

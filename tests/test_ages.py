@@ -69,7 +69,7 @@ def test_absent_packages_are_told(monkeypatch, module, make, reason):
 
 
 def test_table_of_errors():
-    lines = ages.table([10, 10, 30, 70], [12, 12, 30, 60], (12, 18, 35, 65)).splitlines()
+    lines = ages.error_table([10, 10, 30, 70], [12, 12, 30, 60], (12, 18, 35, 65)).splitlines()
     rows = {line[:10].strip(): line[10:].split() for line in lines[1:-1]}
     assert (
         rows['0 to 12'] == ['2', '2.0', '+2.0']

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import meta
 import prepare
 from dataset import Faces
 from model import Backbone, DALModel
-from preparation import doctor, duplicates
+from preparation import doctor, summary, survey
 from preparation.sharding import write_shards
 from synthesis import drawing
 from utils import UserError
@@ -116,7 +117,7 @@ FINDINGS = {
     ),
     'two names': (
         lambda root: shutil.copy(first(root), root / 'train/train1/003_4.jpg'),
-        '1 images are in the folders of two people',
+        '1 images are in the folders of different people',
     ),
     'a leak': (
         lambda root: shutil.copy(first(root), root / 'val/val0/003_4.jpg'),
@@ -162,6 +163,17 @@ FINDINGS = {
     'one age': (
         lambda root: rename_all(root, '{:03d}_30.jpg'.format),
         'train: every face is of age 30',
+    ),
+    'two spellings': (
+        lambda root: [
+            shutil.copytree(root / 'val/val0', root / 'train' / unicodedata.normalize(form, 'Zoë'))
+            for form in ('NFC', 'NFD')
+        ],
+        '1 name(s) stand for different people that differ only in how accents are stored',
+    ),
+    'a pipe': (
+        lambda root: os.mkfifo(root / 'train/train0/pipe_30.jpg'),
+        '1 files or folders that training does not read: train0/pipe_30.jpg',
     ),
     'numbers for ages': (
         lambda root: rename_all(root, lambda k: f'x_{k}.jpg'),
@@ -280,7 +292,7 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     model = DALModel(Colours(), 3)
     torch.nn.init.zeros_(model.factorization.age[2].weight)
     torch.nn.init.zeros_(model.factorization.age[2].bias)
-    monkeypatch.setattr(duplicates, 'load_weights', lambda path: (model.eval(), None))
+    monkeypatch.setattr(survey, 'load_weights', lambda path: (model.eval(), None))
     printed, rows = examine('--weights', 'any.pth')
     assert {(row['file'], row['other']) for row in rows if row['what'] == 'same photograph'} >= {
         (f'{tmp_path}/train/train0/000_4.jpg', f'{tmp_path}/train/train0/003_4.jpg')
@@ -309,13 +321,8 @@ def test_what_is_asked_for_must_be_there(examine, tmp_path):
     ],
 )
 def test_identifiers(name, identifier):
-    assert doctor.identifier(name) == identifier
+    assert summary.identifier(name) == identifier
     scope = {}
-    exec(doctor.entry(f'/data/{name}', None, "a'b", 1, 3), scope)
-    assert scope[identifier] == {
-        'train_root': f'/data/{name}',
-        'val_root': None,
-        'pat': "a'b",
-        'pos': 1,
-        'n_cls': 3,
-    }
+    values = {'train_root': f'/data/{name}', 'val_root': None, 'pat': "a'b", 'pos': 1, 'n_cls': 3}
+    exec(summary.entry_text(identifier, values), scope)
+    assert scope[identifier] == values

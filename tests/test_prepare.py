@@ -1,6 +1,8 @@
-"""The whole job of prepare.py and its report."""
+"""The whole job of prepare.py: names, ages, reports, and what is never written over."""
 
+import errno
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -20,104 +22,90 @@ from photographs import (
 )
 from PIL import Image
 
+import meta
 import prepare
 from dataset import Faces
-from preparation import conversion
-from preparation.source import find, numbered
+from preparation import ages
+from preparation.photographs import find, numbered
+from storage.images import kinds
 from synthesis import drawing
 from utils import UserError
 
-ODD = [
-    'plain',
-    'with, comma',
-    'new\nline',
-    ' space ',
-    'Zoë 李 🙂',
-    'per%cent "quote"',
-    "it's",
-    '-dash',
-    os.fsdecode(b'not\xff utf8'),
-]
+ODD = ['plain', 'with, comma', 'new\nline', ' space ', 'Zoë 李 🙂', 'per%cent "quote"', "it's"]
+ODD += ['-dash', os.fsdecode(b'not\xff utf8')]
 
 
 @pytest.fixture
 def source(tmp_path):
     """People of odd names with two photographs each; the points of all in a CSV by file name."""
-    rows = {}
-    for k, person in enumerate(ODD):
-        for shot in range(2):
-            rows[f'{k}{shot}.png'] = photograph(
-                tmp_path / 'source' / person / f'{k}{shot}.png', seed=k, at=(100 + 9 * shot, 60)
-            )
+    rows = {
+        f'{k}{shot}.png': photograph(
+            tmp_path / 'source' / person / f'{k}{shot}.png', seed=k, at=(100 + 9 * shot, 60)
+        )
+        for k, person in enumerate(ODD)
+        for shot in range(2)
+    }
     points_csv(tmp_path / 'points.csv', rows)
-    (tmp_path / 'ages.csv').write_text(
-        'path,age\n' + ''.join(f'{name},{20 + k}\n' for k, name in enumerate(rows))
-    )
+    lines = [f'{name},{20 + k}\n' for k, name in enumerate(rows)]
+    (tmp_path / 'ages.csv').write_text('path,age\n' + ''.join(lines))
     return tmp_path
 
 
+def one(folder, name, text=None, **options):
+    """One photograph, folder/source/name, with its points and, if there is a text, its ages.csv."""
+    points = photograph(folder / 'source' / name, **options)
+    points_csv(folder / 'points.csv', {os.path.basename(name): points})
+    if text:
+        (folder / 'ages.csv').write_text(text)
+
+
+def difference(path, drawn):
+    """The mean difference of a face in a file from a drawn one, edges aside."""
+    with Image.open(path) as face:
+        return np.abs(np.asarray(face, float) - drawn)[4:-4, 4:-4].mean()
+
+
 def test_every_name_survives(source, capsys):
-    rows = job(source)
+    rows, target = job(source), source / 'target'
     assert len(rows) == 2 * len(ODD) and all(row['target'] for row in rows.values())
-    faces = Faces(source / 'target', r'_|\.', 1)
-    assert (
-        sorted(faces.classes) == sorted(ODD)
-        and len(faces) == 2 * len(ODD)
-        and faces.check(cache=False) == []
-    )
-    assert (source / 'target' / 'plain' / '000_20.jpg').exists() and (
-        source / 'target' / 'plain' / '001_21.jpg'
-    ).exists()
-    drawn = drawing.draw(0, 30, 0)
-    assert (
-        np.abs(
-            faces.read(
-                [faces.source.name(place) for place in faces.places].index('plain/000_20.jpg')
-            ).astype(float)
-            - drawn
-        )[4:-4, 4:-4].mean()
-        < 8
-    )
-    with Image.open(source / 'target' / 'sheet.jpg') as sheet:
+    faces = Faces(target, r'_|\.', 1)
+    assert sorted(faces.classes) == sorted(ODD) and len(faces) == 2 * len(ODD)
+    assert faces.check(cache=False) == []
+    assert (target / 'plain/001_21.jpg').exists()
+    assert difference(target / 'plain/000_20.jpg', drawing.draw(0, 30, 0)) < 8
+    with Image.open(target / 'sheet.jpg') as sheet:
         assert sheet.size[0] > 8 * 96 and sheet.size[1] > len(ODD) * 112
     assert f"'n_cls': {len(ODD)}" in capsys.readouterr().out
 
 
 def test_skipped_files_and_reasons(source, capsys):
     reasons = bad_files(source / 'source' / 'plain')
-    photograph(source / 'source' / 'plain' / 'unknown.jpg')
-    photograph(source / 'source' / 'nobody.jpg')
-    photograph(source / 'source' / '.hidden' / 'x.jpg')
+    for name in ('plain/unknown.jpg', 'nobody.jpg', '.hidden/x.jpg'):
+        photograph(source / 'source' / name)
     rows = job(source)
     for name, reason in reasons.items():
         assert reason in rows[f'plain/{name}']['reason'] and rows[f'plain/{name}']['target'] == ''
-    assert (
-        'no age: no row for it' in rows['plain/unknown.jpg']['reason']
-        and 'no person' in rows['nobody.jpg']['reason']
-    )
+    assert 'no age: no row for it' in rows['plain/unknown.jpg']['reason']
+    assert 'no person' in rows['nobody.jpg']['reason']
     assert not [name for name in rows if 'hidden' in name]
     assert 'skipped: not an image' in capsys.readouterr().out
 
 
 def test_again_and_after_a_stop_is_the_same(source):
     job(source)
-    whole = contents(source / 'target')
-    times = {
-        path: path.stat().st_mtime_ns
-        for path in (source / 'target').rglob('*.jpg')
-        if path.name != 'sheet.jpg'
-    }
+    target = source / 'target'
+    whole, faces = contents(target), [*target.glob('*/*.jpg')]
+    times = {path: path.stat().st_mtime_ns for path in faces}
     job(source)
-    assert contents(source / 'target') == whole and all(
-        path.stat().st_mtime_ns == time for path, time in times.items()
-    )
+    assert contents(target) == whole
+    assert times == {path: path.stat().st_mtime_ns for path in faces}
     # killed half-way: a row cut short, a face without a row, a file half written
-    report = source / 'target' / 'report.csv'
+    report = target / 'report.csv'
     report.write_bytes(report.read_bytes()[:-90])
-    (source / 'target' / 'plain' / '001_21.jpg').unlink()
-    (source / 'target' / 'plain' / '.001_21.jpg.12345678.tmp').write_bytes(b'half')
+    (target / 'plain' / '001_21.jpg').unlink()
+    (target / 'plain' / '.001_21.jpg.12345678.tmp').write_bytes(b'half')
     job(source)
-    assert contents(source / 'target') == whole
+    assert contents(target) == whole
 
 
 def test_what_is_added_gets_another_number(source):
@@ -128,13 +116,9 @@ def test_what_is_added_gets_another_number(source):
         file.write(f'!first.png,{",".join(map(str, points.ravel()))}\n')
     with open(source / 'ages.csv', 'a') as file:
         file.write('!first.png,50\n')
-    rows = job(source)
-    assert rows['plain/!first.png']['target'] == 'plain/002_50.jpg'
-    assert all(
-        contents(source / 'target')[name] == data
-        for name, data in before.items()
-        if name.name[0].isdigit()
-    )
+    assert job(source)['plain/!first.png']['target'] == 'plain/002_50.jpg'
+    after = contents(source / 'target')
+    assert all(after[name] == data for name, data in before.items() if name.name[0].isdigit())
 
 
 def test_nothing_of_the_users_is_written_over(source):
@@ -147,20 +131,15 @@ def test_nothing_of_the_users_is_written_over(source):
     job(source)
     with pytest.raises(UserError, match='begun with another face'):
         job(source, '--face', 'central')
-    mine = target / 'plain' / '001_21.jpg'
+    mine, report = target / 'plain' / '001_21.jpg', target / 'report.csv'
     mine.write_bytes(b'mine')
-    report = (target / 'report.csv').read_text(errors='surrogateescape').splitlines(keepends=True)
-    (target / 'report.csv').write_text(
-        ''.join(line for line in report if '001_21' not in line or 'plain' not in line),
-        errors='surrogateescape',
-    )
-    assert (
-        'is none of this run' in job(source)['plain/01.png']['reason']
-        and mine.read_bytes() == b'mine'
-    )
+    lines = report.read_bytes().splitlines(keepends=True)
+    report.write_bytes(b''.join(line for line in lines if b'plain/001_21' not in line))
+    assert 'is none of this run' in job(source)['plain/01.png']['reason']
+    assert mine.read_bytes() == b'mine'
     with pytest.raises(UserError, match='lies in'):
         command(source / 'source', source / 'source' / 'target')
-    (target / 'report.csv').write_text('a,b\n')
+    report.write_text('a,b\n')
     with pytest.raises(UserError, match='not a report'):
         job(source)
 
@@ -168,120 +147,100 @@ def test_nothing_of_the_users_is_written_over(source):
 def test_people_from_names_and_fgnets_own_points(tmp_path):
     """FG-NET as it comes: a folder of images, one of points; person and age in the name."""
     (tmp_path / 'points').mkdir()
-    for name, case in (('001A02', '001a02'), ('001A16', '001a16'), ('002A07b', '002a07b')):
-        points = photograph(
-            tmp_path / 'images' / f'{name}.JPG',
-            seed=int(name[:3]),
-            age=int(name[4:6]),
-            format='JPEG',
-            quality=95,
-        )
-        (tmp_path / 'points' / f'{case}.pts').write_text(pts(fgnet_marks(points)))
-    command(
-        tmp_path / 'images',
-        tmp_path / 'target',
-        '--ages',
-        'fgnet',
-        '--people',
-        'fgnet',
-        '--landmarks',
-        tmp_path / 'points',
-    )
-    assert sorted(
-        str(path.relative_to(tmp_path / 'target'))
-        for path in (tmp_path / 'target').rglob('*_*.jpg')
-    ) == ['001/000_2.jpg', '001/001_16.jpg', '002/000_7.jpg']
+    for name in ('001A02', '001A16', '002A07b'):
+        path = tmp_path / 'source' / f'{name}.JPG'
+        points = photograph(path, seed=int(name[:3]), age=int(name[4:6]), format='JPEG')
+        (tmp_path / 'points' / f'{name.lower()}.pts').write_text(pts(fgnet_marks(points)))
+    job(tmp_path, '--ages', 'fgnet', '--people', 'fgnet', '--landmarks', tmp_path / 'points')
+    faces = [str(path.relative_to(tmp_path / 'target')) for path in tmp_path.glob('target/*/*')]
+    assert sorted(faces) == ['001/000_2.jpg', '001/001_16.jpg', '002/000_7.jpg']
 
 
 @needs_detector
 def test_no_face_and_many_faces(tmp_path):
     source = tmp_path / 'source' / 'someone'
-    source.mkdir(parents=True)
-    Image.new('RGB', (300, 200), (90, 120, 60)).save(source / 'meadow_9.jpg')
     photograph(source / 'one_30.png', seed=3, at=(10, 10), size=(900, 700), times=1.2)
+    Image.new('RGB', (300, 200), (90, 120, 60)).save(source / 'meadow_9.jpg')
     with Image.open(source / 'one_30.png') as image:
         image.paste(Image.fromarray(drawing.draw(5, 30, 0)).resize((288, 336)), (330, 180))
         image.save(source / 'two_30.png')
-    command(tmp_path / 'source', tmp_path / 'target', '--ages', 'plain')
-    rows = table(tmp_path / 'target')
-    assert rows['someone/meadow_9.jpg']['reason'] == 'no face found'
-    assert rows['someone/one_30.png']['faces'] == '1' and rows['someone/two_30.png']['faces'] == '2'
-    eyes = {name: int(row['eyes']) for name, row in rows.items() if row['eyes']}
-    assert eyes['someone/two_30.png'] > 2 * eyes['someone/one_30.png']  # the larger face of the two
+    rows = job(tmp_path, '--ages', 'plain')
+    meadow, first, two = (rows[f'someone/{name}'] for name in sorted(os.listdir(source)))
+    assert meadow['reason'] == 'no face found' and (first['faces'], two['faces']) == ('1', '2')
+    assert int(two['eyes']) > 2 * int(first['eyes'])  # the larger face of the two
 
 
 def test_estimates_fill_what_the_table_leaves_open(source, monkeypatch):
-    monkeypatch.setattr(conversion, 'Offline', Forty)
+    monkeypatch.setattr(ages, 'Offline', Forty)
     (source / 'ages.csv').write_text('path,age\n00.png,77\n')
     rows = job(source, '--ages', source / 'ages.csv', 'estimate')
-    assert (rows['plain/00.png']['age'], rows['plain/00.png']['age_from']) == (
-        '77',
-        str(source / 'ages.csv'),
-    )
-    assert (rows['plain/01.png']['age'], rows['plain/01.png']['age_from']) == ('40', 'estimate')
+    found = [
+        (rows[f'plain/{k}.png']['age'], rows[f'plain/{k}.png']['age_from']) for k in ('00', '01')
+    ]
+    assert found == [('77', str(source / 'ages.csv')), ('40', 'estimate')]
+
+
+@pytest.mark.parametrize(
+    'name, text',
+    [
+        ('faces.csv', 'source/A/1.png,A,12\n'),
+        ('faces.txt', 'path label age\nsource/A/1.png A 12\n'),
+        ('faces.txt', 'source/A/1.png\tAda King\t12\n'),
+        ('source/faces.csv', 'image;who;age\nA/1.png;A;12\n'),
+    ],
+)
+def test_a_list_that_training_takes_has_the_ages(tmp_path, name, text):
+    """Its paths begin at its own folder, or at SOURCE."""
+    one(tmp_path, 'A/1.png')
+    (tmp_path / name).write_text(text)
+    assert Faces(tmp_path / name, '', 0).ages.tolist() == [12]
+    assert job(tmp_path, '--ages', tmp_path / name)['A/1.png']['target'] == 'A/000_12.jpg'
 
 
 def test_birth_and_exif_give_the_age(tmp_path):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
-    points = photograph(tmp_path / 'source' / 'A' / '1.jpg', exif=exif)
-    points_csv(tmp_path / 'points.csv', {'1.jpg': points})
-    (tmp_path / 'ages.csv').write_text('person,birth\nA,1980-02-03\n')
+    one(tmp_path, 'A/1.jpg', 'person,birth\nA,1980-02-03\n', exif=exif)
     assert job(tmp_path)['A/1.jpg']['age'] == '21'
 
 
 def test_several_processes_write_what_one_does(source):
     job(source)
-    alone = contents(source / 'target')
-    command(
-        source / 'source',
-        source / 'other',
-        '--landmarks',
-        source / 'points.csv',
-        '--ages',
-        source / 'ages.csv',
-        '--workers',
-        '2',
-    )
-    assert {
-        name: data for name, data in contents(source / 'other').items() if name.suffix == '.jpg'
-    } == {name: data for name, data in alone.items() if name.suffix == '.jpg'}
+    line = ['--landmarks', source / 'points.csv', '--ages', source / 'ages.csv', '--workers', 2]
+    prepare.main(list(map(str, [source / 'source', source / 'other', *line])))
+    alone, other = (contents(source / name) for name in ('target', 'other'))
+    faces = {name for name in alone if name.suffix == '.jpg'}
+    assert len(faces) > 9 and all(alone[name] == other[name] for name in faces)
 
 
 @pytest.mark.parametrize(
     'line',
     [
-        [],
-        ['a'],
-        ['a', 'b', '--check', 'demo'],
-        ['a', 'b', '--ages', 'pattern'],
-        ['a', 'b', '--ages', 'plain', '--dex', 'x'],
-        ['a', 'b', '--weights', 'x'],
-        ['a', 'b', '--workers', '0'],
-        ['a', 'b', '--people', 'plain'],
+        '',
+        'a',
+        'a b --check demo',
+        'a b --ages pattern',
+        'a b --ages plain --dex x',
+        'a b --weights x',
+        'a b --workers 0',
+        'a b --people plain',
+        'a b --keep-names --ages plain',
+        '--check demo --keep-names',
+        'a b --size 100',
+        'a.rec b --keep-names',
+        'a.rec b --size 112',
+        'a.rec b --ages plain',
     ],
 )
 def test_usage(line):
     with pytest.raises(SystemExit):
-        prepare.arguments(line)
+        prepare.arguments(line.split())
 
 
 def test_pattern_of_ones_own(tmp_path):
-    points = photograph(tmp_path / 'source' / 'A' / 'age-41-x.png')
-    points_csv(tmp_path / 'points.csv', {'age-41-x.png': points})
-    command(
-        tmp_path / 'source',
-        tmp_path / 'target',
-        '--landmarks',
-        tmp_path / 'points.csv',
-        '--ages',
-        'pattern',
-        '--pat',
-        '-',
-        '--pos',
-        '1',
-    )
-    assert (tmp_path / 'target' / 'A' / '000_41.jpg').exists()
+    one(tmp_path, 'A/age-41-x.png')
+    job(tmp_path, '--ages', 'pattern', '--pat=-', '--pos', '1')
+    assert (tmp_path / 'target/A/000_41.jpg').exists()
 
 
 def test_one_line_on_the_command_line(tmp_path):
@@ -300,3 +259,146 @@ def test_numbers_stay(tmp_path):
     (tmp_path / 'A' / 'a').write_bytes(b'')
     later = numbered(find(tmp_path, 'folder'), {'A/b': ('A', 0)})
     assert {item.relative: item.number for item in later} == {'A/a': 1, 'A/b': 0, 'A/c': 2}
+
+
+def test_folders_and_files_of_the_system_are_nobodys(tmp_path):
+    one(tmp_path, 'A/0.png', 'path,age\n0.png,20\n')
+    for name in ('@eaDir', '__MACOSX', 'lost+found', '$RECYCLE.BIN', '.AppleDouble'):
+        photograph(tmp_path / 'source' / name / '0.png')
+        photograph(tmp_path / 'source/A' / name / '0.png')
+    photograph(tmp_path / 'source/A/._0.png')
+    assert len(job(tmp_path)) == 1
+    assert [path.name for path in (tmp_path / 'target').iterdir() if path.is_dir()] == ['A']
+
+
+def test_links_to_folders(tmp_path):
+    """They are followed; one that leads to a folder above it has its row instead."""
+    one(tmp_path, '../elsewhere/deeper/a_30.png')
+    (tmp_path / 'source/A').mkdir(parents=True)
+    (tmp_path / 'source/B').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'source/A/back').symlink_to(tmp_path / 'source')
+    rows = job(tmp_path, '--ages', 'plain')
+    assert rows['B/deeper/a_30.png']['target'] == 'B/000_30.jpg'
+    assert rows['A/back']['reason'] == 'a link to a folder that it lies in'
+
+
+@pytest.mark.parametrize('suffix', ['jfif', 'jpe', 'gif', 'avif', 'JPG', 'webp'])
+def test_suffixes(tmp_path, suffix):
+    kind = suffix.upper() if suffix.upper() in ('GIF', 'AVIF', 'WEBP') else 'JPEG'
+    if kind not in kinds():
+        pytest.skip(f'no {kind} here')
+    one(tmp_path, f'A/a_30.{suffix}', format=kind)
+    job(tmp_path, '--ages', 'plain')
+    assert (tmp_path / 'target/A/000_30.jpg').exists()
+
+
+def kept(folder, **kinds):
+    """Photographs of these names and kinds, as --keep-names takes them."""
+    rows = {
+        name: photograph(folder / 'source' / name, seed=3, format=kind)
+        for name, kind in kinds.items()
+    }
+    points_csv(folder / 'points.csv', rows)
+
+
+def test_names_kept(tmp_path, capsys):
+    """Each face is where its photograph is, in the format of its suffix; files in SOURCE itself
+    too."""
+    names = {'A/A_0001.jpg': 'JPEG', 'A/b/c.png': 'PNG', '001A02.JPG': 'JPEG', 'A/d.gif': 'GIF'}
+    kept(tmp_path, **names)
+    job(tmp_path, '--keep-names')
+    assert 'n_cls' not in capsys.readouterr().out
+    for name, kind in (names | {'A/d.jpg': 'JPEG'}).items():
+        if kind != 'GIF':
+            with Image.open(tmp_path / 'target' / name) as face:
+                assert face.format == kind and face.size == (96, 112)
+            # a GIF has few colours
+            drawn = drawing.draw(3, 30, 0)
+            assert difference(tmp_path / 'target' / name, drawn) < (8 if name != 'A/d.jpg' else 20)
+    before = contents(tmp_path / 'target')
+    job(tmp_path, '--keep-names')
+    assert contents(tmp_path / 'target') == before
+    (tmp_path / 'source/A/b/c.png').unlink()
+    job(tmp_path, '--keep-names')
+    assert not (tmp_path / 'target/A/b').exists()
+    assert '1 removed: no longer in SOURCE' in capsys.readouterr().out
+
+
+def test_names_kept_that_would_be_one(tmp_path, capsys):
+    """Only JPEG's own name is written; who has to change is told, whatever came first."""
+    kept(tmp_path, **{'A/a.gif': 'GIF', 'A/a.mpo': 'JPEG', 'A/b.gif': 'GIF', 'A/a.jpg': 'JPEG'})
+    (tmp_path / 'source/A/a.jpg').unlink()
+    made = job(tmp_path, '--keep-names')
+    assert made['A/a.gif']['target'] == 'A/a.jpg' and made['A/b.gif']['target'] == 'A/b.jpg'
+    assert made['A/a.mpo']['reason'] == (
+        'its face would be A/a.jpg, which is that of A/a.gif: rename one of the two'
+    )
+    photograph(tmp_path / 'source/A/a.jpg', seed=5, format='JPEG')
+    capsys.readouterr()
+    made = job(tmp_path, '--keep-names')
+    assert '2 faces of 1 folder(s)' in capsys.readouterr().out
+    assert made['A/a.jpg']['target'] == 'A/a.jpg' and not made['A/a.gif']['target']
+    assert len(list((tmp_path / 'target').glob('A/*'))) == 2
+
+
+@needs_detector
+def test_names_kept_where_no_face_is_found(tmp_path, capsys):
+    """Benchmarks count on every image: it is cut from the middle, and the share is told."""
+    (tmp_path / 'source/A').mkdir(parents=True)
+    ramp = np.tile(np.arange(250, dtype=np.uint8)[:, None, None], (1, 250, 3))
+    Image.fromarray(ramp).save(tmp_path / 'source/A/A_0001.png')
+    rows = job(tmp_path, '--keep-names')
+    assert '1 photograph(s) without a face that was found, 100.0 %' in capsys.readouterr().out
+    with Image.open(tmp_path / 'target/A/A_0001.png') as face:
+        means = np.asarray(face, float).mean((1, 2))
+    # 112 rows are the middle 125 of 250, from row 62 on
+    assert np.abs(means - (62 + (np.arange(112) + 0.5) * 125 / 112)).max() < 1
+    assert rows['A/A_0001.png']['faces'] == '0'
+
+
+def test_112_wide(tmp_path):
+    """The same face with 8 columns more on either side."""
+    one(tmp_path, 'Zoë/0.png', 'path,age\n0.png,20\n')
+    job(tmp_path)
+    job(tmp_path, '--size', '112', target='wide')
+    narrow, wide = (Image.open(tmp_path / name / 'Zoë/000_20.jpg') for name in ('target', 'wide'))
+    assert wide.size == (112, 112)
+    assert np.abs(np.asarray(wide, float)[:, 8:-8] - np.asarray(narrow, float)).mean() < 2
+    assert len(Faces(tmp_path / 'wide', r'_|\.', 1)) == 1
+
+
+def test_terminals_that_are_not_utf8(tmp_path):
+    """What a terminal can't show ends nothing, and in files names are as they were."""
+    odd = os.fsdecode(b't\xff') + '²'
+    one(tmp_path, 'Zoë/a_30.png')
+    line = ['--ages', 'plain', '--landmarks', tmp_path / 'points.csv', '--workers', '1']
+    line = [ROOT / 'prepare.py', tmp_path / 'source', tmp_path / odd, *line]
+    for encoding in ('ascii', 'gbk'):
+        environment = os.environ | {'PYTHONIOENCODING': encoding}
+        done = python(tmp_path, *line, text=False, env=environment)
+        assert done.returncode == 0 and done.stderr == b''
+        assert b'1 faces of 1 people' in done.stdout
+    assert (tmp_path / odd / 'Zoë/000_30.jpg').exists()
+    assert table(tmp_path / odd)['Zoë/a_30.png']['target'] == 'Zoë/000_30.jpg'
+
+
+def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
+    """One line with the remedy, before the images are checked."""
+    for person in 'AB':
+        photograph(tmp_path / 'faces' / person / '0_30.png', size=(96, 112), at=(0, 0), times=1)
+    entry = {'train_root': str(tmp_path / 'faces'), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
+    monkeypatch.setattr(meta, 'mine', entry | {'n_cls': 2}, raising=False)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='(Not a directory|File exists): TARGET names shards'):
+        prepare.main(['--shards', 'mine', str(tmp_path / 'file/x')])
+    prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
+    assert (tmp_path / 'new/x-00000.tar').exists()
+    (tmp_path / 'new/x-00000.tar').unlink()
+
+    def read_only(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f'{dir}/tmpabcd')
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', read_only)
+    with pytest.raises(UserError, match='new: Read-only file system: TARGET names shards in a'):
+        prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
+    assert not (tmp_path / 'new/x-00000.tar').exists()

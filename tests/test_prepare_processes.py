@@ -80,18 +80,9 @@ def test_stopped_and_gone_on_with(tmp_path):
     }
     points_csv(tmp_path / 'points.csv', rows)
     (tmp_path / 'ages.csv').write_text(''.join(f'{k}.png,{20 + k}\n' for k in range(24)))
-    line = [
-        sys.executable,
-        ROOT / 'prepare.py',
-        tmp_path / 'source',
-        tmp_path / 'target',
-        '--landmarks',
-        tmp_path / 'points.csv',
-        '--ages',
-        tmp_path / 'ages.csv',
-        '--workers',
-        '2',
-    ]
+    files = ['--landmarks', tmp_path / 'points.csv', '--ages', tmp_path / 'ages.csv']
+    folders = [tmp_path / 'source', tmp_path / 'target']
+    line = [sys.executable, ROOT / 'prepare.py', *folders, *files, '--workers', '2']
     running = subprocess.Popen(line, start_new_session=True, stderr=subprocess.PIPE, text=True)
     report = tmp_path / 'target/report.csv'
     while running.poll() is None and (not report.exists() or report.read_text().count('\n') < 2):
@@ -102,5 +93,5 @@ def test_stopped_and_gone_on_with(tmp_path):
     assert running.returncode == 0 or told == (
         'error: SIGTERM: stopped; the same command goes on from here\n'
     )
-    command(*line[2:-2])
+    command(*folders, *files)
     assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24

@@ -85,7 +85,7 @@ DISAGREE = {
     ),
     'a line less': (
         lambda path: edit_index(path, lambda lines: lines[:-1]),
-        'keys 0 to 12, identities from 10 on; train.idx has 12 keys, up to 11',
+        'keys 0 to 12, identities from 10 on; the .idx has 12 keys, up to 11',
     ),
     'a key twice': (
         lambda path: edit_index(path, lambda lines: lines + lines[-1:]),

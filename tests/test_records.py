@@ -110,7 +110,7 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
     """Nothing is looked at twice, and the shards are those of a run that wasn't stopped."""
     command(source, tmp_path / 'whole')
     monkeypatch.setattr(records, 'BATCH', 2)
-    looked, look = [], records.Look.look
+    looked, look = [], records.Examiner.examine
 
     def stop(self, batch):
         looked.extend(batch[0].tolist())
@@ -118,7 +118,7 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
             raise UserError('stopped')
         return look(self, batch)
 
-    monkeypatch.setattr(records.Look, 'look', stop)
+    monkeypatch.setattr(records.Examiner, 'examine', stop)
     with pytest.raises(UserError, match='stopped'):
         command(source, tmp_path / 'out')
     report = tmp_path / 'out/report.csv'

@@ -1,0 +1,265 @@
+"""From photographs to aligned faces with their ages in their names: what, whose, under which name.
+
+A run lists SOURCE, brings TARGET up to date, and converts the rest over several processes.
+"""
+
+import contextlib
+import functools
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from preparation.ages import estimator
+from preparation.labels import NAMES, Named, fields_in
+from preparation.landmarks import Landmarks
+from preparation.tables import Table
+from preparation.target import Outcome, Report, digest
+from recognition.alignment import align, middle, open_photograph
+from recognition.detection import Detector, choose
+from storage.files import below, is_image
+from system.processes import each
+from system.progress import progress
+from utils import DataError, write_whole
+
+# how faces are written under their own names, by the suffix; any other suffix becomes .jpg
+JPEG = {'format': 'JPEG', 'quality': 95, 'subsampling': 0}
+FORMATS = dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), JPEG) | {
+    '.png': {'format': 'PNG'},
+    '.bmp': {'format': 'BMP'},
+    '.ppm': {'format': 'PPM'},
+    '.tif': {'format': 'TIFF'},
+    '.tiff': {'format': 'TIFF'},
+    '.webp': {'format': 'WEBP', 'lossless': True},
+}
+
+
+class Photograph(NamedTuple):
+    """A file of the source: its path below it, its person, its number among that person's.
+
+    The person is None if nothing tells; `wrong` says why no face can be made of it.
+    """
+
+    relative: str
+    person: str | None
+    number: int = 0
+    wrong: str = ''
+
+
+def find(source: str | os.PathLike, people: str) -> list[Photograph]:
+    """Every file below `source` that isn't the system's, sorted, not numbered yet.
+
+    Folders that are links are followed. `people` is 'folder', if the first folder of the path is
+    the person, or a kind of NAMES. Raises DataError if there are no files.
+    """
+    try:
+        there = below(source)
+    except OSError as error:
+        raise DataError(f'{error.filename}: {error.strerror}') from None
+    wrong = dict.fromkeys(there.loops, 'a link to a folder that it lies in')
+    wrong |= dict.fromkeys(there.special, 'a pipe, a socket or a device')
+    found = []
+    for relative in [*there.images, *there.others, *wrong]:
+        folder, name = os.path.split(relative)
+        named = (
+            fields_in(name, people).get('person') if people in NAMES else folder.split(os.sep)[0]
+        )
+        found.append(Photograph(relative, named or None, 0, wrong.get(relative, '')))
+    if not found:
+        raise DataError(f'{source}: no files in this folder or below')
+    return sorted(found, key=lambda item: list(map(os.fsencode, item.relative.split(os.sep))))
+
+
+def numbered(found: list[Photograph], done: Mapping[str, tuple[str, int]]) -> list[Photograph]:
+    """`found` with the numbers that name the faces.
+
+    What is in `done`, {relative: (person, number)}, keeps its number, and nothing else gets it.
+    """
+    listed, place, used = [], Counter(), set(done.values())
+    for photograph in found:
+        person = photograph.person
+        # counted over all files: a run that was stopped gives the numbers of one that wasn't
+        number = place[person]
+        place[person] += 1
+        if photograph.relative in done:
+            number = done[photograph.relative][1]
+        else:
+            while (person, number) in used:
+                number += 1
+            used.add((person, number))
+        listed.append(photograph._replace(number=number))
+    return listed
+
+
+def kept_name(relative: str) -> str:
+    """The name of a photograph's face if names are kept."""
+    stem, suffix = os.path.splitext(relative)
+    return relative if suffix.lower() in FORMATS else f'{stem}.jpg'
+
+
+def without_rivals(found: Sequence[Photograph]) -> list[Photograph]:
+    """The photographs; of several whose faces would have one name, all but one are `wrong`.
+
+    The name is that of the photograph that has it already, else of the first that is an image.
+    """
+    owners = {}
+    for photograph in sorted(found, key=_rank):
+        owners.setdefault(kept_name(photograph.relative), photograph.relative)
+    listed = []
+    for photograph in found:
+        name = kept_name(photograph.relative)
+        if (owner := owners[name]) != photograph.relative:
+            wrong = f'its face would be {name}, which is that of {owner}: rename one of the two'
+            photograph = photograph._replace(wrong=wrong)
+        listed.append(photograph)
+    return listed
+
+
+def _rank(photograph):
+    name = photograph.relative
+    return name != kept_name(name), not is_image(name)
+
+
+class Converter:
+    """All that a process needs to make faces of photographs; the arguments are the options.
+
+    Raises UserError or DataError if something of it is missing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        ages: Sequence[str],
+        pat: str | None,
+        pos: int | None,
+        dex: str | None,
+        landmarks: str | None,
+        face: str,
+        size: int,
+        keep_names: bool,
+        people: str,
+    ):
+        self.source, self.target, self.face, self.people = source, target, face, people
+        self.size, self.keep_names, self.ages, self.estimator = size, keep_names, [], None
+        self.estimate = 'dex' if dex else 'estimate'
+        for kind in [] if keep_names else ages:
+            if kind == 'estimate':
+                self.estimator = estimator(dex)
+            elif kind == 'pattern' or kind in NAMES:
+                self.ages.append(Named(kind, *((pat, pos) if kind == 'pattern' else ())))
+            else:
+                self.ages.append(Table(kind, source))
+        self.landmarks = Landmarks(landmarks) if landmarks else None
+        self.detector = None if landmarks else Detector()
+
+    def find(self) -> list[Photograph]:
+        """The photographs of the source. Raises DataError, also for tables that don't fit them."""
+        found = find(self.source, self.people)
+        if self.landmarks:
+            found = [item for item in found if not item.relative.lower().endswith('.pts')]
+            self.landmarks.check(photograph.relative for photograph in found)
+        for ages in self.ages:
+            if isinstance(ages, Table):
+                ages.check((photograph.relative, photograph.person) for photograph in found)
+        return without_rivals(found) if self.keep_names else found
+
+    def stamp(self, photograph: Photograph) -> str:
+        """What changes when the photograph or its points do; empty if it can't be read."""
+        try:
+            stat = os.stat(os.path.join(self.source, photograph.relative))
+            points = self.landmarks.of(photograph.relative).tolist() if self.landmarks else ''
+        except (OSError, ValueError):
+            return ''
+        return digest(f'{stat.st_size} {stat.st_mtime_ns} {points}'.encode())
+
+    def convert(self, photograph: Photograph) -> Outcome:
+        """The Outcome of one Photograph, its face written."""
+        relative, stamp = photograph.relative, self.stamp(photograph)
+        path = os.path.join(self.source, relative)
+        try:
+            if photograph.wrong:
+                raise ValueError(photograph.wrong)
+            if photograph.person is None and not self.keep_names:
+                raise ValueError(
+                    'no person: it lies in no folder of one, or its name does not tell'
+                )
+            image = open_photograph(path)
+            age, origin = self.known_age(photograph)
+            points, faces = self._points(relative, image)
+            face = middle(image, self.size) if points is None else align(image, points, self.size)
+            if age is None and self.estimator:
+                age, origin = round(self.estimator.estimate(image, points)), self.estimate
+            if self.keep_names:
+                target = kept_name(relative)
+            else:
+                target = os.path.join(photograph.person, f'{photograph.number:03d}_{age}.jpg')
+            written = self._write(face, target)
+        except ValueError as error:  # DataError among them
+            return Outcome(relative, reason=str(error).removeprefix(f'{path}: '))
+        eyes = '' if points is None else f'{np.hypot(*(points[1] - points[0])):.0f}'
+        age = '' if age is None else str(age)
+        return Outcome(relative, target, age, origin, eyes, faces, '', stamp, written)
+
+    def known_age(self, photograph: Photograph) -> tuple[int | None, str]:
+        """The first age that a name or a table tells, and its origin; None: to be estimated.
+
+        Raises ValueError if nothing tells and nothing is to be estimated.
+        """
+        reasons, path = [], os.path.join(self.source, photograph.relative)
+        for ages in self.ages:
+            try:
+                return ages.age(photograph.relative, photograph.person, path), ages.kind
+            except ValueError as error:
+                reasons.append(str(error))
+        if self.estimator is None and not self.keep_names:
+            raise ValueError(f'no age: {"; ".join(reasons)}')
+        return None, ''
+
+    def _points(self, relative, image):
+        """The five points and how many faces there are; None and 0 for the middle."""
+        if self.landmarks:
+            return self.landmarks.of(relative), ''
+        faces = self.detector.find(image)
+        if faces:
+            return choose(faces, image.size, self.face).points, str(len(faces))
+        if self.keep_names:  # benchmarks count on every image
+            return None, '0'
+        raise ValueError('no face found')
+
+    def _write(self, face, target):
+        """Writes the face; the digest of the file.
+
+        ValueError if another file of that name is there, OSError if it can't.
+        """
+        file, path = io.BytesIO(), Path(self.target, target)
+        face.save(file, **FORMATS[path.suffix.lower()])
+        data = file.getvalue()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_whole(path, lambda temporary: temporary.write_bytes(data))
+        elif path.read_bytes() != data:
+            raise ValueError(f'{path} is there already and is none of this run')
+        return digest(data)
+
+
+def run(converter: Converter, settings: dict, workers: int, report: Report) -> Counter:
+    """Converts what the report doesn't have yet; its rows are then all files of the source.
+
+    `converter` is the Converter of `settings`, for one process; several make their own. Returns how
+    many faces of runs before were changed, by the kind of the change. Raises UserError or DataError
+    if the job can't be done, or was stopped.
+    """
+    found = converter.find()
+    changes = report.update(found, converter)
+    done = {} if converter.keep_names else report.done()
+    todo = [item for item in numbered(found, done) if item.relative not in report.rows]
+    make = functools.partial(Converter, **settings)
+    with contextlib.closing(each(Converter.convert, todo, converter, make, workers)) as outcomes:
+        report.add_all(progress(outcomes, converter.source, len(todo), unit=' photographs'))
+    report.rewrite()
+    return changes
