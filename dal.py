@@ -173,31 +173,3 @@ def ramp(progress: float, start: float, end: float) -> float:
     if end > start:
         return min(max((progress - start) / (end - start), 0.0), 1.0)
     return float(progress >= start)
-
-
-def first_canonical_correlation(
-    x: Tensor, y: Tensor, ridge: float = 1e-6
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest canonical correlation of x (N, A) and y (N, B) in closed form, with its directions:
-    ρ (), w_x (A,), w_y (B,).
-
-    Meaningful only where N is much larger than A + B. Columns without variance (a dead unit) and
-    directions with less than `ridge` of the mean variance of standardized columns drop out. Float64
-    inside.
-    """
-    (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
-    u, s, v = torch.linalg.svd(x.T @ y / len(x))
-    if not len(s):
-        return x.new_zeros(()), x.new_zeros(len(whiten_x)), x.new_zeros(len(whiten_y))
-    return s[0].clamp(max=1), whiten_x @ u[:, 0], whiten_y @ v[0]
-
-
-def _whiten(x: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Centred x·W (N, K), of unit covariance, and W (A, K)."""
-    x = x.double() - x.double().mean(0)
-    deviation = x.square().mean(0).sqrt()
-    standardize = torch.where(deviation > 0, 1 / deviation, 0)
-    values, vectors = torch.linalg.eigh((x * standardize).T @ (x * standardize) / len(x))
-    keep = values > ridge * values.mean()
-    whitener = standardize[:, None] * vectors[:, keep] / values[keep].sqrt()
-    return x @ whitener, whitener

@@ -3,14 +3,14 @@
     python3 evaluate.py ctx weights benchmark path [--out DIR]
     python3 evaluate.py --compare weights weights [weights …] [ctx] benchmark path
 
-ctx is a GPU's number, -1 the CPU (and where a comparison names none). What is looked for below
+ctx is a GPU's number, -1 the CPU (and the default of a comparison). What is looked for below
 `path`:
 
     lfw       pairs.txt; <Name>/<Name>_0001.jpg here, in images/ or in what the archive unpacks to
     calfw     pairs_CALFW.txt; the images in 'aligned images'/, images/ or here
     cacd-vs   0000_0.jpg, 0000_1.jpg to 3999_1.jpg, here or in images/
     bin       the path is an InsightFace .bin: agedb_30, cfp_fp, calfw, cplfw, lfw
-    pairs     the path is a list of lines `label pathA pathB`, label 1 or 0 (tabs where names have
+    pairs     the path is a list of lines `label pathA pathB`, label 1 or 0 (tabs if names have
               spaces), or of your own in LFW's format; paths are from its folder or from images/
               beside it
     fgnet     001A02.JPG … in any case, anywhere below; with --distractors DIR also MegaFace's
@@ -41,88 +41,39 @@ import torch
 import meta
 import utils
 from dataset import check_entry
-from evaluation import calibration, lists, protocols
-from evaluation.listfile import write_pairs
+from evaluation import age_calibration, evidence, protocols, screen
+from evaluation.pair_files import write_pairs
 from evaluation.pairs import check_pairs
-from evaluation.tables import differences_table, table
+from evaluation.protocols import PUBLISHED, READERS, Benchmark
 from recognition.embedding import FEATURES, extract_files
 from recognition.weights import load_weights
 
-READERS = {
-    'lfw': lists.lfw,
-    'calfw': lists.calfw,
-    'cacd-vs': lists.cacd_vs,
-    'bin': lists.bin_file,
-    'pairs': lists.pair_list,
-    'fgnet': lists.fgnet,
-    'morph': lists.morph,
-    'folder': lists.folder,
-}
-PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked
+FORMS = 'ctx weights benchmark path', '--compare weights weights [weights …] [ctx] benchmark path'
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, checked; `weights` are the files, `ctx` the device."""
     parser = argparse.ArgumentParser(
-        usage='%(prog)s [options] ctx weights benchmark path\n       '
-        '%(prog)s [options] --compare weights weights [weights …] [ctx] benchmark path',
+        usage='\n       '.join(f'%(prog)s [options] {form}' for form in FORMS),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
     option = parser.add_argument
-    option(
-        'models',
-        nargs='+',
-        metavar='ctx weights',
-        help='the device and one weights file; with --compare two or more',
-    )
+    option('models', nargs='+', metavar='ctx weights', help='the device and the weights file')
     option('benchmark', choices=READERS)
     option('path')
-    option(
-        '--compare',
-        action='store_true',
-        help='several weights side by side, each against the first by a paired bootstrap',
-    )
+    option('--compare', action='store_true', help='several weights, each against the first')
     option('--out', metavar='DIR', help='where the report goes')
-    option(
-        '--align',
-        action='store_true',
-        help='the images are raw photographs: find the faces and align them',
-    )
-    option(
-        '--backbone',
-        metavar='NAME',
-        help='the weights are an untouched backbone of this name, as others publish it',
-    )
-    option(
-        '--write-pairs',
-        action='store_true',
-        help='leave the pairs that are drawn by age gap in DIR, as a list for `pairs`',
-    )
-    option(
-        '--distractors',
-        metavar='DIR',
-        help='fgnet: a folder of faces of other people, however deep',
-    )
-    option(
-        '--subjects',
-        type=int,
-        default=10000,
-        help='morph: 10000 (default) or 3000 people, drawn by the seed',
-    )
-    option(
-        '--seed',
-        type=int,
-        default=0,
-        help='of what is drawn: pairs by age gap, subjects, bootstrap (default 0)',
-    )
+    option('--align', action='store_true', help='raw photographs: find the faces and align them')
+    option('--backbone', metavar='NAME', help='an untouched backbone, as others publish it')
+    option('--write-pairs', action='store_true', help='keep the pairs that are drawn by age gap')
+    option('--distractors', metavar='DIR', help='fgnet: faces of other people, however deep')
+    option('--subjects', type=int, default=10000, help='morph: 10000 (default) or 3000 people')
+    option('--seed', type=int, default=0, help='of drawn pairs and subjects, and the bootstrap')
     option('--batch-size', type=int, default=64, metavar='B')
-    option(
-        '--bf16',
-        action='store_true',
-        help='bfloat16: faster on hardware that has it, figures move a little',
-    )
-    option('--pat', help='folder: as in meta.py (default of a path: _|\\.)')
+    option('--bf16', action='store_true', help='bfloat16: faster, and figures move a little')
+    option('--pat', help=r'folder: as in meta.py (default of a path: _|\.)')
     option('--pos', type=int, help='folder: as in meta.py (default of a path: 1)')
     args = parser.parse_intermixed_args(argv)
     numbers = [word for word in args.models if re.fullmatch(r'-?\d+', word)]
@@ -143,37 +94,29 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Reads the benchmark and the weights, measures each, and leaves the report."""
     device = utils.pick_device(args.ctx)
-    listed, drawn, name = read_list(args)
-    if args.write_pairs and listed.pairs:
+    benchmark, drawn, name = read_benchmark(args)
+    if args.write_pairs and benchmark.pairs:
         raise utils.UserError(
-            f'--write-pairs is for benchmarks whose pairs are drawn by age gap; '
+            '--write-pairs is for benchmarks whose pairs are drawn by age gap; '
             f'{args.benchmark} has a list of its own'
         )
-    for notice in listed.notices:
-        print(notice)
-    distractors = lists.images_below(args.distractors) if args.distractors else None
+    print(*benchmark.notices, sep='\n', end='\n' * bool(benchmark.notices))
+    distractors = protocols.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
     models = [load_weights(path, device, args.backbone) for path in args.weights]
     hashes = [info.sha256 for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
     out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)
-    _claim(out, hashes, args.path, listed.digest)
-    faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
-    alignment = None
+    _claim(out, hashes, args.path, benchmark.digest)
+    alignment = {}
     if args.align:
-        listed, distractors, alignment = _aligned(args, listed, distractors, faces)
-    reports, evidence = zip(
-        *(
-            measure(args, model, info, listed, distractors, device, out / 'cache')
-            for model, info in models
-        ),
-        strict=True,
-    )
-    versions = {
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'numpy': np.__version__,
-    }
+        faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
+        benchmark, distractors, alignment = _aligned(args, benchmark, distractors, faces)
+    found = {}
+    for label, (model, info) in zip(_labels(args.weights), models, strict=True):
+        report, one = measure(args, model, info, benchmark, distractors, device, out / 'cache')
+        found[label] = report | alignment, one
+    reports, evidences = ({k: v[at] for k, v in found.items()} for at in (0, 1))
     result = {
         'benchmark': name,
         'path': args.path,
@@ -181,77 +124,56 @@ def run(args: argparse.Namespace) -> None:
         'seed': args.seed,
         'device': device.type,
         'bf16': args.bf16,
-        'versions': versions,
-        'notices': list(listed.notices),
-        'models': list(reports),
+        'versions': {'python': platform.python_version()}
+        | {library.__name__: library.__version__ for library in (torch, np)},
+        'notices': list(benchmark.notices),
+        'models': list(reports.values()),
     }
-    if alignment:
-        for report in reports:
-            report['alignment'] = alignment
-    labels = _labels(args.weights)
-    reports, evidence = (
-        dict(zip(labels, reports, strict=True)),
-        dict(zip(labels, evidence, strict=True)),
-    )
-    print(table(name, reports))
-    by_age = {label: report['by_age'] for label, report in reports.items() if 'by_age' in report}
-    for label, found in by_age.items():
-        print(f'\n{label}: {calibration.table(found)}')
+    print(screen.table(name, reports))
+    for label, report in reports.items():
+        if 'by_age' in report:
+            print(f'\n{label}: {age_calibration.table(report["by_age"])}')
     if args.compare:
-        first, *others = labels
-        result['differences'] = [
-            {'of': label, 'against': first, **protocols.compare(evidence[first], evidence[label])}
-            for label in others
-        ]
-        print(*map(differences_table, result['differences']), sep='\n')
+        first, *others = reports
+        result['differences'] = []
+        for label in others:
+            gains = evidence.compare(evidences[first], evidences[label])
+            result['differences'].append({'of': label, 'against': first, **gains})
+        print(*map(screen.differences_table, result['differences']), sep='\n')
     if drawn:
-        utils.write_whole(
-            out / 'subjects.txt', lambda temporary: temporary.write_bytes(os.fsencode(drawn))
-        )
+        utils.write_whole(out / 'subjects.txt', lambda file: file.write_bytes(os.fsencode(drawn)))
     if args.write_pairs:
-        first = evidence[labels[0]]
-        write_pairs(
-            out / f'pairs-seed-{args.seed}.txt',
-            first.pairs,
-            listed.names,
-            f'label, image, image, fold; drawn by age gap with --seed {args.seed}',
-        )
-    from evaluation import pictures  # matplotlib is slow to import
-    from verification.drawing import draw_reliability
+        note = f'label, image, image, fold; drawn by age gap with --seed {args.seed}'
+        pairs = next(iter(evidences.values())).pairs
+        write_pairs(out / f'pairs-seed-{args.seed}.txt', pairs, benchmark.names, note)
+    from evaluation import plots  # matplotlib takes a second to import
 
-    pictures.draw_all(out, reports, evidence)
-    if by_age:
-        draw_reliability(
-            {label: found['reliability'] for label, found in by_age.items()},
-            out / 'reliability.png',
-        )
+    plots.draw_all(out, reports, evidences)
     text = json.dumps(result, indent=1, allow_nan=False) + '\n'
-    utils.write_whole(out / 'results.json', lambda temporary: temporary.write_text(text))
+    utils.write_whole(out / 'results.json', lambda file: file.write_text(text))
     print(f'{out}: results.json and pictures')
 
 
-def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
-    """The benchmark's images, the text of a list that was drawn here, and a name for the result."""
+def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str]:
+    """The benchmark, the text of a list that was drawn here, and a name for the result."""
     if args.benchmark == 'morph':
-        listed, drawn = protocols.morph_subjects(lists.morph(args.path), args.subjects, args.seed)
-        return listed, drawn, f'morph-{args.subjects}'
+        album = READERS['morph'](args.path)
+        return *protocols.morph_subjects(album, args.subjects, args.seed), f'morph-{args.subjects}'
     if args.benchmark != 'folder':
-        listed, name = READERS[args.benchmark](args.path), args.benchmark
-        if listed.pairs and name not in PUBLISHED:
-            notices = check_pairs(listed.pairs, listed.names, args.path)
-            listed = listed._replace(notices=(*listed.notices, *notices))
+        benchmark, name = READERS[args.benchmark](args.path), args.benchmark
+        if benchmark.pairs and name not in PUBLISHED:
+            notices = check_pairs(benchmark.pairs, benchmark.names, args.path)
+            benchmark = benchmark._replace(notices=(*benchmark.notices, *notices))
         if Path(args.path).expanduser().is_file():
             name += f'-{Path(args.path).stem}'
-        return listed, None, name
+        return benchmark, None, name
     entry, path = getattr(meta, args.path, None), args.path
     if isinstance(entry, dict) and not Path(path).is_dir():
         entry = check_entry(args.path, entry, meta.age_cutoffs)
         path = entry['val_root'] or entry['train_root']
-        which = (
-            f'val_root, {path}'
-            if entry['val_root']
-            else (f'train_root, {path}: of people trained on, figures say little')
-        )
+        which = f'val_root, {path}'
+        if not entry['val_root']:
+            which = f'train_root, {path}: of people trained on, figures say little'
         print(f'{args.path}: reading its {which}')
     else:
         entry = {'pat': r'_|\.', 'pos': 1}
@@ -260,70 +182,52 @@ def read_list(args: argparse.Namespace) -> tuple[lists.Listed, str | None, str]:
         re.compile(pat)
     except re.error as error:
         raise utils.UserError(f'--pat {pat!r} is no regular expression: {error}') from None
-    return lists.folder(path, pat, pos), None, f'folder-{Path(path).resolve().name}'
+    return READERS['folder'](path, pat, pos), None, f'folder-{Path(path).resolve().name}'
 
 
-def _aligned(args, listed, distractors, folder):
-    """Both with the faces of their photographs in their place, and in how many none was found."""
+def _aligned(args, benchmark, distractors, folder):
+    """Both with the faces of their photographs in their place; and in how many none was found."""
     from evaluation.aligning import align_files  # what finds faces is an extra requirement
 
-    if isinstance(listed.sources[0], bytes):
+    if isinstance(benchmark.sources[0], bytes):
         raise utils.UserError(f'{args.path}: --align is for photographs, not for faces in shards')
-    sources, found = align_files(listed.sources, listed.names, folder, os.cpu_count())
+    sources, missed = align_files(benchmark.sources, benchmark.names, folder, os.cpu_count())
     if distractors:
         distractors, _ = align_files(distractors, distractors, folder, os.cpu_count())
-    return listed._replace(sources=sources), distractors, found
+    counts = {'photographs': len(missed), 'not_found': int(missed.sum())}
+    counts['share'] = float(missed.mean())
+    return benchmark._replace(sources=sources), distractors, {'alignment': counts}
 
 
-def measure(args, model, info, listed, distractors, device, cache):
+def measure(args, model, info, benchmark, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
 
     def features(sources, names, keep, title):
-        return extract_files(
-            model,
-            sources,
-            device,
-            names,
-            args.batch_size,
-            args.bf16,
-            keep,
-            title,
-            cache,
-            info.sha256,
-        )
+        facts = device, names, args.batch_size, args.bf16, keep, title, cache, info.sha256
+        return extract_files(model, sources, *facts)
 
-    leaks = not listed.pairs and listed.probes is None
-    arrays, digest = features(
-        listed.sources, listed.names, FEATURES if leaks else ('embedding',), Path(info.path).name
-    )
-    evidence = protocols.Evidence(listed, arrays['embedding'], args.seed)
-    report = {
-        'weights': info.path,
-        'weights_sha256': info.sha256,
-        'list_sha256': listed.digest,
-        'images_sha256': digest,
-        **evidence.report(),
-    }
+    leaks = not benchmark.pairs and benchmark.probes is None
+    keep = FEATURES if leaks else ('embedding',)
+    arrays, digest = features(benchmark.sources, benchmark.names, keep, Path(info.path).name)
+    embeddings, people = arrays['embedding'], (benchmark.labels, benchmark.ages)
+    one = evidence.Evidence(benchmark, embeddings, args.seed)
+    report = {'weights': info.path, 'weights_sha256': info.sha256}
+    report |= {'list_sha256': benchmark.digest, 'images_sha256': digest, **one.report()}
     if leaks:
-        report['leakage'] = protocols.leakage_report(
-            arrays, listed.labels, listed.ages, meta.age_cutoffs, args.seed
-        )
+        report['leakage'] = evidence.leakage_report(arrays, *people, meta.age_cutoffs, args.seed)
         decided = (info.decision or {}).get('ages')
         if decided:
-            report['by_age'] = calibration.report(
-                decided, arrays['embedding'], listed.labels, listed.ages
-            )
+            report['by_age'] = age_calibration.report(decided, embeddings, *people)
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
-        report['megaface'] = protocols.distractor_report(
-            arrays['embedding'], listed.labels, others['embedding'], args.seed
-        )
+        against = embeddings, benchmark.labels, others['embedding']
+        report['megaface'] = evidence.distractor_report(*against, args.seed)
         report['megaface']['distractors_sha256'] = digest
-    return report, evidence
+    return report, one
 
 
 def _claim(out, hashes, path, digest):
-    """Makes the folder. Raises UserError where it holds a report on other weights or on the list of
+    """Makes the folder. Raises UserError if it holds a report on other weights or on the list of
     another file, or can't be written."""
     file = out / 'results.json'
     try:
@@ -334,21 +238,21 @@ def _claim(out, hashes, path, digest):
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, 'strerror', None) or 'its results.json is not ours'
         raise utils.UserError(f'{out}: {reason}: --out names a folder for the report') from None
+    other = None
     if known and [sha256 for sha256, _ in known] != hashes:
-        raise utils.UserError(
-            f'{out} holds a report on other weights, {known[0][1]}: --out names another folder'
-        )
-    for other, its_digest in listed:  # a list that was mended has a new report in the old place
-        if other != path and its_digest != digest:
-            raise utils.UserError(
-                f'{out} holds a report on another list, {other}: --out names another folder'
-            )
+        other = f'weights, {known[0][1]}'
+    for place, its_digest in listed:  # a list that was mended has a new report in the old place
+        if place != path and its_digest != digest:
+            other = other or f'list, {place}'
+    if other:
+        message = f'{out} holds a report on another {other}: --out names another folder'
+        raise utils.UserError(message.replace('another weights', 'other weights'))
 
 
 def _labels(weights):
     """Short and different names of the weights files."""
-    for parts in (1, 2, 3):
-        names = ['/'.join(Path(path).parts[-parts:]) for path in weights]
+    for depth in (1, 2, 3):
+        names = ['/'.join(Path(path).parts[-depth:]) for path in weights]
         if len(set(names)) == len(names):
             return names
     return [f'{k + 1}: {name}' for k, name in enumerate(names)]

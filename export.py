@@ -34,7 +34,7 @@ from torch import nn
 
 import utils
 from backbones import PretrainedBackbone
-from evaluation import lists
+from evaluation import protocols
 from model import HEIGHT, DALModel, SolvedFactorization
 from recognition.alignment import TEMPLATE
 from recognition.embedding import extract_files
@@ -180,7 +180,7 @@ def backbone(args: argparse.Namespace) -> None:
 
 def embeddings(args: argparse.Namespace) -> None:
     """Writes the embedding of every image below a folder."""
-    device, sources = utils.pick_device(args.ctx), lists.images_below(args.folder)
+    device, sources = utils.pick_device(args.ctx), protocols.images_below(args.folder)
     model, info = load_weights(args.weights, device, args.backbone)
     features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
     vectors, facts = features['embedding'], description(model, info)

@@ -42,11 +42,11 @@ import main
 import meta
 import utils
 from dataset import Batches, Faces, evaluation_loader
-from evaluation.intervals import bootstrap, share_interval
-from evaluation.intervals import interval as middle
-from evaluation.leakage import age_leakage, held_out_correlation
+from evaluation.leakage import age_leakage, first_canonical_correlation, held_out_correlation
 from evaluation.metrics import cosines, leave_one_out, number, people_report, roc_figures
 from evaluation.pairs import gap_pairs
+from evaluation.rates import bootstrap, share_interval
+from evaluation.rates import interval as middle
 from recognition.embedding import extract
 from recognition.weights import load_weights
 from synthesis import drawing
@@ -188,8 +188,7 @@ def climb(training, train):
     variate = training.variate(x_age, ages)
     order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
     closed, floor = (
-        float(dal.first_canonical_correlation(x_id, other)[0])
-        for other in (variate, variate[order])
+        float(first_canonical_correlation(x_id, other)[0]) for other in (variate, variate[order])
     )
     adversary = None
     if played:

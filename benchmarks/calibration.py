@@ -24,7 +24,7 @@ import meta
 import utils
 import verify
 from dataset import Faces
-from evaluation import calibration
+from evaluation import age_calibration as calibration
 from synthesis import drawing
 from verification.calibrating import embed
 

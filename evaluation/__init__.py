@@ -1,1 +1,1 @@
-"""The rooms behind evaluate.py; training validates with the same functions."""
+"""The figures of a benchmark, behind evaluate.py; training validates with the same functions."""

@@ -5,7 +5,7 @@ import io
 import os
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from recognition.alignment import align, middle, open_photograph
 from recognition.detection import Detector, choose
@@ -15,44 +15,36 @@ from system.processes import each
 from system.progress import progress
 from utils import DataError, write_whole
 
-SIDE = 112  # of the faces that are kept; what a network of 96 columns sees is their middle
+SIDE = 112  # of the faces that are kept; a network of 96 columns sees their middle
 NOT_FOUND = '-middle'  # ends the names of those that are the middle of their photograph
 
 
 def align_files(
     sources: list[str], names: list[str], folder: Path, workers: int
-) -> tuple[list[str], dict]:
-    """The paths of the aligned faces (PNG, 112 × 112) of photographs, in their order; and
-    {'photographs', 'not_found', 'share'}.
+) -> tuple[list[str], np.ndarray]:
+    """The paths of the aligned faces (PNG, 112 × 112) of N photographs, in their order; and whether
+    no face was found, bool (N,).
 
     Of several faces the one nearest to the middle counts, which is who LFW's photographs are named
-    after; where none is found, the middle of the photograph is taken, as the field does. Faces are
+    after; if none is found, the middle of the photograph is taken, as the field does. Faces are
     kept in `folder` under path, size and time of the photograph: a second call looks for the new
-    ones alone. Raises DataError where photographs are missing or can't be read.
+    ones alone. Raises DataError if photographs are missing or can't be read.
     """
     digest_of(sources, names)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = set(os.listdir(folder))
-    stems = [_stem(source) for source in sources]
-    todo = [
-        (source, str(folder / stem))
-        for source, stem in zip(sources, stems, strict=True)
-        if not kept & {f'{stem}.png', f'{stem}{NOT_FOUND}.png'}
-    ]
+    stems, kept = [_stem(source) for source in sources], set(os.listdir(folder))
+    there = [bool(kept & {f'{stem}.png', f'{stem}{NOT_FOUND}.png'}) for stem in stems]
+    jobs = zip(sources, stems, there, strict=True)
+    todo = [(source, str(folder / stem)) for source, stem, done in jobs if not done]
     if todo:
         reasons = each(_keep_face, todo, Detector(), Detector, workers)
-        reasons = progress(reasons, 'faces', len(todo), unit=' photographs')
-        bad = [reason for reason in reasons if reason]
+        bad = [x for x in progress(reasons, 'faces', len(todo), unit=' photographs') if x]
         if bad:
             raise DataError(f"{len(bad)} of {len(sources)} photographs can't be read: {some(bad)}")
         kept = set(os.listdir(folder))
-    missed = [f'{stem}{NOT_FOUND}.png' in kept for stem in stems]
-    paths = [
-        str(folder / f'{stem}{NOT_FOUND if middle_ else ""}.png')
-        for stem, middle_ in zip(stems, missed, strict=True)
-    ]
-    count = sum(missed)
-    return paths, {'photographs': len(sources), 'not_found': count, 'share': count / len(sources)}
+    missed = np.array([f'{stem}{NOT_FOUND}.png' in kept for stem in stems])
+    ends = [f'{NOT_FOUND * bool(miss)}.png' for miss in missed]
+    return [str(folder / (stem + end)) for stem, end in zip(stems, ends, strict=True)], missed
 
 
 def _stem(source):
@@ -63,7 +55,8 @@ def _stem(source):
 
 
 def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
-    """Writes the face of one photograph; what is wrong with the photograph, None if nothing is."""
+    """Writes the face of one photograph; says what is wrong with the photograph, None if nothing
+    is."""
     source, target = job
     try:
         image = open_photograph(source)
@@ -74,12 +67,7 @@ def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
         face = align(image, choose(faces, image.size, 'central').points, SIDE)
     else:
         face, target = middle(image, SIDE), target + NOT_FOUND
-    data = _png(face)
-    write_whole(f'{target}.png', lambda temporary: temporary.write_bytes(data))
-    return None
-
-
-def _png(face: Image.Image) -> bytes:
     data = io.BytesIO()
     face.save(data, 'PNG')
-    return data.getvalue()
+    write_whole(f'{target}.png', lambda temporary: temporary.write_bytes(data.getvalue()))
+    return None

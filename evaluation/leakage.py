@@ -1,24 +1,20 @@
 """How much age is left in a feature, and how much identity.
 
-Everything here is linear, closed form and split by person: probes are fitted on some of the people
-and measured on the others. One that was fitted and measured on the same people would read a
-person's age from who they are.
+Everything here is linear and split by person: probes are fitted on some of the people and measured
+on the others. A probe that was fitted and measured on the same people would read a person's age
+from who they are. scikit-learn is imported by the functions: training imports this file.
 """
 
-import numpy as np
-import torch
-from sklearn.base import BaseEstimator
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge
-from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score, recall_score
+import warnings
 
-from dal import first_canonical_correlation
+import numpy as np
+
 from evaluation.metrics import leave_one_out_rank1, number
 from evaluation.pairs import gap_pairs
 from evaluation.rates import cosines, roc_figures
 from recognition.embedding import check_finite
 
-# penalties on standardised features: a ridge's beside their mean squares, a covariance's diagonal
+# a ridge's penalties on standardised features, beside their mean squares
 STRENGTHS = 10.0 ** np.arange(-4, 4)
 
 
@@ -30,21 +26,31 @@ def age_leakage(
 
     R² (1 is all, 0 is no better than the mean age, less is worse) and mean absolute error in years
     of a ridge regression; accuracy of a linear discriminant over the age groups that occur, every
-    group as likely and counting the same, so that 1 / 'groups' is chance. Five folds of people.
-    None where there are fewer than five people or one age.
+    group counting the same, so that 1 / 'groups' is chance. Five folds of people. None if there are
+    fewer than five people or one age; no accuracy if a fold leaves one group, or one face of each.
     """
-    features, ages, fold = _prepare(features, labels, ages, 5, seed)
-    if fold is None:
-        return {'r2': None, 'mae': None, 'balanced_accuracy': None, 'groups': None}
-    read = _out_of_fold(_ridge, mean_squared_error, features, ages, fold)
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.metrics import recall_score
+
+    class Discriminant(LinearDiscriminantAnalysis):
+        """Every group is as likely: their shares weigh the covariance alone."""
+
+        def predict(self, X):  # noqa: N803
+            return self.classes_[(self.predict_log_proba(X) - np.log(self.priors_)).argmax(1)]
+
+    read = read_ages(features, labels, ages, 5, seed)
+    if read is None:
+        return dict.fromkeys(('r2', 'mae', 'groups', 'balanced_accuracy'))
     names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
-    guess = _out_of_fold(_discriminant, _unbalanced, features, group, fold)
-    return {
-        'r2': float(r2_score(ages, read)),
-        'mae': float(mean_absolute_error(ages, read)),
-        'groups': len(names),
-        'balanced_accuracy': 1 - _unbalanced(guess, group),
-    }
+    accuracy, splits = None, _folds(labels, 5, seed)
+    if all(1 < len(np.unique(group[fitted])) < len(fitted) for fitted, _ in splits):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # a group of one face has no covariance
+            probe = Discriminant(solver='lsqr', shrinkage=0.1)
+            guess = _out_of_fold(probe, features, group, splits)
+        accuracy = float(recall_score(group, guess, average='macro'))
+    found = {'r2': r2(ages, read), 'mae': float(abs(read - ages).mean())}
+    return found | {'groups': len(names), 'balanced_accuracy': accuracy}
 
 
 def age_r2(
@@ -52,157 +58,101 @@ def age_r2(
 ) -> float | None:
     """The R² of age_leakage alone, over three folds of people: cheap enough for every epoch.
 
-    None where there are fewer than five people or one age.
+    None if there are fewer than five people or one age.
     """
-    features, ages, fold = _prepare(features, labels, ages, 3, seed)
-    if fold is None:
-        return None
-    return float(r2_score(ages, _out_of_fold(_ridge, mean_squared_error, features, ages, fold)))
+    read = read_ages(features, labels, ages, 3, seed)
+    return None if read is None else r2(ages, read)
 
 
-def _prepare(features, labels, ages, folds, seed):
-    """Features and ages in float64, and each image's fold of people (N,), None where the data can't
-    be split or ages don't vary."""
+def r2(ages: np.ndarray, read: np.ndarray) -> float:
+    """The share of the variance of ages (N,) that `read` (N,) explains."""
+    return float(1 - np.square(read - ages).mean() / np.var(ages, dtype=np.float64))
+
+
+def read_ages(
+    features: np.ndarray, labels: np.ndarray, ages: np.ndarray, folds: int, seed: int = 0
+) -> np.ndarray | None:
+    """Ages (N,) in years that a ridge regression, fitted on the other folds of people, reads from
+    features (N, D).
+
+    None is outside the ages that occur: a unit that is dead in the other folds can't run away. None
+    at all if there are fewer than five people or one age.
+    """
+    from sklearn.linear_model import RidgeCV
+
     check_finite(features)
-    names, person = np.unique(labels, return_inverse=True)
     ages = np.asarray(ages, np.float64)
-    fold = None
-    if len(names) >= 5 and np.ptp(ages) > 0:
-        fold = (np.random.default_rng(seed).permutation(len(names)) % folds)[person]
-    return np.asarray(features, np.float64), ages, fold
+    if len(np.unique(labels)) < 5 or not np.ptp(ages) > 0:
+        return None
+    probe = RidgeCV(STRENGTHS * len(features))
+    read = _out_of_fold(probe, features, ages, _folds(labels, folds, seed))
+    return read.clip(ages.min(), ages.max())
 
 
-def _out_of_fold(fit, error, features, target, fold):
-    """What probes fitted on the other folds read of the target (N,); each one's penalty is chosen
-    on one of those folds, held out."""
-    read, folds = np.empty_like(target), fold.max() + 1
-    for k in range(folds):
-        held = fold == (k + 1) % folds
-        inner = (fold != k) & ~held
-        probes = fit(features[inner], target[inner], STRENGTHS)
-        errors = [error(probe(features[held]), target[held]) for probe in probes]
-        (probe,) = fit(features[fold != k], target[fold != k], [STRENGTHS[np.argmin(errors)]])
-        read[fold == k] = probe(features[fold == k])
-    return read
+def _folds(labels, folds, seed):
+    """[(images of the other folds, images of the fold)], drawn by people."""
+    names, person = np.unique(labels, return_inverse=True)
+    fold = (np.random.default_rng(seed).permutation(len(names)) % folds)[person]
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
-def _standardizer(features):
-    """A function that centres features and divides them by the deviations of these; those constant
-    here become 0."""
-    mean, scale = features.mean(0), features.std(0)
-    scale[scale <= 1e-7 * np.abs(features).max()] = np.inf
-    return lambda new: (new - mean) / scale
+def _out_of_fold(probe, features, target, splits):
+    """What the probe, fitted on standardised features of the other folds, says of the target."""
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features = np.asarray(features, np.float64)
+    return cross_val_predict(make_pipeline(StandardScaler(), probe), features, target, cv=splits)
 
 
-def _ridge(features, ages, strengths):
-    """A function features -> ages (N,) for each penalty, none outside the ages it was fitted on: a
-    unit that is dead there can't run away."""
-    standardize = _standardizer(features)
-    x, alpha = standardize(features), np.asarray(strengths) * len(features)
-    # a column of targets for each penalty: one Gram matrix serves them all
-    fitted = Ridge(alpha, solver='cholesky').fit(x, np.tile(ages[:, None], len(alpha)))
-    return [
-        lambda new, weight=weight, offset=offset: np.clip(
-            standardize(new) @ weight + offset, ages.min(), ages.max()
-        )
-        for weight, offset in zip(
-            fitted.coef_.reshape(len(alpha), -1), np.atleast_1d(fitted.intercept_), strict=True
-        )
-    ]
-
-
-class _Covariance(BaseEstimator):
-    """The maximum-likelihood covariance with `strength` added to its diagonal."""
-
-    def __init__(self, strength: float):
-        self.strength = strength
-
-    def fit(self, features):
-        self.covariance_ = np.cov(features, rowvar=False, bias=True) + self.strength * np.eye(
-            features.shape[1]
-        )
-        return self
-
-
-def _discriminant(features, group, strengths):
-    """A function features -> group (N,) for each penalty, by the groups' means and their pooled
-    covariance, every group as likely."""
-    names, counts = np.unique(group, return_counts=True)
-    if not 1 < len(names) < len(group):  # nothing to tell apart, or no two faces of any group
-        return [lambda new: np.full(len(new), names[counts.argmax()])] * len(strengths)
-    standardize, probes = _standardizer(features), []
-    for strength in strengths:
-        fitted = LinearDiscriminantAnalysis(
-            solver='lsqr', covariance_estimator=_Covariance(strength)
-        )
-        fitted.fit(standardize(features), group)
-
-        def probe(new, fitted=fitted):
-            # the groups' shares weigh the covariance alone, not the decision
-            scores = fitted.predict_log_proba(standardize(new)) - np.log(fitted.priors_)
-            return fitted.classes_[scores.argmax(1)]
-
-        probes.append(probe)
-    return probes
-
-
-def _unbalanced(guess, group):
-    """1 − balanced accuracy: the mean over the groups of the share that was guessed wrong."""
-    return 1 - float(recall_score(group, guess, labels=np.unique(group), average='macro'))
-
-
-def identity_in(features, labels, ages, seed=0):
+def identity_in(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0) -> dict:
     """{'auc', 'rank1', 'rank1_chance'}: how well features (N, D) alone, standardised and compared
     by cosine, tell people apart.
 
-    The AUC is over gap_pairs, so that two faces of one age are no easier to take for one
-    person; rank-1 is leave-one-out and can't be freed of age: pictures of one person are often
-    taken at one age.
+    The AUC is over gap_pairs, so that two faces of one age are no easier to take for one person;
+    rank-1 is leave-one-out and can't be freed of age: pictures of one person are often taken at one
+    age.
     """
+    from sklearn.preprocessing import normalize, scale
+
     check_finite(features)
-    features = _standardizer(features)(np.asarray(features, np.float32))
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    features = normalize(scale(np.asarray(features, np.float64))).astype(np.float32)
     pairs = gap_pairs(labels, ages, seed)
     auc = roc_figures(cosines(features, pairs.left, pairs.right), pairs.same)['auc'][0]
-    counts = np.bincount(np.unique(labels, return_inverse=True)[1])
-    mates = counts[counts > 1]
-    chance = (
-        float((mates * (mates - 1)).sum() / mates.sum() / (len(labels) - 1)) if len(mates) else None
-    )
-    return {
-        'auc': number(auc),
-        'rank1': leave_one_out_rank1(features, labels),
-        'rank1_chance': chance,
-    }
+    counts = np.unique(labels, return_counts=True)[1]
+    mates, chance = counts[counts > 1], None
+    if len(mates):
+        chance = float((mates * (mates - 1)).sum() / mates.sum() / (len(labels) - 1))
+    rank1 = leave_one_out_rank1(features, labels)
+    return {'auc': number(auc), 'rank1': rank1, 'rank1_chance': chance}
 
 
-def held_out_correlation(x_id, x_age, labels, seed=0, shuffles=20):
+def held_out_correlation(
+    x_id: np.ndarray, x_age: np.ndarray, labels: np.ndarray, seed: int = 0, shuffles: int = 20
+) -> dict:
     """{'rho', 'shuffled', 'shuffled_95', 'dimensions'}: the first canonical correlation of x_id and
     x_age, fitted and then held out.
 
     The directions are fitted on one half of the people and |correlation| is measured on the other,
     each half in turn, averaged. 'shuffled' is the mean of the same over `shuffles` random pairings
-    of the faces, 'shuffled_95' what 95 % of them stay below: what these faces show where there is
-    nothing to see. A fit needs many more faces than dimensions: both sides are first reduced to
+    of the faces, 'shuffled_95' what 95 % of them stay below: what these faces show if nothing is
+    shared. A fit needs many more faces than dimensions: both sides are first reduced to
     'dimensions' principal components of the fitting half, one for every 10 faces. None with fewer
     than four people or 80 faces.
     """
     names, person = np.unique(labels, return_inverse=True)
     if len(names) < 4 or len(labels) < 80:
-        return {'rho': None, 'shuffled': None, 'shuffled_95': None, 'dimensions': None}
+        return dict.fromkeys(('rho', 'shuffled', 'shuffled_95', 'dimensions'))
     rng = np.random.default_rng(seed)
     half = (rng.permutation(len(names)) % 2)[person]
     size = int(max(1, min(np.bincount(half).min() // 10, 256, x_id.shape[1], x_age.shape[1])))
     rhos = np.zeros(1 + shuffles)
     for k in range(2):
-        (a, a_held), (b, b_held) = (
-            _reduce(side[half == k], side[half != k], size) for side in (x_id, x_age)
-        )
+        sides = [(side[half == k], side[half != k]) for side in (x_id, x_age)]
+        (a, a_held), (b, b_held) = (_reduce(*side, size) for side in sides)
         for i in range(1 + shuffles):
-            fit, held = (
-                np.arange(len(side)) if i == 0 else rng.permutation(len(side))
-                for side in (a, a_held)
-            )
+            fit, held = (rng.permutation(len(x)) if i else np.arange(len(x)) for x in (a, a_held))
             _, w_a, w_b = first_canonical_correlation(a, b[fit])
             rhos[i] += _correlation(a_held @ w_a, b_held[held] @ w_b) / 2
     return {
@@ -214,17 +164,42 @@ def held_out_correlation(x_id, x_age, labels, seed=0, shuffles=20):
 
 
 def _reduce(fitted, held, size):
-    """Both halves on the leading principal components of `fitted`, as float64 tensors."""
-    fitted, held = (
-        torch.from_numpy(np.asarray(half, np.float64) - fitted.mean(0, dtype=np.float64))
-        for half in (fitted, held)
-    )
-    leading = torch.linalg.eigh(fitted.T @ fitted)[1][:, -size:]
-    return fitted @ leading, held @ leading
+    """Both halves on the leading principal components of `fitted`."""
+    mean = fitted.mean(0, dtype=np.float64)
+    leading = np.linalg.eigh((fitted - mean).T @ (fitted - mean))[1][:, -size:]
+    return (fitted - mean) @ leading, (held - mean) @ leading
+
+
+def first_canonical_correlation(
+    x: np.ndarray, y: np.ndarray, ridge: float = 1e-6
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Largest canonical correlation ρ of x (N, A) and y (N, B) in closed form, with its directions
+    w_x (A,) and w_y (B,).
+
+    Meaningful only if N is much larger than A + B. Columns without variance (a dead unit) and
+    directions with less than `ridge` of the mean variance of standardized columns drop out.
+    """
+    (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
+    u, s, v = np.linalg.svd(x.T @ y / len(x))
+    if not len(s):
+        return 0.0, np.zeros(len(whiten_x)), np.zeros(len(whiten_y))
+    return min(float(s[0]), 1.0), whiten_x @ u[:, 0], whiten_y @ v[0]
+
+
+def _whiten(x, ridge):
+    """Centred x·W (N, K), of unit covariance, and W (A, K)."""
+    x = np.asarray(x, np.float64)
+    x = x - x.mean(0)
+    deviation = np.sqrt(np.square(x).mean(0))
+    standardize = np.divide(1, deviation, where=deviation > 0, out=np.zeros_like(deviation))
+    values, vectors = np.linalg.eigh((x * standardize).T @ (x * standardize) / len(x))
+    large = values > ridge * values.mean()
+    whitener = standardize[:, None] * vectors[:, large] / np.sqrt(values[large])
+    return x @ whitener, whitener
 
 
 def _correlation(a, b):
-    """|Pearson's correlation| of two variates; 0 where one is constant."""
+    """|Pearson's correlation| of two variates; 0 if one is constant."""
     a, b = a - a.mean(), b - b.mean()
-    length = a.norm() * b.norm()
-    return float((a @ b).abs() / length) if length > 0 else 0.0
+    length = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(abs(a @ b) / length) if length > 0 else 0.0

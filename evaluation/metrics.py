@@ -1,16 +1,25 @@
 """What is counted: verification over folds, by age gap with matched impostors, leave-one-out.
 
-numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and None where the data
-can't tell.
+numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and None if the data
+can't say.
 """
 
 from collections import Counter
 
 import numpy as np
 
-from evaluation.intervals import REPLICATES, bootstrap, interval, share_interval
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
-from evaluation.rates import GRID, cosines, decide, far_thresholds, roc_figures
+from evaluation.rates import (
+    GRID,
+    REPLICATES,
+    bootstrap,
+    cosines,
+    decide,
+    far_thresholds,
+    interval,
+    roc_figures,
+    share_interval,
+)
 from recognition.embedding import check_finite
 
 # below as many pairs of either kind, one pair more or less moves every figure by points
@@ -31,13 +40,12 @@ def verification(
 
     Each fold is scored at the threshold that is best on all the others, the strictest of equals
     (InsightFace's verification); `thresholds` are the candidates, strictest first, None for every
-    score that occurs. 'threshold' is the best on all pairs: for deployment, nothing here is scored
-    with it; 'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With
-    `replicates`, 'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs where
-    people is None; the folds' thresholds are held). Where a kind of pair is missing there are no
-    figures; where there are fewer than ENOUGH of a kind no accuracy and no intervals; where the
-    folds can't be folds no accuracy; 'reason' says so. Raises ValueError for scores that aren't
-    finite.
+    score that occurs. 'threshold' is the best on all pairs: for deployment, no figure here uses it;
+    'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `replicates`,
+    'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs if people is None;
+    the folds' thresholds are held). If a kind of pair is missing there are no figures, if there are
+    fewer than ENOUGH of a kind no accuracy and no intervals, if the folds can't be folds no
+    accuracy; 'reason' says so. Raises ValueError for scores that aren't finite.
     """
     scores, same, folds = np.asarray(scores, np.float64), np.asarray(same, bool), np.asarray(folds)
     if not np.isfinite(scores).all():
@@ -45,11 +53,10 @@ def verification(
         raise ValueError(f'pair {first} (counted from 0): the score is not finite')
     reason = _missing(same, folds)
     right, best = decide(scores, same, folds, thresholds)
-    if not (same.any() and not same.all()):  # accepting all, or nothing, would be right
-        best = None
-    if reason:
-        right = None
+    both = same.any() and not same.all()  # else accepting all, or nothing, would be right
+    right = None if reason else right
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
+    figures = {name: number(values[0]) for name, values in roc_figures(scores, same).items()}
     report = {
         'pairs': len(scores),
         'genuine': int(same.sum()),
@@ -57,8 +64,8 @@ def verification(
         'accuracy': number(np.mean(by_fold)) if by_fold else None,
         'accuracy_std': number(np.std(by_fold)) if by_fold else None,
         'fold_accuracy': [number(value) for value in by_fold],
-        'threshold': best,
-        **{name: number(values[0]) for name, values in roc_figures(scores, same).items()},
+        'threshold': best if both else None,
+        **figures,
         'far': {
             rate: {'threshold': float(values[0]), 'interval': None}
             for rate, values in far_thresholds(scores, same).items()
@@ -67,29 +74,27 @@ def verification(
     if reason:
         report['reason'] = reason
     if replicates and _few(same):
-        report['intervals'] = dict.fromkeys(('accuracy', *roc_figures(scores, same)))
+        report['intervals'] = dict.fromkeys(('accuracy', *figures))
     elif replicates:
-        drawn, thresholds = bootstrap(scores, same, folds, right, people, replicates, seed)
-        report['intervals'] = {
-            name: interval(values) if report[name] is not None else None
-            for name, values in drawn.items()
-        }
-        for rate, values in thresholds.items():
+        drawn, at_far = bootstrap(scores, same, folds, right, people, replicates, seed)
+        known = {name: values for name, values in drawn.items() if report[name] is not None}
+        report['intervals'] = dict.fromkeys(drawn) | {k: interval(v) for k, v in known.items()}
+        for rate, values in at_far.items():
             report['far'][rate]['interval'] = interval(values)
     return report
 
 
 def _missing(same, folds):
-    """Why accuracy, and what else, can't be had of these pairs, None where it can."""
+    """Why accuracy, and what else, can't be had of these pairs, None if it can."""
     if not len(same):
         return 'there are no pairs'
     if same.all() or not same.any():
-        return f'all pairs are of {"one person" if same.all() else "two people"}'
+        return f'all pairs are of {"one person" if same.all() else "different people"}'
     genuine = int(same.sum())
     if _few(same):
         return (
-            f'{genuine} pairs of one person and {len(same) - genuine} of two: accuracy and '
-            f'intervals need {ENOUGH} of each'
+            f'{genuine} pairs of one person and {len(same) - genuine} of different people: '
+            f'accuracy and intervals need {ENOUGH} of each'
         )
     counts = Counter(zip(folds.tolist(), same.tolist(), strict=True))
     names = sorted({fold for fold, _ in counts})
@@ -99,10 +104,8 @@ def _missing(same, folds):
     ask = 'is the column of folds something else? Without it, ten folds are cut'
     one = [fold for fold in names if not (counts[fold, True] and counts[fold, False])]
     if one:
-        return (
-            f'{len(one)} of {len(names)} folds, {one[0]} first, have pairs of one kind alone, '
-            f'and no accuracy: {ask}'
-        )
+        count = f'{len(one)} of {len(names)} folds, {one[0]} first'
+        return f'{count}, have pairs of one kind alone, and no accuracy: {ask}'
     if len(names) > 10 and max(sizes) > 2 * min(sizes):
         return f'{len(names)} folds of {min(sizes)} to {max(sizes)} pairs give no accuracy: {ask}'
     return None
@@ -118,16 +121,9 @@ def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0)
     'mean_gap'."""
     rows, gaps = [], gap_bin(pairs.gap)
     for k in np.unique(gaps):
-        here = pairs.where(gaps == k)
-        rows.append(
-            {
-                'years': GAP_NAMES[k],
-                'mean_gap': float(here.gap.mean()),
-                **verification(
-                    scores[gaps == k], here.same, here.fold, here.people, None, replicates, seed
-                ),
-            }
-        )
+        _, _, *facts, gap = pairs.where(gaps == k)
+        found = verification(scores[gaps == k], *facts, None, replicates, seed)
+        rows.append({'years': GAP_NAMES[k], 'mean_gap': float(gap.mean()), **found})
     return rows
 
 
@@ -135,7 +131,7 @@ def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     """Each probe and the image nearest to it among all the others: two index arrays (P,).
 
     Probes are the images of people with at least two; all N images are the gallery, the probe's own
-    score at −inf. Works in blocks: 100,000 faces need no N × N matrix. Raises ValueError where an
+    score at −inf. Works in blocks: 100,000 faces need no N × N matrix. Raises ValueError if an
     embedding isn't finite.
     """
     check_finite(embeddings)
@@ -143,9 +139,9 @@ def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     probes = np.flatnonzero(counts[person] > 1)
     nearest, rows = np.empty_like(probes), max(1, 2**24 // max(len(embeddings), 1))
     for start in range(0, len(probes), rows):
-        part = probes[start : start + rows]
-        scores = embeddings[part] @ embeddings.T
-        scores[np.arange(len(part)), part] = -np.inf
+        block = probes[start : start + rows]
+        scores = embeddings[block] @ embeddings.T
+        scores[np.arange(len(block)), block] = -np.inf
         nearest[start : start + rows] = scores.argmax(1)
     return probes, nearest
 
@@ -169,43 +165,10 @@ def rank1_report(
 
 def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
     """{'genuine', 'impostor'}: the scores (n,) of each kind as 101 percentiles, the 0th to the
-    100th, lowest first; an empty list where there are none."""
+    100th, lowest first; an empty list if there are none."""
     return {
         name: np.quantile(scores[kind], np.linspace(0, 1, 101)).tolist() if kind.any() else []
         for name, kind in (('genuine', same), ('impostor', ~same))
-    }
-
-
-def gap_report(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    ages: np.ndarray,
-    seed: int = 0,
-    intervals: bool = True,
-) -> dict:
-    """{'verification', 'percentiles', 'by_gap'} over gap_pairs of unit embeddings (N, D), labels
-    (N,) and ages (N,) in years.
-
-    No published rule binds these pairs, so each score is a threshold candidate, and a network whose
-    cosines are all alike is fairly read.
-    """
-    replicates = REPLICATES * intervals
-    pairs = gap_pairs(labels, ages, seed)
-    scores = cosines(embeddings, pairs.left, pairs.right)
-    report = verification(scores, pairs.same, pairs.fold, pairs.people, None, replicates, seed)
-    if not len(scores):
-        counts = np.unique(labels, return_counts=True)[1]
-        report['reason'] = (
-            'every person has one image alone'
-            if counts.max() == 1
-            else 'there is one person alone'
-            if len(counts) == 1
-            else 'no pair of two people has the ages of a pair of one'
-        )
-    return {
-        'verification': report,
-        'percentiles': percentiles(scores, pairs.same),
-        'by_gap': by_gap(scores, pairs, replicates, seed),
     }
 
 
@@ -215,19 +178,36 @@ def people_report(
     ages: np.ndarray,
     seed: int = 0,
     intervals: bool = True,
+    found: tuple | None = None,
 ) -> dict:
     """Recognition of people of known age: {'images', 'people', 'rank1', 'rank1_probes',
-    'verification', 'percentiles', 'by_gap'}, ready for JSON.
+    'verification', 'percentiles', 'by_gap'}, ready for JSON, of unit embeddings (N, D), labels (N,)
+    and ages (N,) in years.
 
-    Training's validation (intervals=False: under a second for 1,000 faces) and `evaluate.py …
-    folder` are this function.
+    Verification is over gap_pairs. No published rule binds these pairs, so each score is a
+    threshold candidate, and a network whose cosines are all alike is fairly read. `found` are the
+    probes and the images nearest to them, by default leave_one_out's. Training's validation
+    (intervals=False: under a second for 1,000 faces) and `evaluate.py … folder` are this function.
     """
-    probes, nearest = leave_one_out(embeddings, labels)
+    replicates = REPLICATES * intervals
+    probes, nearest = found or leave_one_out(embeddings, labels)
+    pairs = gap_pairs(labels, ages, seed)
+    scores = cosines(embeddings, pairs.left, pairs.right)
+    report = verification(scores, *pairs[2:5], None, replicates, seed)
+    if not len(scores):
+        counts = np.unique(labels, return_counts=True)[1]
+        report['reason'] = 'no pair of different people has the ages of a pair of one person'
+        if len(counts) == 1:
+            report['reason'] = 'there is one person alone'
+        if counts.max() == 1:
+            report['reason'] = 'every person has one image alone'
     return {
         'images': len(labels),
         'people': len(np.unique(labels)),
         **rank1_report(labels[probes] == labels[nearest], labels[probes], intervals, seed),
-        **gap_report(embeddings, labels, ages, seed, intervals),
+        'verification': report,
+        'percentiles': percentiles(scores, pairs.same),
+        'by_gap': by_gap(scores, pairs, replicates, seed),
     }
 
 
@@ -238,7 +218,7 @@ def decision(report: dict) -> dict | None:
     The threshold that is best on all pairs, the accuracy that thresholds have on people they
     weren't fitted on, the percentiles of both kinds of pair, and the thresholds at a false accept
     rate, {'0.001': {'threshold', 'interval'}} for each rate that the impostor pairs support (the
-    interval is None without a bootstrap). None where there are no pairs of both kinds.
+    interval is None without a bootstrap). None if there are no pairs of both kinds.
     """
     kept = {key: report['verification'][key] for key in ('threshold', 'accuracy', 'far')}
     return None if kept['threshold'] is None else kept | report['percentiles']
@@ -256,7 +236,7 @@ def difference(
     {figure: {'difference', 'interval'}}.
 
     Second minus first; a paired bootstrap: every replicate draws the same people for both. A figure
-    that either lacks is left out, and all are where there are fewer than ENOUGH pairs of a kind.
+    that either lacks is left out, and all are if there are fewer than ENOUGH pairs of a kind.
     """
     if _few(pairs.same):
         return {}
@@ -264,9 +244,8 @@ def difference(
     for scores in (first, second):
         right, _ = decide(scores, pairs.same, pairs.fold, thresholds)
         point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
-        drawn.append(
-            bootstrap(scores, pairs.same, pairs.fold, right, pairs.people, replicates, seed)[0]
-        )
+        facts = pairs.same, pairs.fold, right, pairs.people
+        drawn.append(bootstrap(scores, *facts, replicates, seed)[0])
     return {
         name: {
             'difference': point[1][name] - point[0][name],
@@ -278,5 +257,5 @@ def difference(
 
 
 def number(value: float) -> float | None:
-    """A float for JSON, None where it isn't finite."""
+    """A float for JSON, None if it isn't finite."""
     return float(value) if np.isfinite(value) else None

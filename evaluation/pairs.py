@@ -16,8 +16,8 @@ class Pairs(NamedTuple):
     """n pairs of images: indices `left` and `right`, whether they are the `same` person, and the
     `fold` they are scored in.
 
-    `people` (n, 2) are the two identities of each pair, None where a list doesn't tell; `gap` (n,)
-    is in years, None where ages are unknown.
+    `people` (n, 2) are the two identities of each pair, None if a list doesn't say; `gap` (n,) is
+    in years, None if ages are unknown.
     """
 
     left: np.ndarray
@@ -35,41 +35,30 @@ class Pairs(NamedTuple):
 def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
     """Lines of notice, of pairs that stand in the list again.
 
-    Raises DataError where a list can't tell one network from another, naming the first pair:
-    an image with itself, two images as one person and as two, pairs of one kind alone."""
+    Raises DataError, which names the first pair, if a list can't measure a network: an image with
+    itself, two images as one person and as different people, pairs of one kind alone.
+    """
 
-    def refuse(kept, what, remedy):
-        if kept.any():
-            first = int(np.flatnonzero(kept)[0])
+    def refuse(wrong, why):
+        if wrong.any():
+            first = int(wrong.argmax())
             two = ' and '.join(some([names[side[first]]]) for side in (pairs.left, pairs.right))
-            raise DataError(
-                f'{path}: {what} ({int(kept.sum())} of {len(kept)} pairs; the first is '
-                f'{two}): {remedy}'
-            )
+            count = f'{int(wrong.sum())} of {len(wrong)} pairs; the first is {two}'
+            raise DataError(f'{path}: {why[0]} ({count}): {why[1]}')
 
-    refuse(pairs.left == pairs.right, 'an image is paired with itself', 'remove such pairs')
+    refuse(pairs.left == pairs.right, ('an image is paired with itself', 'remove such pairs'))
     two = np.sort(np.stack([pairs.left, pairs.right], 1), axis=1)
-    _, place = np.unique(two, axis=0, return_inverse=True)
-    place = place.reshape(-1)
+    place = np.unique(two, axis=0, return_inverse=True)[1].reshape(-1)
     shares = np.bincount(place, pairs.same) / np.bincount(place)
-    contradicted = (shares > 0) & (shares < 1)
-    refuse(
-        contradicted[place],
-        'the same two images are one person and two people',
-        'keep what is true',
-    )
+    contradicted = ((shares > 0) & (shares < 1))[place]
+    refuse(contradicted, ('the same two images are one person and different people', 'remove one'))
     if pairs.same.all() or not pairs.same.any():
-        kind = 'one person' if pairs.same.all() else 'two people'
-        raise DataError(
-            f'{path}: all {len(pairs.same)} pairs are of {kind}: accuracy, AUC and TAR '
-            'need pairs of both kinds'
-        )
+        kind = 'one person' if pairs.same.all() else 'different people'
+        count = f'all {len(pairs.same)} pairs are of {kind}'
+        raise DataError(f'{path}: {count}: accuracy, AUC and TAR need pairs of both kinds')
     again = len(place) - len(np.unique(place))
-    return (
-        [f'{path}: {again} of {len(place)} pairs stand in the list before, and count each time']
-        if again
-        else []
-    )
+    count = f'{again} of {len(place)} pairs stand in the list before, and count each time'
+    return [f'{path}: {count}'] if again else []
 
 
 def gap_bin(gap: np.ndarray) -> np.ndarray:
@@ -88,12 +77,12 @@ def gap_pairs(
     """Genuine pairs, each with an impostor pair of the same age gap.
 
     At most `per_bin` genuine pairs of each age gap, and of `per_person` images of anybody, so that
-    nobody is most pairs. The impostor keeps one face of the genuine pair and takes, for the other,
-    somebody of that age: so neither the gap nor the ages tell the two kinds apart. It comes from
-    the same fold of people where one has the age, so that folds share no people; else from
-    anywhere, and from another age within the same gap bin; a genuine pair that even then finds none
-    is left out. The same seed gives the same pairs. `labels` (N,) int, `ages` (N,) years. Raises
-    ValueError for an age that isn't finite.
+    nobody is most pairs. The impostor pair has one face of the genuine pair and, for the other,
+    somebody of that age: so neither the gap nor the ages separate the two kinds. It comes from the
+    same fold of people if one has the age, so that folds share no people; else from anywhere, and
+    from another age within the same gap bin; a genuine pair that even then finds none is left out.
+    The same seed gives the same pairs. `labels` (N,) int, `ages` (N,) years. Raises ValueError for
+    an age that isn't finite.
     """
     ages = np.asarray(ages, np.float64)
     if not np.isfinite(ages).all():
@@ -110,7 +99,7 @@ def gap_pairs(
     anchor, mate = np.where(swap, (second[kept], first[kept]), (first[kept], second[kept]))
     fold = (rng.permutation(len(names)) % folds)[person]
     other = _impostors(anchor, mate, person, ages, fold, rng)
-    anchor, mate, other = (part[other >= 0] for part in (anchor, mate, other))
+    anchor, mate, other = (index[other >= 0] for index in (anchor, mate, other))
     left, right = np.tile(anchor, 2), np.concatenate([mate, other])
     return Pairs(
         left,
@@ -142,10 +131,10 @@ def _genuine_pairs(person, per_person, limit, rng):
 
 
 def _impostors(anchor, mate, person, ages, fold, rng):
-    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs tells; −1 where
+    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs says; −1 if
     there is none."""
     found, gaps = np.full(len(anchor), -1), gap_bin(np.abs(ages[anchor] - ages[mate]))
-    for own_fold, years, tries in (
+    for in_fold, years, tries in (
         (True, 0.5, 4),
         (True, 2, 4),
         (False, 0.5, 4),
@@ -153,7 +142,7 @@ def _impostors(anchor, mate, person, ages, fold, rng):
         (False, 10, 8),
         (False, 200, 40),
     ):
-        place = ages + own_fold * fold * 1000.0  # one axis: first the fold, then the age
+        place = ages + in_fold * fold * 1000.0  # one axis: first the fold, then the age
         order = np.argsort(place)
         for _ in range(tries):
             todo = np.flatnonzero(found < 0)

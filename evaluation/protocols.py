@@ -1,193 +1,331 @@
-"""What each benchmark counts, on features that are there: every report is a dict for JSON."""
+"""The benchmarks: a reader for each published layout, and one for people's own lists and folders.
+
+Every reader takes the folder or file that the user names, says in one DataError line what is
+missing and where it looked, and refuses another count than the published one. The keyword
+arguments are for lists of another size.
+"""
 
 import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from evaluation import metrics
-from evaluation.intervals import REPLICATES, share_interval
-from evaluation.lists import Listed
-from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
-from evaluation.rates import cosines
-from recognition.embedding import check_finite
+from dataset import Faces
+from evaluation.pair_files import (
+    EVERY_SCORE,
+    is_header,
+    locate,
+    pair_of,
+    read_bin,
+    read_bytes,
+    read_lines,
+    root_of,
+    why_no_pair,
+)
+from evaluation.pairs import Pairs
+from evaluation.rates import GRID
+from evaluation.set_checks import check_ages
+from recognition.alignment import TAIL
+from storage import files
+from storage.images import some
 from utils import DataError
 
-RANKS = 100  # a CMC curve's length
+# 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
+FGNET = re.compile(
+    rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
+    re.IGNORECASE | re.ASCII,
+)
+# 009055_1M54.JPG: subject, picture, sex, age
+MORPH = re.compile(
+    rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
+    re.IGNORECASE | re.ASCII,
+)
+NUMBER = re.compile(r'[0-9]{1,9}')
+# what LFW's archives unpack to
+LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
 
 
-class Evidence:
-    """One model's scores on a benchmark, from which report, pictures and comparison are made.
+class Benchmark(NamedTuple):
+    """N images, `sources` (paths or encoded bytes) and their `names`, and either pairs or people.
 
-    pairs, scores (n,): the list's pairs, or gap_pairs where there is no list; hits, probes (P,):
-    whether each probe image's nearest gallery image is of its person, None where the benchmark is
-    verification alone.
+    pairs        a verification list; without one, labels and ages are needed
+    labels, ages (N,) int and (N,) years: pairs are drawn by age gap, each image is looked for among
+                 all others, and the age in the features is measured
+    probes       indices of images: these alone are looked for, among those that are no probes
+    digest       sha256 of the list file, None if the file names are the list
+    every_score  thresholds are chosen among all scores, not from the field's grid
+    notices      lines for the user: what was left out, what looks wrong
     """
 
-    def __init__(self, listed: Listed, embeddings: np.ndarray, seed: int):
-        self.listed, self.embeddings, self.seed = listed, embeddings, seed
-        self.pairs = listed.pairs or gap_pairs(listed.labels, listed.ages, seed)
-        self.scores = cosines(embeddings, self.pairs.left, self.pairs.right)
-        self.hits = self.probes = None
-        if listed.pairs:
-            return
-        if listed.probes is None:
-            self.probes, nearest = metrics.leave_one_out(embeddings, listed.labels)
-        else:
-            self.probes = listed.probes
-            gallery = np.setdiff1d(np.arange(len(embeddings)), self.probes)
-            nearest = gallery[(embeddings[self.probes] @ embeddings[gallery].T).argmax(1)]
-        self.hits = listed.labels[self.probes] == listed.labels[nearest]
+    sources: list
+    names: list
+    pairs: Pairs | None = None
+    labels: np.ndarray | None = None
+    ages: np.ndarray | None = None
+    digest: str | None = None
+    probes: np.ndarray | None = None
+    every_score: bool = False
+    notices: tuple = ()
 
-    def report(self) -> dict:
-        """Counts, verification over the folds, by age gap where ages are known, rank-1 where there
-        are probes; with intervals."""
-        listed = self.listed
-        if listed.pairs:
-            people = None if listed.pairs.people is None else len(np.unique(listed.pairs.people))
-            report = metrics.verification(
-                self.scores, *listed.pairs[2:5], listed.thresholds, REPLICATES, self.seed
-            )
-            return {
-                'images': len(listed.sources),
-                'people': people,
-                'interval_over': 'pairs' if people is None else 'people',
-                'verification': report,
-            }
-        people = self.embeddings, listed.labels, listed.ages, self.seed
-        counts = {
-            'images': len(listed.sources),
-            'people': len(np.unique(listed.labels)),
-            'interval_over': 'people',
-        }
-        if listed.probes is not None:
-            rank1 = metrics.rank1_report(self.hits, listed.labels[self.probes], seed=self.seed)
-            return counts | rank1 | metrics.gap_report(*people)
-        return counts | metrics.people_report(*people)
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """The candidates, as rates.decide takes them: published lists are scored on the grid, pairs
+        that are drawn here at every score."""
+        return GRID if self.pairs and not self.every_score else None
 
 
-def compare(first: Evidence, second: Evidence) -> dict:
-    """What the second Evidence is better by than the first, each figure with its paired 95 %
-    interval: pooled, by gap, rank-1."""
-    pairs, result = first.pairs, {}
-    result['verification'] = metrics.difference(
-        first.scores, second.scores, pairs, first.listed.thresholds, seed=first.seed
-    )
-    if pairs.gap is not None:
-        gaps = gap_bin(pairs.gap)
-        result['by_gap'] = []
-        for k in np.unique(gaps):
-            here = gaps == k
-            gain = metrics.difference(
-                first.scores[here], second.scores[here], pairs.where(here), None, seed=first.seed
-            )
-            result['by_gap'].append({'years': GAP_NAMES[k], **gain})
-    if first.hits is not None and len(first.hits):
-        gain = second.hits.astype(float) - first.hits
-        people = first.listed.labels[first.probes]
-        result['rank1'] = {
-            'difference': float(gain.mean()),
-            'interval': share_interval(gain, people, seed=first.seed),
-        }
-    return result
+def of_pairs(
+    rows: list, path: Path, below: tuple, digest: str | None, people: list | None = None
+) -> Benchmark:
+    """Rows (image, image, same, fold) as a Benchmark, each image once.
 
-
-def leakage_report(
-    features: dict, labels: np.ndarray, ages: np.ndarray, cutoffs: tuple, seed: int = 0
-) -> dict:
-    """Age and identity in x, x_age and x_id, and the correlation of x_id and x_age on people it was
-    not fitted on."""
-    from evaluation import leakage  # scikit-learn is slow to import
-
-    parts = {part: features[part] for part in ('x', 'x_age', 'x_id')}
-    return {
-        'age': {
-            part: leakage.age_leakage(feature, labels, ages, cutoffs, seed)
-            for part, feature in parts.items()
-        },
-        'identity': {
-            part: leakage.identity_in(feature, labels, ages, seed)
-            for part, feature in parts.items()
-        },
-        'correlation': leakage.held_out_correlation(
-            features['x_id'], features['x_age'], labels, seed
-        ),
-    }
-
-
-def distractor_ranks(
-    embeddings: np.ndarray, labels: np.ndarray, distractors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """MegaFace's protocol: the rank (Q,) of each probe's mate among the mate and all distractors,
-    1 the best, and the probe (Q,).
-
-    Every image of a person with at least two is in turn the mate that joins the distractors (M,
-    2·D), the person's others are the probes: Q ordered pairs. A distractor that scores the same
-    goes first.
+    The images lie below the first of the folders path/<below> that holds any. `people` are the two
+    names of each row. If a fold is None, ten are cut in the order of the rows, each with a tenth of
+    either kind.
     """
-    check_finite(distractors)
-    same = labels[:, None] == labels[None]
-    np.fill_diagonal(same, False)
-    probe, mate = np.nonzero(same)
-    scores = np.float32(cosines(embeddings, probe, mate))
-    ranks, cuts = np.ones(len(probe), int), np.searchsorted(probe, np.arange(len(labels) + 1))
-    for start in range(0, len(distractors), 2**14):
-        against = np.sort(embeddings @ distractors[start : start + 2**14].T, axis=1)
-        for i, row in enumerate(against):
-            own = slice(cuts[i], cuts[i + 1])
-            ranks[own] += len(row) - np.searchsorted(row, scores[own])
-    return ranks, probe
+    names = list(dict.fromkeys(name for row in rows for name in row[:2]))
+    root = root_of(path, names, *below)
+    paths = {name: locate(root, name) for name in names}
+    unique = {source: index for index, source in enumerate(dict.fromkeys(paths.values()))}
+    left, right = np.array([[unique[paths[name]] for name in row[:2]] for row in rows]).T
+    if people is not None:
+        people = np.unique(np.array(people), return_inverse=True)[1].reshape(-1, 2)
+    same, fold = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
+    if None in fold:
+        count = np.where(same, same.cumsum(), (~same).cumsum()) - 1
+        fold = count * 10 // np.where(same, same.sum(), (~same).sum())
+    pairs = Pairs(left, right, same, fold, people)
+    return Benchmark(list(unique), list(unique), pairs, digest=digest)
 
 
-def distractor_report(
-    embeddings: np.ndarray, labels: np.ndarray, distractors: np.ndarray, seed: int = 0
-) -> dict:
-    """{'distractors', 'rank1', 'rank1_interval', 'cmc'}: the CMC is the share of probes whose mate
-    is at rank 1, 2 … RANKS or better. Raises DataError where nobody has two images."""
-    ranks, probe = distractor_ranks(embeddings, labels, distractors)
-    if not len(ranks):
-        raise DataError('no person has two images: nobody to look for among the distractors')
-    return {
-        'distractors': len(distractors),
-        'rank1': float((ranks == 1).mean()),
-        'rank1_interval': share_interval(ranks == 1, labels[probe], seed=seed),
-        'cmc': [float((ranks <= rank).mean()) for rank in range(1, RANKS + 1)],
-    }
+def lfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
+    """LFW: pairs.txt in path or beside it, images <Name>/<Name>_0001.jpg in path, in path/images or
+    in the folder that a download unpacks to."""
+    file = Path(path, 'pairs.txt')
+    if not file.exists() and file.parent.with_name('pairs.txt').exists():
+        file = file.parent.with_name('pairs.txt')
+    lines, digest = read_lines(file)
+    if lines[0][1].split() != [str(folds), str(per_fold)]:
+        raise DataError(
+            f'{file}: the first line is {lines[0][1]!r}; LFW has {folds} folds of {per_fold} and '
+            f'{per_fold} pairs; a list of your own in this format is read by the benchmark `pairs`'
+        )
+    rows, people = _lfw_rows(file, lines[1:], per_fold, folds)
+    return of_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
 
 
-def morph_subjects(listed: Listed, subjects: int, seed: int) -> tuple[Listed, str]:
+def _lfw_rows(file, lines, per_fold, folds):
+    """Rows and people of LFW's lines: in each fold `per_fold` genuine pairs, then as many not."""
+    if len(lines) != 2 * folds * per_fold:
+        raise DataError(f'{file}: {len(lines)} pairs; expected {2 * folds * per_fold}')
+    rows, people = [], []
+    for index, (number, line) in enumerate(lines):
+        fields = [field.strip() for field in line.split('\t' if '\t' in line else None)]
+        same, numbers = index // per_fold % 2 == 0, fields[1:2] + fields[-1:]
+        if len(fields) != 4 - same or not all(map(NUMBER.fullmatch, numbers)):
+            form = 'name number number' if same else 'name number name number'
+            raise DataError(f'{file}, line {number}: {line!r}: expected {form}')
+        a, b = fields[0], fields[0 if same else 2]
+        images = [f'{x}/{x}_{int(k):04d}.jpg' for x, k in zip((a, b), numbers, strict=True)]
+        rows.append((*images, same, index // (2 * per_fold) if folds > 1 else None))
+        people.append((a, b))
+    return rows, people
+
+
+def calfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
+    """CALFW: path/pairs_CALFW.txt, images in path/'aligned images', path/images or path.
+
+    Lines `file token`, two a pair: first the genuine pairs, whose token is the fold, 1 to 10; then
+    the impostors, token 0, a fold every 300.
+    """
+    file = Path(path, 'pairs_CALFW.txt')
+    lines, digest = read_lines(file)
+    if len(lines) != 4 * folds * per_fold:
+        raise DataError(f'{file}: {len(lines)} lines; expected {4 * folds * per_fold}, two a pair')
+    rows, people = [], []
+    for index in range(0, len(lines), 2):
+        two = [(line.rsplit(maxsplit=1) + [''])[:2] for _, line in lines[index : index + 2]]
+        (a, token), (b, other) = two
+        same = index < len(lines) // 2
+        allowed = range(1, folds + 1) if same else (0,)
+        if token != other or not NUMBER.fullmatch(token) or int(token) not in allowed:
+            expected = f'one fold of 1 to {folds}' if same else '0'
+            where = f'{file}, line {lines[index][0]}'
+            raise DataError(f'{where}: tokens {token!r} and {other!r}: expected {expected}')
+        fold = int(token) - 1 if same else (index // 2 - folds * per_fold) // per_fold
+        rows.append((a, b, same, fold))
+        people.append(tuple(re.sub(r'_\d+\.\w+$', '', name) for name in (a, b)))
+    counts = np.bincount([fold for *_, same, fold in rows if same], minlength=folds).tolist()
+    if counts != [per_fold] * folds:
+        raise DataError(f'{file}: {counts} genuine pairs in the folds; expected {per_fold} in each')
+    return of_pairs(rows, Path(path), ('aligned images', 'images', ''), digest, people)
+
+
+def cacd_vs(path: str, folds: int = 10, per_fold: int = 200) -> Benchmark:
+    """CACD-VS: path/0000_0.jpg and 0000_1.jpg to 3999, or below path/images; no list: in each 400
+    pairs, 200 genuine and 200 not."""
+    rows = [
+        (f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
+        for i in range(2 * folds * per_fold)
+    ]
+    return of_pairs(rows, Path(path), ('images', ''), None)
+
+
+def bin_file(path: str) -> Benchmark:
+    """InsightFace's .bin (lfw, agedb_30, cfp_fp, calfw, cplfw): ten contiguous folds, as
+    InsightFace cuts them."""
+    images, same = read_bin(path)
+    index = np.arange(len(same))
+    fold = np.repeat(np.arange(10), [len(part) for part in np.array_split(index, 10)])
+    names = [f'{path}: image {i}' for i in range(len(images))]
+    digest = hashlib.sha256(read_bytes(path, '')).hexdigest()
+    return Benchmark(images, names, Pairs(2 * index, 2 * index + 1, same, fold), digest=digest)
+
+
+def pair_list(path: str) -> Benchmark:
+    """Lines `label pathA pathB`, label 1 or 0, paths from the list's folder or its images/: LAG,
+    AgeDB-C20, FGNET-C30 … And lists of the user's in LFW's format, whatever their size.
+
+    Columns are cut at tabs, spaces or commas; the label may come last, a fourth column is the fold.
+    The folders are taken for people if they agree with every label. A first line `# thresholds:
+    every score`, as --write-pairs has it, makes the thresholds those of pairs drawn by age gap.
+    """
+    file = Path(path).expanduser()
+    lines, digest = read_lines(file)
+    first = lines[0][1]
+    head = first.split()
+    if len(lines) > 1 and len(head) < 3 and all(map(NUMBER.fullmatch, head)):
+        folds = int(head[0]) if len(head) == 2 else 1
+        rows, people = _lfw_rows(file, lines[1:], int(head[-1]), folds)
+        return of_pairs(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest, people)
+    rows = []
+    for number, line in lines:
+        pair = pair_of(line)
+        if pair:
+            rows.append(pair)
+        elif not line.startswith('#') and not (line == first and is_header(line)):
+            raise DataError(f'{file}, line {number}: {line!r:.200}: {why_no_pair(line)}')
+    if not rows:
+        raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
+    found = of_pairs(rows, file.parent, ('', 'images'), digest)
+    if first.startswith('#') and EVERY_SCORE in first:
+        found = found._replace(every_score=True)
+    folders = [str(Path(source).parent) for source in found.sources]
+    people = np.unique(folders, return_inverse=True)[1][np.stack(found.pairs[:2], 1)]
+    agree = ((people[:, 0] == people[:, 1]) == found.pairs.same).all()
+    return found._replace(pairs=found.pairs._replace(people=people)) if agree else found
+
+
+def fgnet(path: str, images: int = 1002, people: int = 82) -> Benchmark:
+    """FG-NET: 001A02.JPG … 082A18.jpg, in whatever case, anywhere below path."""
+    found = _named(path, FGNET, form := 'subject, A, age: 001A02.JPG')
+    there = np.unique([int(FGNET.fullmatch(Path(x).stem)['subject']) for x in found.sources])
+    if (len(found.sources), len(there)) != (images, people):
+        absent = [str(number) for number in range(1, people + 1) if number not in there]
+        raise DataError(
+            f'{path}: {len(found.sources)} images of {len(there)} people named {form}; '
+            f'the published set has {images} of {people}'
+            + (f'; no image of subject {some(absent)}' if absent else '')
+        )
+    return found
+
+
+def morph(path: str) -> Benchmark:
+    """MORPH Album 2: 009055_1M54.JPG …, anywhere below path; sources are sorted by subject and
+    picture number."""
+    return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG')
+
+
+def morph_subjects(album: Benchmark, subjects: int, seed: int) -> tuple[Benchmark, str]:
     """`subjects` people of MORPH, each a gallery and a probe image, in turns; and the text of that
     list, whose sha256 is its digest.
 
     Of each subject the youngest image is gallery and the oldest of the others probe; of one age,
     the lowest picture number. The subjects are drawn from those with two or more images by the
-    seed. Raises DataError where there are fewer.
+    seed. Raises DataError if there are fewer.
     """
-    # sorted by subject, then picture
-    starts = np.append(np.flatnonzero(np.diff(listed.labels, prepend=-1)), len(listed.labels))
-    spans = zip(starts[:-1], starts[1:], strict=True)
-    chosen = [(start, end) for start, end in spans if end - start > 1]
-    if len(chosen) < subjects:
-        raise DataError(
-            f'{len(chosen)} subjects have two or more images: --subjects {subjects} '
-            "can't be drawn from them"
-        )
+    starts = np.flatnonzero(np.diff(album.labels)) + 1  # sorted by subject, then picture
+    several = [one for one in np.split(np.arange(len(album.labels)), starts) if len(one) > 1]
+    if len(several) < subjects:
+        count = f'{len(several)} subjects have two or more images'
+        raise DataError(f"{count}: --subjects {subjects} can't be drawn from them")
     order = []
-    for k in np.sort(np.random.default_rng(seed).choice(len(chosen), subjects, replace=False)):
-        images = np.arange(*chosen[k])
-        youngest = images[listed.ages[images].argmin()]
-        rest = images[images != youngest]
-        order += [youngest, rest[listed.ages[rest].argmax()]]
-    paths = [listed.sources[i] for i in order]
-    names = [path.rpartition('/')[2] for path in paths]
-    text = ''.join(
-        f'{gallery} {probe}\n' for gallery, probe in zip(names[::2], names[1::2], strict=True)
-    )
-    drawn = listed._replace(
-        sources=paths,
-        names=paths,
-        labels=listed.labels[order],
-        ages=listed.ages[order],
-        probes=np.arange(1, len(order), 2),
-        digest=hashlib.sha256(text.encode()).hexdigest(),
-    )
-    return drawn, text
+    for k in np.sort(np.random.default_rng(seed).choice(len(several), subjects, replace=False)):
+        youngest = several[k][album.ages[several[k]].argmin()]
+        rest = several[k][several[k] != youngest]
+        order += [youngest, rest[album.ages[rest].argmax()]]
+    paths = [album.sources[i] for i in order]
+    names = [Path(path).name for path in paths]
+    text = ''.join(f'{a} {b}\n' for a, b in zip(names[::2], names[1::2], strict=True))
+    chosen = {'sources': paths, 'names': paths, 'probes': np.arange(1, len(order), 2)}
+    chosen |= {'labels': album.labels[order], 'ages': album.ages[order]}
+    return album._replace(**chosen, digest=hashlib.sha256(text.encode()).hexdigest()), text
+
+
+def folder(path: str, pat: str, pos: int) -> Benchmark:
+    """People of known age, path/<identity>/<image>, re.split(pat, name)[pos] the age; or tar
+    shards, as in meta.py."""
+    faces = Faces(path, pat, pos)
+    sources = paths = [faces.path(i) for i in range(len(faces))]
+    if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
+        sources = [faces.encoded(i) for i in range(len(faces))]
+    notices = (*faces.source.notices, *check_ages(faces))
+    return Benchmark(sources, paths, labels=faces.labels, ages=faces.ages, notices=notices)
+
+
+def images_below(path: str) -> list[str]:
+    """All image files below a folder, sorted. Raises DataError if there are none."""
+    try:
+        found = files.images_below(path)
+    except OSError as error:
+        reason = 'no such folder' if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f'{path}: {reason}{files.seen_from(str(path))}') from None
+    if not found:
+        raise DataError(f'{path}: no images in this folder or below')
+    return found
+
+
+def _named(path, pattern, form):
+    """Images whose names hold subject and age, in order of subject and of numbers in the name.
+
+    Raises DataError if two are of one photograph: they would be a pair that says nothing.
+    """
+    found, others, first = [], [], {}
+    for file in images_below(path):
+        match = pattern.fullmatch(Path(file).stem)
+        if match:
+            numbers = re.split(r'(\d+)', match.string)
+            order = [int(text) if text.isdigit() else text.lower() for text in numbers]
+            found.append((order, match, file))
+        else:
+            others.append(os.path.relpath(file, path))
+    found.sort(key=lambda item: item[0])
+    if not found:
+        raise DataError(f'{path}: no image here or below is named {form}')
+    for _, match, file in found:
+        other = first.setdefault(match['photograph'].lower(), file)
+        if other != file:
+            two = some([other, file])
+            raise DataError(f'{path}: two images of one photograph, {two}: remove one of them')
+    _, matches, paths = zip(*found, strict=True)
+    labels = np.unique([int(match['subject']) for match in matches], return_inverse=True)[1]
+    ages = np.array([match['age'] for match in matches], np.float32)
+    rest = f'{len(others)} image(s) left out, whose names are not {form}: {some(others)}'
+    notices = (f'{path}: {rest}',) if others else ()
+    return Benchmark(list(paths), list(paths), labels=labels, ages=ages, notices=notices)
+
+
+READERS = {
+    'lfw': lfw,
+    'calfw': calfw,
+    'cacd-vs': cacd_vs,
+    'bin': bin_file,
+    'pairs': pair_list,
+    'fgnet': fgnet,
+    'morph': morph,
+    'folder': folder,
+}
+PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked

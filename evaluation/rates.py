@@ -1,8 +1,11 @@
-"""From the scores of pairs to rates: which pairs a threshold accepts, ROC, EER, TAR at a FAR.
+"""From the scores of pairs to rates (ROC, EER, TAR at a FAR) and their 95 % intervals.
 
-A score is the cosine of two faces' embeddings; a pair is accepted where its score is above the
-threshold.
+A score is the cosine of two faces' embeddings; a pair is accepted if its score is above the
+threshold. Intervals are a bootstrap over people, drawn with replacement: a genuine pair counts as
+often as its person was drawn, an impostor pair as often as the product of its two people's.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,22 +15,22 @@ from recognition.embedding import check_finite
 GRID = 1 - np.arange(0, 4, 0.01) / 2
 FARS = {'tar@1e-1': 1e-1, 'tar@1e-2': 1e-2, 'tar@1e-3': 1e-3}
 THRESHOLD_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-# a FAR is spoken of from this many expected false accepts up: fewer are an anecdote
+# a FAR is reported from this many expected false accepts up: fewer are an anecdote
 FALSE_ACCEPTS = 10
+REPLICATES = 500
 
 
 def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Scores (n,) float64 of the pairs left[i], right[i] of unit embeddings (N, D).
 
-    Raises ValueError where an embedding isn't finite.
+    Raises ValueError if an embedding isn't finite.
     """
     check_finite(embeddings)
     scores = np.empty(len(left))
     for start in range(0, len(left), 8192):
-        part = slice(start, start + 8192)
-        scores[part] = np.einsum(
-            'nd,nd->n', embeddings[left[part]].astype(np.float64), embeddings[right[part]]
-        )
+        block = slice(start, start + 8192)
+        a, b = embeddings[left[block]].astype(np.float64), embeddings[right[block]]
+        scores[block] = np.einsum('nd,nd->n', a, b)
     return scores
 
 
@@ -35,10 +38,10 @@ def decide(
     scores: np.ndarray, same: np.ndarray, folds: np.ndarray, thresholds: np.ndarray | None = GRID
 ) -> tuple[np.ndarray | None, float | None]:
     """Whether each pair (n,) is decided rightly at the threshold that is best on all other folds,
-    None where there are no others; and the threshold that is best on all pairs.
+    None if there are no others; and the threshold that is best on all pairs.
 
-    With the candidates taken from all scores, the strictest of equals accepts what lies at or above
-    a score of the other folds: the fold's own scores, though candidates, move no decision.
+    Without `thresholds` every score is a candidate. The strictest of equals is taken: it lies at a
+    score of the other folds, so the fold's scores change no decision.
     """
     if not len(scores):
         return None, None
@@ -47,13 +50,9 @@ def decide(
     names, fold = np.unique(folds, return_inverse=True)
     correct = np.empty((len(names), len(thresholds)), np.int64)
     for k in range(len(names)):
-        genuine = np.sort(scores[(fold == k) & same])
-        impostor = np.sort(scores[(fold == k) & ~same])
-        correct[k] = (
-            len(genuine)
-            - np.searchsorted(genuine, thresholds, 'right')
-            + np.searchsorted(impostor, thresholds, 'right')
-        )
+        kinds = [(fold == k) & kind for kind in (same, ~same)]
+        rejected = [np.searchsorted(np.sort(scores[kind]), thresholds, 'right') for kind in kinds]
+        correct[k] = kinds[0].sum() - rejected[0] + rejected[1]
     total = correct.sum(0)
     chosen = thresholds[(total - correct).argmax(1)][fold]
     right = (scores > chosen) == same if len(names) > 1 else None
@@ -64,8 +63,8 @@ def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None)
     """False and true accept rates, each (W, m + 1), from rejecting all to accepting all, at the m
     distinct scores.
 
-    `weights` (W, n) counts the pairs, a row a replicate; None counts each once. Where a kind of
-    pair is missing, its rate is NaN.
+    `weights` (W, n) counts the pairs, a row for each replicate; None counts each once. A rate is
+    NaN if its kind of pair is missing.
     """
     order = np.argsort(-scores, kind='stable')
     steps = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
@@ -79,11 +78,11 @@ def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None)
 
 
 def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> dict:
-    """{'auc', 'eer', 'tar@…'}, each (W,): NaN where a kind of pair is missing or too few impostors
+    """{'auc', 'eer', 'tar@…'}, each (W,): NaN if a kind of pair is missing, or if too few impostors
     carry the FAR.
 
-    TAR is the largest whose FAR is no larger than asked, without interpolation; EER is where the
-    ROC, linear between its points, crosses FAR = 1 − TAR.
+    TAR is the largest whose FAR is no larger than asked, without interpolation; EER is the FAR at
+    which the ROC, linear between its points, crosses FAR = 1 − TAR.
     """
     if not (same.any() and not same.all()):
         return {name: np.full(1, np.nan) for name in ('auc', 'eer', *FARS)}
@@ -91,17 +90,14 @@ def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None
     row = np.arange(len(far))
     balance = far + tar - 1
     after = np.maximum((balance < 0).sum(1), 1)
-    with np.errstate(invalid='ignore'):  # NaN where a replicate lacks a kind of pair
-        part = balance[row, after - 1] / (balance[row, after - 1] - balance[row, after])
-    figures = {
-        'auc': (np.diff(far) * (tar[:, 1:] + tar[:, :-1])).sum(1) / 2,
-        'eer': far[row, after - 1] + part * (far[row, after] - far[row, after - 1]),
-    }
+    with np.errstate(invalid='ignore'):  # NaN if a replicate lacks a kind of pair
+        share = balance[row, after - 1] / (balance[row, after - 1] - balance[row, after])
+    auc = (np.diff(far) * (tar[:, 1:] + tar[:, :-1])).sum(1) / 2
+    eer = far[row, after - 1] + share * (far[row, after] - far[row, after - 1])
+    figures = {'auc': auc, 'eer': eer}
     for name, rate in FARS.items():
-        figures[name] = np.full(len(far), np.nan)
-        if _supported(same, rate):
-            figures[name] = tar[row, (far <= rate + 1e-12).sum(1) - 1]
-        figures[name][np.isnan(figures['auc'])] = np.nan
+        known = supports((~same).sum(), rate) & ~np.isnan(auc)
+        figures[name] = np.where(known, tar[row, (far <= rate + 1e-12).sum(1) - 1], np.nan)
     return figures
 
 
@@ -119,13 +115,79 @@ def far_thresholds(
     accepted = np.cumsum(counts, axis=1)
     found = {}
     for rate in THRESHOLD_FARS:
-        if _supported(same, rate):
+        if supports(len(order), rate):
             allowed = rate * accepted[:, -1:]
             first = (accepted > allowed + 1e-9).argmax(1)
             found[str(rate)] = np.where(allowed[:, 0] > 0, scores[order[first]], np.nan)
     return found
 
 
-def _supported(same, rate):
-    """Whether the impostor pairs are enough to speak of this false accept rate."""
-    return (~same).sum() * rate > FALSE_ACCEPTS - 1e-6
+def supports(impostors: int, far: float) -> bool:
+    """Whether so many impostor pairs are enough to report this false accept rate."""
+    return impostors * far > FALSE_ACCEPTS - 1e-6
+
+
+def draws(people: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """Weights (W, n) of n pairs of `people` (n, 2), in blocks of W replicates.
+
+    The same people and seed draw the same, so the difference of two models is a paired bootstrap.
+    """
+    names, person = np.unique(people, return_inverse=True)
+    first, second = person.reshape(-1, 2).T
+    even, rng = np.full(len(names), 1 / len(names)), np.random.default_rng(seed)
+    rows = max(1, 2**21 // max(len(people), 1))
+    for start in range(0, replicates, rows):
+        drawn = rng.multinomial(len(names), even, size=min(rows, replicates - start)).astype(float)
+        yield drawn[:, first] * np.where(first == second, 1, drawn[:, second])
+
+
+def bootstrap(
+    scores: np.ndarray,
+    same: np.ndarray,
+    folds: np.ndarray,
+    right: np.ndarray | None,
+    people: np.ndarray | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> tuple[dict, dict]:
+    """{'accuracy', 'auc', 'eer', 'tar@…'} and far_thresholds, each (replicates,), of n pairs.
+
+    `right` (n,) are the folds' decisions, `people` (n, 2) the two of each pair (None: pairs are
+    drawn instead).
+    """
+    if people is None:
+        people = np.repeat(np.arange(len(scores))[:, None], 2, axis=1)
+    in_fold = (folds[:, None] == np.unique(folds)).astype(float)
+    found = []
+    for weights in draws(people, replicates, seed):
+        accuracy = np.full(len(weights), np.nan)
+        if right is not None:
+            count = weights @ in_fold
+            share = np.divide(
+                weights @ (in_fold * right[:, None]), count, where=count > 0, out=0 * count
+            )
+            with np.errstate(invalid='ignore'):  # NaN if no pair was drawn
+                accuracy = share.sum(1) / (count > 0).sum(1)
+        figures = {'accuracy': accuracy, **roc_figures(scores, same, weights)}
+        found.append((figures, far_thresholds(scores, same, weights)))
+    return tuple(
+        {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]}
+        for blocks in zip(*found, strict=True)
+    )
+
+
+def share_interval(
+    hits: np.ndarray, people: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+) -> list | None:
+    """95 % interval of the mean of hits (n,), bool or the difference of two, over `people` (n,)."""
+    names, person = np.unique(people, return_inverse=True)
+    even = np.full(len(names), 1 / len(names))
+    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=replicates)
+    hit, all_ = (np.bincount(person, weight, len(names)) for weight in (hits, np.ones(len(hits))))
+    return interval(drawn @ hit / (drawn @ all_))
+
+
+def interval(values: np.ndarray) -> list | None:
+    """The middle 95 % of replicates (R,), [low, high], of the finite ones; None if none is."""
+    values = values[np.isfinite(values)]
+    return np.quantile(values, [0.025, 0.975]).tolist() if len(values) else None

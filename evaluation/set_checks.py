@@ -1,4 +1,4 @@
-"""Sets of faces whose figures would mean nothing: said, or refused, before training."""
+"""Sets of faces whose figures would mean nothing: a notice, or a refusal, before training."""
 
 import hashlib
 import itertools
@@ -13,47 +13,40 @@ if TYPE_CHECKING:
     from dataset import Faces
 
 READS = 50_000  # files of train_root that are compared with those of val_root at every start
-FILLED = 1.45  # numbers to a picture at most, where pictures are numbered and some were removed
+FILLED = 1.45  # numbers to a picture at most, if pictures are numbered and some were removed
+MEND = "'pat' and 'pos' in meta.py"
 
 
 def check_ages(faces: 'Faces') -> list[str]:
-    """Lines of notice where the ages can't be ages: (nearly) all equal, or numbers of pictures."""
-    if len(faces) > 1 and np.ptp(faces.ages) == 0:
-        return [
-            f'{faces.root}: every face is of age {faces.ages[0]:g}: nothing of ageing can be '
-            "learnt or measured; do 'pat' and 'pos' in meta.py point at the age?"
-        ]
+    """Lines of notice if the ages can't be ages: (nearly) all equal, or numbers of pictures."""
     ages, numbers = np.unique(faces.ages, return_counts=True)
-    if len(faces) >= 20 and numbers.max() >= 0.95 * len(faces):
-        return [
-            f'{faces.root}: {numbers.max()} of {len(faces)} faces are of age '
-            f'{ages[numbers.argmax()]:g}: little of ageing can be learnt or measured; do '
-            "'pat' and 'pos' in meta.py point at the age?"
-        ]
-    order = np.argsort(faces.labels, kind='stable')
-    starts = np.flatnonzero(np.diff(faces.labels[order])) + 1
-    people = dict(enumerate(map(np.sort, np.split(faces.ages[order], starts))))
+    usual, most = ages[numbers.argmax()], numbers.max()
+    learnt = f'of ageing can be learnt or measured; do {MEND} point at the age?'
+    if most == len(faces) > 1:
+        return [f'{faces.root}: every face is of age {usual:g}: nothing {learnt}']
+    if len(faces) >= 20 and most >= 0.95 * len(faces):
+        count = f'{most} of {len(faces)} faces are of age {usual:g}'
+        return [f'{faces.root}: {count}: little {learnt}']
+    people = {
+        label: np.sort(faces.ages[faces.labels == label]) for label in np.unique(faces.labels)
+    }
     people = {label: ages for label, ages in people.items() if len(ages) > 1}
+    ask = f'is the number of the picture taken for the age? Mend {MEND}'
     if len(people) > 1 and _is_counter(faces.ages, people.values()):
-        return [
-            f'{faces.root}: the ages of all {len(faces)} faces count up from '
-            f'{faces.ages.min():g}, person after person: is the number of the picture taken for '
-            "the age? Mend 'pat' and 'pos' in meta.py"
-        ]
+        count = f'the ages of all {len(faces)} faces count up from {faces.ages.min():g}'
+        return [f'{faces.root}: {count}, person after person: {ask}']
     numbered = _numbered(people)
     if numbered:
-        return [
-            f'{faces.root}: the ages of {len(numbered)} people, '
-            f'{some([faces.classes[label] for label in numbered])}, count up from '
-            f'{min(people[label][0] for label in numbered):g}: is the number of the picture taken '
-            "for the age? Mend 'pat' and 'pos' in meta.py"
-        ]
+        names = some([faces.classes[label] for label in numbered])
+        first = min(people[label][0] for label in numbered)
+        count = f'the ages of {len(numbered)} people, {names}, count up from {first:g}'
+        return [f'{faces.root}: {count}: {ask}']
     return []
 
 
 def _is_counter(ages, people):
-    """Whether one counter runs over the set: no number twice, few missing, each person's beside one
-    another. `people`: the sorted ages of each.
+    """Whether one counter runs over the set: no number twice, few missing, each person's side by
+    side. `people`: the sorted ages of each.
     """
     spans = sorted((ages[0], ages[-1]) for ages in people)
     apart = all(last < first for (_, last), (first, _) in itertools.pairwise(spans))
@@ -63,24 +56,18 @@ def _is_counter(ages, people):
 
 def _numbered(people):
     """The labels in {label: sorted ages} of those whose pictures are numbered from one number on,
-    where nearly all are; else none.
+    if nearly all are; else none.
 
-    Two people are enough where no number from 0 or 1 on is missing, else it takes three, and three
-    pictures of each where it starts later: that may well be a life.
+    Two people are enough if no number from 0 or 1 on is missing, else it takes three, and three
+    pictures of each if it starts later: that may well be a life.
     """
-    from_one = [
-        label for label, ages in people.items() if ages[0] in (0, 1) and (np.diff(ages) == 1).all()
-    ]
+    from_one = [k for k, ages in people.items() if ages[0] in (0, 1) and (np.diff(ages) == 1).all()]
     if len(from_one) > 1 and len(from_one) > 0.9 * len(people):
         return from_one
     start = min((ages[0] for ages in people.values()), default=0)
-    if start > 1:
-        people = {label: ages for label, ages in people.items() if len(ages) > 2}
-    counting = [
-        label
-        for label, ages in people.items()
-        if (np.diff(ages) > 0).all() and (ages % 1 == 0).all()
-    ]
+    people = {label: ages for label, ages in people.items() if len(ages) > 2 or start <= 1}
+    whole = {k: ages for k, ages in people.items() if (ages % 1 == 0).all()}
+    counting = [label for label, ages in whole.items() if (np.diff(ages) > 0).all()]
     places = sum(people[label][-1] - start + 1 for label in counting)
     pictures = sum(len(people[label]) for label in counting)
     enough = len(counting) > max(2, 0.9 * len(people)) and places <= FILLED * pictures
@@ -90,19 +77,20 @@ def _numbered(people):
 def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     """Lines of notice of what is wrong with `val` as a validation set for `train`.
 
-    Raises DataError where all of its images are in `train` too, or where neither verification
-    (two people, one of them twice) nor closed-set accuracy (people of `train`) can be measured.
+    Raises DataError if all of its images are in `train` too, or if neither verification (different
+    people, one of them twice) nor closed-set accuracy (people of `train`) can be measured.
     """
+    nothing = 'what was trained on says nothing of new faces'
     if val.source.beside.resolve() == train.source.beside.resolve():
         raise DataError(
-            f'{val.root}: val_root is train_root: what was trained on says nothing of new faces; '
+            f'{val.root}: val_root is train_root: {nothing}; '
             'move a tenth of the people to a folder of their own, or set val_root to None'
         )
     shared = shared_images(train, val)
     if len(shared) == len(val):
         raise DataError(
-            f'{val.root}: all {len(val)} images are in {train.root} too: what was trained on says '
-            'nothing of new faces; take them out of one of the two, or set val_root to None'
+            f'{val.root}: all {len(val)} images are in {train.root} too: {nothing}; '
+            'take them out of one of the two, or set val_root to None'
         )
     notices = []
     if shared:
@@ -110,28 +98,25 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
             f'{val.root}: {len(shared)} of {len(val)} images are in {train.root} too, and make '
             f'validation look better than it is: {some([val.path(index) for index in shared])}'
         )
-    known = len(set(val.classes) & set(train.classes))
     missing = None
     if len(val.classes) < 2:
         missing = 'one person: telling people apart takes two'
     elif np.bincount(val.labels).max() < 2:
         missing = 'one image of each person: recognising somebody takes two'
-    if missing and not known:
-        raise DataError(
-            f'{val.root}: {missing}, so nothing can be measured: add images, or set val_root to '
-            'None'
-        )
+    if missing and not set(val.classes) & set(train.classes):
+        remedy = 'add images, or set val_root to None'
+        raise DataError(f'{val.root}: {missing}, so nothing can be measured: {remedy}')
     if missing:
         notices.append(f'{val.root}: {missing}: only closed-set accuracy can be measured')
     return notices
 
 
 def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
-    """Indices in `val` of the images that `train` holds too, byte for byte, whosever they are.
+    """Indices in `val` of the images that `train` holds too, byte for byte, of whichever person.
 
-    Files are read where their sizes agree: all of people of the same name, and of the others up to
-    `most` files of `train`, those of the rarest sizes first; the rest only where one of them is
-    found, so that sets of other people cost little.
+    Files are read if their sizes agree: all of people of the same name, and of the others up to
+    `most` files of `train`, those of the rarest sizes first; the rest only if one of them is found,
+    so that sets of other people cost little.
     """
     known = {name: label for label, name in enumerate(train.classes)}
     label_in_train = np.array([known.get(name, -1) for name in val.classes])[val.labels]

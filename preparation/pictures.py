@@ -54,7 +54,7 @@ def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: P
     from matplotlib.figure import Figure  # slow to import
     from matplotlib.ticker import MaxNLocator
 
-    from evaluation.pictures import readable
+    from evaluation.plots import readable
 
     figure = Figure(figsize=(11, 3.2 * len(sets)), layout='constrained')
     axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))

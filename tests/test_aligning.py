@@ -56,8 +56,8 @@ def finds(monkeypatch):
 def test_the_face_nearest_to_the_middle_is_kept_as_it_is(tmp_path):
     expected = [photograph(tmp_path / f'{k}.png', k) for k in range(3)]
     sources = [str(tmp_path / f'{k}.png') for k in range(3)]
-    paths, found = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
-    assert found == {'photographs': 3, 'not_found': 0, 'share': 0.0}
+    paths, missed = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
+    assert missed.tolist() == [False] * 3
     for path, face in zip(paths, expected, strict=True):
         assert np.abs(np.asarray(Image.open(path), int) - face).max() <= 1  # to a rounding
 
@@ -68,9 +68,9 @@ def test_what_was_found_is_not_looked_for_again(tmp_path):
         photograph(tmp_path / f'{k}.png', k)
     first, _ = aligning.align_files(sources[:2], sources[:2], tmp_path / 'kept', 1)
     photograph(tmp_path / '2.png', 2, face=False)
-    again, found = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
-    assert again[:2] == first and Finds.asked == 3 and found['not_found'] == 1
-    assert aligning.align_files(sources, sources, tmp_path / 'kept', 1) == (again, found)
+    again, missed = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
+    assert again[:2] == first and Finds.asked == 3 and missed.tolist() == [False, False, True]
+    assert aligning.align_files(sources, sources, tmp_path / 'kept', 1)[0] == again
     photograph(tmp_path / '0.png', 9)  # another photograph of that name
     changed, _ = aligning.align_files(sources, sources, tmp_path / 'kept', 1)
     assert Finds.asked == 4 and changed[0] != first[0] and changed[1:] == again[1:]
@@ -109,7 +109,7 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
     (tmp_path / 'raw' / 'pairs.txt').write_text('\n'.join(lines))
     for number, (name, index) in enumerate([('A', 1), ('A', 2), ('B', 1), ('B', 2)]):
         photograph(tmp_path / 'raw' / 'lfw' / name / f'{name}_{index:04d}.jpg', number, number != 3)
-    monkeypatch.setitem(evaluate.READERS, 'lfw', lambda path: evaluate.lists.lfw(path, 2, 2))
+    monkeypatch.setitem(evaluate.READERS, 'lfw', lambda path: evaluate.protocols.lfw(path, 2, 2))
     monkeypatch.setattr(evaluate.os, 'cpu_count', lambda: 1)
     evaluate.run(evaluate.arguments(['-1', str(weights), 'lfw', str(tmp_path / 'raw'), '--align']))
     (result,) = tmp_path.glob('eval/lfw-*/results.json')

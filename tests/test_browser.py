@@ -11,7 +11,7 @@ from PIL import Image
 from test_calibration import stored
 from test_verify import Stub, photograph_of
 
-from evaluation.cells import AgeDecision
+from evaluation.age_thresholds import AgeDecision
 from verification import portraits
 
 pytest.importorskip('flask')

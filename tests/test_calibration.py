@@ -10,10 +10,11 @@ import torch
 import meta
 import utils
 import verify
-from evaluation import calibration, cells
-from evaluation.calibration import Scored
-from evaluation.cells import FARS, SHAPE, AgeDecision
-from verification import drawing
+from evaluation import age_calibration as calibration
+from evaluation import age_thresholds as cells
+from evaluation import plots
+from evaluation.age_calibration import Scored
+from evaluation.age_thresholds import FARS, SHAPE, AgeDecision
 from verification.decision import Ages, Decision, calibration_file, read_decision
 
 
@@ -131,7 +132,9 @@ def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
         }
     ).threshold(2, 2, 0.001)
     assert threshold.value == 0.71 and threshold.impostor == 37
-    assert 'had 37 pairs of two people with a younger face of 0 to 3 years' in threshold.caution
+    assert (
+        'had 37 pairs of different people with a younger face of 0 to 3 years' in threshold.caution
+    )
     assert "a FAR of 0.001 can't be promised" in threshold.caution
     assert 'a younger face of 4 to 7 years and a gap of 0 to 5' in threshold.caution
 
@@ -151,7 +154,7 @@ def test_ages_and_rates_beyond_validation_are_said():
     for younger, gap in ((55, 10), (2, 25)):
         assert 'faces up to 60 years and gaps up to 20' in decision.threshold(younger, gap, 0.01)[3]
     strict = decision.threshold(30, 10, 1e-6)
-    assert 'too few pairs of two people for a FAR of 1e-06' in strict.caution
+    assert 'too few pairs of different people for a FAR of 1e-06' in strict.caution
     assert strict.value == pytest.approx(0.9)  # the strictest that is known
 
 
@@ -320,7 +323,7 @@ def test_a_report_on_other_people(tmp_path):
     text = calibration.table(found)
     assert text.count('\n') == len(found['cells']) // 3 + 2
     assert f'is {found["reliability"]["ece"]:.3f}' in text
-    drawing.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
+    plots.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 5000
 
 

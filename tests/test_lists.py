@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import lists
-from evaluation.listfile import write_pairs
+from evaluation import protocols
+from evaluation.pair_files import write_pairs
 from evaluation.pairs import Pairs, check_pairs, gap_pairs
 from utils import DataError
 
@@ -78,18 +78,18 @@ KINDS = {
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_list_of_every_kind(faces, kind):
     (faces / 'list').write_bytes(KINDS[kind])
-    assert right(lists.pair_list(faces / 'list'), faces)
+    assert right(protocols.pair_list(faces / 'list'), faces)
 
 
 def test_names_with_spaces_between_tabs_quotes_or_commas(faces):
     (faces / 'p0').rename(faces / 'Anna Maria')
     for text in (rows(cut='\t'), rows(cut=','), KINDS['quotes'].decode()):
         (faces / 'list').write_text(text.replace('p0/', 'Anna Maria/'))
-        listed = lists.pair_list(faces / 'list')
+        listed = protocols.pair_list(faces / 'list')
         assert all(map(os.path.exists, listed.sources)) and len(listed.pairs.same) == 20
     (faces / 'list').write_text(rows().replace('p0/', 'Anna Maria/'))
     with pytest.raises(DataError, match='line 1: .*names with spaces need tabs'):
-        lists.pair_list(faces / 'list')
+        protocols.pair_list(faces / 'list')
 
 
 @pytest.mark.parametrize('listed, there', [('NFC', 'NFD'), ('NFD', 'NFC')])
@@ -100,26 +100,26 @@ def test_names_in_the_other_unicode_form(faces, listed, there):
     (old / 'a.jpg').rename(old / unicodedata.normalize(there, image))
     text = rows().replace('p0/a.jpg', f'{folder}/{image}').replace('p0/', f'{folder}/')
     (faces / 'list').write_text(unicodedata.normalize(listed, text), encoding='utf-8')
-    assert all(map(os.path.exists, lists.pair_list(faces / 'list').sources))
+    assert all(map(os.path.exists, protocols.pair_list(faces / 'list').sources))
 
 
 def test_home_is_expanded(faces, monkeypatch):
     monkeypatch.setenv('HOME', str(faces))
     (faces / 'elsewhere').mkdir()
     (faces / 'elsewhere' / 'list').write_text(rows().replace('p', '~/p').replace('j~/p', 'jp'))
-    assert right(lists.pair_list('~/elsewhere/list'), faces)
+    assert right(protocols.pair_list('~/elsewhere/list'), faces)
 
 
 def test_one_missing_image_is_not_the_folder(faces):
     (faces / 'list').write_text('1 gone/a.jpg gone/b.jpg\n' + rows())
-    listed = lists.pair_list(faces / 'list')
+    listed = protocols.pair_list(faces / 'list')
     assert sum(map(os.path.exists, listed.sources)) == 20 and len(listed.sources) == 22
 
 
 def test_a_fourth_column_is_the_fold(faces):
     lines = [f'{line} {7 - number % 3}' for number, line in enumerate(rows().splitlines())]
     (faces / 'list').write_text('\n'.join(lines))
-    assert lists.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]
+    assert protocols.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]
 
 
 @pytest.mark.parametrize('head, per_fold, folds', [('2\t3', 3, 2), ('10 1', 1, 10), ('7', 7, 1)])
@@ -130,14 +130,14 @@ def test_a_list_of_ones_own_in_the_format_of_lfw(faces, head, per_fold, folds):
     block = [f'p{k}\t1\t2' for k in range(per_fold)]
     block += [f'p{k}\t1\tp{k + 1}\t2' for k in range(per_fold)]
     (faces / 'mine.txt').write_text('\n'.join([head, *block * folds]))
-    listed = lists.pair_list(faces / 'mine.txt')
+    listed = protocols.pair_list(faces / 'mine.txt')
     assert listed.pairs.same.tolist() == ([True] * per_fold + [False] * per_fold) * folds
     if folds > 1:
         assert listed.pairs.fold.tolist() == np.repeat(np.arange(folds), 2 * per_fold).tolist()
     assert all(map(os.path.exists, listed.sources))
     (faces / 'pairs.txt').write_text('5\t300\n' + '\n'.join(block))
     with pytest.raises(DataError, match='read by the benchmark `pairs`'):
-        lists.lfw(faces)
+        protocols.lfw(faces)
 
 
 @pytest.mark.parametrize('folder', ['lfw', 'lfw_funneled', 'lfw-deepfunneled/lfw-deepfunneled'])
@@ -146,7 +146,7 @@ def test_lfw_as_its_archive_unpacks(tmp_path, folder):
     (tmp_path / folder / 'A').mkdir(parents=True)
     Image.new('RGB', (250, 250)).save(tmp_path / folder / 'A' / 'A_0001.jpg')
     for path in (tmp_path, tmp_path / folder.partition('/')[0]):  # the list is in it, or beside it
-        assert os.path.exists(lists.lfw(path, 1, 1).sources[0])
+        assert os.path.exists(protocols.lfw(path, 1, 1).sources[0])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_lfw_as_its_archive_unpacks(tmp_path, folder):
 def test_what_is_no_list_is_one_line(faces, data, why):
     (faces / 'list').write_bytes(data)
     with pytest.raises(DataError, match=why) as error:
-        lists.pair_list(faces / 'list')
+        protocols.pair_list(faces / 'list')
     assert str(error.value).startswith(str(faces)) and '\n' not in str(error.value)
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_list_is_one_line(faces, data, why):
 def test_what_is_wrong_with_a_line_is_said(faces, line, why):
     (faces / 'list').write_text(line + '\n' + rows(cut=','))
     with pytest.raises(DataError, match=why) as error:
-        lists.pair_list(faces / 'list')
+        protocols.pair_list(faces / 'list')
     assert '\n' not in str(error.value)
 
 
@@ -200,10 +200,10 @@ def pairs(*two, same):
         (pairs((0, 1), (2, 2), same=[True, False]), r'itself \(1 of 2 pairs; the first is c and c'),
         (
             pairs((0, 1), (0, 2), (1, 0), same=[True, False, False]),
-            r'two people \(2 of 3 .* a and b',
+            r'different people \(2 of 3 .* a and b',
         ),
         (pairs((0, 1), (0, 2), same=[True, True]), 'all 2 pairs are of one person'),
-        (pairs((0, 1), (0, 2), same=[False, False]), 'all 2 pairs are of two people'),
+        (pairs((0, 1), (0, 2), same=[False, False]), 'all 2 pairs are of different people'),
     ],
 )
 def test_pairs_that_tell_nothing_are_refused(bad, why):
@@ -225,7 +225,7 @@ def test_written_pairs_are_read_back(tmp_path):
         open(name, 'w').close()
     drawn = gap_pairs(np.repeat(np.arange(10), 4), np.arange(40.0), seed=3)
     write_pairs(tmp_path / 'list', drawn, names, 'seed 3')
-    listed = lists.pair_list(tmp_path / 'list')
+    listed = protocols.pair_list(tmp_path / 'list')
     for side, found in zip(drawn[:2], listed.pairs[:2], strict=True):
         assert [names[i] for i in side] == [listed.sources[i] for i in found]
     assert (listed.pairs.same == drawn.same).all() and (listed.pairs.fold == drawn.fold).all()
@@ -238,5 +238,5 @@ def test_written_pairs_are_read_back(tmp_path):
 )
 def test_a_list_says_whether_its_thresholds_are_every_score(faces, first, every):
     (faces / 'list').write_text(first + rows())
-    listed = lists.pair_list(faces / 'list')
+    listed = protocols.pair_list(faces / 'list')
     assert listed.every_score is every and (listed.thresholds is None) is every

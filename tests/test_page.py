@@ -13,7 +13,7 @@ from test_calibration import stored
 from test_verify import Stub, photograph_of
 
 import verify
-from evaluation.cells import AgeDecision
+from evaluation.age_thresholds import AgeDecision
 from verification import enrolment, index, portraits
 
 pytest.importorskip('flask')

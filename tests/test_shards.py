@@ -12,7 +12,7 @@ import torch
 
 import utils
 from dataset import Batches, Faces, training_loader
-from evaluation import lists
+from evaluation import protocols
 from preparation.sharding import write_shards
 from storage import shards
 from storage.shards import Shards
@@ -259,7 +259,7 @@ def test_more_shards_than_may_be_open(folder, tmp_path, monkeypatch):
 
 
 def test_a_benchmark_on_shards(folder, pattern):
-    ours, theirs = (lists.folder(root, r'_|\.', 1) for root in (pattern, folder.root))
+    ours, theirs = (protocols.folder(root, r'_|\.', 1) for root in (pattern, folder.root))
     assert [Path(path).read_bytes() for path in theirs.sources] == ours.sources
     assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import meta
 from dataset import Faces, check_entry
-from evaluation.listfile import is_pair_list
+from evaluation.pair_files import is_pair_list
 from evaluation.set_checks import check_ages, check_validation
 from recognition.weights import load_checkpoint
 from training import pretrained

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Batches, Faces, training_loader
-from evaluation.lists import Listed
+from evaluation.protocols import Benchmark
 from system.locks import Interrupt, Interrupted, claim
 from training import last_blocks, pretrained
 from training.command import Plan, decode_data, open_data, plan
@@ -52,7 +52,7 @@ def open_run(
         train, val = rank_zero_first(open_data, plan_.name, plan_.entry)
         root = plan_.entry['val_root']
         lists = [*args.validate, *([root] if root and not val else [])]
-        pair_lists: dict[str, Listed] = {}  # of rank 0, which validates
+        pair_lists: dict[str, Benchmark] = {}  # of rank 0, which validates
         on_rank_zero(lambda: pair_lists.update(read_lists(lists)))
         interrupt = stack.enter_context(Interrupt(insistent=launched()))
         run = Run(plan_, args, device, train, val, pair_lists, bool(val or lists), interrupt)
@@ -70,7 +70,7 @@ class Run:
         device: torch.device,
         train: Faces,
         val: Faces | None,
-        pair_lists: dict[str, Listed],
+        pair_lists: dict[str, Benchmark],
         validates: bool,
         interrupt: Interrupt,
     ):

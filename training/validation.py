@@ -6,10 +6,10 @@ import torch
 
 import utils
 from dataset import evaluation_loader
-from evaluation import calibration, lists
-from evaluation.lists import Listed
+from evaluation import age_calibration, protocols
 from evaluation.metrics import decision, people_report, percentiles, verification
 from evaluation.pairs import check_pairs
+from evaluation.protocols import Benchmark
 from evaluation.rates import cosines
 from recognition.embedding import check_finite, extract, extract_files
 from system.locks import Interrupted
@@ -39,12 +39,12 @@ def refuse_not_finite(training: TrainingState, loader, folder) -> None:
     )
 
 
-def read_lists(paths: list) -> dict[str, Listed]:
+def read_lists(paths: list) -> dict[str, Benchmark]:
     """Lists of pairs to validate on, by the names of their files: InsightFace's .bin, or text as
-    evaluation.lists.pair_list has it. Raises DataError for what can't be read or tells nothing."""
+    protocols.pair_list has it. Raises DataError for what can't be read or tells nothing."""
     found = {}
     for path in paths:
-        listed = lists.bin_file(path) if str(path).endswith('.bin') else lists.pair_list(path)
+        listed = protocols.READERS['bin' if str(path).endswith('.bin') else 'pairs'](path)
         check_pairs(listed.pairs, listed.names, path)
         name = Path(path).stem
         if name in found:
@@ -123,8 +123,8 @@ def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict
         report['closed_set_accuracy'] = closed_set_accuracy(training, x_id, own[own >= 0])
     kept = decision(people)
     if kept:
-        pairs = calibration.score_pairs(features['embedding'], val.labels, val.ages)
-        kept['ages'] = calibration.fit(pairs)
+        pairs = age_calibration.score_pairs(features['embedding'], val.labels, val.ages)
+        kept['ages'] = age_calibration.fit(pairs)
     return report, kept
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 import meta
 from dataset import Faces, check_entry, evaluation_loader
-from evaluation import calibration
-from evaluation.cells import SHAPE, AgeDecision
+from evaluation import age_calibration
+from evaluation.age_thresholds import SHAPE, AgeDecision
 from evaluation.metrics import decision, people_report
 from recognition.embedding import extract
 from utils import DataError, UserError
@@ -32,7 +32,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
     embeddings = embed(matcher, faces)
     stored = decision(people_report(embeddings, faces.labels, faces.ages, intervals=False))
-    ages = calibration.fit(calibration.score_pairs(embeddings, faces.labels, faces.ages))
+    ages = age_calibration.fit(age_calibration.score_pairs(embeddings, faces.labels, faces.ages))
     if stored is None or ages is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
     write_calibration(stored | {'ages': ages}, name, matcher.info, path)
@@ -55,18 +55,18 @@ def embed(matcher: Matcher, faces: Faces) -> np.ndarray:
 
 def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    half = calibration.halves(labels, seed)
+    half = age_calibration.halves(labels, seed)
     first, second = (
-        calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k])
+        age_calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k])
         for k in (half, ~half)
     )
-    fitted = calibration.fit(first)
+    fitted = age_calibration.fit(first)
     if fitted is None or not second.same.any():
         return
     for far in RATES:
         rows = [
             row
-            for row in calibration.measure(fitted, second, far)
+            for row in age_calibration.measure(fitted, second, far)
             if row['impostor'] >= 200 and row['promised']
         ]
         if rows:
@@ -76,5 +76,5 @@ def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
                 f'{worst["far"]:.3g} in any of {len(rows)} cells of 200 pairs or more '
                 f'({worst["cell"]})'
             )
-    error = calibration.reliability(fitted, second)['ece']
+    error = age_calibration.reliability(fitted, second)['ece']
     yield f'the probability is off by {100 * error:.1f} points on average, on the other half'

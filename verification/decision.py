@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 import utils
-from evaluation.cells import AgeDecision
+from evaluation.age_thresholds import AgeDecision
 from recognition.weights import WeightsInfo
 from utils import UserError
 

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.pictures import GENUINE, IMPOSTOR, readable, save
+from evaluation.plots import GENUINE, IMPOSTOR, save
 from utils import DataError
 from verification import portraits
 from verification.decision import Answer, Decision
@@ -44,27 +44,6 @@ def draw_pair(
     beside = '' if decision.genuine is None else beside
     axis.set_xlabel(f'similarity{beside}', fontsize=8)
     axis.tick_params(labelsize=8)
-    save(figure, path)
-
-
-def draw_reliability(models: dict[str, dict], path) -> None:
-    """`models`: {name: calibration.reliability}. How often pairs of a predicted probability of one
-    person are one person's."""
-    figure = Figure(figsize=(5, 4.5), layout='constrained')
-    axis = figure.subplots()
-    axis.plot((0, 1), (0, 1), color='grey', linestyle=':', label='as predicted')
-    for name, found in models.items():
-        predicted = [row['predicted'] for row in found['bins']]
-        observed = [row['observed'] for row in found['bins']]
-        axis.plot(predicted, observed, 'o-', label=f'{readable(name)}, ECE {found["ece"]:.3f}')
-    axis.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        xlabel='predicted probability of one person',
-        ylabel='share of one person, both kinds weighed alike',
-    )
-    axis.grid(alpha=0.3)
-    axis.legend()
     save(figure, path)
 
 

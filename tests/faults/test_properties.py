@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import utils
 from dataset import Faces
-from evaluation import lists
-from evaluation.pickled import read_bin
+from evaluation import protocols
+from evaluation.pair_files import read_bin
 from recognition.weights import load_checkpoint, save_checkpoint
 from storage.images import parse_age
 from training.recipe import paper
@@ -122,9 +122,9 @@ lines = st.lists(
 @pytest.mark.parametrize(
     'name, read',
     [
-        ('pairs.txt', lambda folder: lists.lfw(folder, 1, 1)),
-        ('pairs_CALFW.txt', lambda folder: lists.calfw(folder, 1, 1)),
-        ('list', lambda folder: lists.pair_list(folder / 'list')),
+        ('pairs.txt', lambda folder: protocols.lfw(folder, 1, 1)),
+        ('pairs_CALFW.txt', lambda folder: protocols.calfw(folder, 1, 1)),
+        ('list', lambda folder: protocols.pair_list(folder / 'list')),
         ('a.bin', lambda folder: read_bin(folder / 'a.bin')),
     ],
 )
@@ -182,7 +182,7 @@ def test_any_names_are_a_set_or_refused_in_one_line(files):
     with tempfile.TemporaryDirectory() as folder:
         for name in files:
             Path(folder, name).touch()
-        for read in (lists.fgnet, lists.morph):
+        for read in (protocols.fgnet, protocols.morph):
             try:
                 assert 1 <= len(read(folder).labels) <= len(set(files))
             except DataError as error:

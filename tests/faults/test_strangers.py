@@ -18,8 +18,8 @@ import evaluate
 import main
 import utils
 from dataset import Faces
-from evaluation import lists
-from evaluation.pickled import read_bin
+from evaluation import protocols
+from evaluation.pair_files import read_bin
 from model import Backbone, DALModel
 from recognition.embedding import extract_files
 from recognition.weights import load_weights
@@ -359,7 +359,7 @@ def test_odd_names_in_lists(drawn, tmp_path):
     (tmp_path / 'pairs').write_bytes(
         b'\r\n'.join(b'%d %s %s' % (k % 2, names[k % len(names)], names[k % 2]) for k in range(8))
     )
-    listed = lists.pair_list(tmp_path / 'pairs')
+    listed = protocols.pair_list(tmp_path / 'pairs')
     assert sorted(map(os.path.basename, map(os.fsencode, listed.sources))) == sorted(names)
     for spoiled in (
         b'1 gone\xe9 other',
@@ -371,7 +371,7 @@ def test_odd_names_in_lists(drawn, tmp_path):
         b'1 %s b' % (b'a' * 5000),
     ):
         (tmp_path / 'pairs').write_bytes(spoiled)
-        assert said(lists.pair_list, tmp_path / 'pairs').isprintable()
+        assert said(protocols.pair_list, tmp_path / 'pairs').isprintable()
 
 
 def test_odd_files_in_a_folder(model, drawn, tmp_path):
@@ -384,8 +384,8 @@ def test_odd_files_in_a_folder(model, drawn, tmp_path):
     os.symlink('itself', tmp_path / 'set' / 'itself')
     faces = Faces(tmp_path / 'set', r'_|\.', 1)
     faces.check(cache=False)
-    assert len(faces) == len(lists.images_below(tmp_path / 'set')) == len(ODD)
-    assert len(lists.folder(tmp_path / 'set', r'_|\.', 1).sources) == len(ODD)
+    assert len(faces) == len(protocols.images_below(tmp_path / 'set')) == len(ODD)
+    assert len(protocols.folder(tmp_path / 'set', r'_|\.', 1).sources) == len(ODD)
     assert (
         saved({'classes': faces.classes}, tmp_path / 'w')
         and torch.load(tmp_path / 'w', weights_only=True)['classes'] == faces.classes
@@ -394,7 +394,7 @@ def test_odd_files_in_a_folder(model, drawn, tmp_path):
     faces = Faces(tmp_path / 'set', r'_|\.', 1)
     assert "loop_25.jpg': Too many levels of symbolic links" in said(faces.check)
     assert said(
-        lambda: extract_files(model, lists.images_below(tmp_path / 'set'), 'cpu')
+        lambda: extract_files(model, protocols.images_below(tmp_path / 'set'), 'cpu')
     ).isprintable()
 
 
@@ -467,9 +467,9 @@ def test_fuzzed_lists(tmp_path):
         'list': ['1 a0/a0_0001.jpg a0/a0_0001.jpg', '0 a1/a1_0001.jpg a2/a2_0001.jpg'] * 5,
     }
     readers = {
-        'pairs.txt': lambda: lists.lfw(tmp_path, 2, 2),
-        'pairs_CALFW.txt': lambda: lists.calfw(tmp_path, 2, 2),
-        'list': lambda: lists.pair_list(tmp_path / 'list'),
+        'pairs.txt': lambda: protocols.lfw(tmp_path, 2, 2),
+        'pairs_CALFW.txt': lambda: protocols.calfw(tmp_path, 2, 2),
+        'list': lambda: protocols.pair_list(tmp_path / 'list'),
     }
     for name, lines in text.items():
         whole = '\n'.join(lines).encode()

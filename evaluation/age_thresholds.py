@@ -1,16 +1,14 @@
-"""The decision by ages: thresholds at false accept rates for cells of ages, and P(same).
+"""Thresholds by age: a similarity for each false accept rate and cell of ages, and P(same).
 
 Two babies are more alike to a network than two adults, and one person's faces less alike the more
-years lie between them. So pairs are told apart by the age of the younger face and by the gap, in
-cells; validation gives each cell its thresholds (evaluation/calibration.py fits them).
+years lie between them. So pairs are sorted by the age of the younger face and by the gap, into
+cells; evaluation/age_calibration.py fits each cell's thresholds.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-
-from evaluation.rates import FALSE_ACCEPTS
 
 YOUNGER = (3, 7, 12, 17, 30, 50)  # age of the younger face: upper bounds in years, inclusive
 GAP = (5, 10, 20, 30)  # the gap, likewise
@@ -23,7 +21,7 @@ GAP_KNOTS = (5, 10, 20, 30, 50)
 class Threshold(NamedTuple):
     """A threshold for a pair's ages; `caution`, a clause, is why its rate can't be promised.
 
-    impostor, genuine  pairs of two people and of one that validation had in the pair's own cell
+    impostor, genuine  pairs of different people and of one person in the pair's cell
     """
 
     value: float
@@ -33,48 +31,42 @@ class Threshold(NamedTuple):
 
 
 class AgeDecision:
-    """What calibration.fit found, plain lists and numbers, read back and checked.
+    """What age_calibration.fit found, plain lists and numbers, read back and checked.
 
     impostor, genuine  counts of pairs, SHAPE
-    thresholds         (len(FARS), *SHAPE), None (here NaN) where a cell has too few pairs
+    thresholds         (len(FARS), *SHAPE), None (here NaN) if a cell has too few pairs
     """
 
     def __init__(self, stored: dict):
-        """Raises KeyError, TypeError or ValueError where it isn't what calibration.fit gives."""
-        self.impostor, self.genuine = (
-            np.array(stored[kind], np.int64).reshape(SHAPE) for kind in ('impostor', 'genuine')
-        )
+        """Raises KeyError, TypeError or ValueError if it isn't what age_calibration.fit gives."""
+        counts = (np.array(stored[kind], np.int64) for kind in ('impostor', 'genuine'))
+        self.impostor, self.genuine = (count.reshape(SHAPE) for count in counts)
         self.thresholds = np.array(stored['thresholds'], np.float64).reshape(len(FARS), *SHAPE)
         self.oldest, self.largest_gap = float(stored['oldest']), float(stored['largest_gap'])
-        self.slope, self.offset = (
-            np.array(stored[name], np.float64) for name in ('slope', 'offset')
-        )
-        known = self.thresholds[np.isfinite(self.thresholds)]
-        terms = (len(YOUNGER_KNOTS) + len(GAP_KNOTS),)
+        self.line = np.array([stored['slope'], stored['offset']], np.float64)  # (2, terms)
         if (
-            not (np.isfinite(self.slope).all() and np.isfinite(self.offset).all())
-            or (self.slope.shape, self.offset.shape) != (terms, terms)
-            or not np.isfinite([self.oldest, self.largest_gap]).all()
+            not np.isfinite([self.oldest, self.largest_gap, *self.line.flat]).all()
+            or self.line.shape != (2, len(YOUNGER_KNOTS) + len(GAP_KNOTS))
             or min(self.impostor.min(), self.genuine.min()) < 0
-            or (abs(known) > 1).any()
+            or (abs(self.thresholds) > 1).any()
         ):
             raise ValueError('not a calibration by ages')
 
     def threshold(self, younger: float, gap: float, far: float) -> Threshold | None:
-        """The similarity that accepts `far` of the pairs of two people of these ages.
+        """The similarity that accepts `far` of the pairs of different people of these ages.
 
-        None where no cell at all has a threshold. Where the pair's cell has too few pairs for
-        `far`, the highest threshold of the nearest cells that have enough decides.
+        None if no cell at all has a threshold. If the pair's cell has too few pairs for `far`, the
+        highest threshold of the nearest cells that have enough decides.
         """
         here = cell(younger, gap)
         counts = int(self.impostor[here]), int(self.genuine[here])
         table = self._at(far)
         if not np.isfinite(table).any():
-            table = np.nanmax(self.thresholds, 0, initial=-np.inf)  # the strictest that there are
-            if not np.isfinite(table).any():
+            known = self.thresholds[np.isfinite(self.thresholds)]
+            if not len(known):
                 return None
-            caution = f'validation had too few pairs of two people for a FAR of {far:g} at any age'
-            return Threshold(float(table[np.isfinite(table)].max()), *counts, caution)
+            few = 'validation had too few pairs of different people for a FAR of'
+            return Threshold(float(known.max()), *counts, f'{few} {far:g} at any age')
         caution = None
         if younger + gap > self.oldest or gap > self.largest_gap:
             caution = (
@@ -83,17 +75,15 @@ class AgeDecision:
             )
         if np.isfinite(table[here]):
             return Threshold(float(table[here]), *counts, caution)
-        rows, columns = np.indices(SHAPE)
-        steps = np.maximum(abs(rows - here[0]), abs(columns - here[1])).astype(float)
-        steps[~np.isfinite(table)] = np.inf
-        nearest = np.where(steps == steps.min(), table, -np.inf)
+        steps = abs(np.indices(SHAPE) - np.reshape(here, (2, 1, 1))).max(0)
+        closest = steps == steps[np.isfinite(table)].min()
+        nearest = np.where(closest & np.isfinite(table), table, -np.inf)
         at = np.unravel_index(nearest.argmax(), SHAPE)
-        # the cell's own threshold at an easier rate is a lower bound
-        easier = np.array(FARS) > far
-        loose = self.thresholds[(slice(None), *here)][easier]
-        value = np.nanmax(np.append(loose[np.isfinite(loose)], nearest[at]))
+        # the cell's threshold at an easier rate is a lower bound
+        easier = self.thresholds[(np.array(FARS) > far, *here)]
+        value = np.nanmax(np.append(easier, nearest[at]))
         caution = (
-            f'validation had {counts[0]} pairs of two people with {name(here)}, too few: '
+            f'validation had {counts[0]} pairs of different people with {name(here)}, too few: '
             f"a FAR of {far:g} can't be promised; the most cautious neighbour decides, {name(at)}"
         )
         return Threshold(float(value), *counts, caution)
@@ -115,17 +105,20 @@ class AgeDecision:
             return self.thresholds[low]
         return (1 - share) * self.thresholds[low] + share * self.thresholds[low + 1]
 
+    def probabilities(self, similarity, younger, gap) -> np.ndarray:
+        """P(same | similarity, ages) of pairs (n,), if one person was as likely as different people
+        beforehand."""
+        slope, offset = self.line @ smooth(younger, gap).T
+        return 1 / (1 + np.exp(-np.clip(similarity * slope + offset, -500, 500)))
+
     def probability(self, similarity: float, younger: float, gap: float) -> float:
-        """P(same | similarity, ages), where one person was as likely as two beforehand."""
-        terms = smooth(np.array([younger]), np.array([gap]))[0]
-        logit = float(similarity * (terms @ self.slope) + terms @ self.offset)
-        return 1 / (1 + math.exp(-min(max(logit, -500), 500)))
+        """`probabilities` of one pair."""
+        return float(self.probabilities(similarity, [younger], [gap])[0])
 
     def even(self, younger: float, gap: float) -> float | None:
-        """The similarity at which P(same) is one half; None where P doesn't rise with it."""
-        terms = smooth(np.array([younger]), np.array([gap]))[0]
-        slope = float(terms @ self.slope)
-        return float(-(terms @ self.offset) / slope) if slope > 0 else None
+        """The similarity at which P(same) is one half; None if P doesn't rise with it."""
+        slope, offset = self.line @ smooth([younger], [gap])[0]
+        return float(-offset / slope) if slope > 0 else None
 
 
 def cell(younger, gap):
@@ -139,23 +132,14 @@ def name(index) -> str:
     return f'a younger face of {younger} years and a gap of {gap}'
 
 
-def span(bounds, k: int) -> str:
+def span(bounds: tuple, k: int) -> str:
     """The k-th range of years between upper bounds."""
     low = 0 if k == 0 else bounds[k - 1] + 1
     return f'{low} or more' if k == len(bounds) else f'{low} to {bounds[k]}'
 
 
-def supports(impostor: int, far: float) -> bool:
-    """Whether so many pairs of two people carry a threshold at `far`."""
-    return impostor * far > FALSE_ACCEPTS - 1e-6
-
-
-def smooth(younger, gap):
+def smooth(younger, gap) -> np.ndarray:
     """Ages (n,), (n,) -> piecewise linear terms (n, 12), which sum to 1 for each of the two."""
-    return np.concatenate(
-        [
-            np.stack([np.interp(values, knots, row) for row in np.eye(len(knots))], 1)
-            for values, knots in ((younger, YOUNGER_KNOTS), (gap, GAP_KNOTS))
-        ],
-        1,
-    )
+    axes = (younger, YOUNGER_KNOTS), (gap, GAP_KNOTS)
+    terms = [np.interp(x, knots, row) for x, knots in axes for row in np.eye(len(knots))]
+    return np.stack(terms, 1)

@@ -1,28 +1,19 @@
-"""From the faces of people of known age to a decision by ages, and how well it keeps its word.
+"""From the faces of people of known age to thresholds by age, and how well they keep their rates.
 
-Thresholds: in each cell of ages (evaluation/cells.py) the similarity that accepts no more of the
-pairs of different people than asked, with a confidence. Probability: a logistic regression on the
-similarity whose slope and offset are piecewise linear in the age of the younger and in the gap.
-Every cell weighs its pairs of one person and of different people alike, so P is what the similarity
-says if both are equally likely beforehand.
+Thresholds: in each cell of ages (evaluation/age_thresholds.py) the similarity that accepts no more
+of the pairs of different people than asked, with a confidence. Probability: a logistic regression
+on the similarity whose slope and offset are piecewise linear in the age of the younger and in the
+gap. Every cell weighs its pairs of one person and of different people alike, so P is what the
+similarity says if both are equally likely beforehand.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.cells import (
-    FARS,
-    GAP,
-    SHAPE,
-    YOUNGER,
-    AgeDecision,
-    cell,
-    name,
-    smooth,
-    span,
-    supports,
-)
+from evaluation import age_thresholds
+from evaluation.age_thresholds import FARS, SHAPE, AgeDecision, cell, smooth
+from evaluation.rates import supports
 from recognition.embedding import check_finite
 
 CONFIDENCE = 0.95  # that a threshold accepts no more than asked of further people of the same kind
@@ -44,18 +35,18 @@ class Scored(NamedTuple):
     people: np.ndarray | None = None
 
 
-def score_pairs(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed=0) -> Scored:
+def score_pairs(
+    embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
+) -> Scored:
     """Every pair of the faces, embeddings (N, D) of unit length, labels (N,), ages (N,) in years.
 
     Of a person at most PER_PERSON faces, and of all at most FACES, whole people at a time, are
-    taken, drawn by the seed. Raises ValueError where an embedding isn't finite.
+    taken, drawn by the seed. Raises ValueError if an embedding isn't finite.
     """
     check_finite(embeddings)
-    rng = np.random.default_rng(seed)
-    chosen, people = [], rng.permutation(np.unique(labels))
-    for person in people:
-        images = np.flatnonzero(labels == person)
-        chosen.append(rng.permutation(images)[:PER_PERSON])
+    rng, chosen = np.random.default_rng(seed), []
+    for person in rng.permutation(np.unique(labels)):
+        chosen.append(rng.permutation(np.flatnonzero(labels == person))[:PER_PERSON])
         if sum(map(len, chosen)) > FACES:
             break
     chosen = np.sort(np.concatenate(chosen)[:FACES])
@@ -64,29 +55,26 @@ def score_pairs(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, se
     ages, labels = np.asarray(ages, np.float64)[chosen], np.asarray(labels)[chosen]
     younger = np.minimum(ages[left], ages[right])
     number = np.unique(labels, return_inverse=True)[1]
-    people = np.stack([number[left], number[right]], 1)
-    gap = abs(ages[left] - ages[right])
+    people, gap = np.stack([number[left], number[right]], 1), abs(ages[left] - ages[right])
     return Scored(similarity, younger, gap, labels[left] == labels[right], people)
 
 
 def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
-    """The decision by ages that Scored pairs lead to, lists and numbers: what AgeDecision reads.
+    """The thresholds by age that Scored pairs lead to, lists and numbers: what AgeDecision reads.
 
     A threshold accepts at most its rate of the pairs of further people with this `confidence`.
     None if there are no pairs of one of the two kinds.
     """
     if not pairs.same.any() or pairs.same.all():
         return None
-    where = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
-    order = np.argsort(where, kind='stable')
-    groups = np.split(order, np.searchsorted(where[order], np.arange(1, np.prod(SHAPE))))
+    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
     rng, fitted, weights = np.random.default_rng(seed), [], []
-    counts = np.zeros((2, len(groups)), int)
-    thresholds = np.full((len(FARS), len(groups)), np.nan)
-    for k, group in enumerate(groups):
-        kinds = [group[pairs.same[group] == kind] for kind in (False, True)]
+    counts = np.zeros((2, np.prod(SHAPE)), int)
+    thresholds = np.full((len(FARS), np.prod(SHAPE)), np.nan)
+    for k in np.unique(place):
+        kinds = [np.flatnonzero((place == k) & (pairs.same == kind)) for kind in (False, True)]
         counts[:, k] = [len(kind) for kind in kinds]
-        rates = [place for place, far in enumerate(FARS) if supports(len(kinds[0]), far)]
+        rates = [at for at, far in enumerate(FARS) if supports(len(kinds[0]), far)]
         if rates:
             people = None if pairs.people is None else pairs.people[kinds[0]]
             asked = np.array(FARS)[rates]
@@ -140,7 +128,7 @@ def _regression(pairs, fitted, weights):
     """slope, offset (terms,) of logit P(same) = similarity · terms @ slope + terms @ offset."""
     from sklearn.linear_model import LogisticRegression  # a second's import, for those who fit
 
-    if not fitted:  # no cell has both kinds: ages can't be told apart
+    if not fitted:  # no cell has both kinds: ages can't be kept apart
         fitted = [np.flatnonzero(pairs.same == kind)[:PER_CELL] for kind in (False, True)]
         weights = [np.full(len(kind), 1 / len(kind)) for kind in fitted]
     rows, weights = np.concatenate(fitted), np.concatenate(weights)
@@ -157,34 +145,29 @@ def _regression(pairs, fitted, weights):
 
 
 def measure(stored: dict, pairs: Scored, far: float, single: float | None = None) -> list[dict]:
-    """What thresholds by ages accept of other people's pairs at `far`, a row for each cell.
+    """What thresholds by age accept of other people's pairs at `far`, a row for each cell.
 
     Rows hold the cell in words, counts, `far` and `tar` (None without such pairs), `promised`
     (whether the fitted cell had pairs enough), and with `single`, a threshold for all ages,
     `single_far` and `single_tar`.
     """
-    decision, where = AgeDecision(stored), cell(pairs.younger, pairs.gap)
+    decision, (younger, gap) = AgeDecision(stored), cell(pairs.younger, pairs.gap)
     rows = []
     for index in np.ndindex(*SHAPE):
-        here = (where[0] == index[0]) & (where[1] == index[1])
+        here = (younger == index[0]) & (gap == index[1])
         if not here.any():
             continue
         middle = [float(np.median(values[here])) for values in (pairs.younger, pairs.gap)]
         threshold = decision.threshold(*middle, far)
-        scores = {same: pairs.similarity[here & (pairs.same == same)] for same in (False, True)}
-        row = {
-            'cell': name(index),
-            'younger': int(index[0]),
-            'gap': int(index[1]),
-            'impostor': len(scores[False]),
-            'genuine': len(scores[True]),
-            'threshold': threshold and threshold.value,
-            'promised': bool(threshold and threshold.caution is None),
-        }
+        scores = [pairs.similarity[here & (pairs.same == kind)] for kind in (False, True)]
+        row = {'cell': age_thresholds.name(index), 'younger': index[0], 'gap': index[1]}
+        row |= {'impostor': len(scores[0]), 'genuine': len(scores[1])}
+        row |= {'threshold': threshold and threshold.value}
+        row |= {'promised': bool(threshold and threshold.caution is None)}
         for prefix, value in (('', row['threshold']), ('single_', single)):
-            for rate, kind in (('far', False), ('tar', True)):
-                known = value is not None and len(scores[kind])
-                row[prefix + rate] = float((scores[kind] > value).mean()) if known else None
+            for rate, kind in zip(('far', 'tar'), scores, strict=True):
+                known = value is not None and len(kind)
+                row[prefix + rate] = float((kind > value).mean()) if known else None
         rows.append(row)
     return rows
 
@@ -195,36 +178,25 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     {'bins': [{'predicted', 'observed', 'weight'}], 'ece'}. Each cell's two kinds weigh alike, as
     in `fit`; cells that lack a kind are left out.
     """
-    decision, where = (
-        AgeDecision(stored),
-        np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE),
-    )
-    counts = np.stack(
-        [np.bincount(where[pairs.same == kind], minlength=np.prod(SHAPE)) for kind in (False, True)]
-    )
-    share = np.divide(counts.min(0), counts, where=counts > 0, out=np.zeros(counts.shape))
-    weights = share[pairs.same.astype(int), where]
-    terms = smooth(pairs.younger, pairs.gap)
-    logits = pairs.similarity * (terms @ decision.slope) + terms @ decision.offset
-    predicted = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
+    kinds = [place[pairs.same == kind] for kind in (False, True)]
+    counts = np.stack([np.bincount(kind, minlength=np.prod(SHAPE)) for kind in kinds])
+    weights = (counts.min(0) / np.maximum(counts, 1))[pairs.same.astype(int), place]
+    predicted = AgeDecision(stored).probabilities(*pairs[:3])
     place = np.minimum((predicted * bins).astype(int), bins - 1)
     rows, total = [], max(weights.sum(), 1e-12)
     for k in range(bins):
         here = weights * (place == k)
         if here.sum() > 0:
-            rows.append(
-                {
-                    'predicted': float(here @ predicted / here.sum()),
-                    'observed': float(here @ pairs.same / here.sum()),
-                    'weight': float(here.sum() / total),
-                }
-            )
+            means = [float(here @ values / here.sum()) for values in (predicted, pairs.same)]
+            row = dict(zip(('predicted', 'observed'), means, strict=True))
+            rows.append(row | {'weight': float(here.sum() / total)})
     ece = sum(row['weight'] * abs(row['predicted'] - row['observed']) for row in rows)
     return {'bins': rows, 'ece': float(ece)}
 
 
 def report(stored: dict, embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray) -> dict:
-    """How a calibration does on faces of known age, not those it was fitted on, ready for JSON.
+    """How thresholds by age do on faces of known age, not those they were fitted on, for JSON.
 
     {'cells': `measure` at each of RATES, with the rate `asked`, 'reliability': `reliability`}.
     """
@@ -235,26 +207,22 @@ def report(stored: dict, embeddings: np.ndarray, labels: np.ndarray, ages: np.nd
 
 def table(found: dict) -> str:
     """A `report` for the screen."""
-    error = found['reliability']['ece']
     rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
     lines = [
         'thresholds by age, from validation; the expected calibration error of the '
-        f'probability is {error:.3f}',
-        f'{"younger":>10}{"gap":>12}{"of two":>9}{"of one":>8}   {rates}',
+        f'probability is {found["reliability"]["ece"]:.3f}',
+        f'{"younger":>10}{"gap":>12}{"different":>11}{"one":>8}   {rates}',
     ]
-    for row in found['cells'][: len(found['cells']) // len(RATES)]:
-        figures = '   '.join(
-            f'{_figure(one["far"]):>11}{" " if one["promised"] else "*"}{_figure(one["tar"]):>7}'
-            for one in found['cells']
-            if one['cell'] == row['cell']
-        )
-        younger, gap = span(YOUNGER, row['younger']), span(GAP, row['gap'])
-        lines.append(f'{younger:>10}{gap:>12}{row["impostor"]:9}{row["genuine"]:8}   {figures}')
+    cells = found['cells']
+    for row in cells[: len(cells) // len(RATES)]:
+        younger = age_thresholds.span(age_thresholds.YOUNGER, row['younger'])
+        gap = age_thresholds.span(age_thresholds.GAP, row['gap'])
+        figures = ''
+        for one in (one for one in cells if one['cell'] == row['cell']):
+            far, tar = ('–' if one[key] is None else f'{one[key]:.3f}' for key in ('far', 'tar'))
+            figures += f'   {far:>11}{" " if one["promised"] else "*"}{tar:>7}'
+        lines.append(f'{younger:>10}{gap:>12}{row["impostor"]:11}{row["genuine"]:8}{figures}')
     return '\n'.join([*lines, '* validation had too few pairs of such ages for this rate'])
-
-
-def _figure(value):
-    return '–' if value is None else f'{value:.3f}'
 
 
 def halves(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""A report for the screen: percent, with 95 % intervals."""
+
+from evaluation.rates import FALSE_ACCEPTS, FARS
+
+COLUMNS = ('AUC', 'EER', *FARS)
+
+
+def table(name: str, reports: dict) -> str:
+    """The reports of a benchmark, {label: report}, one block for each model."""
+    lines = []
+    for label, report in reports.items():
+        found = report['verification']
+        people = '' if report['people'] is None else f'{report["people"]} people, '
+        rows = [('all', found)]
+        rows += [(f'{row["years"]} years', row) for row in report.get('by_gap', [])]
+        heads = '  '.join(f'{head:>18}' for head in COLUMNS)
+        lines += [
+            f'\n{name}, {label}: {report["images"]} images, {people}{found["pairs"]} pairs',
+            f'{"":14}{"pairs":>7}  {"accuracy ± std":>15}  {heads}  threshold',
+            *(_row(title, row) for title, row in rows),
+            *_notes(rows),
+            *_thresholds(found['far']),
+        ]
+        if 'alignment' in report:
+            lines.append(alignment_line(report['alignment']))
+        if 'rank1' in report:
+            figure = _percent(report['rank1'], report['rank1_interval'])
+            lines.append(f'rank-1 {figure} of {report["rank1_probes"]} probes')
+        if 'megaface' in report:
+            far = report['megaface']
+            figure = _percent(far['rank1'], far['rank1_interval'])
+            lines.append(f'rank-1 among {far["distractors"]} distractors {figure}')
+        if 'leakage' in report:
+            lines.append(leakage_table(report['leakage']))
+    return '\n'.join(lines)
+
+
+def _row(title, row):
+    """One line of verification figures."""
+    accuracy = threshold = '–'
+    if row['accuracy'] is not None:
+        accuracy = f'{100 * row["accuracy"]:.2f} ± {100 * row["accuracy_std"]:.2f}'
+    if row['threshold'] is not None:
+        threshold = f'{row["threshold"]:.3f}'
+    limits = row.get('intervals', {})
+    figures = [_percent(row[key.lower()], limits.get(key.lower())) for key in COLUMNS]
+    figures = '  '.join(f'{figure:>18}' for figure in figures)
+    return f'{title:14}{row["pairs"]:7}  {accuracy:>15}  {figures}  {threshold:>9}'
+
+
+def alignment_line(counts: dict) -> str:
+    """In how many photographs no face was found."""
+    share = f'{counts["not_found"]:,} of {counts["photographs"]:,} photographs'
+    return f'no face found in {share} ({100 * counts["share"]:.2f} %): their middle was taken'
+
+
+def _notes(rows):
+    """Why there is a dash instead of a figure."""
+    reasons = [f'{title}: {row["reason"]}' for title, row in rows if 'reason' in row]
+    known = [row for _, row in rows if row['auc'] is not None]
+    short = [name for name in FARS if any(row[name] is None for row in known)]
+    if short:
+        few = f'fewer impostor pairs than give {FALSE_ACCEPTS} false accepts at this rate'
+        reasons.append(f'{", ".join(short)}: {few}')
+    return [f'–  {reason}' for reason in reasons]
+
+
+def _thresholds(far):
+    """The threshold at each false accept rate that the impostor pairs support."""
+    cells = []
+    for rate, found in far.items():
+        low, high = found['interval'] or (None, None)
+        limits = '' if low is None else f' [{low:.3f} {high:.3f}]'
+        cells.append(f'FAR {rate}: {found["threshold"]:.3f}{limits}')
+    return ['thresholds [95 %]  ' + '   '.join(cells)] if cells else []
+
+
+def leakage_table(report: dict) -> str:
+    """What evidence.leakage_report found."""
+    head = 'on people the probe was not fitted on:'
+    lines = [f'{head}  age R²   MAE years   groups told (chance)   identity AUC   rank-1']
+    for name, age in report['age'].items():
+        identity = report['identity'][name]
+        chance = _fixed(1 / age['groups'] if age['groups'] else None)
+        groups = f'{_fixed(age["balanced_accuracy"])} ({chance})'
+        figures = f'{_fixed(age["r2"]):>6}   {_fixed(age["mae"]):>9}   {groups:>20}'
+        figures += f'   {_fixed(identity["auc"]):>12}   {_fixed(identity["rank1"]):>6}'
+        lines.append(f'{name:>{len(head)}}  {figures}')
+    if report['age']['x']['r2'] is None:
+        lines.append('–  the age is not read: that needs five people, and ages that differ')
+    rho, shuffled, limit = (
+        _fixed(report['correlation'][key]) for key in ('rho', 'shuffled', 'shuffled_95')
+    )
+    if rho == '–':
+        return '\n'.join(lines) + (
+            '\n–  x_id and x_age are not correlated: that needs four people and 80 images'
+        )
+    lines.append(
+        f'first canonical correlation of x_id and x_age, held out: {rho}; shuffled pairs '
+        f'{shuffled}, 95 % below {limit}'
+    )
+    return '\n'.join(lines)
+
+
+def differences_table(row: dict) -> str:
+    """Each figure's gain over the first model, in points, with its interval; a star if that leaves
+    out 0."""
+    unit = 'points of percent [95 % of a paired bootstrap]; * leaves out 0'
+    lines = [f'\n{row["of"]} − {row["against"]}, {unit}']
+    blocks = [('all', row['verification'])]
+    blocks += [(f'{gap["years"]} years', gap) for gap in row.get('by_gap', [])]
+    if 'rank1' in row:
+        blocks.append(('rank-1', {'rank1': row['rank1']}))
+    for title, figures in blocks:
+        cells = []
+        for name, value in figures.items():
+            if isinstance(value, dict) and value['interval']:
+                low, high = value['interval']
+                limits = f'[{100 * low:+.2f} {100 * high:+.2f}]{"*" * (low * high > 0)}'
+                cells.append(f'{name} {100 * value["difference"]:+.2f} {limits}')
+        lines.append(f'{title:14}' + ('   '.join(cells) or '–  too few pairs'))
+    return '\n'.join(lines)
+
+
+def _percent(value, limits):
+    if value is None:
+        return '–'
+    low, high = limits or (None, None)
+    return f'{100 * value:.2f}' + (f' [{100 * low:.1f} {100 * high:.1f}]' if limits else '')
+
+
+def _fixed(value):
+    return '–' if value is None else f'{value:.3f}'
