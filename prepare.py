@@ -190,6 +190,7 @@ def shards(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> None:
     """One of the five commands."""
     args = arguments(argv)
+    utils.keep_freed_memory()
     if args.check:
         check(args)
     elif args.check_ages:

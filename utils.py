@@ -34,7 +34,7 @@ def pick_device(ctx: int) -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if ctx < 0:
-        _keep_freed_memory()
+        keep_freed_memory()
         return torch.device('cpu')
     count = torch.cuda.device_count()
     if ctx == count == 0 and torch.backends.mps.is_available():
@@ -67,14 +67,15 @@ def _check_kernels(ctx):
     )
 
 
-def _keep_freed_memory():
+def keep_freed_memory() -> None:
     """Lets the C library keep what one step's tensors leave for those of the next. By default it
-    returns most of it to the system, which clears each page anew, for 5 to 8 % of the time of
-    training. Blocks of 32 MiB and more go and come as before."""
+    returns large blocks to the system, which clears each page of the next one anew: on a CPU that
+    can be half of the time."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest there is
+        # M_MMAP_THRESHOLD, the largest block that is kept; 0 is the refusal of glibc below 2.35
+        libc.mallopt(-3, 2**31 - 1) or libc.mallopt(-3, 2**25)
 
 
 def fastest_precision(device: torch.device) -> str:

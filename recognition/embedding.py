@@ -8,11 +8,13 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recognition.inference import ready
 from storage.images import HEIGHT, WIDTH, WIDTHS, decode, some
 from system import progress as bars
 from utils import DataError, write_whole
@@ -41,37 +43,35 @@ def extract(
 
     A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. The
     embedding is x_id of face and mirror, concatenated, of unit length: the paper's test feature;
-    the others are of the face as it is. `model` is anything with `.features(images)` -> x, x_age,
-    x_id; it is in eval mode meanwhile. `progress` (a title) shows a bar. Raises ValueError where
-    there are no faces. Whether the features are finite is for who uses them: check_finite, which
-    every metric calls.
+    the others are of the face as it is. `model` is a DALModel, which is in eval mode meanwhile, or
+    what inference.ready made of one. `progress` (a title) shows a bar. Raises ValueError if there
+    are no faces. Whether the features are finite is for who uses them: check_finite, which every
+    metric calls.
     """
     training = getattr(model, 'training', False)
     if training:
         model.eval()
-    kept = {name: [] for name in keep}
+    found = {name: [] for name in keep}
     try:
+        features = model if isinstance(model, FunctionType) else ready(model, device, bf16)
         for images in bars.progress(batches, progress or '', disable=not progress, unit=' batches'):
             images = images if torch.is_tensor(images) else images[0]
             images = images.to(device, non_blocking=True)
-            both = torch.cat([images, images.flip(-1)])
-            both = both.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                x, x_age, x_id = (part.float() for part in model.features(both))
-            parts = {
+            x, x_age, x_id = features(torch.cat([images, images.flip(-1)]))
+            arrays = {
                 'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
                 'x': x,
                 'x_age': x_age,
                 'x_id': x_id,
             }
             for name in keep:
-                kept[name].append(parts[name][: len(images)].cpu().numpy())
+                found[name].append(arrays[name][: len(images)].cpu().numpy())
     finally:
         if training:
             model.train()
-    if not kept[keep[0]]:
+    if not found[keep[0]]:
         raise ValueError('there are no faces to embed')
-    return {name: np.concatenate(parts) for name, parts in kept.items()}
+    return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
 def extract_files(

@@ -12,7 +12,7 @@ from multiprocessing import get_context, parent_process
 
 import torch
 
-from utils import UserError
+from utils import UserError, keep_freed_memory
 
 
 def each(
@@ -71,6 +71,7 @@ def _start(make):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the processes share the cores
+    keep_freed_memory()
     tool_here = make()
 
 

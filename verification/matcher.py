@@ -8,6 +8,7 @@ import torch
 import utils
 from model import DALModel
 from recognition.embedding import extract
+from recognition.inference import ready
 from recognition.weights import WeightsInfo
 from verification.decision import Decision
 
@@ -36,6 +37,7 @@ class Matcher:
 
     def __init__(self, model: DALModel, info: WeightsInfo, device, decision: Decision):
         """Raises UserError where the file's age groups aren't those of its age head."""
+        self.network = ready(model, device)
         self.model, self.info, self.device, self.decision = model, info, device, decision
         self.cutoffs = info.age_cutoffs
         self.width = model.width  # of the faces that it sees, 96 or 112
@@ -49,7 +51,7 @@ class Matcher:
         images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         try:
             found = extract(
-                self.model, images.split(BATCH), self.device, keep=('embedding', 'x_age')
+                self.network, images.split(BATCH), self.device, keep=('embedding', 'x_age')
             )
             ages, probabilities, groups = self._ages(torch.from_numpy(found['x_age']))
         except torch.OutOfMemoryError:

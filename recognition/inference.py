@@ -1,0 +1,146 @@
+"""A network made ready for inference: the same features, as fast as the machine gives them."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from backbones import NAMES, PretrainedBackbone
+from model import HEIGHT, Backbone
+
+CHUNK = 8  # images a core: what a layer leaves is still in the cache when the next one reads it
+ACTIVATIONS = {nn.ReLU: ('relu', []), nn.ReLU6: ('hardtanh', [0.0, 6.0])}
+AGREE = 1e-5  # largest difference of an own backbone from its graph, as a share of the largest x
+
+
+@torch.inference_mode()
+def ready(
+    model: nn.Module, device: torch.device | str, bf16: bool = False
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function of RGB faces (N, 3, 112, 96 or 112), 0…255, uint8, that returns x, x_age and x_id
+    of `model.features`, each (N, D), float32, on `device`.
+
+    On a CPU in float32 it computes few images at a time, batch norm is folded into the layer before
+    it, and a convolution is one operation with its activation. On a GPU, or in bfloat16, the
+    network runs as it is. `model` is in eval mode; the function knows its weights of now.
+    """
+    device = torch.device(device)
+    folds = device.type == 'cpu' and not bf16 and torch.backends.mkldnn.is_available()
+    network = _folded(model) if folds else model
+
+    @torch.inference_mode()
+    def features(images):
+        images = images.to(device, non_blocking=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts = images.split(CHUNK * torch.get_num_threads()) if folds else [images]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found = [network.features(part) for part in parts]
+        return tuple(torch.cat(column).float() for column in zip(*found, strict=True))
+
+    return features
+
+
+def _folded(model):
+    """`model` with the graph of its backbone; as it is if the backbone is the user's own and can't
+    be traced, or if its trace computes something else."""
+    backbone = getattr(model, 'backbone', None)
+    network = copy.copy(model)  # its other modules are shared
+    try:
+        network._modules = model._modules | {'backbone': _Encoder(backbone)}
+        return network if _is_ours(backbone) or _agree(network, model) else model
+    except Exception:  # whatever a user's own code does that a trace does not follow
+        return model
+
+
+def _is_ours(backbone):
+    """Whether it is one that the tests trace: nothing need be computed to trust its graph."""
+    published = isinstance(backbone, PretrainedBackbone) and backbone.config['name'] in NAMES
+    return published or type(backbone) is Backbone
+
+
+class _Encoder(nn.Module):
+    """The backbone as a graph; `prepare`, which depends on the shape of the images, stays code."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        published = isinstance(backbone, PretrainedBackbone)
+        self.takes_pixels = getattr(backbone, 'takes_pixels', False)
+        self.prepare = backbone.prepare if published else nn.Identity()
+        self.encode = _graph(backbone, 'encode' if published else 'forward')
+
+    def forward(self, images):
+        return self.encode(self.prepare(images))
+
+
+def _agree(network, model):
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(3, 3, HEIGHT, model.width, generator=generator) * 255
+    for count in (3, 1):
+        found, wanted = (one.embed_mixed(faces[:count]) for one in (network, model))
+        if not (found - wanted).abs().max() <= AGREE * wanted.abs().max():
+            return False
+    return True
+
+
+def _graph(module, method):
+    """The module's method as a GraphModule whose layers have absorbed what follows them."""
+    tracer = fx.Tracer()
+    tracer.traced_func_name = method
+    graph, layers, changed = tracer.trace(module), dict(module.named_modules()), {}
+    for node in list(graph.nodes):
+        layer = layers[node.target] if node.op == 'call_module' else None
+        before = node.args[0] if layer else None
+        if type(layer) is nn.Conv2d and layer.padding_mode == 'zeros':
+            changed[node] = Convolution(layer)
+        elif type(layer) is nn.Linear:
+            changed[node] = layer
+        elif before in changed and len(before.users) == 1:
+            absorbed = _absorb(changed[before], layer)
+            if absorbed:
+                changed[before] = absorbed
+                node.replace_all_uses_with(before)
+                graph.erase_node(node)
+    result = fx.GraphModule(module, graph)
+    for node, layer in changed.items():
+        node.target = f'changed_{node.name}'
+        result.add_module(node.target, layer)
+    result.delete_all_unused_submodules()
+    result.recompile()
+    return result
+
+
+def _absorb(layer, following):
+    """One layer that does what both do; None if there is none."""
+    whole = getattr(following, 'affine', False) and following.track_running_stats
+    if isinstance(layer, nn.Linear):
+        is_norm = type(following) is nn.BatchNorm1d and whole
+        return fuse_linear_bn_eval(layer, following) if is_norm else None
+    if layer.activation != NO_ACTIVATION:
+        return None
+    if type(following) is nn.BatchNorm2d and whole:
+        return Convolution(fuse_conv_bn_eval(layer.layer, following))
+    activation = ACTIVATIONS.get(type(following))
+    return Convolution(layer.layer, activation) if activation else None
+
+
+NO_ACTIVATION = ('none', [])
+
+
+class Convolution(nn.Module):
+    """A Conv2d and its activation as one operation of oneDNN, which torch.compile uses too; the
+    weights are laid out for the shape of the first images."""
+
+    def __init__(self, layer: nn.Conv2d, activation: tuple[str, list] = NO_ACTIVATION):
+        super().__init__()
+        self.layer, self.activation, self.weight = layer, activation, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, onednn = self.layer, torch.ops.mkldnn
+        how = layer.padding, layer.stride, layer.dilation, layer.groups
+        if self.weight is None:
+            self.weight = onednn._reorder_convolution_weight(layer.weight, *how, x.shape)
+        return onednn._convolution_pointwise(
+            x, self.weight, layer.bias, *how, *self.activation, None
+        )

@@ -1,0 +1,115 @@
+"""inference.ready: the features of the network as it is, whatever the backbone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import backbones
+from model import Backbone, DALModel
+from recognition import inference
+from recognition.embedding import extract
+
+NAMES = ['mobilefacenet', 'sface', 'iresnet18', 'adaface_ir18', 'inception_resnet_v1', 'resnet18']
+
+
+def faces(count, width=112):
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, 112, width), generator=generator, dtype=torch.uint8)
+
+
+def network(backbone):
+    """A DALModel in eval mode whose batch norms are no identity."""
+    torch.manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.1)
+    return DALModel(backbone, 3).eval()
+
+
+def agree(model, images, **options):
+    """Whether the function that is ready gives the network's own x, x_age and x_id."""
+    with torch.inference_mode():
+        wanted = model.features(images)
+    for one, other in zip(inference.ready(model, 'cpu', **options)(images), wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert F.cosine_similarity(one, other).min() > 1 - 1e-5
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_published_backbones(name):
+    model = network(backbones.build(name))
+    agree(model, faces(2))
+    assert inference._folded(model) is not model
+    batch_norms = [type(m).__name__ for m in inference._folded(model).modules()].count(
+        'BatchNorm2d'
+    )
+    assert batch_norms <= {'sface': 1, 'iresnet18': 9, 'adaface_ir18': 9}.get(
+        name, 0
+    )  # before conv
+
+
+@pytest.mark.parametrize('count', [1, 19])
+def test_any_number_of_faces_of_both_widths(count, monkeypatch):
+    monkeypatch.setattr(inference, 'CHUNK', 4)
+    model = network(Backbone((1, 1), (8, 16), 12))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    agree(model, faces(count, 96))
+    agree(model, faces(count, 112))
+    assert not model.training and all((model.state_dict()[k] == state[k]).all() for k in state)
+
+
+def test_weights_are_those_of_now():
+    model = network(Backbone((1, 1), (8, 16), 12)).train()
+    before = extract(model, [faces(3, 96)], 'cpu', keep=('x',))['x']
+    assert model.training
+    with torch.no_grad():
+        model.backbone.project.weight.mul_(2)
+        model.backbone.project.bias.mul_(2)
+    after = extract(model, [faces(3, 96)], 'cpu', keep=('x',))['x']
+    assert after == pytest.approx(2 * before, rel=1e-4, abs=1e-5)
+
+
+class Own(nn.Module):
+    """A small network of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8)
+        self.relu, self.linear = nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, images):
+        return self.linear(self.relu(self.norm(self.conv(images))).mean((2, 3)))
+
+
+class Branching(Own):
+    """Can't be traced: it goes by the values."""
+
+    def forward(self, images):
+        return super().forward(images if images.mean() > 0 else -images)
+
+
+class Otherwise(Own):
+    """Its trace computes something else."""
+
+    def forward(self, images):
+        return super().forward(images if torch.is_tensor(images) else 2 * images)
+
+
+@pytest.mark.parametrize('kind, folds', [(Own, True), (Branching, False), (Otherwise, False)])
+def test_backbone_of_the_users_own(kind, folds):
+    model = network(kind())
+    agree(model, faces(3, 96))
+    assert (inference._folded(model) is not model) == folds
+
+
+def test_bfloat16_is_the_network_as_it_is():
+    model = network(Own())
+    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
+        wanted = model.features(faces(3, 96).contiguous(memory_format=torch.channels_last))[0]
+    assert (inference.ready(model, 'cpu', bf16=True)(faces(3, 96))[0] == wanted.float()).all()
