@@ -5,6 +5,7 @@
     python3 verify.py weights --pairs pairs.csv           # first,second[,first_age,second_age]
     python3 verify.py weights --index FOLDER [archive.index]         # embed an archive once
     python3 verify.py weights --find face.jpg archive.index          # or a folder
+    python3 verify.py weights --group archive.index [OUT]            # who is who, a group each
     python3 verify.py weights --serve [archive.index]     # page and API: http://127.0.0.1:8000/
     python3 verify.py weights --calibrate NAME            # thresholds from people of your own
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import utils
 from recognition.weights import load_weights
+from system.locks import Interrupt, Interrupted
 from verification import answers, decision, enrolment, pairs, portraits
 from verification.index import Index
 from verification.matcher import Matcher
@@ -44,6 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--find', nargs=2, metavar=('FACE', 'WHERE'), help='look for FACE in an index or a folder')
     add('--pairs', type=Path, metavar='CSV', help='compare many pairs; images from its folder on')
     add('--index', nargs='+', metavar='FOLDER', help='make or update an index: FOLDER [FILE]')
+    add('--group', nargs='+', metavar='INDEX', help='the people of an archive: INDEX [OUT]')
     add('--serve', nargs='?', const='', metavar='WHERE', help='the page; it looks in WHERE too')
     add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
     add('--json', action='store_true', help='answers as JSON')
@@ -54,18 +57,32 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--ages', nargs='+', type=float, metavar='A', help='ages of the two images, or of FACE')
     add('--far', type=float, metavar='RATE', help='accept this share of pairs of different people')
     add('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
-    add = parser.add_argument_group('with --index, --find or --serve').add_argument
-    add('--people', action='store_true', help='--index: folders directly below FOLDER are people')
+    add = parser.add_argument_group('with --group').add_argument
+    add('--sure', type=float, metavar='P', help='join at this P of one person (default 0.5)')
+    add('--keep', type=Path, metavar='CSV', help='corrections (default OUT/people.csv, if there)')
+    add('--same-photograph', action='store_true', help='its faces may be one person: mirrors')
+    add('--suggest', action='store_true', help='list pairs of groups that may be one person')
+    add('--xmp', action='store_true', help='names and boxes into sidecars beside the photographs')
+    add = parser.add_argument_group('with --index, --group, --find or --serve').add_argument
+    add(
+        '--people',
+        nargs='?',
+        const=True,
+        metavar='INDEX',
+        help='--index: folders directly below FOLDER are people; --group: an INDEX made so',
+    )
     add('--top', type=int, default=12, metavar='K', help='--find: how many (default 12)')
     add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
     add('--port', type=int, default=8000, help='--serve: the port (default 8000)')
     args = parser.parse_intermixed_args(argv)
-    modes = (args.find, args.pairs, args.index, args.calibrate, args.serve, args.images or None)
+    modes = (args.find, args.pairs, args.index, args.group, args.calibrate, args.serve)
+    modes = (*modes, args.images or None)
+    of_group = (args.sure, args.keep, args.same_photograph, args.suggest, args.xmp)
     ages = 2 if args.images else 1 if args.find else 0
     for wrong, message in (
         (
             sum(mode is not None for mode in modes) != 1 or len(args.images) not in (0, 2),
-            'give two images, or one of --find --pairs --index --serve --calibrate',
+            'give two images, or one of --find --pairs --index --group --serve --calibrate',
         ),
         (
             args.threshold is not None and not -1 <= args.threshold <= 1,
@@ -88,7 +105,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             '--ages takes two ages with two images, one with --find',
         ),
         (args.index and len(args.index) > 2, '--index takes a folder and, if you like, a file'),
-        (args.people and not args.index, '--people belongs to --index'),
+        (args.group and len(args.group) > 2, '--group takes an index and, if you like, a folder'),
+        (
+            args.people and not (args.index and args.people is True)
+            if not args.group
+            else args.people is True,
+            '--people belongs to --index, and with --group names an index',
+        ),
+        (any(of_group) and not args.group, '--sure --keep --suggest --xmp belong to --group'),
+        (
+            args.sure is not None and not 0 < args.sure < 1,
+            '--sure is a probability, between 0 and 1',
+        ),
         (
             args.top < 1 or not 0 < args.port < 2**16,
             '--top must be at least 1, --port between 1 and 65535',
@@ -210,7 +238,7 @@ def index(args: argparse.Namespace) -> int:
     folder = args.index[0]
     default = f'{Path(folder).resolve().name}.index'
     path = Path(args.index[1] if len(args.index) > 1 else default)
-    archive, counts, passed = enrolment.update(matcher(args), folder, path, args.people)
+    archive, counts, passed = enrolment.update(matcher(args), folder, path, bool(args.people))
     if args.json:
         facts = {'index': str(path), 'faces': len(archive), 'photographs': len(archive.rows)}
         facts |= {'people': len(archive.people), 'left_out': len(archive.left_out)}
@@ -221,6 +249,37 @@ def index(args: argparse.Namespace) -> int:
     print(f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images ({changes})')
     _list(archive.left_out, 'without a face')
     _list(passed, 'passed over', 12)
+    return 0
+
+
+def group(args: argparse.Namespace) -> int:
+    """The people of an archive, into people.csv and its companions, and a sheet each."""
+    from verification import people, people_files, sidecars
+
+    known, (path, *out) = matcher(args), args.group
+    out = Path(out[0] if out else f'{Path(path).stem}-people')
+    archive = read_archive(known, path)
+    named = Index.open(args.people, known.info.sha256) if args.people else None
+    try:
+        with Interrupt(at_once=True):
+            rows, said = people.group(
+                known,
+                archive,
+                out,
+                args.keep,
+                named,
+                0.5 if args.sure is None else args.sure,
+                args.same_photograph,
+                args.suggest,
+            )
+            print(*said, sep='\n', file=sys.stderr if args.json else sys.stdout)
+            if args.xmp:
+                _list(sidecars.write(archive, rows), 'without a sidecar')
+            people_files.draw_sheets(archive, rows, out / 'sheets')
+    except (Interrupted, KeyboardInterrupt):
+        raise utils.UserError(f'stopped: the same command goes on; {out} is whole') from None
+    if args.json:
+        print((out / 'people.json').read_text('utf-8'), end='')
     return 0
 
 
@@ -279,6 +338,7 @@ def run(args: argparse.Namespace) -> int:
         (args.find, find),
         (args.pairs, compare_table),
         (args.index, index),
+        (args.group, group),
         (args.calibrate, calibrate),
         (args.images, compare),
         (True, serve),

@@ -1,0 +1,390 @@
+"""Groups of faces: the linkage, what a person corrects and knows, and the files."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_calibration import stored
+
+import utils
+import verify
+from evaluation.cells import AgeDecision
+from verification import grouping, people, people_files, sidecars
+from verification.decision import Decision
+from verification.grouping import LogOdds
+from verification.index import FACE, Index, Photograph
+
+NONE = np.empty((0, 2), int)
+MATCHER = SimpleNamespace(
+    decision=Decision(0.5, given=True), info=SimpleNamespace(path='w.pth', sha256='f' * 64)
+)
+
+
+def faces_of(people, each, dim=64, spread=0.5, seed=0):
+    """Unit vectors (people · each, dim) around a centre for each, their people, and ages."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(people), each)
+    noise = spread * rng.normal(size=(len(labels), dim)) / np.sqrt(dim)
+    centres = rng.normal(size=(people, dim))
+    vectors = (centres / np.linalg.norm(centres, axis=1, keepdims=True))[labels] + noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels, rng.uniform(0, 80, len(labels))
+
+
+def one_by_one(pairs, apart, sure=0.5):
+    """The partition that merges mutual nearest groups, a plain loop over means of pairs."""
+    odds, groups = pairs.rows(0, len(pairs)).astype(float), [[k] for k in range(len(pairs))]
+    never = {frozenset(pair) for pair in apart.tolist()}
+    while True:
+        table = np.full((len(groups), len(groups)), -np.inf)
+        for a, b in zip(*np.triu_indices(len(groups), 1), strict=True):
+            first, second = groups[a], groups[b]
+            if not any(frozenset((i, j)) in never for i in first for j in second):
+                mean = odds[np.ix_(first, second)].mean()
+                weight = (len(first) * len(second)) ** grouping.SIZES if mean > 0 else 1
+                table[a, b] = table[b, a] = mean * weight
+        best, limit = table.argmax(1), grouping.prior(len(groups)) + np.log(sure / (1 - sure))
+        joined = [
+            (a, b) for a, b in enumerate(best) if a < b and best[b] == a and table[a, b] >= limit
+        ]
+        if not joined:
+            return {frozenset(group) for group in groups}
+        for a, b in joined:
+            groups[a] = groups[a] + groups[b]
+        gone = {b for _, b in joined}
+        groups = [group for k, group in enumerate(groups) if k not in gone]
+
+
+def partition(groups):
+    return {frozenset(np.flatnonzero(groups == k).tolist()) for k in np.unique(groups)}
+
+
+@pytest.mark.parametrize('by_ages', [False, True])
+@pytest.mark.parametrize('dense', [True, False], ids=['matrix', 'neighbours'])
+def test_linkage_is_that_of_plain_means(dense, by_ages, monkeypatch):
+    vectors, labels, ages = faces_of(12, 5, spread=0.9)
+    decision = AgeDecision(stored()) if by_ages else None
+    pairs = LogOdds(vectors, ages, decision, 0.3, 15)
+    apart = np.array([(0, 1), (0, 7), (20, 21)])
+    monkeypatch.setattr(grouping, 'ROWS', 7)
+    if not dense:
+        monkeypatch.setattr(grouping, 'DENSE', 2)
+        monkeypatch.setattr(grouping, 'NEIGHBOURS', 59)
+    found = grouping.group(pairs, np.arange(60), apart)
+    assert partition(found) == one_by_one(pairs, apart)
+    assert found[0] != found[1] and len(np.unique(found)) < 40
+
+
+def test_means_over_pairs_of_groups_are_exact():
+    vectors, labels, ages = faces_of(6, 7)
+    pairs = LogOdds(vectors, ages, AgeDecision(stored()))
+    odds, (first, second) = pairs.rows(0, 42), np.triu_indices(6, 1)
+    expected = [
+        odds[labels == a][:, labels == b].mean() for a, b in zip(first, second, strict=True)
+    ]
+    np.testing.assert_allclose(pairs.means(labels, first, second), expected, rtol=1e-4)
+    k, j = 3, 30
+    younger, gap = min(ages[[k, j]].round()), abs(ages[k].round() - ages[j].round())
+    p = AgeDecision(stored()).probability(float(vectors[k] @ vectors[j]), younger, gap)
+    assert 1 / (1 + np.exp(-odds[k, j])) == pytest.approx(p, abs=1e-4)
+
+
+def test_constraints_hold_whatever_the_faces_say(monkeypatch):
+    vectors, labels, ages = faces_of(4, 10, spread=0.3)
+    pairs, start = LogOdds(vectors, ages, None, 0.5, 15), np.arange(40)
+    assert partition(grouping.group(pairs, start, NONE)) == partition(labels)
+    start[[0, 10]] = 99  # one person, whatever they look like
+    fixed = np.zeros(40, bool)
+    fixed[[20, 21]] = True  # two names
+    for dense in (grouping.DENSE, 2):
+        monkeypatch.setattr(grouping, 'DENSE', dense)
+        monkeypatch.setattr(grouping, 'NEIGHBOURS', 39)
+        found = grouping.group(pairs, start, np.array([(30, 31)]), fixed)
+        assert found[0] == found[10] and found[20] != found[21] and found[30] != found[31]
+
+
+def test_belonging_leaves_the_face_itself_out():
+    vectors, labels, ages = faces_of(3, 4)
+    labels[11] = 3  # alone
+    pairs = LogOdds(vectors, ages, None, 0.5, 15)
+    odds, (rest, other, value) = pairs.rows(0, 12), grouping.belonging(pairs, labels)
+    assert np.isnan(rest[11]) and other[11] == 2
+    assert rest[0] == pytest.approx(odds[0, 1:4].mean() * 3**grouping.SIZES, rel=1e-4)
+    assert value[11] == pytest.approx(odds[11, 8:11].mean() * 3**grouping.SIZES, rel=1e-4)
+
+
+def archive_of(vectors, labels, ages, folder, per_photograph=1, root=None):
+    """An index of made-up faces; photographs are grey, and named after who is in them."""
+    photographs = []
+    for start in range(0, len(vectors), per_photograph):
+        here = range(start, min(start + per_photograph, len(vectors)))
+        rows = np.zeros(len(here), FACE)
+        for row, k in zip(rows, here, strict=True):
+            left = 100 * (k - start)
+            row['box'], row['age'], row['group'] = (left, 10, left + 60, 80), ages[k], 1
+            row['points'] = np.array([(20, 30), (40, 30), (30, 40), (22, 55), (38, 55)]) + (left, 0)
+        name = f'{labels[start]}/{start:03}.jpg'
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (100 * per_photograph, 100), 'grey').save(folder / name)
+        photographs.append(Photograph(name, 1, 2, '', rows, vectors[here.start : here.stop]))
+    return Index.of(str(folder), photographs, root == 'people', vectors.shape[1])
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Four people of six faces, and an archive of them."""
+    vectors, labels, ages = faces_of(4, 6, spread=0.3)
+    return vectors, labels, ages, archive_of(vectors, labels, ages, tmp_path / 'photographs')
+
+
+def table(path):
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def correct(path, change):
+    rows = table(path)
+    for row in rows:
+        change(row)
+    people_files.write_table(path, list(rows[0]), rows)
+
+
+def numbers(rows):
+    return {int(row['face']): int(row['group']) for row in rows}
+
+
+def test_files_and_numbers(family, tmp_path, capsys):
+    vectors, labels, ages, archive = family
+    rows, said = people.group(MATCHER, archive, tmp_path / 'out')
+    assert partition(np.array([numbers(rows)[k] for k in range(24)])) == partition(labels)
+    assert '24 faces in 4 groups of two or more, 0 alone' in said[0] and 'P of belonging' in said[1]
+    kept = table(tmp_path / 'out' / 'people.csv')
+    assert list(kept[0]) == people_files.COLUMNS and kept[0]['box'] == '0 10 60 80'
+    of_first = [row for row in kept if row['group'] == '1']
+    years = [float(row['age']) for row in of_first]
+    assert years == sorted(years) and float(of_first[0]['probability']) > 0.9
+    groups = json.loads((tmp_path / 'out' / 'people.json').read_text())['groups']
+    assert [len(one['faces']) for one in groups] == [6] * 4
+    assert people_files.draw_sheets(archive, rows, tmp_path / 'out' / 'sheets') == 4
+    assert people_files.draw_sheets(archive, rows, tmp_path / 'out' / 'sheets') == 0
+    assert Image.open(tmp_path / 'out' / 'sheets' / '0001.jpg').size == (6 * 96, 24 + 132)
+
+
+def test_corrections_stay_and_new_photographs_join(family, tmp_path):
+    vectors, labels, ages, archive = family
+    out = tmp_path / 'out'
+    before = numbers(people.group(MATCHER, archive, out)[0])
+
+    def change(row):
+        if row['face'] in ('0', '1'):  # split
+            row['group'] = 'another'
+        if int(row['group'].replace('another', '99')) == before[6]:  # joined with the third
+            row['group'] = str(float(before[12]))
+        if row['face'] == '12':
+            row['name'] = 'Ada'
+
+    correct(out / 'people.csv', change)
+    rng = np.random.default_rng(5)
+    new = np.concatenate(
+        [vectors[[2, 20]] + 0.02 * rng.normal(size=(2, 64)), rng.normal(size=(1, 64))]
+    )
+    new = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
+    # their photographs come first in the index, so that every row moves
+    vectors = np.concatenate([new, vectors])
+    labels, ages = np.concatenate([[7, 8, 9], labels]), np.concatenate([[30, 30, 30], ages])
+    photographs = [*archive_of(vectors[:3], labels, ages, tmp_path / 'photographs').photographs()]
+    archive = Index.of(
+        str(tmp_path / 'photographs'), photographs + [*archive.photographs()], False, 64
+    )
+    rows, said = people.group(MATCHER, archive, out)
+    after = numbers(rows)
+    assert (
+        after[3] == after[4] == 5 and after[5] == before[2] == after[0]
+    )  # split, and joined by one
+    assert {after[3 + k] for k in range(6, 18)} == {before[12]} and after[1] == before[18]
+    assert after[2] == 6 and all(after[3 + k] == before[k] for k in range(18, 24))
+    assert {row['name'] for row in rows if row['group'] == before[12]} == {'Ada'}
+
+
+def test_faces_of_one_photograph_are_different_people(tmp_path):
+    vectors, labels, ages = faces_of(1, 6, spread=0.1)
+    archive = archive_of(vectors, labels, ages, tmp_path / 'a', 2)
+    rows, _ = people.group(MATCHER, archive, tmp_path / 'out')
+    after = numbers(rows)
+    assert all(after[k] != after[k + 1] for k in (0, 2, 4)) and len(set(after.values())) == 2
+    rows, _ = people.group(MATCHER, archive, tmp_path / 'lifted', same_photograph=True)
+    assert set(numbers(rows).values()) == {1}
+
+
+def test_names_of_enrolled_people(family, tmp_path):
+    vectors, labels, ages, archive = family
+    who = np.array(['Ada', 'Ada', 'Bo'])
+    named = archive_of(vectors[[6, 7, 1]], who, ages, tmp_path / 'enrolled', root='people')
+    rows, _ = people.group(MATCHER, archive, tmp_path / 'out', named=named)
+    names = {row['face']: row['name'] for row in rows}
+    assert [names[k] for k in range(0, 24, 6)] == ['Bo', 'Ada', '', '']
+    assert len({row['group'] for row in rows}) == 4
+    named = archive_of(vectors[[6, 7, 8]], who, ages, tmp_path / 'enrolled', root='people')
+    rows, _ = people.group(MATCHER, archive, tmp_path / 'again', named=named)
+    assert {row['name'] for row in rows} > {'Ada'}  # two names are two groups, however alike
+
+
+def test_birth_and_dates_make_ages_exact(family, tmp_path):
+    vectors, labels, ages, archive = family
+    out = tmp_path / 'out'
+    before = numbers(people.group(MATCHER, archive, out)[0])
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[36867] = '1995:06:01 10:00:00'
+    Image.new('RGB', (100, 100)).save(archive.path(1), exif=exif)
+    (tmp_path / 'photographs' / '0' / '002.jpg.xmp').write_text(
+        '<a photoshop:DateCreated="1998-01-01"/>'
+    )
+
+    def change(row):
+        if row['face'] == '0':
+            row.update(name='Ada', born='1990-03-01', taken='2020')
+        if row['face'] == '3':
+            row.update(group='', taken='1985')
+        if row['face'] == '4':
+            row['taken'] = '1970'
+
+    correct(out / 'people.csv', change)
+    rows, said = people.group(MATCHER, archive, out)
+    by_face = {row['face']: row for row in rows}
+    assert [by_face[k]['age'] for k in (0, 1, 2)] == [30, 5, 7]
+    assert by_face[3]['group'] != before[0] and by_face[4]['group'] == before[0]
+    assert any('Ada, born 1990-03-01: 1 photographs have a date that' in line for line in said)
+    correct(out / 'people.csv', lambda row: row.update(born='1990-13-40' if row['born'] else ''))
+    _, said = people.group(MATCHER, archive, out)
+    assert any('is no date' in line for line in said)
+
+
+def test_an_accepted_suggestion_joins(tmp_path):
+    vectors, labels, ages = faces_of(4, 6, spread=0.3)
+    vectors[:6] = vectors[:6] + 0.6 * vectors[6]  # so that two groups are near
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    archive, out = archive_of(vectors, labels, ages, tmp_path / 'a'), tmp_path / 'out'
+    before = numbers(people.group(MATCHER, archive, out, sure=0.9, suggest=True)[0])
+    assert before[0] != before[6]
+    pair = table(out / 'suggestions.csv')[0]
+    assert float(pair['probability']) > 0.5
+    assert {int(pair['first']), int(pair['second'])} == {before[0], before[6]}
+    assert int(pair['first_face']) // 6 + int(pair['second_face']) // 6 == 1
+    correct(out / 'suggestions.csv', lambda row: row.update(accept='yes' if row == pair else 'no'))
+    rows, said = people.group(MATCHER, archive, out)
+    after = numbers(rows)
+    assert after[0] == after[6] == min(before[0], before[6]) and 'is now of group' in said[0]
+    assert all(row['accept'] == 'no' for row in table(out / 'suggestions.csv'))
+
+
+def test_files_that_are_no_corrections(family, tmp_path):
+    archive, path = family[3], tmp_path / 'people.csv'
+    for content, message in (
+        (b'a,b\n1,2\n', 'no column photograph'),
+        (b'\xff\xfe\xff', 'not UTF-8'),
+        (None, 'No such file'),
+    ):
+        path.unlink(missing_ok=True)
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(utils.DataError, match=f'people.csv: {message}'):
+            people.group(MATCHER, archive, tmp_path / 'out', kept=path)
+    without = SimpleNamespace(decision=Decision(), info=MATCHER.info)
+    with pytest.raises(utils.UserError, match='--calibrate NAME makes one'):
+        people.group(without, archive, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+ xmlns:mine="http://example.org/" xmlns:mwg-rs="http://www.metadataworkinggroup.com/schemas/regions/"
+ xmlns:stArea="http://ns.adobe.com/xmp/sType/Area#" mine:stars="5"><mwg-rs:Regions
+ rdf:parseType="Resource"><mwg-rs:RegionList><rdf:Bag><rdf:li rdf:parseType="Resource"><mwg-rs:Name>
+ Theirs</mwg-rs:Name><mwg-rs:Area stArea:x="0.15" stArea:y="0.45" stArea:w="0.3" stArea:h="0.7"/>
+ </rdf:li></rdf:Bag></mwg-rs:RegionList></mwg-rs:Regions></rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+def test_sidecars_are_merged(tmp_path):
+    vectors, labels, ages = faces_of(1, 2)
+    archive = archive_of(vectors, labels, ages, tmp_path, 2)
+    rows = [{'face': k, 'name': name} for k, name in enumerate(('Ada', 'Bo & Co'))]
+    path = tmp_path / '0' / '000.jpg.xmp'
+    assert sidecars.write(archive, rows) == []
+    text = path.read_text()
+    assert 'mwg-rs:Name="Ada"' in text and 'Bo &amp; Co' in text and 'stArea:x="0.650000"' in text
+    path.write_text(XMP)
+    sidecars.write(archive, rows)
+    text = path.read_text()
+    assert 'Theirs' in text and 'mine:stars="5"' in text and '"Ada"' not in text and 'Bo &' in text
+    before = path.stat().st_mtime_ns
+    sidecars.write(archive, rows)
+    assert path.stat().st_mtime_ns == before
+    path.write_text('no XML')
+    assert '000.jpg: no regions written' in sidecars.write(archive, rows)[0]
+    assert path.read_text() == 'no XML'
+
+
+@pytest.mark.parametrize('turned', range(1, 9))
+def test_regions_are_those_of_the_stored_image(turned):
+    from storage.images import ORIENTATION
+
+    stored_image = np.zeros((40, 100), np.uint8)
+    stored_image[5:15, 60:90] = 255
+    image = Image.fromarray(stored_image)
+    exif = Image.Exif()
+    exif[ORIENTATION] = turned
+    image.info['exif'] = exif.tobytes()
+    image.getexif()[ORIENTATION] = turned
+    from PIL import ImageOps
+
+    upright = np.asarray(ImageOps.exif_transpose(image))
+    rows, columns = np.nonzero(upright)
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    text = sidecars.merged(sidecars.EMPTY.encode(), (100, 40), turned, [(box, 'Ada')]).decode()
+    for part in ('x="0.750000"', 'y="0.250000"', 'w="0.300000"', 'h="0.250000"'):
+        assert f'stArea:{part}' in text
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        ['--group', 'a', 'b', 'c'],
+        ['--group', 'a', '--sure', '1'],
+        ['--find', 'a', 'b', '--suggest'],
+        ['--group', 'a', '--people'],
+        ['--index', 'a', '--people', 'b.index'],
+    ],
+    ids=str,
+)
+def test_command_lines_that_mean_nothing(line, capsys):
+    with pytest.raises(SystemExit):
+        verify.arguments(['w.pth', *line])
+    assert 'error' in capsys.readouterr().err
+
+
+def test_a_kill_and_the_same_command_again(weights, drawn, tmp_path):
+    line = [sys.executable, ROOT / 'verify.py', weights]
+    done = subprocess.run(
+        [*line, '--index', drawn / 'val', 'a.index'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line += ['--group', 'a.index', 'out', '--suggest']
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / 'out' / 'people.json').exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and '36 faces in' in done.stdout, done.stderr
+    rows = table(tmp_path / 'out' / 'people.csv')
+    sheets = {path.stem for path in (tmp_path / 'out' / 'sheets').iterdir()}
+    assert sheets == {f'{int(row["group"]):04}' for row in rows}

@@ -1,0 +1,346 @@
+"""`verify.py --group`: the people of an archive, in files that a person may correct.
+
+OUT/people.csv has a row for each face. Its `group` and `name` may be changed and are read back:
+rows of one group, or of one name, stay together, and those of two never come together; an empty
+group is decided anew. `born` beside a name makes ages exact, with `taken` or the photograph's date.
+OUT/suggestions.csv lists groups that may be one person: `yes` in its column `accept` joins them,
+`no` ends the question.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from preparation.labels import taken_on, years_between
+from system.names import shown
+from system.progress import progress
+from utils import DataError, UserError
+from verification import grouping
+from verification.grouping import LogOdds, probability
+from verification.index import Index
+from verification.matcher import Matcher
+from verification.people_files import COLUMNS, PAIRS, read_table, write_table
+
+XMP_DATE = re.compile(
+    rb'(?:exif:DateTimeOriginal|photoshop:DateCreated|xmp:CreateDate)(?:="|>)([-0-9:]{4,10})'
+)
+SLOPE = 15  # of the log-odds over similarity, if only a threshold is known: typical of cosines
+UNLIKELY, SUGGESTED = 0.02, 200  # the least P that is suggested, and how many pairs
+
+
+class Corrections:
+    """What people.csv and suggestions.csv say of an archive's faces.
+
+    keys (N) are ('name', a name), ('group', a label) or None; numbers {key: number of its group};
+    born {key: date}, taken {face: date}; answers are the pairs that were answered with no.
+    """
+
+    def __init__(self, path: Path | None, archive: Index):
+        self.keys: list[tuple[str, str] | None] = [None] * len(archive)
+        self.numbers: dict[tuple[str, str], int] = {}
+        self.born: dict[tuple[str, str], str] = {}
+        self.taken: dict[int, str] = {}
+        self.answers: list[dict] = []
+        self.notes: list[str] = []
+        if path:
+            self._read(path, archive)
+
+    def _read(self, path, archive):
+        faces = {place_of(archive, face): face for face in range(len(archive))}
+        rows = [(faces.get((row['photograph'], row['box'])), row) for row in read_table(path)]
+        lost = sum(face is None for face, _ in rows)
+        if lost:
+            self.notes.append(f'{path}: {lost} rows are of no face of this archive: not used')
+        joined = self._accepted(path.with_name('suggestions.csv'))
+        names = defaultdict(set)
+        for _, row in rows:
+            row['label'] = joined.get(_label(row['group']), _label(row['group']))
+            names[row['label']] |= {row['name']} - {''}
+        for label, found in names.items():
+            if len(found) > 1 and label in joined.values():
+                raise DataError(f'{path}: group {label} is of {" and ".join(sorted(found))}')
+        labels = defaultdict(Counter)
+        for face, row in rows:
+            known = {row['name']} - {''} or names[row['label']] if row['label'] else {row['name']}
+            if len(known) > 1:  # a group of two names: the rows without one are open
+                continue
+            name = next(iter(known), '')
+            key = ('name', name) if name else ('group', row['label']) if row['label'] else None
+            if face is not None:
+                self.keys[face] = key
+                if row['taken']:
+                    self.taken[face] = row['taken']
+            if key and face is not None:
+                labels[key][row['label']] += 1
+                if row['born'] and self.born.setdefault(key, row['born']) != row['born']:
+                    raise DataError(
+                        f'{path}: {key[1]} is born {self.born[key]} and {row["born"]}: correct one'
+                    )
+        self._number(labels, joined)
+
+    def _number(self, labels, joined):
+        """Each group keeps its number: the most frequent of its rows that is still free."""
+        free = max([int(x) for row in labels.values() for x in row if x.isdecimal()], default=0) + 1
+        for key, row in sorted(labels.items(), key=lambda item: -max(item[1].values())):
+            wanted = [int(x) for x, _ in row.most_common() if x.isdecimal()]
+            open_ones = [number for number in wanted if number not in self.numbers.values()]
+            self.numbers[key] = open_ones[0] if open_ones else free
+            free += not open_ones
+            gone = {*wanted[1:], *(int(x) for x, to in joined.items() if to in row)}
+            self.notes += [
+                f'group {number} is now of group {self.numbers[key]}'
+                for number in sorted(gone - {self.numbers[key]} - {*self.numbers.values()})
+            ]
+
+    def _accepted(self, path):
+        """{label: the label that it becomes} of the suggestions with a yes."""
+        joined: dict[str, str] = {}
+        for row in read_table(path, PAIRS[:3]) if path.exists() else []:
+            first, second = (joined.get(_label(row[k]), _label(row[k])) for k in PAIRS[1:3])
+            answer = row['accept'].lower()
+            if answer in ('yes', 'y', '1', 'x'):
+                to, gone = sorted((first, second), key=lambda x: (len(x), x))
+                joined |= {label: to for label, now in joined.items() if now == gone} | {gone: to}
+            elif answer:
+                self.answers.append(row)
+        return joined
+
+
+def _label(text):
+    """A spreadsheet may write 12 as 12.0."""
+    return re.sub(r'\.0+$', '', text)
+
+
+def place_of(archive: Index, face: int) -> tuple[str, str]:
+    """The columns `photograph` and `box`, by which a face is known however the index grows."""
+    box = ' '.join(f'{side:.0f}' for side in archive.faces['box'][face])
+    return shown(archive.name(face)), box
+
+
+def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogOdds:
+    """By the decision of the weights, on ages if it has them. Raises UserError if it has none."""
+    decision = matcher.decision
+    if decision.threshold is None:
+        raise UserError(
+            f'{matcher.info.path}: holds no threshold, so nothing says which faces are one person: '
+            '--calibrate NAME makes one from people of your own, --threshold T gives one'
+        )
+    if decision.given or decision.genuine is None:
+        return LogOdds(embeddings, ages, None, decision.threshold, SLOPE)
+    kinds = decision.genuine, decision.impostor
+    slope = float(np.mean(kinds[0]) - np.mean(kinds[1])) / float(np.mean([x.var() for x in kinds]))
+    return LogOdds(embeddings, ages, decision.ages, decision.threshold, max(slope, 1.0))
+
+
+def group(
+    matcher: Matcher,
+    archive: Index,
+    out: Path,
+    kept: Path | None = None,
+    named: Index | None = None,
+    sure: float = 0.5,
+    same_photograph: bool = False,
+    suggest: bool = False,
+) -> tuple[list[dict], list[str]]:
+    """Groups the faces of an archive; writes people.csv, people.json and suggestions.csv.
+
+    Corrections are read from `kept`, else from the files in `out`. `named` is an index of people
+    enrolled by name; groups merge if P of one person is at least `sure`. Returns the rows of
+    people.csv and lines to print. Raises UserError or DataError before anything is written.
+    """
+    kept = kept or (out / 'people.csv' if (out / 'people.csv').exists() else None)
+    known = Corrections(kept, archive)
+    keys, embeddings, faces = [*known.keys], archive.embeddings, archive.faces
+    if named is not None:
+        keys += [
+            ('name', person) if (person := named.person(k)) else None for k in range(len(named))
+        ]
+        embeddings = np.concatenate([embeddings, named.embeddings])
+        faces = np.concatenate([faces, named.faces])
+    ages = np.where(faces['group'] < 0, np.nan, faces['age']).astype(float)
+    dates = {**_dates(archive), **known.taken} if known.born else known.taken
+    never = [] if same_photograph else [*_in_one_photograph(archive)]
+    never += _use_dates(ages, keys, known.born, dates, known.notes)
+    order = {key: k for k, key in enumerate(dict.fromkeys(filter(None, keys)))}
+    start = [len(order) + k if key is None else order[key] for k, key in enumerate(keys)]
+    fixed = np.array([key is not None for key in keys])
+    apart = np.array(never, int).reshape(-1, 2)
+    pairs = log_odds(matcher, embeddings, ages)
+    found = grouping.group(pairs, np.array(start), apart, fixed, sure)
+    rest, other, value = grouping.belonging(pairs, found)
+    count = int(found.max()) + 1
+    whose = {int(found[k]): key for k, key in enumerate(keys) if key}
+    numbers = _numbers(found[: len(archive)], whose, known.numbers)
+    now = [whose.get(int(k)) for k in found[: len(archive)]]
+    _use_dates(ages, now, known.born, dates, [])
+    rows = []
+    for k in range(len(archive)):
+        key, number = now[k], numbers[int(found[k])]
+        photograph, box = place_of(archive, k)
+        values = [k, photograph, box, number, key[1] if key and key[0] == 'name' else '']
+        values += [_rounded(ages[k], 1), _rounded(probability(rest[k], count))]
+        near = numbers.get(int(other[k]), '') if other[k] >= 0 else ''
+        values += [near, _rounded(probability(value[k], count)) if near else '']
+        values += [known.born.get(key, '') if key else '', dates.get(k, '')]
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    answered = {tuple(sorted((row['first'], row['second']))) for row in known.answers}
+    suggestions = known.answers if known.answers or (out / 'suggestions.csv').exists() else None
+    if suggest:
+        new = _suggestions(pairs, found, other, numbers, whose, apart, rows)
+        suggestions = known.answers + [
+            row
+            for row in new
+            if tuple(sorted((str(row['first']), str(row['second'])))) not in answered
+        ]
+    rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
+    _write(out, archive, matcher, rows, suggestions, sure)
+    return rows, known.notes + [*_said(rows, suggestions if suggest else None, out)]
+
+
+def _numbers(found, whose, kept):
+    """{group: its number}: those of corrections stay, new ones follow, the largest first."""
+    sizes = Counter(found.tolist())
+    numbers = {k: kept[whose[k]] for k in sizes if whose.get(k) in kept}
+    following = max(kept.values(), default=0) + 1
+    new = sorted((k for k in sizes if k not in numbers), key=lambda k: (-sizes[k], k))
+    return numbers | {k: number for number, k in enumerate(new, following)}
+
+
+def _in_one_photograph(archive) -> Iterator[tuple[int, int]]:
+    start = 0
+    for *_, count in archive.rows:
+        first, second = np.triu_indices(count, 1)
+        yield from zip((start + first).tolist(), (start + second).tolist(), strict=True)
+        start += count
+
+
+def _dates(archive):
+    """{face: when its photograph was taken}, by EXIF or XMP, in the file or beside it."""
+    dates, start = {}, 0
+    for name, *_, count in progress(archive.rows, 'dates', unit=' photographs'):
+        path = Path(archive.root, name)
+        date = taken_on(str(path)) if count else None
+        for file in (path, Path(f'{path}.xmp'), path.with_suffix('.xmp')) if count else ():
+            if date is None and file.is_file():
+                with open(file, 'rb') as opened:
+                    match = XMP_DATE.search(opened.read(2**19))
+                date = match[1].decode() if match else None
+        if date:
+            dates |= dict.fromkeys(range(start, start + count), date[:10].replace(':', '-'))
+        start += count
+    return dates
+
+
+def _use_dates(ages, keys, born, dates, notes):
+    """Sets the ages that birth and photograph make exact; pairs of faces that can't be one person,
+    because one of them was born later."""
+    never = []
+    persons: dict[tuple, list[int]] = defaultdict(list)
+    for k, key in enumerate(keys):
+        persons[key].append(k)
+    for key, date in born.items():
+        here, absurd = set(persons.get(key, [])), []
+        for k, taken in dates.items():
+            try:
+                age = years_between(date, taken)
+            except ValueError:
+                try:
+                    years_between(taken, date)  # so that it was taken before
+                except ValueError as error:
+                    if k in here:
+                        absurd.append(f'{error}')
+                    continue
+                if k in here:
+                    absurd.append(f'taken {taken}')
+                elif here:
+                    never.append((min(here), k))
+            else:
+                if k in here:
+                    ages[k] = age
+        if absurd:
+            notes.append(
+                f"{key[1]}, born {date}: {len(absurd)} photographs have a date that can't be "
+                f'({absurd[0]}): the age is an estimate there; correct `born` or `taken`'
+            )
+    return never
+
+
+def _suggestions(pairs, found, other, numbers, whose, apart, rows):
+    """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it."""
+    near = np.unique(np.sort(np.stack([found, other], 1)[other >= 0], 1), axis=0)
+    never = {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
+    near = np.array(
+        [
+            (a, b)
+            for a, b in near.tolist()
+            if (a, b) not in never
+            and a in numbers
+            and b in numbers
+            and not (whose.get(a, ' ')[0] == whose.get(b, ' ')[0] == 'name')
+        ],
+        int,
+    ).reshape(-1, 2)
+    sizes = np.bincount(found)
+    value = grouping.evidence(pairs.means(found, *near.T), sizes[near[:, 0]], sizes[near[:, 1]])
+    likely, members = probability(value, len(sizes)), defaultdict(list)
+    for k in range(len(rows)):
+        members[int(found[k])].append(k)
+    result = []
+    for k in np.argsort(-likely, kind='stable')[:SUGGESTED]:
+        if likely[k] < UNLIKELY:
+            break
+        a, b = sorted(near[k].tolist(), key=numbers.__getitem__)
+        scores = pairs.embeddings[members[a]] @ pairs.embeddings[members[b]].T
+        i, j = np.unravel_index(scores.argmax(), scores.shape)
+        first, second = rows[members[a][i]], rows[members[b][j]]
+        ages = [
+            [rows[face]['age'] for face in members[x] if rows[face]['age'] != ''] for x in (a, b)
+        ]
+        gap = _rounded(abs(np.mean(ages[0]) - np.mean(ages[1])), 0) if all(ages) else ''
+        values = ['', numbers[a], numbers[b], _rounded(likely[k]), gap, first['face']]
+        values += [first['photograph'], second['face'], second['photograph']]
+        result.append(dict(zip(PAIRS, values, strict=True)))
+    return result
+
+
+def _write(out, archive, matcher, rows, suggestions, sure):
+    out.mkdir(parents=True, exist_ok=True)
+    groups: dict[int, dict] = {}
+    for row in rows:
+        entry = groups.setdefault(row['group'], {'group': row['group'], 'name': row['name']})
+        entry.setdefault('born', row['born'])
+        face = {key: None if row[key] == '' else row[key] for key in COLUMNS[5:9]}
+        face |= {'face': row['face'], 'photograph': row['photograph'], 'taken': row['taken']}
+        entry.setdefault('faces', []).append(face | {'box': [*map(int, row['box'].split())]})
+    facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
+    text = json.dumps(utils.finite(facts | {'groups': [*groups.values()]}), indent=1) + '\n'
+    utils.write_whole(out / 'people.json', lambda file: file.write_text(text, 'utf-8'))
+    if suggestions is not None:
+        write_table(out / 'suggestions.csv', PAIRS, suggestions)
+    write_table(out / 'people.csv', COLUMNS, rows)
+
+
+def _said(rows, suggestions, out):
+    sizes = Counter(row['group'] for row in rows)
+    alone = sum(size == 1 for size in sizes.values())
+    sure = [row['probability'] for row in rows if row['probability'] != '']
+    yield (
+        f'{out}/people.csv: {len(rows)} faces in {len(sizes) - alone} groups of two or more, '
+        f'{alone} alone'
+    )
+    if sure:
+        yield (
+            f'P of belonging: {np.median(sure):.3f} in the middle, below 0.9 for '
+            f'{sum(p < 0.9 for p in sure)} of {len(sure)} faces'
+        )
+    if suggestions:
+        yield f'{out}/suggestions.csv: {len(suggestions)} pairs of groups that may be one person'
+
+
+def _rounded(value, digits=3):
+    return round(float(value), digits) if np.isfinite(value) else ''

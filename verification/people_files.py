@@ -1,0 +1,125 @@
+"""The tables and sheets of `verify.py --group`."""
+
+import csv
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from storage.images import HEIGHT, WIDTH
+from system.processes import each
+from system.progress import progress
+from utils import DataError, write_whole
+from verification import portraits
+from verification.index import Index
+
+COLUMNS = ['face', 'photograph', 'box', 'group', 'name', 'age', 'probability', 'nearest']
+COLUMNS += ['nearest_probability', 'born', 'taken']
+PAIRS = ['accept', 'first', 'second', 'probability', 'years_between']
+PAIRS += ['first_face', 'first_photograph', 'second_face', 'second_photograph']
+NEEDED = ['photograph', 'box', 'group']  # without these a row is of no face
+ROW, MOST = 10, 120  # faces side by side on a sheet, and of a group
+GREY = (200, 200, 200)  # for a photograph that is no longer there
+
+
+def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
+    """Rows of a CSV with commas, semicolons or tabs; what a row lacks is ''.
+
+    Raises DataError if it can't be read, or lacks a column of `needed`.
+    """
+    try:
+        text = path.read_bytes().decode('utf-8-sig')
+    except OSError as error:
+        raise DataError(f'{path}: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{path}: not UTF-8: save the table as CSV in UTF-8') from None
+    delimiter = max(',;\t', key=text.partition('\n')[0].count)
+    table = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    missing = [name for name in needed if name not in (table.fieldnames or ())]
+    if missing:
+        raise DataError(f'{path}: no column {missing[0]}: start from the file that --group wrote')
+    empty = dict.fromkeys([*COLUMNS, *PAIRS], '')
+    return [
+        empty | {name: cell.strip() for name, cell in row.items() if name and cell} for row in table
+    ]
+
+
+def write_table(path: Path, columns: list[str], rows: list[dict]) -> None:
+    file = io.StringIO()
+    table = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(path, lambda temporary: temporary.write_text(file.getvalue(), 'utf-8'))
+
+
+def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
+    """A JPEG for each group, its faces in order of age, in `folder`; returns how many were drawn.
+
+    A sheet that shows the same already stays; of a group that is no more it goes.
+    """
+    folder.mkdir(exist_ok=True)
+    groups: dict[int, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row['group'], []).append(row)
+    jobs = []
+    for number, members in groups.items():
+        chosen = np.unique(np.linspace(0, len(members) - 1, min(len(members), MOST)).astype(int))
+        faces = [members[k] for k in chosen]
+        name = f'group {number}: {faces[0]["name"]}' if faces[0]['name'] else f'group {number}'
+        title = f'{name}, {len(members)} faces'
+        parts = [
+            (archive.path(row['face']), archive.faces['points'][row['face']], _beneath(row))
+            for row in faces
+        ]
+        path = folder / f'{number:04}.jpg'
+        mark = hashlib.sha256(repr((title, [(a, c) for a, _, c in parts])).encode()).hexdigest()
+        if not _is_drawn(path, mark):
+            jobs.append((path, title, parts, mark))
+    for stale in set(folder.glob('[0-9]*.jpg')) - {folder / f'{k:04}.jpg' for k in groups}:
+        stale.unlink()
+    workers = os.cpu_count() or 1 if len(jobs) > 32 else 1
+    work = each(_draw, jobs, None, functools.partial(bool), workers)
+    return sum(1 for _ in progress(work, 'sheets', len(jobs), unit=' groups'))
+
+
+def _beneath(row):
+    taken = f' ({row["taken"][:4]})' if row['taken'] else ''
+    return f'{row["age"]:.0f} years{taken}' if row['age'] != '' else row['taken'][:10]
+
+
+def _is_drawn(path, mark):
+    try:
+        with Image.open(path) as image:
+            return image.info.get('comment', b'').decode() == mark
+    except (OSError, ValueError):
+        return False
+
+
+def _draw(tool, job):
+    path, title, parts, mark = job
+    rows, high = -(-len(parts) // ROW), HEIGHT + 20
+    sheet = Image.new('RGB', (max(min(len(parts), ROW), 3) * WIDTH, 24 + rows * high), 'white')
+    draw, font = ImageDraw.Draw(sheet), _font()
+    draw.text((4, 4), title, 'black', font)
+    for k, (photograph, points, beneath) in enumerate(parts):
+        at = k % ROW * WIDTH, 24 + k // ROW * high
+        try:
+            face = portraits.cut(portraits.open_file(photograph, photograph), points)
+        except DataError:
+            sheet.paste(GREY, (*at, at[0] + WIDTH, at[1] + HEIGHT))
+        else:
+            sheet.paste(Image.fromarray(face), at)
+        draw.text((at[0] + 4, at[1] + HEIGHT + 2), beneath, 'black', font)
+    write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90, comment=mark))
+
+
+@functools.cache
+def _font():
+    from matplotlib.font_manager import FontProperties, findfont
+
+    return ImageFont.truetype(findfont(FontProperties()), 12)

@@ -1,0 +1,137 @@
+"""Names and boxes as MWG regions in XMP sidecars, which photo managers read.
+
+PHOTO.xmp is merged with if it is there, else PHOTO.jpg.xmp is, or is written. Source: Metadata
+Working Group, Guidelines for Handling Image Metadata 2.0, chapter 5.9.
+"""
+
+import io
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from storage.images import ORIENTATION
+from system.names import shown
+from utils import write_whole
+from verification.index import Index
+
+SPACES = {
+    'x': 'adobe:ns:meta/',
+    'rdf': 'http://www.w3.org/1999/02/22-rdf-syntax-ns#',
+    'mwg-rs': 'http://www.metadataworkinggroup.com/schemas/regions/',
+    'stArea': 'http://ns.adobe.com/xmp/sType/Area#',
+    'stDim': 'http://ns.adobe.com/xap/1.0/sType/Dimensions#',
+}
+EMPTY = f'<x:xmpmeta xmlns:x="{SPACES["x"]}"><rdf:RDF xmlns:rdf="{SPACES["rdf"]}"/></x:xmpmeta>'
+NEAR = 0.02  # of the image's sides: centres of one region
+# the place (x, y) in the stored image of one in the upright image, both from 0 to 1
+STORED = {
+    1: lambda x, y: (x, y),
+    2: lambda x, y: (1 - x, y),
+    3: lambda x, y: (1 - x, 1 - y),
+    4: lambda x, y: (x, 1 - y),
+    5: lambda x, y: (y, x),
+    6: lambda x, y: (y, 1 - x),
+    7: lambda x, y: (1 - y, 1 - x),
+    8: lambda x, y: (1 - y, x),
+}
+
+
+def write(archive: Index, rows: list[dict]) -> list[str]:
+    """Sidecars of all photographs with faces; returns a line for each that was left as it is.
+
+    `rows` are those of people.csv. A region that is there stays; if it has no name it gets ours.
+    """
+    faces = defaultdict(list)
+    for row in rows:
+        faces[archive.path(row['face'])].append((archive.faces['box'][row['face']], row['name']))
+    notes = []
+    for photograph, regions in faces.items():
+        beside = Path(photograph).with_suffix('.xmp')
+        path = beside if beside.exists() else Path(f'{photograph}.xmp')
+        try:
+            with Image.open(photograph) as image:
+                size, turned = image.size, image.getexif().get(ORIENTATION, 1)
+            before = path.read_bytes() if path.exists() else EMPTY.encode()
+            after = merged(before, size, turned, regions)
+        except (OSError, ValueError, ElementTree.ParseError) as error:
+            notes.append(f'{shown(photograph)}: no regions written ({error})')
+            continue
+        if after != before:
+            write_whole(path, lambda temporary, after=after: temporary.write_bytes(after))
+    return notes
+
+
+def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> bytes:
+    """The sidecar `before` with our regions too; the same bytes if they were all there.
+
+    `size` (width, height) is the stored image's, `turned` its EXIF orientation, and `regions` are
+    (box (4,) in pixels of the upright image, name or ''). Raises ParseError for what is no XML.
+    """
+    for prefix, space in SPACES.items():
+        ElementTree.register_namespace(prefix, space)
+    for _, (prefix, space) in ElementTree.iterparse(io.BytesIO(before), ['start-ns']):
+        if not prefix.startswith('ns'):  # ElementTree numbers its own so
+            ElementTree.register_namespace(prefix, space)
+    root = ElementTree.fromstring(before)
+    bag, changed = root.find('.//mwg-rs:RegionList/rdf:Bag', SPACES), False
+    if bag is None:
+        bag, changed = _new_bag(root, size), bool(regions)
+    upright = np.array(size if turned < 5 else size[::-1])
+    for box, name in regions:
+        corners = np.reshape(box, (2, 2)) / upright
+        first, second = (np.array(STORED.get(turned, STORED[1])(*corner)) for corner in corners)
+        middle, sides = (first + second) / 2, abs(first - second)
+        here = next((item for item in bag if _is_at(item, middle)), None)
+        if here is None:
+            here = ElementTree.SubElement(bag, _tag('rdf:li'), {_tag('rdf:parseType'): 'Resource'})
+            here = ElementTree.SubElement(here, _tag('rdf:Description'))
+            here.set(_tag('mwg-rs:Type'), 'Face')
+            area = zip('xywh', (*middle, *sides), strict=True)
+            area = {_tag(f'stArea:{key}'): f'{value:.6f}' for key, value in area}
+            area[_tag('stArea:unit')] = 'normalized'
+            ElementTree.SubElement(here, _tag('mwg-rs:Area'), area)
+            changed = True
+        if name and not _value(here, 'mwg-rs:Name'):
+            inner = here.find('rdf:Description', SPACES)
+            (here if inner is None else inner).set(_tag('mwg-rs:Name'), name)
+            changed = True
+    return ElementTree.tostring(root, 'utf-8', xml_declaration=True) if changed else before
+
+
+def _new_bag(root, size):
+    """An empty list of regions in an XMP document."""
+    rdf = root if root.tag == _tag('rdf:RDF') else root.find('.//rdf:RDF', SPACES)
+    if rdf is None:
+        raise ValueError('it is no XMP')
+    parent = ElementTree.SubElement(rdf, _tag('rdf:Description'), {_tag('rdf:about'): ''})
+    resource = {_tag('rdf:parseType'): 'Resource'}
+    parent = ElementTree.SubElement(parent, _tag('mwg-rs:Regions'), resource)
+    sides = {_tag('stDim:w'): str(size[0]), _tag('stDim:h'): str(size[1])}
+    sides[_tag('stDim:unit')] = 'pixel'
+    ElementTree.SubElement(parent, _tag('mwg-rs:AppliedToDimensions'), sides)
+    parent = ElementTree.SubElement(parent, _tag('mwg-rs:RegionList'))
+    return ElementTree.SubElement(parent, _tag('rdf:Bag'))
+
+
+def _tag(name):
+    prefix, name = name.split(':')
+    return f'{{{SPACES[prefix]}}}{name}'
+
+
+def _value(item, name):
+    """Of a region, written as an attribute or as an element; '' if it isn't there."""
+    for node in item.iter():
+        if node.tag == _tag(name) or _tag(name) in node.attrib:
+            return (node.attrib.get(_tag(name)) or node.text or '').strip()
+    return ''
+
+
+def _is_at(item, middle):
+    try:
+        at = [float(_value(item, f'stArea:{key}')) for key in 'xy']
+    except ValueError:
+        return False
+    return bool((abs(middle - at) < NEAR).all())
