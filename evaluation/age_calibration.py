@@ -7,12 +7,13 @@ gap. Every cell weighs its pairs of one person and of different people alike, so
 similarity says if both are equally likely beforehand.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from evaluation import age_thresholds
-from evaluation.age_thresholds import FARS, SHAPE, AgeDecision, cell, smooth
+from evaluation.age_thresholds import FARS, SHAPE, TERMS, AgeDecision, cell, smooth
 from evaluation.rates import supports
 from recognition.embedding import check_finite
 
@@ -44,12 +45,13 @@ def score_pairs(
     taken, drawn by the seed. Raises ValueError if an embedding isn't finite.
     """
     check_finite(embeddings)
-    rng, chosen = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    images: list[np.ndarray] = []
     for person in rng.permutation(np.unique(labels)):
-        chosen.append(rng.permutation(np.flatnonzero(labels == person))[:PER_PERSON])
-        if sum(map(len, chosen)) > FACES:
+        images.append(rng.permutation(np.flatnonzero(labels == person))[:PER_PERSON])
+        if sum(map(len, images)) > FACES:
             break
-    chosen = np.sort(np.concatenate(chosen)[:FACES])
+    chosen = np.sort(np.concatenate(images)[:FACES])
     left, right = np.triu_indices(len(chosen), 1)
     similarity = (embeddings[chosen] @ embeddings[chosen].T)[left, right].astype(np.float64)
     ages, labels = np.asarray(ages, np.float64)[chosen], np.asarray(labels)[chosen]
@@ -67,61 +69,84 @@ def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | 
     """
     if not pairs.same.any() or pairs.same.all():
         return None
+    slope, offset = _regression(pairs, *_balanced(pairs, seed))
+    line = {'slope': slope.tolist(), 'offset': offset.tolist()}
+    return fit_thresholds(pairs, confidence) | line
+
+
+def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
+    """As `fit`, of pairs of different people alone if need be: P is then unknown, its line zero."""
     place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
-    rng, fitted, weights = np.random.default_rng(seed), [], []
-    counts = np.zeros((2, np.prod(SHAPE)), int)
+    kinds = [np.bincount(place[pairs.same == k], minlength=np.prod(SHAPE)) for k in (False, True)]
     thresholds = np.full((len(FARS), np.prod(SHAPE)), np.nan)
     for k in np.unique(place):
-        kinds = [np.flatnonzero((place == k) & (pairs.same == kind)) for kind in (False, True)]
-        counts[:, k] = [len(kind) for kind in kinds]
-        rates = [at for at, far in enumerate(FARS) if supports(len(kinds[0]), far)]
-        if rates:
-            people = None if pairs.people is None else pairs.people[kinds[0]]
-            asked = np.array(FARS)[rates]
-            thresholds[rates, k] = _bounds(pairs.similarity[kinds[0]], people, asked, confidence)
-        if len(kinds[0]) and len(kinds[1]):
-            kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
-            weight = min(map(len, kinds))
-            fitted += kinds
-            weights += [np.full(len(kind), weight / len(kind)) for kind in kinds]
-    slope, offset = _regression(pairs, fitted, weights)
+        here = (place == k) & ~pairs.same
+        people = None if pairs.people is None else pairs.people[here]
+        thresholds[:, k] = bounds(pairs.similarity[here], people, FARS, confidence)
     return {
-        'impostor': counts[0].reshape(SHAPE).tolist(),
-        'genuine': counts[1].reshape(SHAPE).tolist(),
-        'thresholds': np.where(np.isnan(thresholds), None, thresholds).reshape(-1, *SHAPE).tolist(),
+        'impostor': kinds[0].reshape(SHAPE).tolist(),
+        'genuine': kinds[1].reshape(SHAPE).tolist(),
+        'thresholds': _with_none(thresholds.reshape(-1, *SHAPE)),
         'oldest': float((pairs.younger + pairs.gap).max()),
         'largest_gap': float(pairs.gap.max()),
-        'slope': slope.tolist(),
-        'offset': offset.tolist(),
+        'slope': [0.0] * TERMS,
+        'offset': [0.0] * TERMS,
         'confidence': confidence,
     }
 
 
-def _bounds(similarity, people, rates, confidence):
+def _with_none(values):
+    """Lists for JSON, with None for NaN."""
+    return np.where(np.isnan(values), np.array(None), values).tolist()
+
+
+def bounds(
+    similarity: np.ndarray,
+    people: np.ndarray | None,
+    rates: Sequence[float],
+    confidence: float = CONFIDENCE,
+) -> np.ndarray:
     """Thresholds that accept at most `rates` of different people's pairs with this confidence.
 
-    Pairs that share a person rise and fall together. They count as the number of independent pairs
-    that gives the same variance of the rate. NaN if these are too few.
+    Similarities (n,), the numbers of the people (n, 2) as in Scored. Pairs that share a person rise
+    and fall together. They count as the number of independent pairs that gives the same variance of
+    the rate. NaN if these are too few.
     Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data.
     """
     from scipy.special import bdtrik
 
-    n, thresholds = len(similarity), np.quantile(similarity, 1 - rates, method='higher')
-    if people is not None:
+    n, thresholds = len(similarity), np.full(len(rates), np.nan)
+    if people is not None and n:
         low, high = people.min(1).astype(np.int64), people.max(1)
         dyads = np.unique(low * (high.max() + 1) + high, return_inverse=True)[1]
     for k, rate in enumerate(rates):
+        if not supports(n, rate):
+            continue
         independent = float(n)
         if people is not None:
-            residual = similarity > thresholds[k]
+            residual = similarity > np.quantile(similarity, 1 - rate, method='higher')
             residual = residual - residual.mean()
-            person = sum(np.bincount(side, residual, high.max() + 1) for side in (low, high))
+            person = np.bincount(low, residual, high.max() + 1) + np.bincount(high, residual)
             variance = person @ person - np.square(np.bincount(dyads, residual)).sum()
             independent = n * min(residual @ residual / max(variance, 1e-12), 1)
-        accepted = bdtrik(1 - confidence, independent, rate)  # the most that can be by chance alone
-        share = accepted / independent
-        thresholds[k] = np.quantile(similarity, 1 - share, method='higher') if share > 0 else np.nan
+        # the most that can be accepted by chance alone, if the threshold accepts more than asked
+        share = bdtrik(1 - confidence, independent, rate) / independent
+        if share > 0:
+            thresholds[k] = np.quantile(similarity, 1 - share, method='higher')
     return thresholds
+
+
+def _balanced(pairs, seed):
+    """Pairs for the regression, PER_CELL of a kind from each cell, and their weights (lists)."""
+    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
+    rng, fitted, weights = np.random.default_rng(seed), [], []
+    for k in np.unique(place):
+        kinds = [np.flatnonzero((place == k) & (pairs.same == kind)) for kind in (False, True)]
+        if len(kinds[0]) and len(kinds[1]):
+            kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
+            fitted += kinds
+            weights += [np.full(len(kind), min(map(len, kinds)) / len(kind)) for kind in kinds]
+    return fitted, weights
 
 
 def _regression(pairs, fitted, weights):
@@ -157,8 +182,8 @@ def measure(stored: dict, pairs: Scored, far: float, single: float | None = None
         here = (younger == index[0]) & (gap == index[1])
         if not here.any():
             continue
-        middle = [float(np.median(values[here])) for values in (pairs.younger, pairs.gap)]
-        threshold = decision.threshold(*middle, far)
+        middle, years = (float(np.median(values[here])) for values in (pairs.younger, pairs.gap))
+        threshold = decision.threshold(middle, years, far)
         scores = [pairs.similarity[here & (pairs.same == kind)] for kind in (False, True)]
         row = {'cell': age_thresholds.name(index), 'younger': index[0], 'gap': index[1]}
         row |= {'impostor': len(scores[0]), 'genuine': len(scores[1])}

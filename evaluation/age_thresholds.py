@@ -16,6 +16,7 @@ SHAPE = len(YOUNGER) + 1, len(GAP) + 1
 FARS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)
 YOUNGER_KNOTS = (3, 7, 12, 17, 25, 40, 60)  # P's coefficients are linear between them
 GAP_KNOTS = (5, 10, 20, 30, 50)
+TERMS = len(YOUNGER_KNOTS) + len(GAP_KNOTS)
 
 
 class Threshold(NamedTuple):
@@ -46,7 +47,7 @@ class AgeDecision:
         self.line = np.array([stored['slope'], stored['offset']], np.float64)  # (2, terms)
         if (
             not np.isfinite([self.oldest, self.largest_gap, *self.line.flat]).all()
-            or self.line.shape != (2, len(YOUNGER_KNOTS) + len(GAP_KNOTS))
+            or self.line.shape != (2, TERMS)
             or min(self.impostor.min(), self.genuine.min()) < 0
             or (abs(self.thresholds) > 1).any()
         ):
@@ -111,8 +112,10 @@ class AgeDecision:
         slope, offset = self.line @ smooth(younger, gap).T
         return 1 / (1 + np.exp(-np.clip(similarity * slope + offset, -500, 500)))
 
-    def probability(self, similarity: float, younger: float, gap: float) -> float:
-        """`probabilities` of one pair."""
+    def probability(self, similarity: float, younger: float, gap: float) -> float | None:
+        """`probabilities` of one pair; None if no pairs of one person were known."""
+        if not self.line.any():
+            return None
         return float(self.probabilities(similarity, [younger], [gap])[0])
 
     def even(self, younger: float, gap: float) -> float | None:

@@ -16,6 +16,7 @@ from evaluation import plots
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import FARS, SHAPE, AgeDecision
 from verification.decision import Ages, Decision, calibration_file, read_decision
+from verification.index import FACE, Photograph, write
 
 
 def scored(similarity, same, younger=25.0, gap=2.0):
@@ -297,6 +298,41 @@ def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, dr
     with pytest.raises(utils.UserError, match='meta.py has no such entry'):
         calibration_file(copy).unlink()
         verify.run(verify.arguments([str(copy), '--calibrate', 'nobodys']))
+
+
+def many_faces(path, matcher, photographs, faces=3, group=1):
+    """An index of photographs that show several faces each, like one another by .3 or so."""
+    rng, dim, found = np.random.default_rng(0), 2 * matcher.model.dim, []
+    for k in range(photographs):
+        embeddings = rng.normal(size=(faces, dim)) + 0.6
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        rows = np.zeros(faces, FACE)
+        rows['age'], rows['group'] = rng.uniform(20, 30, faces), group
+        found.append(Photograph(f'{k}.jpg', 9, 9, '', rows, embeddings.astype('<f4')))
+    write(path, str(path.parent), matcher.info.sha256, found, False, dim)
+
+
+@pytest.mark.parametrize('group', [1, -1])
+def test_faces_of_one_photograph_calibrate_the_rates(copy, group, faces, tmp_path, capsys):
+    known = verify.matcher(verify.arguments([str(copy), '--serve']))
+    many_faces(tmp_path / 'few.index', known, 20)
+    with pytest.raises(utils.DataError, match='60 pairs of faces stand in one photograph, in 20'):
+        verify.run(verify.arguments([str(copy), '--calibrate', str(tmp_path / 'few.index')]))
+    assert not calibration_file(copy).exists()
+    many_faces(tmp_path / 'a.index', known, 500, group=group)
+    verify.run(verify.arguments([str(copy), '--calibrate', str(tmp_path / 'a.index')]))
+    assert 'from 1500 pairs of faces' in capsys.readouterr().out
+    before, after = Decision.of(known.info.decision, copy), read_decision(known.info)
+    assert after.threshold == before.threshold and (after.genuine == before.genuine).all()
+    assert after.fitted_on == 'a.index' and {*after.far} == {0.1, 0.01}
+    if group < 0:
+        assert after.ages is None or before.ages
+    else:
+        asked = after.ages.threshold(22, 5, 0.01)
+        assert asked.value == pytest.approx(after.far[0.01], abs=0.05) and asked.impostor > 1000
+    line = [str(copy), *map(str, faces[:2]), '--ages', '22', '27', '--far', '0.01']
+    verify.run(verify.arguments(line))
+    assert 'the rate is that of the people and photographs of a.index' in capsys.readouterr().out
 
 
 def test_a_calibration_of_other_weights_or_damaged_is_refused(copy):

@@ -1,4 +1,4 @@
-"""`verify.py --calibrate NAME`: a decision from a user's own people, without training."""
+"""`verify.py --calibrate`: a decision from a user's people or archive, without training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,25 +8,32 @@ import numpy as np
 import meta
 from dataset import Faces, check_entry, evaluation_loader
 from evaluation import age_calibration
+from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import SHAPE, AgeDecision
-from evaluation.metrics import decision, people_report
+from evaluation.metrics import decision, people_report, percentiles
+from evaluation.rates import THRESHOLD_FARS
 from recognition.embedding import extract
+from system.names import shown
 from utils import DataError, UserError
 from verification.decision import write_calibration
+from verification.index import Index
 from verification.matcher import Matcher
 
 RATES = (0.1, 0.01)  # at which it is told how the thresholds do on other people
 
 
 def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
-    """Writes the file, and yields lines for the user: what half of the people say of the other.
+    """Writes the file, and yields lines for the user: half of the people's thresholds on the other.
 
-    `name` is an entry of meta.py; its val_root is read, else its train_root. Raises UserError or
-    DataError where there is no such entry, or no people to calibrate on.
+    `name` is an entry of meta.py, whose val_root is read, else its train_root; or an index. Raises
+    UserError or DataError if there is neither, or no people to calibrate on.
     """
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
-        raise UserError(f'--calibrate {name}: meta.py has no such entry')
+        if Path(name).is_file():
+            yield from calibrate_archive(matcher, name, path)
+            return
+        raise UserError(f'--calibrate {name}: no index, and meta.py has no such entry')
     entry = check_entry(name, entry, meta.age_cutoffs)
     root = entry['val_root'] or entry['train_root']
     faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
@@ -45,8 +52,58 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     yield from held_out(embeddings, faces.labels, faces.ages)
 
 
+def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[str]:
+    """Writes the file from an index without names: faces in one photograph are different people.
+
+    The thresholds at rates are fitted on those pairs, by estimated ages; all about pairs of one
+    person stays as the weights have it. Yields lines for the user. Raises DataError if there are
+    too few pairs for any threshold.
+    """
+    index = Index.open(archive, matcher.info.sha256)
+    counts = np.array([row[-1] for row in index.rows], int)
+    starts, places = np.cumsum(counts) - counts, [np.triu_indices(count, 1) for count in counts]
+    first, second = (
+        np.concatenate([start + place[k] for start, place in zip(starts, places, strict=True)])
+        for k in (0, 1)
+    )
+    similarity = np.einsum('nd,nd->n', index.embeddings[first], index.embeddings[second])
+    people = np.stack([first, second], 1)
+    rates = age_calibration.bounds(similarity, people, THRESHOLD_FARS)
+    if not np.isfinite(rates).any():
+        raise DataError(
+            f'{archive}: {len(first)} pairs of faces stand in one photograph, in '
+            f'{(counts > 1).sum()} photographs: too few for a threshold at any rate'
+        )
+    stored = dict.fromkeys(('threshold', 'accuracy', 'genuine', 'ages')) | (
+        matcher.info.decision or {}
+    )
+    stored |= percentiles(similarity, np.zeros(len(similarity), bool)) | {
+        'genuine': stored['genuine']
+    }
+    found = {str(far): t for far, t in zip(THRESHOLD_FARS, rates.tolist(), strict=True) if t == t}
+    stored['far'] = {far: {'threshold': t, 'interval': None} for far, t in found.items()}
+    known = (index.faces['group'][people] >= 0).all(1)
+    if known.any():
+        ages = index.faces['age'][people[known]].astype(np.float64)
+        younger, gap = ages.min(1), abs(ages[:, 0] - ages[:, 1])
+        pairs = Scored(similarity[known], younger, gap, np.zeros(len(gap), bool), people[known])
+        line = {key: (stored['ages'] or {}).get(key) for key in ('slope', 'offset')}
+        fitted = age_calibration.fit_thresholds(pairs)
+        stored['ages'] = fitted | {key: value for key, value in line.items() if value}
+    write_calibration(stored, shown(Path(archive).name), matcher.info, path)
+    alike = int(first[similarity.argmax()])
+    yield (
+        f'{path}: thresholds at false accept rates of {", ".join(found)} from {len(first)} pairs '
+        f'of faces that stand in one photograph, in {(counts > 1).sum()} photographs of {archive}'
+    )
+    yield (
+        f'the two most alike are in {shown(index.name(alike))}, at {similarity.max():.3f}: if they '
+        'are one person (a mirror, a photograph on the wall), the thresholds are too strict'
+    )
+
+
 def embed(matcher: Matcher, faces: Faces) -> np.ndarray:
-    """Embeddings (N, 2·D) of a data set's faces. Raises DataError where one can't be read."""
+    """Embeddings (N, 2·D) of a data set's faces. Raises DataError if one can't be read."""
     batches = evaluation_loader(faces)
     return extract(matcher.model, batches, matcher.device, keep=('embedding',), progress='faces')[
         'embedding'
@@ -72,9 +129,9 @@ def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
         if rows:
             worst = max(rows, key=lambda row: row['far'])
             yield (
-                f'asked for {far:g} of half of the people, the other half has at most '
-                f'{worst["far"]:.3g} in any of {len(rows)} cells of 200 pairs or more '
-                f'({worst["cell"]})'
+                f'asked for {far:g} of half of the people, the thresholds accept at most '
+                f'{worst["far"]:.3g} of the other half, in any of {len(rows)} cells of 200 pairs '
+                f'or more ({worst["cell"]})'
             )
     error = age_calibration.reliability(fitted, second)['ece']
     yield f'the probability is off by {100 * error:.1f} points on average, on the other half'
