@@ -16,7 +16,7 @@ from test_calibration import stored
 
 import utils
 import verify
-from evaluation.cells import AgeDecision
+from evaluation.age_thresholds import AgeDecision
 from verification import grouping, people, people_files, sidecars
 from verification.decision import Decision
 from verification.grouping import LogOdds

@@ -8,7 +8,7 @@ groups if they are few enough, before that over the pairs of nearest neighbours.
 
 import numpy as np
 
-from evaluation.cells import AgeDecision, smooth
+from evaluation.age_thresholds import AgeDecision, smooth
 from system.progress import progress
 
 OLDEST = 120  # ages are rounded to whole years
