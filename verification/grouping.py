@@ -42,8 +42,8 @@ class LogOdds:
         if decision and np.isfinite(ages).all():
             first, second = np.indices(self.slope.shape).reshape(2, -1)
             terms = smooth(np.minimum(first, second), abs(first - second))
-            self.slope[:] = (terms @ decision.slope).reshape(self.slope.shape)
-            self.offset[:] = (terms @ decision.offset).reshape(self.slope.shape)
+            tables = (decision.line @ terms.T).astype(np.float32)
+            self.slope, self.offset = tables.reshape(2, *self.slope.shape)
 
     def __len__(self) -> int:
         return len(self.embeddings)
