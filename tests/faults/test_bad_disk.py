@@ -1,7 +1,6 @@
 """Disks that fill, folders that can't be written, faces that vanish or rot, killed workers: one
 line, and a state that resumes."""
 
-import itertools
 import os
 import re
 import resource
@@ -19,6 +18,14 @@ import main
 from dataset import Faces
 
 LINE = ('2', '--resume', '--save-every', '2')
+
+
+@pytest.fixture(scope='module')
+def whole(entry, tmp_path_factory):
+    """A run to which nothing happened."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    assert finish(entry, folder, *LINE, settings=PHASES)[0] == 0
+    return folder
 
 
 @pytest.fixture
@@ -63,28 +70,26 @@ def limit(size):
     return prepare
 
 
-@pytest.mark.parametrize('room', [2_000, 10_000, 30_000, 60_000])
-def test_files_that_may_not_grow(entry, tmp_path, room):
+@pytest.mark.parametrize('room', [2_000, 30_000, 60_000])
+def test_files_that_may_not_grow(entry, tmp_path, whole, room):
     """From hardly a byte, over room for the log but for no weights, to room for weights alone."""
-    assert finish(entry, tmp_path / 'whole', *LINE, settings=PHASES)[0] == 0
     status, output = finish(entry, tmp_path / 'run', *LINE, settings=PHASES, prepare=limit(room))
     assert status == 1 or room == 60_000
     if status:
         assert str(tmp_path / 'run') in errors(output)
     assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole)
 
 
-@pytest.mark.parametrize('left', [0, 20_000, 100_000, 200_000])
-def test_a_full_disk(entry, tmp_path, tiny, left):
-    assert finish(entry, tmp_path / 'whole', *LINE, settings=PHASES)[0] == 0
+@pytest.mark.parametrize('left', [0, 100_000])
+def test_a_full_disk(entry, tmp_path, tiny, whole, left):
     filler = tiny / 'filler'
     filler.write_bytes(bytes((1 << 20) - left))
     status, output = finish(entry, tiny / 'run', *LINE, settings=PHASES, out=tmp_path / 'out')
     assert status == 1 and str(tiny / 'run') in errors(output)
     filler.unlink()
     assert finish(entry, tiny / 'run', *LINE, settings=PHASES, out=tmp_path / 'out')[0] == 0
-    assert_same_run(tiny / 'run', tmp_path / 'whole')
+    assert_same_run(tiny / 'run', whole)
 
 
 def test_folders_that_cannot_be_written(entry, tmp_path):
@@ -117,10 +122,9 @@ def struck(change, batches=3, every_worker=False):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_data_set_that_vanishes_in_mid_epoch(own, tmp_path, workers):
+def test_a_data_set_that_vanishes_in_mid_epoch(own, tmp_path, whole, workers):
     options = dict(settings=(*PHASES, 'cache=False'))
-    line = (*LINE[:2], '--workers', workers)
-    assert finish(own, tmp_path / 'whole', *line, **options)[0] == 0
+    line = (*LINE, '--workers', workers)
 
     def vanish(faces, _):
         if os.path.exists(faces.root):
@@ -135,12 +139,11 @@ def test_a_data_set_that_vanishes_in_mid_epoch(own, tmp_path, workers):
     assert status == 1 and 'expected a folder with one folder per person' in errors(output)
     os.rename(f'{own["train_root"]}.gone', own['train_root'])
     assert finish(own, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole)
 
 
-def test_faces_to_validate_on_that_vanish(own, tmp_path):
+def test_faces_to_validate_on_that_vanish(own, tmp_path, whole):
     options = dict(settings=(*PHASES, 'cache=False'))
-    assert finish(own, tmp_path / 'whole', *LINE, **options)[0] == 0
 
     def vanish(faces, indices):
         if faces.root.endswith('val'):
@@ -152,11 +155,10 @@ def test_faces_to_validate_on_that_vanish(own, tmp_path):
     (gone,) = Path(own['val_root']).rglob('*.gone')
     gone.rename(str(gone).removesuffix('.gone'))
     assert finish(own, tmp_path / 'run', *LINE, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('allowed', [0, 2])
+@pytest.mark.parametrize('workers, allowed', [(0, 2), (2, 2), (2, 0)])
 def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
     rotten = sorted(Path(own['train_root']).rglob('*.jpg'))[11]
     whole = rotten.read_bytes()
@@ -187,11 +189,10 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
         assert finish(own, tmp_path / 'run', *again, **options)[0] == 0
 
 
-def test_workers_killed_one_after_the_other(entry, tmp_path):
+def test_workers_killed_one_after_the_other(entry, tmp_path, whole):
     """As for want of memory, or by somebody."""
-    options, line = dict(settings=(*PHASES, 'cache=False')), ('3', *LINE[1:], '--workers', 2)
-    assert finish(entry, tmp_path / 'whole', *line, **options)[0] == 0
-    for number, worker in itertools.product((signal.SIGKILL, signal.SIGTERM), (0, 1)):
+    options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', 2)
+    for number, worker in ((signal.SIGKILL, 0), (signal.SIGTERM, 1)):
 
         def kill(faces, _, number=number, worker=worker):
             info = torch.utils.data.get_worker_info()
@@ -206,7 +207,7 @@ def test_workers_killed_one_after_the_other(entry, tmp_path):
             errors(output),
         )
     assert finish(entry, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole)
 
 
 def test_after_a_nan_an_earlier_state_resumes(entry, tmp_path):
@@ -239,10 +240,10 @@ def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
     assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] == 3
 
 
-@pytest.mark.parametrize('junk', [b'', b'\xff\xfe', b'5\n{"step": "x"}\n', b'[' * 100_000])
-def test_a_damaged_log_and_summary(entry, tmp_path, junk):
-    assert finish(entry, tmp_path / 'run', 1)[0] == 0
+@pytest.mark.parametrize('junk', [b'\xff\xfe', b'5\n{"step": "x"}\n', b'[' * 100_000])
+def test_a_damaged_log_and_summary(entry, tmp_path, whole, junk):
+    shutil.copytree(whole, tmp_path / 'run')
     for name in ('log.jsonl', 'run.json'):
         (tmp_path / 'run' / name).write_bytes(junk)
-    status, output = finish(entry, tmp_path / 'run', 2, '--resume')
+    status, output = finish(entry, tmp_path / 'run', 3, *LINE[1:], settings=PHASES)
     assert status == 0 and sum('run.json is damaged' in line for line in output) == 1

@@ -1,5 +1,5 @@
 """A run that is killed at any moment and started again by the same command is the run it would
-have been. The environment's FAULT_KILLS is the number of kills at random moments, 12 by default.
+have been. The environment's FAULT_KILLS is the number of kills at random moments, 4 by default.
 """
 
 import os
@@ -15,11 +15,11 @@ from kills import MOMENTS, assert_same_run, ended, finish, start
 from dataset import Faces
 from recognition.weights import load_checkpoint
 
-KILLS = int(os.environ.get('FAULT_KILLS', 12))
+KILLS = int(os.environ.get('FAULT_KILLS', 4))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = {'phases': PHASES, 'memory': ('split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
 FOREVER = 10**6  # epochs
-LINE = ('3', '--resume', '--save-every', '3')
+LINE = ('2', '--resume', '--save-every', '3')
 
 
 @pytest.fixture(scope='session')
@@ -85,9 +85,9 @@ def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp
     'moment',
     [
         ('between steps', 5, signal.SIGTERM),
-        ('between steps', 15, signal.SIGINT),
+        ('between steps', 10, signal.SIGINT),
         ('before validation', 1, signal.SIGTERM),
-        ('after a report', 4, signal.SIGKILL),
+        ('after a report', 3, signal.SIGKILL),
         ('half of a file', 4, signal.SIGKILL),
     ],
     ids=lambda moment: f'{moment[2].name} {moment[0]}',
@@ -133,7 +133,7 @@ def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, numb
     def slow():
         os.setpgid(0, 0)
         read = Faces.read
-        Faces.read = lambda self, index: (time.sleep(0.1), read(self, index))[1]
+        Faces.read = lambda self, index: (time.sleep(0.05), read(self, index))[1]
 
     line = ('--workers', 2, '--save-every', 1)
     with ended(
