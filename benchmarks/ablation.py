@@ -366,7 +366,7 @@ def figure(row, key):
         return '–'
     if half is None:
         return f'{scale * mean:.{digits}f}' + f' (1 of {row["n"]})' * (row['n'] > 1)
-    return f'{scale * mean:.{digits}f} ± {scale * half:.{digits}f}'
+    return f'{scale * mean:.{digits}f}±{scale * half:.{digits}f}'
 
 
 def difference(row, key):

@@ -479,9 +479,17 @@ def summary(rates, operations):
     return {'images_per_s': images, 'ceiling_gflops': gflops, 'ratios': ratios}
 
 
-def markdown(report):
+def markdown(report, what='networks'):
     """A table of docs/performance.md: median [smallest, largest] over the rounds; for waiting and
-    memory one number."""
+    memory one number. `what` may be 'data': the data path on one core."""
+    if what == 'data':
+        return tables.markdown(
+            ['', 'images/s', 'of PIL + ToTensor + Normalize'],
+            [
+                [name, cell(row['images_per_s'], 0), cell(row['against_pil'], 1)]
+                for name, row in report['data_path_per_core'].items()
+            ],
+        )
     networks, ceiling = list(report['batch_sizes']), 'of the convolution bfloat16 ceiling'
     memory, shares = report['memory_mib'], report['waiting_for_data']
 

@@ -51,7 +51,7 @@ def markdown(titles: list[str], rows: list[list]) -> str:
     """A Markdown table; the first column is the rows' names."""
     head, *lines = (f'| {" | ".join(map(str, row))} |' for row in [titles, *rows])
     text = '\n'.join([head, '|' + '---|' * len(titles), *lines])
-    return text.replace('|  |', '| |')
+    return re.sub(r'\|  (?=\|)', '| ', text)
 
 
 def write(report: dict, path: Path | str) -> None:

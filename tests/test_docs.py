@@ -318,7 +318,7 @@ def test_another_benchmark(monkeypatch, drawn, weights, tmp_path):
 
 def test_the_first_page_is_short():
     lines = PAGES['README.md'].splitlines()
-    assert len(lines) <= 160
+    assert len(lines) <= 165
     assert [line[:14] for line in lines if len(line) > 100] == ['    python3 -m']  # to be pasted
 
 

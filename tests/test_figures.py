@@ -63,8 +63,8 @@ def test_rows_columns_and_differences():
     }
     table = ablation.markdown(report, rows='b, c;a', columns='auc,climb,rank1')
     assert table.splitlines()[2:] == [
-        '| b, c | 2 | 0.800 ± 0.010 | – | 50.0 (1 of 2) |',
-        '| a | 2 | 0.900 ± 0.010 | – | 50.0 (1 of 2) |',
+        '| b, c | 2 | 0.800±0.010 | – | 50.0 (1 of 2) |',
+        '| a | 2 | 0.900±0.010 | – | 50.0 (1 of 2) |',
     ]
     table = ablation.markdown(report, what='over people', columns='auc,rank1')
     assert table.splitlines()[2] == (
