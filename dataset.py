@@ -239,11 +239,6 @@ class Faces(Dataset):
         """sha256 of names, sizes and modification times, in hexadecimal."""
         return self.source.fingerprint(self.places)
 
-    def will_need(self, indices: Sequence[int]) -> None:
-        """Says which faces are asked for next."""
-        if self.pixels:
-            self.pixels.will_need(indices)
-
     def __getitems__(
         self, indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
@@ -294,7 +289,7 @@ def training_loader(
 ) -> DataLoader:
     """A DataLoader over `Batches`, its `.batch_sampler`. Raises DataError without a whole batch."""
     shards = faces.source.shard_of(faces.places)
-    batches = Batches(len(faces), batch_size, seed, process, processes, shards, faces.will_need)
+    batches = Batches(len(faces), batch_size, seed, process, processes, shards)
     if not len(batches):
         raise DataError(
             f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: '

@@ -1,6 +1,6 @@
 """The order in which a training sees its faces: a function of seed and epoch alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -17,7 +17,6 @@ class Batches(Sampler):
     depends on what ran before. Of several processes, each takes its share of every batch: the same
     batches, whatever their number, and shares that differ by one at most. `shards` (n,), the shard
     that each face is in, keeps the order of more than WINDOW faces to a few shards at a time.
-    `ahead(indices)` is called with this process's share of every batch, one batch ahead.
     """
 
     def __init__(
@@ -28,10 +27,9 @@ class Batches(Sampler):
         process: int = 0,
         processes: int = 1,
         shards: np.ndarray | None = None,
-        ahead: Callable[[Sequence[int]], None] | None = None,
     ):
         self.n, self.batch_size, self.seed, self.shards = n, batch_size, seed, shards
-        self.process, self.processes, self.ahead = process, processes, ahead
+        self.process, self.processes = process, processes
         self.epoch = self.first = 0
 
     def __len__(self) -> int:
@@ -50,17 +48,6 @@ class Batches(Sampler):
         return faces[np.argsort(moved, kind='stable')]
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches, batch = self._shares(), None
-        for following in batches:
-            if self.ahead:
-                self.ahead(following)
-            if batch is not None:
-                yield batch
-            batch = following
-        if batch is not None:
-            yield batch
-
-    def _shares(self):
         order = self.order()
         for number in range(self.first, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]

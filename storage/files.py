@@ -144,13 +144,6 @@ def find(folder: str | os.PathLike, name: str) -> str | None:
     return None
 
 
-def will_need(number: int, at: int, size: int) -> None:
-    """Lets the system, if it takes advice, begin to read what will be asked for soon."""
-    if hasattr(os, 'posix_fadvise'):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(number, at, size, os.POSIX_FADV_WILLNEED)
-
-
 def sweep(folder: Path, pattern: str) -> None:
     """Removes what killed processes have left: files older than a day, as others may be at work."""
     for stale in folder.glob(pattern):

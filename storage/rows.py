@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from storage.files import will_need
 from utils import DataError
 
 
@@ -96,13 +95,6 @@ class Rows:
                 'the next start makes it anew'
             ) from None
         return rows
-
-    def will_need(self, indices: Sequence[int]) -> None:
-        """Lets the system begin to read rows that are asked for next, all of them at once."""
-        with contextlib.suppress(OSError):  # said when they are read
-            number, size = self._number(), self.layout.size
-            for index in indices:
-                will_need(number, self.start + int(index) * size, size)
 
     def __getstate__(self):
         return self.__dict__ | {'file': None}

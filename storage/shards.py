@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 
 import utils
-from storage.files import is_image, is_system, seen_from, sweep, will_need
+from storage.files import is_image, is_system, seen_from, sweep
 from storage.images import parse_age, some, to_age
 from system.progress import progress
 from utils import DataError
@@ -174,10 +174,6 @@ def _opened(path, size, time):
     if (stat.st_size, stat.st_mtime_ns) != (size, time):
         file.close()
         raise OSError(None, 'the shard was changed after it was listed')
-    # its images are wanted soon, in any order: a network is faster with one long read. In pieces,
-    # since the system cuts a long request short
-    for start in range(0, size, 1 << 20):
-        will_need(file.fileno(), start, 1 << 20)
     return file
 
 

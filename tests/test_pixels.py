@@ -4,7 +4,6 @@ and how far reading is.
 
 import errno
 import io
-import itertools
 import os
 import pickle
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from test_images import encoded
 
-from dataset import Batches, Faces, training_loader
+from dataset import Faces
 from storage import rows
 from storage.images import decode
 from system import progress
@@ -85,37 +84,6 @@ def test_threads_write_faces_that_numpy_reads(folder):
     assert kept.shape == (6, 112, 96, 3)
     for index, image in enumerate(everything(faces).permute(0, 2, 3, 1).numpy()):
         assert (image == decode(faces.encoded(index))).all() and (image == kept[index]).all()
-
-
-def test_the_next_batch_is_announced_before_the_last_is_used():
-    events = []
-    ordinary = Batches(20, 6, 1)
-    announcing = Batches(20, 6, 1, ahead=lambda batch: events.append(('ahead', batch)))
-    for batch in announcing:
-        events.append(('used', batch))
-    a, b, c = ordinary
-    assert events == [
-        ('ahead', a),
-        ('ahead', b),
-        ('used', a),
-        ('ahead', c),
-        ('used', b),
-        ('used', c),
-    ]
-    announcing.first = 3
-    assert list(announcing) == []
-
-
-@pytest.mark.skipif(not hasattr(os, 'posix_fadvise'), reason='the system takes no advice')
-def test_what_is_announced_are_the_places_of_the_batch(folder, monkeypatch):
-    faces, asked = checked(folder), []
-    monkeypatch.setattr(os, 'posix_fadvise', lambda *values: asked.append(values))
-    loader = training_loader(faces, 2, 0, 0, False)
-    wanted = list(itertools.chain(*Batches(6, 2, 0)))
-    assert len(list(loader)) == 3
-    start, size = faces.pixels.start, 112 * 96 * 3
-    places = [(start + index * size, size, os.POSIX_FADV_WILLNEED) for index in wanted]
-    assert [values[1:] for values in asked] == places
 
 
 # how far it is
