@@ -39,6 +39,8 @@ def dal(weights: str | Path, backbone: nn.Module | None = None, map_location='cp
     """
     model = _load('model')
     state = model.read_state(weights, map_location)
+    if isinstance(state, dict) and isinstance(state.get('model'), dict):
+        _load('backbones').files.check_tensors(weights, state['model'])
     named = isinstance(state, dict) and isinstance(state.get('backbone'), dict)
     if backbone is None and named and 'name' in state['backbone']:
         backbone = _load('backbones').rebuild(state, weights)

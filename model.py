@@ -71,7 +71,7 @@ def read_state(path, map_location='cpu'):
             )
     try:
         # torch.load does not compare checksums: damage within a tensor would be other weights
-        damaged = zipfile.ZipFile(path).testzip()
+        damaged = zipfile.ZipFile(path).testzip() if any(entry.CRC for entry in entries) else None
         if damaged:
             raise ValueError(f'damaged in {damaged}')
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -491,15 +491,19 @@ class DALModel(nn.Module):
                 if solved is None
                 else functools.partial(SolvedFactorization, variates=solved.shape[1])
             )
+            heads_of = ('identity.', 'age.')  # which export.py backbone leaves out
+            bare = not any(name.startswith(heads_of) for name in weights)
             model = cls(
                 backbone,
-                len(weights['identity.weight']),
+                1 if bare else len(weights['identity.weight']),
                 cutoffs,
                 HEADS[heads['identity']],
                 AGE_HEADS[heads['age']],
                 factorization=factorization,
             )
-            model.load_state_dict(weights)
+            untrained = model.state_dict() if bare else {}
+            untrained = {name: untrained[name] for name in untrained if name.startswith(heads_of)}
+            model.load_state_dict(weights | untrained)
         except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
             raise ValueError(f'{path}: the weights do not fit this backbone ({why})') from None

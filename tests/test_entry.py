@@ -86,6 +86,15 @@ def test_missing_keys(key):
         check_entry('yours', {k: v for k, v in GOOD.items() if k != key}, meta.age_cutoffs)
 
 
+def test_a_list_says_the_ages_itself(tmp_path):
+    entry = {'train_root': str(tmp_path / 'a.csv'), 'val_root': None}
+    assert check_entry('yours', entry, meta.age_cutoffs)['n_cls'] is None
+    folder = entry | {'val_root': str(tmp_path)}
+    with pytest.raises(DataError, match="the key 'pat' is missing"):
+        check_entry('yours', folder, meta.age_cutoffs)
+    assert check_entry('yours', folder | {'pat': '_', 'pos': 1}, meta.age_cutoffs)['pos'] == 1
+
+
 @pytest.mark.parametrize('cutoffs', [(), (12, 12), (18, 12), ('a',)])
 def test_bad_cutoffs(cutoffs):
     with pytest.raises(DataError, match='age_cutoffs'):

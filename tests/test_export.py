@@ -18,6 +18,8 @@ import utils
 import verify
 from model import DALModel, SolvedFactorization
 from recognition.weights import load_weights
+from training import pretrained
+from training.recipe import finetune
 from utils import DataError
 
 
@@ -117,6 +119,11 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
         torch.testing.assert_close(
             parts[1](parts[0](normalize(faces)))[1], model.features(faces)[2]
         )
+    again, info = load_weights(tmp_path / 'tiny.safetensors')  # it is read, without its heads
+    torch.testing.assert_close(again.embed(faces), model.embed(faces))
+    assert info.classes == [] and info.backbone == json.loads(facts['backbone'])
+    recipe, state = pretrained.read(str(tmp_path / 'tiny.safetensors'), finetune)
+    assert recipe.dim == 16 and torch.equal(state['project.bias'], model.backbone.project.bias)
 
 
 def read_arrays(path):

@@ -124,6 +124,14 @@ def test_upright_as_xmp_says_where_there_is_no_exif(kind):
     assert np.abs(face - np.rot90(RAMP.T, -1)[..., None]).mean() < (12 if kind == 'JPEG' else 1e-9)
 
 
+def test_a_png_may_hold_more_than_a_megabyte_of_xmp():
+    described = PngImagePlugin.PngInfo()
+    described.add_itxt('XML:com.adobe.xmp', XMP.decode() + ' ' * 3_000_000, zip=True)
+    lying = Image.fromarray(np.ascontiguousarray(RAMP.T))
+    face = decode(saved(lying, 'PNG', pnginfo=described))
+    assert (face == np.rot90(RAMP.T, -1)[..., None]).all()
+
+
 def test_damaged_exif_is_no_damaged_picture():
     exif = Image.Exif()
     exif[0x0112] = 1

@@ -102,6 +102,31 @@ def test_what_is_left_out_is_said(root):
     ]
 
 
+def test_pipes_and_sockets_are_never_opened(root, tmp_path):
+    os.mkfifo(root / 'Ada' / 'pipe_30.jpg')
+    (notice,) = listed(root).check()
+    assert notice == f'{root}: 1 pipe(s), socket(s) or device(s) are not opened: Ada/pipe_30.jpg'
+    (tmp_path / 'a.txt').write_text(f'{root}/Ada/pipe_30.jpg Ada 30\n{root}/Bob/000_7.jpg Bob 7\n')
+    with pytest.raises(DataError, match='pipe_30.jpg: a folder, pipe, socket or device'):
+        listed(tmp_path / 'a.txt').check()
+
+
+def test_people_whose_names_are_one_but_for_their_unicode_form(root):
+    composed, apart = (unicodedata.normalize(form, 'Zoë') for form in ('NFC', 'NFD'))
+    for name in (composed, apart):
+        face(root / name / '000_3.jpg')
+    (notice,) = listed(root).check()
+    assert '1 name(s) stand for different people' in notice and composed in notice
+
+
+def test_a_training_on_a_list_needs_no_pattern(train, entry, tmp_path):
+    root = entry['train_root']
+    lines = [f'{root}/{name}\t{person}\t{age}\n' for name, person, age in rows(listed(root))]
+    (tmp_path / 'a.txt').write_text(''.join(lines))
+    data = {'train_root': str(tmp_path / 'a.txt'), 'val_root': None}
+    assert (train(-1, 1, data=data, settings=('cache=False',)) / 'epoch_001.pth').exists()
+
+
 def test_the_contact_sheet_of_prepare_is_no_face(root):
     face(root / 'sheet.jpg')
     (root / 'report.csv').write_text('')
