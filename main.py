@@ -20,13 +20,11 @@ import meta
 import utils
 from backbones import own
 from model import AGE_HEADS, DALModel, ResidualFactorization, SolvedFactorization
-from training import command
 from training.ages import person_means
 from training.distributed import BatchLayout
 from training.executor import Executor
 from training.means import Mean, NotFinite, PhaseMean
 from training.recipe import Recipe
-from training.run import open_run
 from training.schedule import parameter_groups, warmup_cosine
 from training.sharded import identity_head
 
@@ -36,11 +34,15 @@ init = None  # a backbone to fine-tune, as --init: a file of its weights, or 'sf
 
 
 def arguments() -> argparse.Namespace:
+    from training import command  # here, as open_run below: whoever imports this file needs neither
+
     return command.parse(__doc__)
 
 
 def run(args: argparse.Namespace) -> None:
     """The whole training. Raises UserError and DataError before the first step for bad input."""
+    from training.run import open_run
+
     with open_run(args, dataset, save, init) as run:  # all is checked; the folder is ours
         training = Training(run.recipe, run.train.classes, meta.age_cutoffs, run.device)
         run.start(training)  # from nothing, a backbone, weights, or where a state stands

@@ -15,3 +15,9 @@ def test_import_is_light(command):
     code = f'import sys, {command}; print(*(m for m in {SLOW} if m in sys.modules))'
     found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
     assert (found.stdout.split(), found.stderr) == ([], '')
+
+
+def test_main_is_few_files():
+    code = 'import sys, main; print(*(getattr(m, "__file__", "") for m in sys.modules.values()))'
+    found = subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True)
+    assert 10 < sum(file.startswith(f'{ROOT}/') for file in found.split()) <= 35
