@@ -255,7 +255,7 @@ def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.M
     several. Parameters named in `apart` are left alone."""
     if not dist.is_initialized():
         return module
-    # batchnorm.Statistics keeps buffers alike, which also counts what the other ranks saw
+    # executor.average_statistics keeps buffers alike: each rank's count
     ignored = [*(name for name, _ in module.named_buffers()), *apart]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     return DistributedDataParallel(

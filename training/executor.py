@@ -8,16 +8,18 @@ except that batch norm sees micro-batches. With 1 it is a plain forward and back
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import utils
 from model import DALModel
-from training import batchnorm, last_blocks
-from training.distributed import BatchLayout, broadcast, rank, replicate, world_size
+from training import last_blocks
+from training.distributed import BatchLayout, all_reduce, broadcast, rank, replicate, world_size
 from training.recipe import Recipe
 from training.sharded import ShardedHead, clip_gradient
 from utils import UserError
@@ -40,13 +42,13 @@ class Executor:
     Moves `model` to `device`; gradients are averaged over the ranks. Its products are computed in
     `precision`, which is never 'auto'.
 
-    Raises: UserError if the recipe asks for what the device can't do (see batchnorm.synchronize),
+    Raises: UserError if the recipe asks for what the device can't do (see synchronize_batchnorm),
     or to compile and that fails.
     """
 
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
         if recipe.sync_batchnorm:
-            model.backbone = batchnorm.synchronize(model.backbone, device)
+            model.backbone = synchronize_batchnorm(model.backbone, device)
         model.to(device).to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.model, self.layout, self.device = model, layout, device
@@ -72,7 +74,7 @@ class Executor:
         self.model.backbone.compile()
         faces = torch.zeros(2, 3, 112, self.model.width, dtype=torch.uint8, device=self.device)
         try:
-            with torch.no_grad(), batchnorm.unchanged(self.model):
+            with torch.no_grad(), unchanged_statistics(self.model):
                 self._compute(_Features(self.model), faces, False, 0)
         except Exception as error:  # of a compiler that is missing, or of whatever it can't do
             why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -93,7 +95,7 @@ class Executor:
         if self.frozen:
             self.model.backbone.eval()
         if self.keep_statistics:
-            batchnorm.freeze(self.model.backbone)
+            freeze_batchnorm(self.model.backbone)
 
     def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of
@@ -102,7 +104,7 @@ class Executor:
         if self.count == 1 and torch.is_grad_enabled():
             return self._compute(self.network, images, detach, 0)
         self.images, self.detach = images.tensor_split(self.count), detach
-        keep = batchnorm.unchanged(self.model) if self.model.training else contextlib.nullcontext()
+        keep = unchanged_statistics(self.model) if self.model.training else contextlib.nullcontext()
         with torch.no_grad(), keep:
             parts = [
                 self._compute(_Features(self.model), part, detach, number)
@@ -149,7 +151,7 @@ class Executor:
                 for gradient in (p.grad for p in head.parameters() if p.grad is not None):
                     dist.all_reduce(gradient)
                     gradient /= world_size()
-        batchnorm.average_statistics(self.model)
+        average_statistics(self.model)
 
     def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
         """The gradient's norm (), and the gradient made no longer than `limit`. The norm is 0 if it
@@ -187,3 +189,55 @@ def _scaler(device, precision):
 
 def _is_in(parameter, modules):
     return any(parameter is one for module in modules for one in module.parameters())
+
+
+# batch norm over several ranks and micro-batches
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Batch norms go to eval mode: they use their running statistics and leave them alone."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+@contextlib.contextmanager
+def unchanged_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it running statistics may move; afterwards they are as before."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with batch norms that take their statistics over the faces of all ranks.
+
+    Raises: UserError on a CPU, for which torch has no such layer.
+    """
+    if device.type != 'cuda':
+        raise UserError(
+            f'sync_batchnorm needs GPUs, not {device.type}: --set sync_batchnorm=False, '
+            'or a larger batch_size'
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """The running statistics become their mean over the ranks, each of which saw its share alone.
+
+    In every step: a state that is saved would else hold another mean than one that is not.
+    """
+    if not dist.is_initialized():
+        return
+    running = [
+        statistic
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    if running:
+        mean = all_reduce(torch.cat(running)) / world_size()
+        torch._foreach_copy_(running, mean.split([len(statistic) for statistic in running]))

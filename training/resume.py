@@ -7,7 +7,7 @@ import torch
 import backbones
 from model import Backbone
 from recognition.weights import load_checkpoint, save_checkpoint
-from training import sharded_files
+from training import sharded
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
 from training.state import TrainingState
@@ -32,7 +32,7 @@ def state_of(training: TrainingState, steps_per_epoch: int, folder: Path) -> dic
         'means': {key: getattr(training, name).state_dict() for key, name in MEANS.items()},
     }
     if training.recipe.shard_head:
-        sharded_files.save_head(training, state, folder)
+        sharded.save_head(training, state, folder)
     return state
 
 
@@ -51,7 +51,7 @@ def save_state(training: TrainingState, steps_per_epoch: int, folder: Path) -> N
     that can't be."""
     state = state_of(training, steps_per_epoch, folder)
     on_rank_zero(save_checkpoint, state, folder / 'last.pth')
-    on_rank_zero(sharded_files.remove_old_heads, folder, state.get('head'))
+    on_rank_zero(sharded.remove_old_heads, folder, state.get('head'))
 
 
 def starting_point(args) -> tuple[Path, Path | None]:
@@ -108,7 +108,7 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
         },
     )
     _check_heads(training.recipe, state, path)
-    sharded_files.load_head(training, state, path.parent)
+    sharded.load_head(training, state, path.parent)
     fresh = [
         part
         for part, same in (
