@@ -1,5 +1,6 @@
 """What several test files share: the tiny recipe, the drawn data set, a run of a program."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -153,6 +154,31 @@ def archive(matcher, drawn):
     from verification.enrolment import read_folder
 
     return read_folder(matcher, str(drawn / 'val'))
+
+
+@pytest.fixture(scope='session')
+def browser():
+    """Chromium, if it and its driver are installed."""
+    selenium = pytest.importorskip('selenium.webdriver')
+    chromium = shutil.which('chromium') or shutil.which('google-chrome')
+    driver = shutil.which('chromedriver')
+    if not chromium or not driver:
+        pytest.skip('no Chromium with its chromedriver here')
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        '--headless=new',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--disable-dev-shm-usage',
+        '--window-size=900,1200',
+    ):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    browser = selenium.Chrome(options, selenium.ChromeService(driver))
+    browser.set_page_load_timeout(120)
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope='session')

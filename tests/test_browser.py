@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 import threading
 
 import numpy as np
@@ -28,32 +27,6 @@ def served(matcher, archive):
     yield f'http://127.0.0.1:{running.effective_port}/'
     running.close()
     thread.join(10)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    selenium = pytest.importorskip('selenium.webdriver')
-    chromium, driver = (
-        shutil.which('chromium') or shutil.which('google-chrome'),
-        shutil.which('chromedriver'),
-    )
-    if not chromium or not driver:
-        pytest.skip('no Chromium with its chromedriver here')
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        '--headless=new',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-dev-shm-usage',
-        '--window-size=900,1200',
-    ):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    browser = selenium.Chrome(options, selenium.ChromeService(driver))
-    browser.set_page_load_timeout(120)
-    yield browser
-    browser.quit()
 
 
 def submit(browser, address, **files):

@@ -1,4 +1,4 @@
-// Shows photographs as soon as they are chosen, dragged or pasted. Without it the form works alike.
+// Shows photographs as soon as they are chosen, dragged or pasted. Without it all forms work alike.
 'use strict';
 
 const message = document.getElementById('status');
@@ -37,13 +37,15 @@ for (const input of inputs) {
 }
 
 document.addEventListener('paste', event => {
+  if (!inputs.length) return;
   const file = [...event.clipboardData.files].find(one => one.type.startsWith('image/'));
   if (file) give(inputs.find(input => !input.files.length) || inputs[inputs.length - 1], file);
 });
 
-document.querySelector('form').addEventListener('submit', () => {
+if (inputs.length) document.querySelector('form').addEventListener('submit', () => {
   message.textContent = 'Comparing…';
 });
 
-const answer = document.getElementById('answer');
-if (answer) answer.focus();  // so that a screen reader begins with it
+const group = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+const first = document.getElementById('answer') || group;
+if (first) first.focus();  // so that a screen reader begins with it

@@ -25,13 +25,14 @@ from werkzeug.exceptions import HTTPException
 from storage.images import to_age
 from system.names import shown
 from utils import DataError, UserError
-from verification import answers, portraits
+from verification import answers, people_page, portraits
 from verification.decision import Answer
 from verification.index import Index
 from verification.matcher import Features, Matcher
 from verification.portraits import Portrait
 from verification.server import is_loopback
 from verification.service import WAITING, Archive, Busy, Service
+from verification.site import Site, index, site
 
 LARGEST = 16 * 2**20  # bytes of a photograph
 PARTS = 6  # fields of a form
@@ -45,24 +46,11 @@ POLICY = (
 HEADERS = {
     'Content-Security-Policy': POLICY,
     'X-Content-Type-Options': 'nosniff',
-    'Referrer-Policy': 'no-referrer',
+    'Referrer-Policy': 'same-origin',
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Cache-Control': 'no-store',
 }
 views = Blueprint('verify', __name__)
-
-
-class Site(NamedTuple):
-    """What the views serve from.
-
-    far    the rate to decide at if a request names none
-    local  whether this machine alone is served
-    """
-
-    service: Service
-    archive: Archive | None
-    far: float | None
-    local: bool
 
 
 class Given(NamedTuple):
@@ -80,30 +68,25 @@ def application(
     far: float | None = None,
     waiting: int = WAITING,
     path: str | None = None,
+    people: Path | None = None,
 ) -> Flask:
     """Page and API as a WSGI application.
 
     It takes images of at most LARGEST bytes, two a request, and `waiting` requests at a time.
-    `path` is the archive's file, which is read again if it changes.
+    `path` is the archive's file, which is read again if it changes; `people` the people.csv of its
+    groups, which is written to.
     """
     app = Flask('verify', template_folder=str(HERE), static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=2 * LARGEST + 2**16, MAX_FORM_PARTS=PARTS, MAX_FORM_MEMORY_SIZE=2**17
     )
     served = None if archive is None else Archive(archive, path, matcher.info.sha256)
-    app.extensions['site'] = Site(Service(matcher, waiting), served, far, is_loopback(host))
+    service = Service(matcher, waiting)
+    app.extensions['site'] = Site(service, served, far, is_loopback(host), people)
     app.jinja_env.filters.update(at=_at, breakable=_breakable)
     app.register_blueprint(views)
+    app.register_blueprint(people_page.views)
     return app
-
-
-def site() -> Site:
-    return current_app.extensions['site']
-
-
-def index() -> Index | None:
-    archive = site().archive
-    return archive.current() if archive else None
 
 
 # requests
@@ -191,6 +174,7 @@ def search(one: Given, archive: Index, most: int) -> list[dict]:
 def page(status: int = 200, **facts) -> Response:
     decision = site().service.matcher.decision
     facts |= {'largest': LARGEST >> 20, 'decision': decision, 'archive': index()}
+    facts['grouped'] = people_page.is_grouped()
     return Response(render_template('page.html', **facts), status)
 
 
@@ -287,7 +271,9 @@ def refuse_other_sites() -> None:
     # else a site could point its own name here, and read what is shown
     if site().local and not is_loopback(urlsplit(f'//{request.host}').hostname or ''):
         abort(400, 'this server is known by the names of this machine alone')
-    if request.headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'):
+    host = urlsplit(request.headers.get('Origin', request.host_url)).netloc
+    known = 'none' if host == request.host else 'cross-site'  # of a browser that doesn't say
+    if request.headers.get('Sec-Fetch-Site', known) not in ('same-origin', 'none'):
         followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
         if not followed:
             abort(403, 'only from this page itself')
@@ -300,7 +286,7 @@ def add_headers(response: Response) -> Response:
 
 
 def _refusal(status, text):
-    if request.path in ('/compare', '/find', '/health'):
+    if request.path in ('/compare', '/find', '/health', '/people.json'):
         return current_app.make_response((jsonify(error=text), status))
     return page(status, problem=text)
 
@@ -364,4 +350,4 @@ def _at(similarity):
 
 def _breakable(name):
     """A name that may go on in the next line after a separator."""
-    return Markup('<wbr>').join(map(escape, re.findall(r'[^/_ -]*[/_ -]*', name)[:-1]))
+    return Markup('<wbr>').join(map(escape, re.findall(r'[^/_-]*[/_-]*', name)[:-1]))
