@@ -6,7 +6,7 @@
     python3 verify.py weights --index FOLDER [archive.index]         # embed an archive once
     python3 verify.py weights --find face.jpg archive.index          # or a folder
     python3 verify.py weights --group archive.index [OUT]            # who is who, a group each
-    python3 verify.py weights --serve [archive.index]     # page and API: http://127.0.0.1:8000/
+    python3 verify.py weights --serve [archive.index [OUT]]  # page and API: http://127.0.0.1:8000/
     python3 verify.py weights --calibrate NAME            # thresholds from people of your own
 
 An image of 112 high × 96 wide, or of 112×112, is taken for an aligned face; in any other the faces
@@ -47,7 +47,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--pairs', type=Path, metavar='CSV', help='compare many pairs; images from its folder on')
     add('--index', nargs='+', metavar='FOLDER', help='make or update an index: FOLDER [FILE]')
     add('--group', nargs='+', metavar='INDEX', help='the people of an archive: INDEX [OUT]')
-    add('--serve', nargs='?', const='', metavar='WHERE', help='the page; it looks in WHERE too')
+    add(
+        '--serve',
+        nargs='*',
+        metavar='WHERE',
+        help='the page, of an INDEX and its groups: [INDEX [OUT]]',
+    )
     add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
     add('--json', action='store_true', help='answers as JSON')
     add('--out', type=Path, metavar='FILE', help='a drawing of the answer; --pairs: the table')
@@ -105,7 +110,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             '--ages takes two ages with two images, one with --find',
         ),
         (args.index and len(args.index) > 2, '--index takes a folder and, if you like, a file'),
-        (args.group and len(args.group) > 2, '--group takes an index and, if you like, a folder'),
+        (
+            len(args.group or args.serve or ()) > 2,
+            '--group and --serve take an index and, if you like, the folder of its groups',
+        ),
         (
             args.people and not (args.index and args.people is True)
             if not args.group
@@ -257,7 +265,7 @@ def group(args: argparse.Namespace) -> int:
     from verification import people, people_files, sidecars
 
     known, (path, *out) = matcher(args), args.group
-    out = Path(out[0] if out else f'{Path(path).stem}-people')
+    out = people_file(path, *out).parent
     archive = read_archive(known, path)
     named = Index.open(args.people, known.info.sha256) if args.people else None
     try:
@@ -283,6 +291,11 @@ def group(args: argparse.Namespace) -> int:
     return 0
 
 
+def people_file(index: str, out: str = '') -> Path:
+    """The people.csv of an index's groups, by default in a folder of its name."""
+    return Path(out or f'{Path(index).stem}-people', 'people.csv')
+
+
 def calibrate(args: argparse.Namespace) -> int:
     """Thresholds and probabilities from a data set's people, into a file beside the weights."""
     from verification import calibrating
@@ -305,8 +318,10 @@ def serve(args: argparse.Namespace) -> int:
             f'the page needs {error.name}: pip install -r requirements-serve.txt'
         ) from None
     known = matcher(args)
-    archive = read_archive(known, args.serve) if args.serve else None
-    app = page.application(known, archive, args.host, args.far, path=args.serve)
+    where, out = [*args.serve, '', ''][:2]
+    archive = read_archive(known, where) if where else None
+    groups = people_file(where, out)
+    app = page.application(known, archive, args.host, args.far, path=where, people=groups)
     server.serve(app, args.host, args.port)
     return 0
 

@@ -3,10 +3,12 @@
 Every change is written to people.csv, which `verify.py --group` reads back.
 """
 
+import functools
 import threading
 from pathlib import Path
 
 from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as BaseResponse
 
 from verification.people import place_of
 from verification.people_files import COLUMNS, PAIRS, read_table, write_table
@@ -22,7 +24,7 @@ _writing = threading.Lock()
 def is_grouped() -> bool:
     """Whether the archive that is served has groups."""
     path = site().people
-    return path is not None and path.is_file()
+    return site().archive is not None and path is not None and path.is_file()
 
 
 @views.get('/people')
@@ -47,7 +49,7 @@ def people_json() -> Response:
 
 
 @views.post('/people')
-def change_page() -> Response:
+def change_page() -> BaseResponse:
     said, group = _change()
     return redirect(url_for('.people_page', said=said, group=group, _anchor=f'group-{group}'), 303)
 
@@ -73,8 +75,7 @@ def _version(path: Path) -> str:
 
 def _groups(rows: Rows) -> list[dict]:
     """The groups for JSON, the largest first, faces by age; `face` is the row in the index."""
-    archive = index()
-    here = {place_of(archive, k): k for k in range(len(archive))} if archive else {}
+    here = _places(index())
     groups: dict[str, dict] = {}
     for row in rows:
         face = here.get((row['photograph'], row['box']))
@@ -91,6 +92,12 @@ def _groups(rows: Rows) -> list[dict]:
         nearest = max(group['faces'], key=lambda face: face['nearest_probability'] or 0)
         group['nearest'] = nearest['nearest']
     return sorted(groups.values(), key=lambda one: (-len(one['faces']), *_order(one['group'])))
+
+
+@functools.lru_cache(maxsize=1)
+def _places(archive):
+    """{photograph and box: the face's row} of an index."""
+    return {place_of(archive, face): face for face in range(len(archive))}
 
 
 def _number(text):
@@ -152,7 +159,7 @@ def _merge(rows, here, into):
 def _split(rows, here, group):
     archive = index()
     faces = {int(face) for face in request.form.getlist('face') if face.isdecimal()}
-    places = {place_of(archive, face) for face in faces if archive and face < len(archive)}
+    places = {place_of(archive, face) for face in faces if face < len(archive)}
     apart = [row for row in here if (row['photograph'], row['box']) in places]
     if not apart or len(apart) == len(here):
         abort(400, 'face: tick those faces of the group that are of another person, not all')
