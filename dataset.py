@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from utils import DataError
 
 __all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loader']
 
-KEYS = {  # what each may be, and how that is said
+KEYS: dict[str, tuple] = {  # what each may be, and how that is said
     'train_root': ((str, Path), 'a folder, shards, or a list'),
     'val_root': ((str, Path, type(None)), 'a folder, shards, a list, or None'),
     'pat': (str, 'a regular expression'),
@@ -92,7 +93,7 @@ def are_shards(root: str) -> bool:
     return re.search(r'\.(tar|tgz)(\.\w+)?$', root) is not None and not os.path.isdir(root)
 
 
-def source_of(root: str) -> Folder:
+def source_of(root: str) -> Any:
     """The folder, shards or list that `root` names. Raises DataError if it can't be used."""
     if are_shards(root):
         from storage.shards import Shards  # here, so that a run on a folder does without
@@ -127,7 +128,8 @@ class Faces(Dataset):
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
-        self.root, self.width, self.pixels = os.path.expanduser(root), width, None
+        self.root, self.width = os.path.expanduser(root), width
+        self.pixels: Rows | None = None  # where faces, or their activations, are kept
         self.source = source_of(self.root)
         self.classes, self.places, self.labels, self.ages = self.source.list(pat, pos)
 

@@ -9,25 +9,15 @@ a ValueError of one line. A file's licence is its publisher's; none is downloade
 
 import functools
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from . import files
-from .base import PretrainedBackbone, fit
-
-__all__ = [
-    'NAMES',
-    'PretrainedBackbone',
-    'build',
-    'fit',
-    'identify',
-    'layout',
-    'load',
-    'read_weights',
-    'rebuild',
-]
+from .base import PretrainedBackbone
 
 _CLASSES = {  # the file here, and the class in it
     **{f'iresnet{depth}': ('iresnet', 'IResNet') for depth in (18, 34, 50, 100, 200)},
@@ -41,7 +31,7 @@ NO_FILE = ('sface',)  # what can be loaded without a path
 ALIKE = 0.5  # share of entries in common from which a file is said to be near a layout
 
 
-def build(name: str, **config) -> PretrainedBackbone:
+def build(name: str, **config: Any) -> PretrainedBackbone:
     """The network `name`, untrained. `config` is `dim` and `size` for a torchvision model.
 
     `build(**backbone.config)` makes `backbone`'s again. Raises ValueError for an unknown name.
@@ -68,7 +58,7 @@ def _torchvision():
     return torchvision_models
 
 
-def load(name: str, path=None, **config) -> PretrainedBackbone:
+def load(name: str, path: Any = None, **config: Any) -> PretrainedBackbone:
     """The network `name` with the weights of the publisher's file `path`, in eval mode."""
     state = read_weights(name, path, **config)
     backbone = build(name, **config)
@@ -76,7 +66,7 @@ def load(name: str, path=None, **config) -> PretrainedBackbone:
     return backbone.eval()
 
 
-def rebuild(state: dict, path) -> PretrainedBackbone | None:
+def rebuild(state: dict, path: Any) -> PretrainedBackbone | None:
     """The untrained network that `state`, of the weights file `path`, says it was trained with.
 
     None if it names none of those here. Names and shapes are compared before anything is built of a
@@ -100,7 +90,7 @@ def _shapes_below(prefix, state):
 
 
 def read_weights(
-    name: str, path=None, say: Callable[[str], None] = files.warn, **config
+    name: str, path: Any = None, say: Callable[[str], None] = files.warn, **config: Any
 ) -> dict[str, torch.Tensor]:
     """The state dict that `build(name, **config)` loads strictly, float32, out of a published file.
 
@@ -133,25 +123,21 @@ def read_weights(
     found, wanted = _fit(blank, states[taken])[0], blank.state_dict()
     files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
-        wanted[entry] = (
-            found[entry].to(empty.dtype)
-            if entry in found
-            else torch.zeros(empty.shape, dtype=empty.dtype)
-        )
+        zeros = torch.zeros(empty.shape, dtype=empty.dtype)
+        wanted[entry] = found.get(entry, zeros).to(empty.dtype)
     return wanted
 
 
-def layout(name: str, **config) -> dict[str, tuple[int, ...]]:
+def layout(name: str, **config: Any) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the state dict of `build(name, **config)`; costs no memory.
 
     What a stranger's file claims can be compared with it before anything is built.
     """
-    return {
-        entry: tuple(empty.shape) for entry, empty in _blank(name, **config).state_dict().items()
-    }
+    state = _blank(name, **config).state_dict()
+    return {entry: tuple(empty.shape) for entry, empty in state.items()}
 
 
-def identify(path) -> str:
+def identify(path: Any) -> str:
     """The backbone whose published layout the file `path` has. Raises ValueError that says what
     there is and the nearest layout, FileNotFoundError.
     """
@@ -172,22 +158,16 @@ def identify(path) -> str:
 
 def _blank(name, **config):
     """`build` without memory for weights: it knows names, shapes and how to read a file."""
-    return _kept_blank(
-        name,
-        tuple(
-            (key, tuple(value) if isinstance(value, list) else value)
-            for key, value in config.items()
-        ),
-    )
+    return _kept_blank(json.dumps({'name': name, **config}))
 
 
 @functools.cache
-def _kept_blank(name, config):
+def _kept_blank(config):
     try:
         with torch.device('meta'):
-            return build(name, **dict(config))
+            return build(**json.loads(config))
     except NotImplementedError:  # torchvision's RegNet computes with tensors while it is built
-        return build(name, **dict(config)).to('meta')
+        return build(**json.loads(config)).to('meta')
 
 
 def _fit(blank, state):

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,18 +49,21 @@ class PretrainedBackbone(nn.Module):
     """
 
     takes_pixels = True  # DALModel hands it 0…255 and leaves the normalisation to it
+    scale: torch.Tensor
+    shift: torch.Tensor
     dim = 512
     size = (HEIGHT, WIDE)
     width = WIDE  # of the faces that lose nothing on the way to `size`
-    mean = deviation = (127.5,) * 3  # of pixel values, in the order of the network's channels
+    mean: tuple[float, ...] = (127.5,) * 3  # of pixel values, in the channels' order here
+    deviation: tuple[float, ...] = mean
     bgr = False
 
-    def __init__(self, name, **config):
+    def __init__(self, name: str, **config: Any):
         super().__init__()
         self.config = {'name': name, **config}
         self.set_normalisation(self.mean, self.deviation)
 
-    def set_normalisation(self, mean, deviation):
+    def set_normalisation(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
         """(v − mean) / deviation, kept as one multiplication and one addition."""
         scale = 1 / torch.tensor(deviation, dtype=torch.float64)
         shift = -torch.tensor(mean, dtype=torch.float64) * scale
@@ -86,7 +91,7 @@ class PretrainedBackbone(nn.Module):
             faces = step(faces)
         return faces
 
-    def read(self, path, say=files.warn) -> object:
+    def read(self, path: Any, say: Callable[[str], None] = files.warn) -> object:
         """The content of a published file, see files.read."""
         return files.read(path, say)
 

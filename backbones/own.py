@@ -1,12 +1,14 @@
 """The network that training makes: the one place to put a module of your own."""
 
+from typing import Any
+
 from torch import nn
 
 import backbones
 from model import Backbone
 
 
-def make_backbone(recipe) -> nn.Module:
+def make_backbone(recipe: Any) -> nn.Module:
     """The backbone of the run, untrained; tools that read its weights file call this again.
 
     Any module (N, 3, 112, 96) -> (N, D) may stand here: this is the one line to change. `recipe`

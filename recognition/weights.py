@@ -4,6 +4,7 @@ import hashlib
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,9 @@ class WeightsInfo:
     # user's own module
 
 
-def load_weights(path, device='cpu', backbone: str | None = None) -> tuple[DALModel, WeightsInfo]:
+def load_weights(
+    path: Any, device: Any = 'cpu', backbone: str | None = None
+) -> tuple[DALModel, WeightsInfo]:
     """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode
     on `device`, and what the file says of it.
 
@@ -104,7 +107,7 @@ def _sha256(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def backbone_in(path) -> tuple[dict | None, dict[str, torch.Tensor]] | None:
+def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None:
     """The arguments of the backbone in a weights file of this repository or of `export.py
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
     FileNotFoundError.
@@ -138,7 +141,7 @@ def _backbone_of(state, path):
         raise UserError(str(error)) from None
 
 
-def save_checkpoint(state: dict, path) -> None:
+def save_checkpoint(state: dict, path: Any) -> None:
     """Writes tensors, numbers, strings, lists and dicts: what torch.load's safe default reads.
     Raises UserError where it can't be written."""
     try:
@@ -152,7 +155,7 @@ def save_checkpoint(state: dict, path) -> None:
         ) from None
 
 
-def load_checkpoint(path, needed) -> dict:
+def load_checkpoint(path: Any, needed: Any) -> dict:
     """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
     Its weights are examined; a prefix that all their names share is taken off.
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.files import below, find, is_image, is_system, numbered_lines_of, read_file, seen_from
+from storage.files import (
+    Below,
+    below,
+    find,
+    is_image,
+    is_system,
+    numbered_lines_of,
+    read_file,
+    seen_from,
+)
 from storage.images import AGE, parse_age, some, to_age
 from utils import DataError
 
@@ -35,7 +44,8 @@ class Folder:
     """
 
     def __init__(self, root: str):
-        self.root, self.folder, self.notices = root, root, []
+        self.root = self.folder = root
+        self.notices: list[str] = []
         self.beside = Path(os.path.abspath(root))
 
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
@@ -44,8 +54,9 @@ class Folder:
 
         Raises DataError for a missing or empty folder and for names without a readable age.
         """
-        classes, names, labels, ages, empty, bad = [], [], [], [], [], []
-        passed = {'others': [], 'loops': [], 'special': []}
+        classes: list[str] = []
+        names, labels, ages = [], [], []
+        empty, bad, passed = [], [], Below([], [], [], [])
         for folder in self._people():
             there = self._below(folder)
             if not there.images:
@@ -58,8 +69,8 @@ class Folder:
                 names.append(os.fsencode(f'{folder}/{name}'))
             labels.extend([len(classes)] * len(there.images))
             classes.append(folder)
-            for kind, left_out in passed.items():
-                left_out += [f'{folder}/{name}' for name in getattr(there, kind)]
+            for left_out, found in zip(passed, there, strict=True):
+                left_out += [f'{folder}/{name}' for name in found]
         if not names:
             raise DataError(
                 f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
@@ -75,9 +86,9 @@ class Folder:
                 f'{some([name for name, _ in bad])}; for the first, {bad[0][1]}: '
                 f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
             )
-        self._notice(passed['others'], 'file(s) are no images by their names, and left out')
-        self._notice(passed['loops'], 'link(s) lead to a folder above them, and are not followed')
-        self._notice(passed['special'], 'pipe(s), socket(s) or device(s) are not opened')
+        self._notice(passed.others, 'file(s) are no images by their names, and left out')
+        self._notice(passed.loops, 'link(s) lead to a folder above them, and are not followed')
+        self._notice(passed.special, 'pipe(s), socket(s) or device(s) are not opened')
         return classes, np.array(names), np.array(labels), np.array(ages, dtype=np.float32)
 
     def _notice(self, names, what):
@@ -167,7 +178,8 @@ class List(Folder):
         DataError for lines that are none, for images that are missing, and for one with two labels
         or ages.
         """
-        faces, missing, rows = {}, [], self._rows()
+        faces: dict[str, tuple[str, float]] = {}
+        missing, rows = [], self._rows()
         for number, name, label, age in rows:
             found = find(self.root, name)
             if found is None:
@@ -189,7 +201,8 @@ class List(Folder):
                 f'{self.file}: {len(rows) - len(faces)} line(s) repeat others, and count once'
             )
         order = sorted(faces, key=lambda name: (faces[name][0], name))
-        classes, labels = np.unique([faces[name][0] for name in order], return_inverse=True)
+        people = np.array([faces[name][0] for name in order])
+        classes, labels = np.unique(people, return_inverse=True)
         ages = np.array([faces[name][1] for name in order], np.float32)
         return classes.tolist(), np.array([os.fsencode(name) for name in order]), labels, ages
 

@@ -23,6 +23,7 @@ except ImportError:
 
 HEIGHT, WIDTH = 112, 96
 WIDTHS = 96, 112  # of faces: as in the paper, and as most sets and backbones of the field have it
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; Pillow refuses more
 AGE = re.compile(r'[0-9]+(\.[0-9]+)?')
 # Pillow's formats that are read; EPS is not among them, since it starts a program
 KINDS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')
@@ -36,19 +37,20 @@ JPEG, DEFLATE, WHITE_IS_ZERO = 7, (8, 32946), 0
 
 def some(names: Iterable[str | bytes | os.PathLike]) -> str:
     """The first few names and how many there are, on one line whatever the names hold."""
-    names = [name if name.isprintable() else ascii(name) for name in map(os.fsdecode, names)]
-    return ', '.join(names[:3]) + (f', … ({len(names)} in all)' if len(names) > 3 else '')
+    all_ = [name if name.isprintable() else ascii(name) for name in map(os.fsdecode, names)]
+    return ', '.join(all_[:3]) + (f', … ({len(all_)} in all)' if len(all_) > 3 else '')
 
 
 def to_age(value: object) -> float:
     """Age in years of a number or its text. ValueError if it is none, or not from 0 to 120."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number and not (isinstance(value, str) and AGE.fullmatch(value)):
+    number = value
+    if isinstance(value, str) and AGE.fullmatch(value):
+        number = float(value)
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise ValueError(f'{value!r:.60} is no age')
-    # text is made a float first; a whole number can be too large to be one
-    if not 0 <= (float(value) if isinstance(value, str) else value) <= 120:
+    if not 0 <= number <= 120:  # before it is a float: a whole number can be too large to be one
         raise ValueError(f'{value!s:.60} is no age between 0 and 120')
-    return float(value)
+    return float(number)
 
 
 def parse_age(name: str, pat: str, pos: int) -> float:
@@ -105,7 +107,7 @@ def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> 
     except Image.UnidentifiedImageError:
         reason = _what_else(data)
     except Image.DecompressionBombError:
-        reason = f'more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: make it smaller'
+        reason = f'more than {LARGEST / 1e6:.0f} megapixels: make it smaller'
     except MemoryError:
         reason = 'too large for the memory of this machine'
     except Exception as error:  # decoders raise whatever they like at damaged bytes
@@ -122,7 +124,7 @@ def _open(data, check):
         tagged = b'Exif\0\0' in data or b'tiff:Orientation' in data
         orientation = _orientation(data) if tagged else 1
         check(*((width, height) if orientation > 4 else (height, width)))
-        if height * width > 2 * Image.MAX_IMAGE_PIXELS:
+        if height * width > LARGEST:
             raise Image.DecompressionBombError
         if colours not in ('CMYK', 'YCCK'):
             return _upright(simplejpeg.decode_jpeg(data, colorspace='RGB'), orientation)

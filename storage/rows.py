@@ -126,7 +126,7 @@ class NewRows:
 
     def _write(self, data, at):
         try:
-            if not self.error:
+            if self.file and not self.error:
                 if os.pwrite(self.file.fileno(), data, at) != memoryview(data).nbytes:
                     raise OSError(None, 'too little free space')
         except OSError as error:
@@ -138,7 +138,7 @@ class NewRows:
         Files of the same root with other digits are removed, except those that a run is using.
         """
         try:
-            if not self.error:
+            if self.file and not self.error:
                 os.fsync(self.file.fileno())
                 os.replace(self.temporary, self.path)
         except OSError as error:

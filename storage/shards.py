@@ -44,7 +44,8 @@ class Shards:
     """
 
     def __init__(self, root: str):
-        self.root, self.notices = root, []
+        self.root = root
+        self.notices: list[str] = []
         if not root.endswith('.tar') or '://' in root or root.startswith('pipe:'):
             raise DataError(
                 f'{root}: shards are read by position: they must be .tar files, not compressed, '

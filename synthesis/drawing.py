@@ -77,7 +77,7 @@ def make(
         folder = os.path.join(building, 'train' if number < people else 'val', f'p{number:05d}')
         jobs.append((folder, int(rng.integers(2**62)), ages))
     # a process takes longer to start than a few people to draw
-    workers = min(workers or os.cpu_count(), 1 + len(jobs) // 16)
+    workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 16)
     columns = list(zip(*jobs, strict=True))
     try:
         # starts no process until the first map

@@ -1,6 +1,9 @@
 """A face, drawn in its own frame (x from the midline, y down the crop) and posed point by point."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 from synthesis.pens import curve, mirrored, points, ramp, rgb
@@ -60,25 +63,30 @@ class Face:
         self.volume = max(1, 4 + 1.3 * p.volume + 3 * p.curly - 3 * self.bald)
         background = rng.uniform(40, 225, 3) * 0.5 + rng.uniform(40, 225) * 0.5
         self.canvas, self.ink = self.layer('RGB', rgb(background))
+        self.head = self.canvas  # where the skin is: a mask, once that is drawn
 
     # pens: points are in the face's frame; depth is 0 at the outline and 2.5 at the tip of the
     # nose, which moves most with yaw
 
-    def layer(self, mode: str = 'L', colour=0) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    def layer(
+        self, mode: str = 'L', colour: int | tuple = 0
+    ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """An empty picture of the canvas's size, and the pen that draws on it."""
         image = Image.new(mode, (WIDTH * SS, HEIGHT * SS), colour)
         return image, ImageDraw.Draw(image)
 
-    def place(self, at, depth=0.0) -> np.ndarray:
+    def place(self, at: ArrayLike, depth: ArrayLike = 0.0) -> np.ndarray:
         """(k, 2) in the face's frame -> (k, 2) in pixels of the crop."""
-        shift = self.origin + np.multiply.outer(self.yaw * depth, self.turn[0])
+        shift = self.origin + np.multiply.outer(self.yaw * np.asarray(depth), self.turn[0])
         return np.asarray(at) @ self.turn + shift
 
-    def flat(self, at, depth=0.0) -> list[float]:
+    def flat(self, at: ArrayLike, depth: ArrayLike = 0.0) -> list[float]:
         """x and y of the points one after the other, on the canvas, as Pillow's pens take them."""
         return (SS * self.place(at, depth)).ravel().tolist()
 
-    def dot(self, ink, xy, depth, rx, ry, colour) -> None:
+    def dot(
+        self, ink: Any, xy: Any, depth: float, rx: float, ry: float, colour: int | tuple
+    ) -> None:
         """An ellipse around `xy` with half axes `rx` and `ry`."""
         x, y = self.flat([xy], depth)
         ink.ellipse((x - SS * rx, y - SS * ry, x + SS * rx, y + SS * ry), fill=colour)
@@ -86,8 +94,8 @@ class Face:
     def photograph(self) -> np.ndarray:
         """Blur, contrast, exposure, colour cast, uneven light and noise -> uint8 (112, 96, 3)."""
         rng = self.rng
-        image = self.canvas.reduce(SS).filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 0.8)))
-        image = (np.asarray(image, np.float32) - 128) * rng.normal(1, 0.07) + 128
+        soft = self.canvas.reduce(SS).filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 0.8)))
+        image = (np.asarray(soft, np.float32) - 128) * rng.normal(1, 0.07) + 128
         across = np.linspace(-0.5, 0.5, WIDTH) * self.light * 0.2
         down = np.linspace(-0.5, 0.5, HEIGHT) * rng.normal(0, 0.15)
         light = 1 + across[None, :, None] + down[:, None, None]

@@ -47,8 +47,8 @@ def glasses(face: Face) -> None:
         x, y, colour = face.eye_x, face.eye_y, rgb(face.rng.uniform(20, 90, 3))
         for side in (-1, 1):
             cx, cy = face.flat([(side * x, y + 1)], 1.8)
-            lens, temple = (cx - 24, cy - 16, cx + 24, cy + 17), [(side * (x + 12), y)]
+            lens = cx - 24, cy - 16, cx + 24, cy + 17
             face.ink.rounded_rectangle(lens, 12, outline=colour, width=2)
-            temple = face.flat([*temple, (side * face.wide, y)], 0.8)
+            temple = face.flat([(side * (x + 12), y), (side * face.wide, y)], 0.8)
             face.ink.line(temple, fill=colour, width=3)
         face.ink.line(face.flat([(12 - x, y), (x - 12, y)], 1.8), fill=colour, width=3)

@@ -21,8 +21,8 @@ def behind(face: Face) -> None:
     ink.polygon(face.flat(cloth), fill=rgb(face.rng.uniform(20, 235, 3)))
     lobe, xs = 62 + 1.3 * face.p.ear + 2 * face.old, wide + np.array([-3, 3, 5, 2.5, -3])
     ear = curve(points(xs, (52, 49, 54, lobe, lobe + 4)))
-    for side in (-1, 1):
-        ink.polygon(face.flat(ear * (side, 1), -0.5), fill=rgb(face.skin * (0.86, 0.74, 0.70)))
+    for sign in (-1, 1):
+        ink.polygon(face.flat(ear * (sign, 1), -0.5), fill=rgb(face.skin * (0.86, 0.74, 0.70)))
 
 
 def creases(face: Face) -> np.ndarray:
@@ -40,8 +40,8 @@ def creases(face: Face) -> np.ndarray:
 
     for k in range(4):  # the forehead
         y, sag = 33 - 5 * k, 1.5 * np.sin(2.1 * k + 3 * p.part)
-        ys = y + sag, y - 1.5, y - 0.8, y - 1.5 + sag / 2, y
-        crease(0.5 * lined - 0.06 * k, 0.6, (2 * k - 21, -9, 0, 9, 20 - k), ys, False)
+        line = y + sag, y - 1.5, y - 0.8, y - 1.5 + sag / 2, y
+        crease(0.5 * lined - 0.06 * k, 0.6, (2 * k - 21, -9, 0, 9, 20 - k), line, False)
     for k in (-1, 0, 1):  # crow's feet
         x, y = eye_x + face.eye_w, eye_y + 1.2 * k
         strength, ys = (
@@ -57,8 +57,8 @@ def creases(face: Face) -> np.ndarray:
     crease(strength, 1.4, xs, (nose_y, nose_y + 8, mouth_y - 1))
     xs = mouth_w + 2, mouth_w + 3.5, mouth_w + 2
     crease(0.6 * lined - 0.15, 1.2, xs, (mouth_y + 2, mouth_y + 8, mouth_y + 13))
-    xs = nose_w - 2, nose_w, nose_w - 0.3, nose_w - 2.5  # the wings of the nose
-    crease(0.55, 2, xs, (nose_y - 2.5, nose_y, nose_y + 3, nose_y + 3.6))
+    wing = nose_w - 2, nose_w, nose_w - 0.3, nose_w - 2.5  # of the nose
+    crease(0.55, 2, wing, (nose_y - 2.5, nose_y, nose_y + 3, nose_y + 3.6))
     freckled = 0.5 * max(0, p.freckles - 0.6) * (p.melanin < 0.5) * ramp(face.age, 3, 9)
     for k, (x, y, radius) in enumerate(p.spots):
         strength = max(freckled * (52 < y < 80), 0.4 * face.old * (k % 2) - 0.12)
@@ -102,15 +102,15 @@ def complexion(face: Face) -> None:
     ((cx, cy),) = face.place([(0, 58)], 0.6)
     x, y = (x - cx) / face.wide, (y[:, None] - cy) / 62
     round_off = 0.05 - 0.28 * (x * x + y * y) ** 2 + 0.22 * face.light * x
-    field += round_off[..., None] * np.float32((1, 1.15, 1.25))
-    field -= creases(face) * np.float32((0.0018, 0.0026, 0.0027))
+    field += round_off[..., None] * np.array((1, 1.15, 1.25), np.float32)
+    field -= creases(face) * np.array((0.0018, 0.0026, 0.0027), np.float32)
     blotches = Image.fromarray((p.blotches * (0.01 + 0.03 * old)).astype(np.float32))
-    blotches = blotches.resize((WIDTH, HEIGHT), Image.BICUBIC)
-    field += np.asarray(blotches)[..., None] * np.float32((0.6, 1, 1))
+    blotches = blotches.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    field += np.asarray(blotches)[..., None] * np.array((0.6, 1, 1), np.float32)
     skin = Image.fromarray(np.clip(np.float32(face.skin) * np.exp(field), 0, 255).astype(np.uint8))
     face.head, ink = face.layer()
     ink.polygon(face.flat(face.outline), fill=255)
-    face.canvas.paste(skin.resize(face.canvas.size, Image.BILINEAR), mask=face.head)
+    face.canvas.paste(skin.resize(face.canvas.size, Image.Resampling.BILINEAR), mask=face.head)
 
 
 def beard(face: Face) -> None:
@@ -125,5 +125,5 @@ def beard(face: Face) -> None:
         edge = face.flat(np.vstack([inner, jaw[half:], jaw[:half]]))
         ink.polygon(edge, fill=int(255 * min(0.9, strength)))
         soft = mask.reduce(2 * SS).filter(ImageFilter.GaussianBlur(0.7))
-        soft = soft.resize(mask.size, Image.BILINEAR)
+        soft = soft.resize(mask.size, Image.Resampling.BILINEAR)
         face.canvas.paste(rgb(face.hair * 0.85), mask=ImageChops.darker(soft, face.head))

@@ -26,7 +26,7 @@ from utils import DataError, UserError
 BATCH = 64  # faces whose activations are computed together
 
 
-def parts(backbone: nn.Module, count: int) -> tuple[list, list]:
+def parts(backbone: Any, count: int) -> tuple[list, list]:
     """What a backbone runs one after another: before its last `count` blocks, and from them on.
 
     Raises UserError if it has no such blocks.
@@ -98,7 +98,7 @@ def keep_activations(training: Any, faces: Faces) -> None:
                 rows = _activations(training, first, images)
                 for index, row in zip(indices, rows, strict=True):
                     new[index] = row
-                checksum = zlib.crc32(rows, checksum)
+                checksum = zlib.crc32(rows.data, checksum)
                 bar.update(len(rows))
         new.path = new.path.with_name(f'{new.path.stem}-{checksum:08x}.npy')
         faces.pixels = new.finish() or faces.pixels
