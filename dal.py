@@ -1,6 +1,8 @@
 """Decorrelated adversarial learning itself: the canonical mapping, the correlation that it climbs,
 and whose turn it is."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,33 +120,74 @@ def person_means(values: Tensor, labels: Tensor, people: int) -> Tensor:
     )
 
 
-@torch.no_grad()
-def solve_factorization(factorization: nn.Module, x: Tensor, z: Tensor, memory: float) -> None:
-    """R in closed form, by moments of x (N, D) and of the ages' variates z (N, K) that run over
-    1 / (1 − memory) batches:
+class Eraser(NamedTuple):
+    """The affine map x -> x − (x − mean) @ projection; mean (D,), projection (D, D), float64."""
 
-        x_age = Σ_xz (Σ_zx S⁻¹ Σ_xz)⁻¹ Σ_zx S⁻¹ (x − x̄),  S = Σ + RIDGE_R·diag Σ
+    mean: Tensor
+    projection: Tensor
 
-    So cov(x_id, z) = 0 at α = 1, and the ρ of w·x_id with any of z is 0 whatever w is. With S = Σ
-    no other affine map does that and changes x less (LEACE: Belrose et al., NeurIPS 2023).
+    def __call__(self, x: Tensor) -> Tensor:
+        return x - (x - self.mean) @ self.projection
+
+
+class EraserFitter:
+    """R in closed form, from one pass over faces; D numbers a feature, K variates of the age.
+
+    `update` adds a block of faces, and holds no more than the moments; `solve` gives the Eraser.
+    `within_person` takes out what the years change within a person, not the age between people.
     """
-    own, mean = factorization, x.float().mean(0)
-    x, z = x.float() - mean, z - z.mean(0)
-    own.filled.lerp_(torch.ones_like(own.filled), 1 - memory)
-    for moment, value in (
-        (own.mean, mean),
-        (own.covariance, x.T @ x / len(x)),
-        (own.cross, x.T @ z / len(x)),
-    ):
-        moment.lerp_(value, (1 - memory) / own.filled)
-    place = torch.device('cpu') if x.device.type == 'mps' else x.device
-    covariance, cross = own.covariance.to(place).double(), own.cross.to(place).double()
-    variance = covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
-    factor = torch.linalg.cholesky_ex(covariance + torch.diag(RIDGE_R * variance))[0]
-    basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
-    own.projection.copy_(
-        torch.linalg.solve_triangular(factor.T, basis, upper=True) @ (factor @ basis).T
-    )
+
+    def __init__(self, dim: int, variates: int, within_person: bool = False):
+        self.dim, self.within_person, self.faces = dim, within_person, 0
+        self.sum = torch.zeros(dim + variates, dtype=torch.float64)
+        self.total = torch.zeros(len(self.sum), len(self.sum), dtype=torch.float64)
+        self.between = torch.zeros_like(self.total)  # of the people's means, weighed by faces
+
+    @torch.no_grad()
+    def update(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
+        """Adds faces: x (N, D), age variates z (N, K), labels (N,); each person's faces come in one
+        call."""
+        values = torch.cat([x.double(), z.double()], 1)
+        _, person, counts = labels.unique(return_inverse=True, return_counts=True)
+        sums = values.new_zeros(len(counts), len(self.sum)).index_add_(0, person, values)
+        self.faces += len(values)
+        self.sum += sums.sum(0)
+        self.total += values.T @ values
+        self.between += sums.T @ (sums / counts[:, None])
+
+    def solve(self, directions: int = 0, whiten: float = 0.0, ridge: float = RIDGE_R) -> Eraser:
+        """The map that leaves no covariance of features with z and changes them least; then one
+        without the first `directions` within people, and a whitening within people of strength
+        `whiten`, from 0 (none) to 1.
+
+            P = S⁻¹ Σ_xz (Σ_zx S⁻¹ Σ_xz)⁻¹ Σ_zx,  S = Σ + ridge·diag Σ
+
+        So the ρ of w·x_id with any of z is 0 whatever w is. With ridge 0 no other affine map does
+        that and changes x less. The whitening is (whiten·W + (1 − whiten)·w̄·1)^−½, in units of w̄,
+        where W is the covariance within people of what is left and w̄ its mean variance.
+
+        Source: LEACE (Belrose et al., NeurIPS 2023); NAP (Solomonoff et al., ICASSP 2005); WCCN
+        (Hatch et al., Interspeech 2006).
+        """
+        D, mean = self.dim, self.sum / self.faces
+        covariance = self.total / self.faces - torch.outer(mean, mean)
+        within = (self.total - self.between) / self.faces
+        cross = (within if self.within_person else covariance)[:D, D:]
+        variance = covariance.diagonal()[:D].clamp(min=torch.finfo(torch.float32).tiny)
+        factor = torch.linalg.cholesky(covariance[:D, :D] + torch.diag(ridge * variance))
+        basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
+        erase = torch.eye(D, dtype=torch.float64) - (
+            torch.linalg.solve_triangular(factor.T, basis, upper=True) @ (factor @ basis).T
+        )
+        lengths, axes = torch.linalg.eigh(erase.T @ within[:D, :D] @ erase)
+        lengths[D - directions :] = 0
+        lengths = (lengths / lengths.mean().clamp(min=torch.finfo(torch.float32).tiny)).clamp(
+            NOTHING
+        )
+        gains = (whiten * lengths + 1 - whiten) ** -0.5
+        gains[D - directions :] = 0
+        identity = torch.eye(D, dtype=torch.float64)
+        return Eraser(mean[:D], identity - erase @ (axes * gains) @ axes.T)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from storage.files import sweep
 from storage.folder import Folder, List, is_list
 from storage.images import HEIGHT, WIDTH, decode, some
 from storage.rows import Layout, NewRows, Rows
+from storage.vectors import is_vectors
 from system.progress import progress
 from utils import DataError
 
@@ -59,7 +60,7 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
         hint = f'did you mean {close[0]!r}?' if close else f'the keys are {", ".join(KEYS)}'
         raise DataError(f'{where}: no such key {key!r}; {hint}')
     lists = [
-        is_list(os.path.expanduser(root))
+        is_list(os.path.expanduser(root)) or is_vectors(root)
         for root in (entry.get('train_root'), entry.get('val_root'))
         if isinstance(root, (str, Path))
     ]

@@ -211,8 +211,19 @@ def eraser(args: argparse.Namespace) -> None:
     }
     arrays = {'matrix': matrix.float().numpy(), 'offset': offset.float().numpy()}
     write_arrays(args.out, arrays, facts)
-    rank = int(torch.linalg.matrix_rank(projection, rtol=1e-6))
-    print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers; changes {rank} of them')
+    print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers{_effect(info)}')
+
+
+def _effect(info):
+    """The size of the effect on the people of validation, if it was measured."""
+    after = info.figures or {}
+    before = after.get('before') or {}
+    if before.get('auc') is None or before.get('age_r2_id') is None:
+        return ''
+    return (
+        f'; on the people of validation AUC {before["auc"]:.3f} → {after["auc"]:.3f}, '
+        f'R² of age {before["age_r2_id"]:.2f} → {after["age_r2_id"]:.2f}'
+    )
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

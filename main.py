@@ -10,7 +10,6 @@ a network of your own goes into backbones/own.py.
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ import meta
 import utils
 from backbones import own
 from model import AGE_HEADS, DALModel, ResidualFactorization, SolvedFactorization
-from training.ages import person_means
 from training.distributed import BatchLayout
 from training.executor import Executor
 from training.means import Mean, NotFinite, PhaseMean
@@ -56,10 +54,11 @@ def run(args: argparse.Namespace) -> None:
                     training.min_step(images, labels, ages)
                 training.step += 1
                 run.report_step()
+            run.solve()  # R in closed form, if the recipe has it
             report = run.validate()
             run.close_epoch(report)  # weights, best.pth if it is, the log, last.pth
 
-        run.compare()
+        run.finish()  # best.pth: the epoch, R and ages from all faces of training
 
 
 class Training:
@@ -74,8 +73,7 @@ class Training:
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.layout = device, BatchLayout()
-        solved = partial(SolvedFactorization, variates=recipe.age_powers)
-        R = ResidualFactorization if recipe.factorization == 'learned' else solved
+        R = SolvedFactorization if recipe.factorization == 'solved' else ResidualFactorization
         heads = identity_head(recipe, self.layout), AGE_HEADS[recipe.age_head]
         backbone, s_and_m = own.make_backbone(recipe), (recipe.scale, recipe.margin)
         self.model = DALModel(backbone, len(classes), cutoffs, *heads, *s_and_m, R)
@@ -94,7 +92,8 @@ class Training:
         self.best: float | None = None  # the best validation score so far
         self.decision: dict | None = None  # the thresholds of the last validation
         self.pretrained = False  # whether it began with weights that know faces
-        self.person_means: Tensor | None = None  # (C, K): of the age variates, see learn_ages
+        self.age_error: dict | None = None  # of model.estimator, on people never seen
+        self.figures: dict | None = None  # of best.pth on the validation set
         self.means, self.epoch_means, self.adversary_means = Mean(), Mean(), PhaseMean()
         self.not_finite = NotFinite()
 
@@ -163,24 +162,9 @@ class Training:
         self.executor.backward(losses['loss'])
         losses['gradient'] = self.executor.clip_gradient(self.optimizer, self.recipe.clip)
         self.executor.step(self.optimizer)
-        if self.recipe.factorization == 'solved':
-            self.solve_R(x_age, x_id, labels, ages)
         self.means.add(**losses)
         self.epoch_means.add(**losses)
         self.not_finite.add(self.step, **losses)
-
-    def solve_R(self, x_age: Tensor, x_id: Tensor, labels: Tensor, ages: Tensor) -> None:
-        """R in closed form: x_id has no covariance with z, and there is no turn to take."""
-        R, z = self.model.factorization, dal.age_variates(ages, self.recipe.age_powers)
-        if self.person_means is not None:
-            z = z - self.person_means[labels]
-        x, z = self.layout.gather((x_id + R.alpha * x_age).detach(), z)
-        dal.solve_factorization(R, x, z, self.recipe.memory)
-
-    def learn_ages(self, labels: Tensor, ages: Tensor) -> None:
-        """Keeps each person's mean age, if R in closed form goes by the years within a person."""
-        means = person_means(self.recipe, labels, ages, len(self.classes))
-        self.person_means = None if means is None else means.to(self.device)
 
     # Whose turn it is, and what changes as training goes on
 

@@ -171,22 +171,19 @@ class ResidualFactorization(nn.Module):
 
 
 class SolvedFactorization(nn.Module):
-    """The factorization with R in closed form: x_age = (x − x̄)·P is what of x correlates with the
-    age variates, and x_id = x − α·x_age correlates with them no more. Arguments: dim D, their
-    number K.
+    """The factorization with R in closed form: x_age = (x − x̄)·P, and x_id = x − α·x_age does not
+    correlate with the age variates. Argument: dim D.
 
-    (N, D) -> x_age (N, D), x_id (N, D), float32. Nothing here is a weight: dal.solve_factorization
-    sets P and x̄ from running moments, which are kept beside them.
+    (N, D) -> x_age (N, D), x_id (N, D), float32. Nothing here is a weight: dal.EraserFitter solves
+    for P and x̄.
     """
 
-    def __init__(self, dim: int, variates: int = 4):
+    def __init__(self, dim: int):
         super().__init__()
         self.register_buffer('alpha', torch.ones(()))
         self.register_buffer('mean', torch.zeros(dim))
         self.register_buffer('projection', torch.zeros(dim, dim))
-        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x, within batches
-        self.register_buffer('cross', torch.zeros(dim, variates))  # of x with the age variates
-        self.register_buffer('filled', torch.zeros(()))  # how far the memory is, to 1
+        self.register_load_state_dict_pre_hook(_without_moments)
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """`detach` as in ResidualFactorization."""
@@ -194,6 +191,41 @@ class SolvedFactorization(nn.Module):
             x = x.float()
             x_age = ((x.detach() if detach else x) - self.mean) @ self.projection
             return x_age, x - self.alpha * x_age
+
+
+def _without_moments(module, state, prefix, *_):
+    """Leaves out the running moments that a file of weights may hold beside P and x̄."""
+    for name in ('covariance', 'cross', 'filled'):
+        state.pop(prefix + name, None)
+
+
+class AgeEstimator(nn.Module):
+    """Ages in years read from x: a ridge regression on x and on random Fourier features of it, in
+    closed form (training/posthoc.py fits it). Arguments: dim D, features M.
+
+    (N, D) -> (N,), between the youngest and the oldest face that it was fitted to. It holds no
+    face. Source: Rahimi and Recht, NeurIPS 2007.
+    """
+
+    def __init__(self, dim: int, features: int):
+        super().__init__()
+        self.register_buffer('shift', torch.zeros(dim))
+        self.register_buffer('scale', torch.ones(dim))
+        self.register_buffer('frequencies', torch.zeros(dim, features))
+        self.register_buffer('phases', torch.zeros(features))
+        self.register_buffer('weight', torch.zeros(dim + features))
+        self.register_buffer('offset', torch.zeros(()))
+        self.register_buffer('bounds', torch.zeros(2))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D + M): x standardised, and its Fourier features."""
+        x = (x.float() - self.shift) * self.scale
+        waves = torch.cos(x @ self.frequencies + self.phases)
+        return torch.cat([x, waves * math.sqrt(2 * x.shape[1] / len(self.phases))], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return (self.features(x) @ self.weight + self.offset).clamp(*self.bounds)
 
 
 class MarginHead(nn.Module):
@@ -391,17 +423,21 @@ class DALModel(nn.Module):
         self.backbone = backbone
         self.width = getattr(backbone, 'width', WIDTH)
         self.last_blocks: Callable[[Tensor], Tensor] | None = None
-        was_training = backbone.training
-        backbone.eval()
-        with torch.no_grad():
-            x = self.embed_mixed(torch.zeros(1, 3, HEIGHT, self.width))
-        backbone.train(was_training)
-        if x.ndim != 2:
-            raise ValueError(f'the backbone made {tuple(x.shape)} of one face; expected (1, D)')
-        self.dim = x.shape[1]
+        self.dim = getattr(backbone, 'vectors', 0) or self._find_dim()
         self.factorization = factorization(self.dim)
         self.identity = head(self.dim, classes, scale, m)
         self.age = age_head(self.dim, cutoffs)
+        self.estimator: AgeEstimator | None = None  # fitted to x at the end; None: ages are unknown
+
+    def _find_dim(self):
+        was_training = self.backbone.training
+        self.backbone.eval()
+        with torch.no_grad():
+            x = self.embed_mixed(torch.zeros(1, 3, HEIGHT, self.width))
+        self.backbone.train(was_training)
+        if x.ndim != 2:
+            raise ValueError(f'the backbone made {tuple(x.shape)} of one face; expected (1, D)')
+        return x.shape[1]
 
     def embed_mixed(self, images: Tensor) -> Tensor:
         """Faces (N, 3, 112, 96 or 112), 0…255 -> x = F(p) (N, D), float32: age still in it."""
@@ -437,6 +473,12 @@ class DALModel(nn.Module):
         _, _, x_id = self.features(torch.cat([images, images.flip(-1)]))
         n = images.shape[0]  # len() or chunk() would fix the batch size of an exported graph
         return F.normalize(torch.cat([x_id[:n], x_id[n:]], dim=1))
+
+    @torch.no_grad()
+    def years(self, images: Tensor) -> Tensor | None:
+        """How old the faces (N, 3, 112, 96 or 112), 0…255, look in years: (N,), or None if these
+        weights know no ages."""
+        return self.estimator and self.estimator(self.embed_mixed(images))
 
     @classmethod
     def load(cls, path, backbone: nn.Module | None = None, map_location='cpu') -> 'DALModel':
@@ -485,12 +527,7 @@ class DALModel(nn.Module):
                 if name not in known:
                     raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
-            solved = weights.get('factorization.cross')
-            factorization = (
-                ResidualFactorization
-                if solved is None
-                else functools.partial(SolvedFactorization, variates=solved.shape[1])
-            )
+            solved = 'factorization.projection' in weights
             heads_of = ('identity.', 'age.')  # which export.py backbone leaves out
             bare = not any(name.startswith(heads_of) for name in weights)
             model = cls(
@@ -499,8 +536,10 @@ class DALModel(nn.Module):
                 cutoffs,
                 HEADS[heads['identity']],
                 AGE_HEADS[heads['age']],
-                factorization=factorization,
+                factorization=SolvedFactorization if solved else ResidualFactorization,
             )
+            if 'estimator.phases' in weights:
+                model.estimator = AgeEstimator(model.dim, len(weights['estimator.phases']))
             untrained = model.state_dict() if bare else {}
             untrained = {name: untrained[name] for name in untrained if name.startswith(heads_of)}
             model.load_state_dict(weights | untrained)

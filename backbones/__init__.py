@@ -36,6 +36,10 @@ def build(name: str, **config: Any) -> PretrainedBackbone:
 
     `build(**backbone.config)` makes `backbone`'s again. Raises ValueError for an unknown name.
     """
+    if name == 'vectors':
+        from .vectors import Vectors
+
+        return Vectors(**config)
     if name in _CLASSES:
         if config:
             raise ValueError(f'backbone {name} takes no {", ".join(config)}')

@@ -14,6 +14,8 @@ def make_backbone(recipe: Any) -> nn.Module:
     Any module (N, 3, 112, 96) -> (N, D) may stand here: this is the one line to change. `recipe`
     has the values of training/recipe.py as attributes.
     """
+    if recipe.backbone == 'vectors':
+        return backbones.build('vectors', dim=recipe.dim)
     if recipe.backbone != 'dal':
         return backbones.build(recipe.backbone)
     return Backbone(recipe.layers, recipe.widths, recipe.dim)

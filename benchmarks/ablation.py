@@ -63,7 +63,7 @@ PAPER = (
 RAMPS = 'memory=.95 variate=label max_steps=0 read_age=.3 split=(.3,.5) game=(.4,.6) lambda_age=.1 '
 GAME = f'factorization=learned {RAMPS} lambda_dal=5'
 CLOSED = (
-    'factorization=solved memory=.98 variate=label max_steps=0 age_powers=4 '
+    'factorization=solved directions=0 whiten=0 variate=label max_steps=0 age_powers=4 '
     'within_person=True read_age=0 split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=0'
 )
 ARMS = {

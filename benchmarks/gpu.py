@@ -67,7 +67,6 @@ def trainer(recipe, device):
     recipe = replace(recipe, batch_size=FACES)
     training = main.Training(recipe, list(map(str, range(PEOPLE))), meta.age_cutoffs, device)
     training.total_steps = 10_000
-    training.learn_ages(*batch(0)[1:])
     return training
 
 

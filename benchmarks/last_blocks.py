@@ -21,7 +21,7 @@ import utils
 from backbones import own
 from dataset import Batches, Faces, evaluation_loader
 from system.progress import progress
-from training import pretrained
+from training import posthoc, pretrained
 from training.log import run_summary
 
 FIRST = 13  # of MobileFaceNet's 15 blocks: all that see more than 7×7
@@ -94,11 +94,16 @@ def untrained(recipe, faces, init):
         training = main.Training(recipe, faces.classes, meta.age_cutoffs, torch.device('cpu'))
     finally:
         own.make_backbone = make
-    training.learn_ages(faces.labels, faces.ages)
     training.pretrained = True
     training.model.factorization.alpha.zero_()
+    solve(training, faces)
     pretrained.set_centres(training, faces)
     return training
+
+
+def solve(training, faces):
+    if training.recipe.factorization == 'solved':
+        posthoc.set_eraser(training.model, posthoc.solve_eraser(training, faces))
 
 
 def train(recipe, faces, init, epochs):
@@ -116,4 +121,5 @@ def train(recipe, faces, init, epochs):
             | {'images_per_s': len(batches) * recipe.batch_size / (time.perf_counter() - start)}
         )
     training.model.eval()
+    solve(training, faces)
     return training, run_summary(training.device) | {'recipe': recipe.as_dict()}, log

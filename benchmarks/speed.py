@@ -78,7 +78,6 @@ class Ours:
 
     def __init__(self, faces, recipe, device):
         self.training = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
-        self.training.learn_ages(faces.labels, faces.ages)
         self.period = recipe.min_steps + recipe.max_steps
         self.training.total_steps = 1000 * self.period
         self.batches = endless(

@@ -43,10 +43,10 @@ def extract(
 
     A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. The
     embedding is x_id of face and mirror, concatenated, of unit length: the paper's test feature;
-    the others are of the face as it is. `model` is a DALModel, which is in eval mode meanwhile, or
-    what inference.ready made of one. `progress` (a title) shows a bar. Raises ValueError if there
-    are no faces. Whether the features are finite is for who uses them: check_finite, which every
-    metric calls.
+    the others are of the face, 'x_mirror' is x of its mirror. `model` is a DALModel, which is in
+    eval mode meanwhile, or what inference.ready made of one. `progress` (a title) shows a bar.
+    Raises ValueError if there are no faces. Whether the features are finite is for who uses them:
+    check_finite, which every metric calls.
     """
     training = getattr(model, 'training', False)
     if training:
@@ -61,6 +61,7 @@ def extract(
             arrays = {
                 'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
                 'x': x,
+                'x_mirror': x[len(images) :],
                 'x_age': x_age,
                 'x_id': x_id,
             }

@@ -39,6 +39,8 @@ class WeightsInfo:
     recipe: dict | None
     backbone: dict | None  # arguments of Backbone, or with a name of backbones.build; None: the
     # user's own module
+    age_error: dict | None = None  # of model.estimator: {'mae', 'r2', 'people'}; None: not measured
+    figures: dict | None = None  # of validation: {'epoch', 'auc', 'rank1', 'age_r2_id', …}
 
 
 def load_weights(
@@ -79,7 +81,9 @@ def _trained(path):
         raise UserError(f'{error}{hint}') from None
     said = [state.get(key) for key in ('best', 'decision', 'recipe')]
     known = state['classes'], state['age_cutoffs'], state['epoch'], *said, state['backbone']
-    return model, WeightsInfo(str(path), _sha256(path), *known)
+    info = WeightsInfo(str(path), _sha256(path), *known)
+    info.age_error, info.figures = state.get('age_error'), state.get('figures')
+    return model, info
 
 
 def _exported(path):

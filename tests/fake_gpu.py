@@ -101,7 +101,6 @@ def trained(recipe, device, people=100):
     """A Training of the recipe on the fake device, in the middle of a run, and a batch for it."""
     training = main.Training(recipe, list(map(str, range(people))), meta.age_cutoffs, device)
     training.total_steps = 1000
-    training.person_means = torch.zeros(people, recipe.age_powers, device=device)
     images = torch.empty(recipe.batch_size, 3, 112, 96, dtype=torch.uint8)
     labels, ages = torch.zeros(len(images), dtype=torch.long), torch.zeros(len(images))
     weights = [*training.model.parameters(), *training.mapping.parameters()]

@@ -30,9 +30,7 @@ ALTERNATING = dict(max_steps=1, min_steps=1, memory=0.0, variate='learned')
 KINDS = {
     'phases': ALTERNATING,
     'memory': dict(max_steps=0, memory=0.5, variate='label'),
-    'solved': dict(
-        max_steps=0, memory=0.5, variate='label', factorization='solved', within_person=True
-    ),
+    'solved': dict(max_steps=0, memory=0.5, variate='label', factorization='solved'),
 }
 
 
@@ -147,8 +145,6 @@ def steps(folder, kinds, double=False, batch_norm=False):
             recipe = replace(small, **plain | kind)
             training = main.Training(recipe, list('abcde'), meta.age_cutoffs, device)
             training.total_steps, found = 2, []
-            _, labels, ages = map(torch.cat, zip(*batches(2), strict=True))
-            training.learn_ages(labels, ages)
             for batch in batches(2):
                 shares = [part.tensor_split(world_size) for part in batch]
                 sizes = [len(share) for share in shares[0]]

@@ -6,7 +6,6 @@ import torch
 
 import dal
 from evaluation.leakage import first_canonical_correlation
-from model import SolvedFactorization
 from training.recipe import paper
 
 
@@ -83,7 +82,7 @@ def test_ascent_reaches_the_first_canonical_correlation(seed):
     """On badly conditioned features of many more faces than dimensions, with the recipe's rate and
     the function that training calls."""
     x, y = correlated_features(seed=seed)
-    best = first_canonical_correlation(x, y)[0]
+    best = first_canonical_correlation(x, y)[0].item()
     assert best > 0.5
     torch.manual_seed(seed)
     mapping = dal.CanonicalMapping(24, 24)
@@ -94,6 +93,18 @@ def test_ascent_reaches_the_first_canonical_correlation(seed):
     assert after <= best + 1e-4
     for w in mapping.parameters():
         assert w.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_first_canonical_correlation_of_known_mixtures():
+    x, _ = correlated_features()
+    y = torch.randn(len(x), 5, generator=torch.Generator().manual_seed(9))
+    noise = first_canonical_correlation(x, y)[0]
+    assert noise < 0.15
+    mixed = torch.cat([y, x[:, :1] * 1e-6], 1)
+    rho, w_x, w_y = first_canonical_correlation(x, mixed)
+    assert rho > 0.999
+    assert dal.canonical_correlation(x.double() @ w_x, mixed.double() @ w_y).abs() > 0.999
+    assert first_canonical_correlation(x, torch.zeros(len(x), 3))[0] == 0
 
 
 def test_ascend_leaves_no_gradient_in_features():
@@ -166,53 +177,66 @@ def test_age_variates_span_the_powers_of_the_age():
     assert rest.abs().max() < 1e-5 and torch.linalg.matrix_rank(z - z.mean(0)) == 3
 
 
-def test_a_solved_factorization_leaves_no_age_to_any_linear_probe():
+def fitted(x, z, labels=None, within=False, **how):
+    """The Eraser, fitted block by block."""
+    labels = torch.arange(len(x)) // 3 if labels is None else labels
+    fitter = dal.EraserFitter(x.shape[1], z.shape[1], within)
+    order = labels.argsort(stable=True)
+    whole = labels[order].diff().nonzero()[::50, 0].add(1).tolist()
+    for block in order.tensor_split(whole):
+        fitter.update(x[block], z[block], labels[block])
+    return fitter.solve(**how)
+
+
+def test_an_eraser_leaves_no_age_to_any_linear_probe():
     x, ages = aged()
-    split = SolvedFactorization(12, 3)
-    assert torch.equal(split(x)[1], x) and read_by_least_squares(x, ages) > 0.5
-    dal.solve_factorization(split, x, dal.age_variates(ages, 3), memory=0)
-    x_age, x_id = split(x)
-    assert read_by_least_squares(x_id, ages) < 0.01 and read_by_least_squares(x_age, ages) > 0.5
+    erase = fitted(x, dal.age_variates(ages, 3))
+    x_id = erase(x.double())
+    assert read_by_least_squares(x, ages) > 0.5
+    assert read_by_least_squares(x - x_id, ages) > 0.5
     for power in (1, 2, 3):
         assert read_by_least_squares(x_id, (ages / 40 - 1) ** power) < 0.01
         # and so no w of the game finds anything
         assert dal.canonical_correlation(x_id[:, 0], (ages / 40 - 1) ** power).abs() < 1e-3
-    assert torch.linalg.matrix_rank(x_age.double(), rtol=1e-5) == 3
-    torch.testing.assert_close(x_age + x_id, x)
-    torch.testing.assert_close(x_id.mean(0), x.mean(0), rtol=1e-4, atol=1e-4)
+    assert torch.linalg.matrix_rank(erase.projection, rtol=1e-5) == 3
+    torch.testing.assert_close(x_id.mean(0).float(), x.mean(0), rtol=1e-4, atol=1e-4)
+    whole = fitted(x, dal.age_variates(ages, 3), torch.zeros(600))
+    torch.testing.assert_close(whole.projection, erase.projection)  # whatever the blocks
 
 
-def test_without_a_ridge_the_solved_factorization_is_leace(monkeypatch):
+def test_without_a_ridge_the_eraser_is_leace():
     """Belrose et al., theorem 4.2: W⁺ P W with W whitening x and P onto the columns of W Σ_xz."""
-    monkeypatch.setattr(dal, 'RIDGE_R', 0.0)
     x, ages = aged()
-    split = SolvedFactorization(12, 3)
     z = dal.age_variates(ages, 3)
-    dal.solve_factorization(split, x, z, memory=0)
-    z = z.double().numpy()
-    covariance, cross = np.cov(x.T), np.cov(x.T, z.T)[:12, 12:]
+    erase = fitted(x, z, ridge=0.0)
+    covariance, cross = np.cov(x.T), np.cov(x.T, z.double().numpy().T)[:12, 12:]
     length, axes = np.linalg.eigh(covariance)
     whiten, colour = (axes * length**power @ axes.T for power in (-0.5, 0.5))
     basis = np.linalg.qr(whiten @ cross)[0]
-    np.testing.assert_allclose(split.projection.T, colour @ basis @ basis.T @ whiten, atol=2e-3)
+    np.testing.assert_allclose(
+        erase.projection.T, colour @ basis @ basis.T @ whiten, rtol=1e-5, atol=1e-5
+    )
 
 
-def test_a_solved_factorization_remembers_means_over_its_batches():
+def test_whitening_after_the_eraser_evens_out_what_changes_within_people():
     x, ages = aged()
-    split, whole = SolvedFactorization(12), SolvedFactorization(12)
-    z = dal.age_variates(ages, 4)
-    for start in range(0, 600, 200):
-        dal.solve_factorization(split, x[start : start + 200], z[start : start + 200], memory=0.9)
-    weights = torch.tensor([0.81, 0.9, 1.0])
-    batches = [(part - part.mean(0), part.mean(0)) for part in x.split(200)]
-    for name, parts in (
-        ('covariance', [centred.T @ centred / 200 for centred, _ in batches]),
-        ('mean', [mean for _, mean in batches]),
-    ):
-        expected = sum(w * part for w, part in zip(weights, parts, strict=True)) / weights.sum()
-        torch.testing.assert_close(getattr(split, name), expected, rtol=1e-4, atol=1e-4)
-    dal.solve_factorization(whole, x, z, memory=0.9)
-    torch.testing.assert_close(whole.mean, x.mean(0))
+    labels = torch.arange(600) // 6
+    x[:, 3] += 5 * torch.randn(600)
+    z = dal.age_variates(ages, 2)
+
+    def within(values):
+        own = values - dal.person_means(values, labels, 100)[labels]
+        return torch.linalg.eigvalsh(own.T @ own / 600)
+
+    erased, white = (fitted(x, z, labels, whiten=w)(x.double()) for w in (0.0, 1.0))
+    half = fitted(x, z, labels, whiten=0.5)(x.double())
+    assert within(half)[-1] < 0.5 * within(erased)[-1]
+    lengths = within(white)[2:]  # the two directions of age are gone
+    torch.testing.assert_close(lengths, lengths.mean().expand(10), rtol=1e-6, atol=0)
+    assert read_by_least_squares(white, ages) < 0.01
+    less = fitted(x, z, labels, directions=1)(x.double())
+    torch.testing.assert_close(within(less)[3:], within(erased)[2:-1])
+    assert within(less)[2] < 1e-9 * within(less)[-1]
 
 
 def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
@@ -222,31 +246,24 @@ def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
     ages, x = own + between, torch.randn(600, 12)
     x[:, 0] += own / 5
     x[:, 1] += between / 5
-    z = dal.age_variates(ages, 2)
-    means = dal.person_means(z, labels, 100)
-    torch.testing.assert_close(means[7], z[labels == 7].mean(0))
-    split = SolvedFactorization(12, 2)
-    dal.solve_factorization(split, x, z - means[labels], memory=0)
-    x_id = split(x)[1]
+    x_id = fitted(x, dal.age_variates(ages, 2), labels, within=True)(x.double())
     within = ages - dal.person_means(ages[:, None], labels, 100)[labels, 0]
     assert read_by_least_squares(x, within) > 0.5 and read_by_least_squares(x_id, within) < 0.05
     assert read_by_least_squares(x_id, between) > 0.9 * read_by_least_squares(x, between)
 
 
 @pytest.mark.parametrize('values', [[12.0, 40.0], [33.0]])
-def test_a_solved_factorization_of_few_ages(values):
-    """Their powers say the same; where all ages are one there is nothing to take out."""
+def test_an_eraser_of_few_ages(values):
+    """Their powers say the same; if all ages are one there is nothing to take out."""
     x, _ = aged()
     ages = torch.tensor(values)[torch.arange(600) % len(values)]
     x[:, 0] += ages / 10
-    split = SolvedFactorization(12)
-    dal.solve_factorization(split, x, dal.age_variates(ages, 4), memory=0)
-    x_age, x_id = split(x)
+    x_id = fitted(x, dal.age_variates(ages, 4))(x.double())
     assert x_id.isfinite().all()
     if len(values) > 1:
         assert read_by_least_squares(x_id, ages) < 0.05
     else:
-        assert x_age.abs().max() < 1e-3
+        assert (x - x_id).abs().max() < 1e-3
 
 
 def test_phases_are_a_function_of_the_global_step():

@@ -16,6 +16,7 @@ import utils
 from dataset import Faces
 from recognition.weights import load_weights
 from training import distributed, pretrained
+from training.ages import check_for_eraser
 from training.recipe import finetune, paper
 from training.schedule import parameter_groups
 
@@ -131,11 +132,12 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
     whole."""
     folder = train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine')
     said = capsys.readouterr().out
-    assert 'epoch 0/2' in said and 'epoch 2/2' in said and 'before training → best.pth' in said
+    assert 'epoch 0/2' in said and 'epoch 2/2' in said and ': before → after' in said
     rows = [row for row in log_rows(folder) if row['kind'] == 'epoch']
-    assert [row['epoch'] for row in rows] == [0, 1, 2] and rows[0]['step'] == 0 and rows[0]['best']
+    assert [row['epoch'] for row in rows] == [0, 0, 1, 2] and rows[1]['step'] == 0
+    assert rows[1]['best'] and not rows[0]['candidate'] and rows[3]['candidate']
     before, info = load_weights(folder / 'best.pth')
-    assert 'AUC' in said and info.epoch in (0, 2)
+    assert 'AUC' in said and info.epoch == json.loads((folder / 'best.json').read_text())['epoch']
     untouched = load_weights(first)[0].backbone.state_dict()
     start = torch.load(folder / 'epoch_001.pth', weights_only=True)['model']
     assert start['identity.weight'].norm(dim=1).sub(1).abs().max() < 0.2  # began as unit centres
@@ -145,28 +147,20 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
 def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp_path):
     lines = [f'{image} {image.parent.name} 30' for image in sorted(drawn.glob('train/*/*.jpg'))]
     (tmp_path / 'train.txt').write_text('\n'.join(lines))
-    data = entry | {'train_root': str(tmp_path / 'train.txt')}
+    data, within = entry | {'train_root': str(tmp_path / 'train.txt')}, ('within_person=True',)
     with pytest.raises(utils.UserError, match='nobody in the training set is seen'):
-        train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
-    train(
-        -1,
-        1,
-        '--init',
-        first,
-        *FINETUNE,
-        save=tmp_path / 'fine',
-        data=data,
-        settings=('within_person=False',),
-    )
+        train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data, settings=within)
+    train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
 
 
 @pytest.mark.parametrize('years', [1.0, 30.0])
 def test_within_person_says_where_most_of_the_age_lies_between_people(years, capsys):
-    run = training(factorization='solved', variate='label', memory=0.5, within_person=True)
-    people = torch.arange(8) % 4
-    run.learn_ages(people, 20.0 + 10 * people + years * (torch.arange(8) // 4))
-    said = '0% of the variance of age lies within people' in capsys.readouterr().out
-    assert said == (years < 2)
+    recipe = tiny(factorization='solved', within_person=True)
+    people = np.arange(8) % 4
+    check_for_eraser(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
+    said = capsys.readouterr().out
+    assert ('0% of the variance of age lies within people' in said) == (years < 2)
+    assert 'rests on 4 people, 4 of them seen at two ages' in said and '4 people are few' in said
 
 
 def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
@@ -182,7 +176,7 @@ def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
         settings=('lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.'),
     )
     best = load_weights(folder / 'best.pth')
-    assert best[1].epoch == 0 and 'best.pth, of epoch 0' in capsys.readouterr().out
+    assert best[1].epoch == 0 and 'best.pth is epoch 0' in capsys.readouterr().out
     untouched = load_weights(first)[0].backbone.state_dict()
     assert not moved(untouched, best[0].backbone.state_dict())
 

@@ -2,6 +2,7 @@
 built."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from dataset import Faces, check_entry
 from evaluation.pair_files import is_pair_list
 from evaluation.set_checks import check_ages, check_validation
 from recognition.weights import load_checkpoint
+from storage.vectors import VectorFaces, is_vectors, read_vectors
 from training import pretrained
 from training.distributed import world_size
 from training.recipe import Recipe, recipes
@@ -37,7 +39,8 @@ def parse(description: str | None, argv: list[str] | None = None) -> argparse.Na
     helps = {
         'ctx': 'device: below 0 the CPU, else the ctx-th GPU; under torchrun each process takes '
         'its own GPU',
-        'epochs': 'how many epochs to train in this call (with --resume: in total)',
+        'epochs': 'how many epochs to train in this call (with --resume: in total); 0 trains '
+        'nothing: one pass takes the age out of the backbone of --init, or out of stored vectors',
         'weights': 'last.pth of a run resumes it exactly; a weights-only file (epoch_*.pth, '
         'best.pth) starts with its weights, and with a new head if the people differ',
         '--resume': 'continue from STATE, by default from last.pth in SAVE if there is one, up to '
@@ -99,13 +102,29 @@ def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = 
     args.save = args.save or (f'runs/{name}' if args.dataset else save)
     folder, weights = starting_point(args)
     recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
+    if is_vectors(entry['train_root']):
+        if args.epochs or init:
+            raise UserError(f'{entry["train_root"]}: stored vectors take zero epochs and no --init')
+        dim = read_vectors(entry['train_root']).embeddings.shape[1]
+        recipe = recipes[args.recipe or 'finetune']
+        recipe = recipe.override(pair.partition('=')[::2] for pair in args.set)
+        recipe = replace(recipe, backbone='vectors', dim=dim)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
         raise UserError(
             f'batch_size is {recipe.batch_size}; that is less than two faces for each '
             f'of {world_size()} process(es) and {recipe.accumulate} micro-batch(es)'
         )
-    if args.epochs < 1:
-        raise UserError(f'epochs is {args.epochs}; it must be at least 1')
+    if args.epochs < 0:
+        raise UserError(f'epochs is {args.epochs}; it must be at least 0')
+    if not args.epochs and (weights or not (init or is_vectors(entry['train_root']))):
+        raise UserError(
+            'zero epochs take the age out of a backbone that knows faces: --init FILE names it '
+            '(a published file, sface, or weights of this repository)'
+        )
+    if not args.epochs and recipe.factorization != 'solved':
+        raise UserError(
+            'zero epochs solve R in closed form: --recipe finetune, or --set factorization=solved'
+        )
     return Plan(name, entry, recipe, folder, weights, init)
 
 
@@ -141,7 +160,7 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
         from synthesis import drawing
 
         drawing.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
-    train = Faces(entry['train_root'], entry['pat'], entry['pos'])
+    train = _faces(entry, 'train_root')
     people = len(train.classes)
     if entry['n_cls'] not in (people, None):
         raise DataError(
@@ -152,10 +171,22 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')
     val = None
     if entry['val_root'] and not is_pair_list(entry['val_root']):
-        val = Faces(entry['val_root'], entry['pat'], entry['pos'])
-    for notice in [*check_ages(train), *(check_validation(train, val) if val else ())]:
+        val = _faces(entry, 'val_root')
+    kinds = [hasattr(faces, 'vectors') for faces in (train, val) if faces]
+    if any(kinds) and not all(kinds):
+        raise DataError(f'meta.py, {name}: train_root and val_root must both be stored vectors')
+    for notice in [
+        *check_ages(train),
+        *(check_validation(train, val) if val and not any(kinds) else ()),
+    ]:
         print(f'warning: {notice}')
     return train, val
+
+
+def _faces(entry, key):
+    if is_vectors(entry[key]):
+        return VectorFaces(entry[key])
+    return Faces(entry[key], entry['pat'], entry['pos'])
 
 
 def decode_data(faces: list[Faces], width: int, recipe: Recipe) -> None:

@@ -51,9 +51,11 @@ class Recipe:
 
     # the split x_id = x − α·R(x)
     factorization: Literal['learned', 'solved'] = 'learned'  # R: two layers (the paper's); or
-    #                             solved in every step: what correlates with powers of the age
+    #                             in closed form: what correlates with powers of the age
     age_powers: int = 4  # of R solved: the age, its square, and so on up to this power
     within_person: bool = False  # of R solved: by the years from a person's own mean alone
+    directions: int = 0  # of R solved: so many, of most variance within people, go too
+    whiten: float = 0.0  # of R solved: then a whitening within people of this strength
 
     # the adversary
     variate: Literal['learned', 'label'] = 'learned'  # v_age: w_age·x_age (the paper's), or the age
@@ -87,7 +89,7 @@ class Recipe:
         for names, holds, must in (
             ('batch_size', lambda v: v >= 2, 'at least 2'),
             (
-                'seed workers max_steps save_every skip_corrupt last_blocks',
+                'seed workers max_steps save_every skip_corrupt last_blocks directions',
                 lambda v: v >= 0,
                 'at least 0',
             ),
@@ -97,7 +99,7 @@ class Recipe:
             ('lr lr_backbone weight_decay lambda_age lambda_dal', lambda v: v >= 0, 'at least 0'),
             ('margin', lambda v: v is None or v >= 0, 'at least 0, or None'),
             ('momentum memory', lambda v: 0 <= v < 1, 'from 0 to below 1'),
-            ('margin_warmup warmup read_age freeze', lambda v: 0 <= v <= 1, 'from 0 to 1'),
+            ('margin_warmup warmup read_age freeze whiten', lambda v: 0 <= v <= 1, 'from 0 to 1'),
             ('sample_rate', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
             (
                 'split game',
@@ -127,8 +129,6 @@ class Recipe:
             )
         if self.memory and self.variate == 'learned':
             raise UserError(f"memory is {self.memory}; it must be 0 if variate is 'learned'")
-        if self.factorization == 'solved' and not self.memory:
-            raise UserError("memory is 0; it must be above 0 if factorization is 'solved'")
         if self.sample_rate < 1 and not self.shard_head:
             raise UserError(f'sample_rate is {self.sample_rate}; below 1 it needs shard_head=True')
 
@@ -208,13 +208,14 @@ small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256,
 # and for the drawn faces: more layers find less there
 demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
 # from a backbone that already knows faces (docs/finetuning.md): that learns at a fifth of the rate,
-# and R in closed form takes out of it what a person's own years change
+# and R in closed form, solved before and after, takes out what correlates with the age: what did
+# best on people of other photographs than it was fitted to (docs/ablation.md)
 finetune = replace(
     paper,
     lr_backbone=0.2,
     factorization='solved',
-    within_person=True,
-    memory=0.98,
+    directions=2,
+    whiten=0.2,
     variate='label',
     max_steps=0,
     lambda_dal=0.0,

@@ -60,11 +60,11 @@ COLUMNS = (
 )
 
 FIGURES = (
-    ('AUC', 'val_auc'),
-    ('at gaps of 21 to 30 years', 'val_auc_gap_21-30'),
-    ('of 31 and more', 'val_auc_gap_31+'),
-    ('rank-1', 'val_rank1'),
-    ('R² of age in x_id', 'val_age_r2_id'),
+    ('AUC', 'auc'),
+    ('at gaps of 21 to 30 years', 'auc_gap_21-30'),
+    ('of 31 and more', 'auc_gap_31+'),
+    ('rank-1', 'rank1'),
+    ('R² of age in x_id', 'age_r2_id'),
 )
 
 
@@ -99,14 +99,14 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
         print(f'warning: {line}')
     on_rank_zero(utils.write_json, summary, folder / 'run.json')
     size = sum(p.numel() for p in training.model.parameters()) / 1e6
-    validation = 'no validation set, so no best.pth'
+    validation = 'no validation set' + ', so no best.pth' * bool(last)
     if val:
         validation = f'validation: {len(val)} faces of {len(val.classes)} people'
     several = f'{world_size()} × ' if world_size() > 1 else ''
     print(
         f'{name}: {len(train)} faces of {len(train.classes)} people, '
         f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
-        f'epochs {done + 1} to {last} on {several}{device}'
+        f'{f"epochs {done + 1} to {last}" if last else "zero epochs"} on {several}{device}'
         f' in {training.executor.precision}, {size:.1f} M parameters, into {folder}',
         flush=True,
     )
@@ -195,13 +195,14 @@ class Reports:
                 'lambda_dal, or the ramps (--recipe ramped)'
             )
 
-    def epoch(self, epoch, rate, validation, best):
+    def epoch(self, epoch, rate, validation, best, candidate):
         """The epoch's row, before its state is saved."""
         return self.write(
             'epoch',
             epoch=epoch,
             images_per_s=rate,
             best=best,
+            candidate=candidate,
             **self.training.epoch_means.flush(),
             **{f'val_{key}': value for key, value in validation.items()},
         )
@@ -223,20 +224,6 @@ class Reports:
             if row.get(key) is not None
         )
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
-
-    def compare(self):
-        """Where validation ran before the first step: what training made of its figures."""
-        rows = read_log(self.log.path) if self.log else []
-        rows = [row for row in rows if row['kind'] == 'epoch']
-        if not rows or rows[0]['epoch'] != 0:
-            return
-        before, best = rows[0], [row for row in rows if row.get('best') or row['epoch'] == 0][-1]
-        figures = '; '.join(
-            f'{title} {before[key]:.3f} → {best[key]:.3f}'
-            for title, key in FIGURES
-            if before.get(key) is not None and best.get(key) is not None
-        )
-        tqdm.write(f'before training → best.pth, of epoch {best["epoch"]}: {figures}')
 
     def close(self):
         self.bar.close()

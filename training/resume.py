@@ -63,6 +63,8 @@ def starting_point(args) -> tuple[Path, Path | None]:
     resumed = args.resume if args.resume is not True else state if state.exists() else None
     weights = args.weights or resumed
     taken = sorted(path.name for path in folder.glob('*.pth'))
+    if not args.epochs and taken == ['best.pth'] and not weights:  # zero epochs, once more
+        taken = []
     if taken and not (weights and Path(weights).parent.resolve() == folder.resolve()):
         raise UserError(
             f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): '
@@ -151,6 +153,14 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
         ) from None
 
 
+def load_epoch(training: TrainingState, path: Path) -> None:
+    """Gives `training` the weights of an earlier epoch of its own."""
+    state = load_checkpoint(path, {'model': dict, 'classes': list, 'epoch': int})
+    sharded_files.load_head(training, state, path.parent)
+    _load_network(training, state, [], path)
+    training.epoch = state['epoch']
+
+
 def _check_heads(recipe, state, path):
     """Raises UserError if the age heads are of different kinds: their weights do not fit. (The
     margins of identity heads may differ: their weights are the same.)"""
@@ -168,6 +178,7 @@ def _load_network(training: TrainingState, state, fresh, path):
     weights = {
         name: own[name] if name in own and name.split('.')[0] in fresh else tensor
         for name, tensor in state['model'].items()
+        if not name.startswith('estimator.')  # it is fitted anew
     }
     differ = [name for name in own if getattr(weights.get(name), 'shape', None) != own[name].shape]
     differ += [name for name in weights if name not in own]
@@ -225,6 +236,8 @@ def weights_of(training: TrainingState) -> dict:
         'epoch': training.epoch,
         'best': training.best,
         'decision': training.decision,
+        'age_error': training.age_error,
+        'figures': training.figures,
         'recipe': recipe.as_dict(),
     }
 

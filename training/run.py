@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from dataset import Batches, Faces, training_loader
 from evaluation.protocols import Benchmark
 from system.locks import Interrupt, Interrupted, claim
-from training import last_blocks, pretrained
+from training import last_blocks, posthoc, pretrained
+from training.ages import check_for_eraser
 from training.command import Plan, decode_data, open_data, plan
 from training.distributed import (
     broadcast,
@@ -29,7 +31,7 @@ from training.distributed import (
     world_size,
 )
 from training.reports import Reports, introduce
-from training.resume import refuse_to_overwrite, save_state, save_weights, start
+from training.resume import load_epoch, refuse_to_overwrite, save_state, save_weights, start
 from training.state import TrainingState
 from training.validation import read_lists, refuse_not_finite, validate
 from utils import DataError, UserError
@@ -80,18 +82,24 @@ class Run:
         self.interrupt = interrupt
         self.skipped: set[str] = set()  # images that can't be read
         self.reports: Any = None  # Reports, from `start` on
+        self.before: dict | None = None  # the figures before the first step, if they were measured
 
     def start(self, training: TrainingState) -> None:
         """Gives `training` the weights or the state that it starts from, decodes the faces, and
         saves for the first time. Sets `last_epoch`, how many epochs there are in the end."""
         plan, recipe = self.plan, self.recipe
         self.training = training
-        on_every_rank(training.learn_ages, self.train.labels, self.train.ages)
+        on_rank_zero(check_for_eraser, recipe, self.train.labels, self.train.ages)
         broadcast(training.mapping)
         if plan.init:
             on_every_rank(pretrained.load, training, plan.init, recipe)
         faces = [self.train, *([self.val] if self.val else [])]
         rank_zero_first(decode_data, faces, training.model.width, recipe)
+        if not self.args.epochs:
+            self.last_epoch = training.total_steps = 0
+            introduce(training, plan.name, self.train, self.val, (0, 0), self.folder, None)
+            self.before = self.validate(self.folder)
+            return
         cuda = self.device.type == 'cuda'
         self.loader = training_loader(
             self.train, recipe.batch_size, recipe.seed, recipe.workers, cuda, rank(), world_size()
@@ -112,17 +120,21 @@ class Run:
         epochs = first, self.last_epoch
         state = plan.weights if exact else None
         introduce(training, plan.name, self.train, self.val, epochs, self.folder, state)
+        new = self.validates and training.pretrained and training.step == 0
+        before = self.validate() if new and training.best is None else None
         if recipe.last_blocks:
             rank_zero_first(last_blocks.keep_activations, training, self.train)
         if plan.init:
+            self.solve()
             pretrained.set_centres(training, self.train)
         if not on_rank_zero((self.folder / 'last.pth').exists):
             self.save()  # from the start there is something to resume, and the folder is writable
         images = self.steps * recipe.batch_size
         done = training.step * recipe.batch_size
         self.reports = Reports(training, self.folder, first, self.last_epoch * images, done)
-        if self.validates and training.pretrained and training.step == 0 and training.best is None:
-            self._close_epoch(self.validate())
+        if before is not None:
+            self.before = self.reports.epoch(0, None, before, False, False)
+            self._close_epoch(self.validate(), 'epoch_000.pth')
 
     def _load_start(self) -> bool:
         """Whether `training` now stands exactly where a state was saved."""
@@ -160,14 +172,21 @@ class Run:
         if self.recipe.save_every and self.training.step % self.recipe.save_every == 0:
             self.save()
 
-    def validate(self) -> dict:
+    def solve(self) -> None:
+        """R in closed form over the faces of training, if the recipe has it."""
+        if self.recipe.factorization == 'solved':
+            with self._saved_before_the_end():
+                eraser = on_rank_zero(posthoc.solve_eraser, self.training, self.train)
+            posthoc.set_eraser(self.training.model, eraser)
+
+    def validate(self, kept: Path | None = None, intervals: bool = False) -> dict:
         """The figures of the validation set, {} if there is none; the thresholds go to
-        training.decision."""
+        training.decision. `kept` is where x of its faces stays, if it is to stay."""
         if not self.validates:
             return {}
         with self._saved_before_the_end():
             report, self.training.decision = on_rank_zero(
-                validate, self.training, self.val, self.pair_lists, self.interrupt
+                validate, self.training, self.val, self.pair_lists, self.interrupt, kept, intervals
             )
         return report
 
@@ -190,21 +209,56 @@ class Run:
         )
         training.best = score if better else training.best
         save_weights(training, self.folder, [*names, *['best.pth'] * better])
-        row = self.reports.epoch(training.epoch, rate, report, better)
+        candidate = score is not None and (ramped or training.step == 0)
+        row = self.reports.epoch(training.epoch, rate, report, better, candidate)
         self.save()
         self.reports.draw(row, self.last_epoch)
 
-    def compare(self) -> None:
-        """Says what training made of the figures before its first step, if they were measured."""
-        if self.reports:
-            self.reports.compare()
+    def finish(self) -> None:
+        """best.pth: the weights of the chosen epoch with R and the ages fitted to all faces of
+        training; says what they are worth.
+
+        Of the epochs whose AUC is within its interval over people of the best one's, the one with
+        the least age is chosen, the later one at equal.
+        """
+        training = self.training
+        if self.args.epochs and not (self.reports and self.validates and training.best):
+            return
+        if self.args.epochs:
+            self._choose_epoch()
+        training.model.estimator, training.age_error = None, None
+        with self._saved_before_the_end():
+            found = on_rank_zero(posthoc.fit, training, self.train, self.folder)
+        posthoc.put(training, found)
+        report = self.validate(self.folder)
+        on_every_rank(posthoc.judge_ages, training, report)
+        training.figures = posthoc.figures(training, self.before, report)
+        save_weights(training, self.folder, ['best.pth'])
+        on_rank_zero(posthoc.report, training, self.folder)
+        if self.args.epochs:
+            on_rank_zero(posthoc.forget, self.folder)
+
+    def _choose_epoch(self):
+        """Gives `training` the weights of the epoch that is to be best.pth."""
+        rows = on_rank_zero(posthoc.candidates, self.folder)
+        best = max(rows, key=lambda row: row['score'])
+        self._load_epoch(best)
+        low = (self.validate(intervals=True).get('auc_interval') or [best['score']])[0]
+        chosen = posthoc.choose(rows, low)
+        if chosen is not best:
+            self._load_epoch(chosen)
+
+    def _load_epoch(self, row):
+        on_every_rank(load_epoch, self.training, self.folder / f'epoch_{row["epoch"]:03d}.pth')
 
     def close(self) -> None:
         if self.reports:
             self.reports.close()
 
     def save(self) -> None:
-        """Writes last.pth."""
+        """Writes last.pth, from which any training can be resumed."""
+        if not self.args.epochs:
+            return
         self.refuse_not_finite()
         save_state(self.training, self.steps, self.folder)
 

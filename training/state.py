@@ -30,13 +30,13 @@ class TrainingState(Protocol):
     lambda_dal: float
     best: float | None
     decision: dict | None
+    age_error: dict | None
+    figures: dict | None
     pretrained: bool
     means: Mean
     epoch_means: Mean
     adversary_means: PhaseMean
     not_finite: NotFinite
-
-    def learn_ages(self, labels: Tensor, ages: Tensor) -> None: ...
 
     def schedule(self, progress: float) -> None: ...
 

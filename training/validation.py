@@ -13,6 +13,7 @@ from evaluation.protocols import Benchmark
 from evaluation.rates import cosines
 from recognition.embedding import check_finite, extract, extract_files
 from system.locks import Interrupted
+from training import posthoc
 from training.distributed import on_rank_zero, raised_by_all
 from training.schedule import settings
 from training.state import TrainingState
@@ -53,11 +54,15 @@ def read_lists(paths: list) -> dict[str, Benchmark]:
     return found
 
 
-def validate(training: TrainingState, val, pair_lists, interrupt) -> tuple[dict, dict | None]:
+def validate(
+    training: TrainingState, val, pair_lists, interrupt, kept_x=None, intervals: bool = False
+) -> tuple[dict, dict | None]:
     """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
     and what the weights file keeps to decide by, metrics.decision: of the people, else of the first
     list. Raises the interrupt's Interrupted where a signal came meanwhile."""
-    report, kept = validate_people(training, val, interrupt) if val else ({}, None)
+    report, kept = (
+        validate_people(training, val, interrupt, kept_x, intervals) if val else ({}, None)
+    )
     for name, listed in pair_lists.items():
         interrupt.check()
         features, _ = extract_files(
@@ -82,9 +87,12 @@ def validate(training: TrainingState, val, pair_lists, interrupt) -> tuple[dict,
     return report, kept
 
 
-def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict | None]:
-    """Verification, rank-1, the age left in x_id, and closed-set accuracy if people are shared;
-    see `validate`."""
+def validate_people(
+    training: TrainingState, val, interrupt, kept_x=None, intervals: bool = False
+) -> tuple[dict, dict | None]:
+    """Verification, rank-1, the age left in x_id, what estimated ages are worth, and closed-set
+    accuracy where people are shared; see `validate`. `kept_x` is a folder where x of the faces
+    stays; with `intervals` there is 'auc_interval' over people."""
 
     def batches():
         for batch in evaluation_loader(val):
@@ -92,12 +100,13 @@ def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict
             yield batch
 
     try:
-        features = extract(
-            training.model.eval(),
-            batches(),
-            training.device,
-            bf16=training.executor.precision == 'bf16',
-        )
+        model = training.model.eval()
+        if kept_x:
+            x = posthoc.embed(training, val, kept_x, 'val')
+            features = posthoc.features(model, x, training.device)
+        else:
+            bf16 = training.executor.precision == 'bf16'
+            features = extract(model, batches(), training.device, bf16=bf16)
         check_finite(features['embedding'])
     except (DataError, Interrupted):
         raise
@@ -108,8 +117,10 @@ def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict
         ) from None
     from evaluation.leakage import age_r2  # scikit-learn is slow to import
 
-    people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
+    people = people_report(features['embedding'], val.labels, val.ages, intervals=intervals)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')}
+    if intervals:
+        report['auc_interval'] = (people['verification'].get('intervals') or {}).get('auc')
     report |= {'rank1': people['rank1']}
     report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
     report |= {
@@ -125,6 +136,14 @@ def validate_people(training: TrainingState, val, interrupt) -> tuple[dict, dict
     if kept:
         pairs = age_calibration.score_pairs(features['embedding'], val.labels, val.ages)
         kept['ages'] = age_calibration.fit(pairs)
+    if model.estimator:
+        x = torch.from_numpy(features['x']).to(training.device)
+        years = model.estimator(x).cpu().numpy()
+        error = posthoc.age_error(years, val.ages)
+        report |= {f'estimated_{name}': value for name, value in error.items()}
+        if kept:  # by estimates, wherever they decide
+            pairs = age_calibration.score_pairs(features['embedding'], val.labels, years)
+            kept['estimated'] = age_calibration.fit(pairs)
     return report, kept
 
 

@@ -83,6 +83,7 @@ class Decision(NamedTuple):
     genuine, impostor  percentiles (101,) of similarities: pairs of one person, of different people
     far        {rate: threshold for all ages}
     ages       thresholds and probabilities by the ages of a pair
+    estimated  the same by the ages that these weights estimate; None: as `ages`
     fitted_on  whose people: VALIDATION, or the name of a calibration
     """
 
@@ -94,6 +95,7 @@ class Decision(NamedTuple):
     ages: AgeDecision | None = None
     given: bool = False
     fitted_on: str = VALIDATION
+    estimated: AgeDecision | None = None
 
     @classmethod
     def of(
@@ -113,14 +115,17 @@ class Decision(NamedTuple):
             far = {float(rate): float(entry['threshold']) for rate, entry in entries}
             if not all(map(math.isfinite, (best or 0, *far, *far.values()))):
                 raise ValueError
-            ages = AgeDecision(stored['ages']) if stored.get('ages') else None
+            ages, estimated = (
+                AgeDecision(stored[name]) if stored.get(name) else None
+                for name in ('ages', 'estimated')
+            )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f'{path}: what it says of its threshold is damaged: validate again, or train on'
             ) from None
         accuracy = None if accuracy is None or math.isnan(accuracy) else accuracy
         best = threshold if given else best
-        return cls(best, accuracy, genuine, impostor, far, ages, given, fitted_on)
+        return cls(best, accuracy, genuine, impostor, far, ages, given, fitted_on, estimated)
 
     def answer(
         self, similarity: float, ages: Ages | None = None, far: float | None = None
@@ -134,7 +139,8 @@ class Decision(NamedTuple):
         if self.given:
             return self._by(similarity, self.threshold, by='threshold', ages=ages, fitted_on=None)
         if self.ages and ages:
-            return self._by_ages(self.ages, similarity, ages, far)
+            by_age = self.estimated if ages.estimated and self.estimated else self.ages
+            return self._by_ages(by_age, similarity, ages, far)
         caution = None
         if self.ages:
             caution = 'not all ages are known: --ages gives them; one threshold for all decides'

@@ -1,9 +1,11 @@
 """What the network says of faces: their embeddings, and how old they look."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 import utils
 from model import DALModel
@@ -41,7 +43,8 @@ class Matcher:
         self.model, self.info, self.device, self.decision = model, info, device, decision
         self.cutoffs = info.age_cutoffs
         self.width = model.width  # of the faces that it sees, 96 or 112
-        self.knows_ages = bool(info.classes)  # an untouched backbone's age head never learnt
+        # unknown are ages that validation found unreadable, and those of an untouched backbone
+        self.knows_ages = bool(model.estimator or info.classes and info.age_error is None)
         numbers = all(isinstance(bound, (int, float)) for bound in self.cutoffs)
         if len(self.cutoffs) != len(model.age.cutoffs) or not numbers:
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
@@ -51,9 +54,9 @@ class Matcher:
         images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         try:
             found = extract(
-                self.network, images.split(BATCH), self.device, keep=('embedding', 'x_age')
+                self.network, images.split(BATCH), self.device, keep=('embedding', 'x', 'x_age')
             )
-            ages, probabilities, groups = self._ages(torch.from_numpy(found['x_age']))
+            ages, probabilities, groups = self._ages(found)
         except torch.OutOfMemoryError:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
@@ -67,12 +70,19 @@ class Matcher:
         return [Features(row, self.groups[k], *rest) for row, k, *rest in rows]
 
     @torch.inference_mode()
-    def _ages(self, x_age):
+    def _ages(self, found):
         """Mean age in years, and the likeliest group with its probability: three lists (N,)."""
-        head = self.model.age
-        logits = head(x_age.to(self.device)).float()
-        probabilities, groups = head.probabilities(logits).max(1)
-        return head.years(logits).tolist(), probabilities.tolist(), groups.tolist()
+        head, estimator = self.model.age, self.model.estimator
+        if estimator:
+            years = estimator(torch.from_numpy(found['x']).to(self.device))
+            spread = max((self.info.age_error or {}).get('mae') or 0, 1) * math.sqrt(math.pi / 2)
+            below = torch.distributions.Normal(years[:, None], spread).cdf(head.cutoffs)
+            chances = F.pad(below, (0, 1), value=1.0).diff(prepend=below.new_zeros(len(below), 1))
+        else:
+            logits = head(torch.from_numpy(found['x_age']).to(self.device)).float()
+            years, chances = head.years(logits), head.probabilities(logits)
+        probabilities, groups = chances.max(1)
+        return years.tolist(), probabilities.tolist(), groups.tolist()
 
     @property
     def groups(self) -> list[str]:
