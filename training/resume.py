@@ -156,7 +156,7 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
 def load_epoch(training: TrainingState, path: Path) -> None:
     """Gives `training` the weights of an earlier epoch of its own."""
     state = load_checkpoint(path, {'model': dict, 'classes': list, 'epoch': int})
-    sharded_files.load_head(training, state, path.parent)
+    sharded.load_head(training, state, path.parent)
     _load_network(training, state, [], path)
     training.epoch = state['epoch']
 
