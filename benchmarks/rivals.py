@@ -58,10 +58,10 @@ def variates(ages, powers):
     return dal.age_variates(torch.from_numpy(ages), powers).double()
 
 
-def R(x, labels, ages, powers=4, inside=False, whiten=0.0):
+def R(x, labels, ages, powers=4, inside=False, directions=0, whiten=0.0):
     fitter = dal.EraserFitter(x.shape[1], powers, inside)
     fitter.update(torch.from_numpy(x), variates(ages, powers), torch.from_numpy(labels))
-    return np.eye(x.shape[1]) - fitter.solve(whiten).projection.numpy()
+    return np.eye(x.shape[1]) - fitter.solve(directions, whiten).projection.numpy()
 
 
 def leace(x, labels, ages):
@@ -145,7 +145,7 @@ def as_it_is(x, labels, ages):
 
 
 P = functools.partial
-recipe = P(R, powers=finetune.age_powers, inside=finetune.within_person, whiten=finetune.whiten)
+recipe = P(R, powers=finetune.age_powers, directions=finetune.directions, whiten=finetune.whiten)
 MAPS = {
     'as it is': as_it_is,
     **{f'R, all ages, powers {k}': P(R, powers=k) for k in (1, 2, 4)},
