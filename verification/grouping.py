@@ -14,7 +14,7 @@ from system.progress import progress
 OLDEST = 120  # ages are rounded to whole years
 NEVER = np.float32(-1e30)  # log-odds of groups that can't be one person; no mean makes it likely
 SIZES = 0.25  # evidence grows with this power of the number of pairs, as pairs aren't independent
-PRIOR = 0.75  # of the log of the number of groups, from real faces: benchmarks/groups.py
+PRIOR = 0.65  # of the log of the number of groups, from real faces: benchmarks/groups.py
 ROWS = 512  # faces that are compared with all others at a time
 DENSE = 14_000  # groups of which a matrix is made, of 784 MB
 NEIGHBOURS = 64  # of each face, if there are more
@@ -139,9 +139,10 @@ def _by_matrix(pairs, groups, apart, fixed, more):
     members = np.arange(len(sizes))  # the row of each of the first groups
     while len(sizes) > 1:
         best, value = np.empty(len(sizes), int), np.empty(len(sizes), np.float32)
+        weights = sizes**SIZES
         for start in range(0, len(sizes), ROWS):
             part = slice(start, start + ROWS)
-            values = evidence(matrix[part], sizes[part, None], sizes)
+            values = matrix[part] * weights * weights[part, None]  # evidence where it is positive
             best[part] = values.argmax(1)
             value[part] = values.max(1)
         here = np.arange(len(sizes))

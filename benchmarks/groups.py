@@ -1,0 +1,233 @@
+"""One person, one group? B³ of groups of faces, by ways of grouping, at thresholds of other people.
+
+    python3 benchmarks/groups.py --fit FIT.npz --sets NAME=SET.npz … [--network NAME] [--out JSON]
+    python3 benchmarks/groups.py --picture SHEETS groups.jpg    # the largest groups' sheets as one
+
+A file of vectors has `x` (faces, 2, D), the features of a face and of its mirror, `identities`,
+and `ages` in years, as export.py writes them. On the people of FIT the decision by ages is fitted,
+R is solved in closed form, and each way takes its best threshold; the sets are of other people.
+`P = ½` is what verify.py --group does, with no threshold of its own. Pieces are groups a person;
+mixed is the share of faces in groups of more than one person.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import tables  # noqa: E402
+
+import dal  # noqa: E402
+from evaluation import age_calibration  # noqa: E402
+from evaluation.age_thresholds import AgeDecision  # noqa: E402
+from verification import grouping  # noqa: E402
+from verification.grouping import LogOdds  # noqa: E402
+
+COSINES, ODDS = np.arange(0.1, 0.8, 0.05), np.arange(-1, 8, 0.5)
+RIDGE, VARIATES = 0.05, 4
+OLD = 18  # years up to which a face is a child's
+NONE = np.empty((0, 2), int)
+
+
+def read(path):
+    """x (N, 2, D), labels (N,), ages (N,) of a file."""
+    with np.load(path) as file:
+        labels = np.unique(file['identities'], return_inverse=True)[1]
+        return file['x'].astype(float), labels, file['ages'].astype(float)
+
+
+def solve(x, ages):
+    """Mean (D,) and the map (D, D) that takes the age out: R in closed form."""
+    rows = x.reshape(-1, x.shape[-1])
+    z = dal.age_variates(torch.from_numpy(ages), VARIATES).numpy().astype(float)
+    z = np.repeat(z - z.mean(0), x.shape[1], 0)
+    centred = rows - rows.mean(0)
+    covariance = centred.T @ centred / len(rows)
+    factor = np.linalg.cholesky(covariance + RIDGE * np.diag(np.diag(covariance)))
+    basis = np.linalg.qr(np.linalg.solve(factor, centred.T @ z / len(rows)))[0]
+    gone = np.linalg.solve(factor.T, basis) @ (factor @ basis).T
+    return rows.mean(0), np.eye(len(covariance)) - gone
+
+
+def embed(x, mean=0.0, change=None):
+    """Unit vectors (N, 2·D) float32 of x, after the map if there is one."""
+    rows = x if change is None else (x - mean) @ change + mean
+    rows = rows.reshape(len(rows), -1)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def b_cubed(labels, groups, ages):
+    """B³ precision, recall and F, pieces a person, and shares of faces in mixed groups."""
+    people, counts = np.unique(labels, return_counts=True)
+    table = np.zeros((len(people), groups.max() + 1))
+    np.add.at(table, (np.searchsorted(people, labels), groups), 1)
+    precision = (table**2).sum(0) / table.sum(0).clip(1)
+    recall = (table**2).sum(1) / counts
+    precision, recall = precision.sum() / len(labels), recall.sum() / len(labels)
+    mixed = ((table > 0).sum(0) > 1)[groups]
+    child = ages <= OLD
+    return {
+        'precision': precision,
+        'recall': recall,
+        'f': 2 * precision * recall / (precision + recall),
+        'pieces': (table > 0).sum() / len(people),
+        'mixed_children': mixed[child].mean() if child.any() else None,
+        'mixed_adults': mixed[~child].mean() if (~child).any() else None,
+    }
+
+
+def _alone(groups):
+    """Faces that a method calls noise, −1, are a group each."""
+    noise = np.flatnonzero(groups < 0)
+    groups[noise] = groups.max() + 1 + np.arange(len(noise))
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def dbscan(distances, cut):
+    from sklearn.cluster import DBSCAN
+
+    return _alone(DBSCAN(eps=cut, min_samples=2, metric='precomputed').fit_predict(distances))
+
+
+def hdbscan(distances, cut):
+    from sklearn.cluster import HDBSCAN
+
+    way = HDBSCAN(
+        min_cluster_size=2, cluster_selection_epsilon=cut, metric='precomputed', copy=True
+    )
+    return _alone(way.fit_predict(distances))
+
+
+def whispers(distances, cut):
+    """Chinese whispers (Biemann 2006): each face takes the label that weighs most around it."""
+    weights, rng = np.where(distances < cut, 2 - distances, 0), np.random.default_rng(0)
+    np.fill_diagonal(weights, 0)
+    labels = np.arange(len(weights))
+    for _ in range(20):
+        for k in rng.permutation(len(weights)):
+            near = np.flatnonzero(weights[k])
+            if len(near):
+                labels[k] = np.bincount(labels[near], weights[k, near]).argmax()
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def linkage(kind):
+    def way(distances, cut):
+        from scipy.cluster.hierarchy import fcluster
+        from scipy.cluster.hierarchy import linkage as tree
+        from scipy.spatial.distance import squareform
+
+        return fcluster(tree(squareform(distances, checks=False), kind), cut, 'distance') - 1
+
+    return way
+
+
+WAYS = {
+    'DBSCAN': (dbscan, False),
+    'HDBSCAN': (hdbscan, False),
+    'Chinese whispers': (whispers, False),
+    'complete linkage, cosine': (linkage('complete'), False),
+    'average linkage, cosine': (linkage('average'), False),
+    'average linkage, log-odds': (linkage('average'), True),
+}
+GROUP = '--group, P = ½'
+
+
+def distances_of(embeddings, ages, decision, odds):
+    """(N, N) float64, 0 on the diagonal: 1 − cosine, or a constant less the log-odds."""
+    pairs = LogOdds(embeddings, ages, decision if odds else None)
+    values = pairs.rows(0, len(pairs)).astype(float)
+    distances = (20 - values if odds else 1 - values).clip(0)
+    np.fill_diagonal(distances, 0)
+    return (distances + distances.T) / 2
+
+
+def measure(way, fit, sets, decision):
+    """{set: figures} of a way at the threshold that is best on `fit`."""
+    function, odds = WAYS[way]
+    cuts = 20 - ODDS if odds else 1 - COSINES
+    there = distances_of(fit[0], fit[2], decision, odds)
+    scores = [b_cubed(fit[1], function(there, cut), fit[2])['f'] for cut in cuts]
+    cut = cuts[int(np.argmax(scores))]
+    return {
+        name: b_cubed(labels, function(distances_of(e, ages, decision, odds), cut), ages)
+        for name, (e, labels, ages) in sets.items()
+    }
+
+
+def run(args):
+    fit, sets, rows = read(args.fit), dict(pair.split('=', 1) for pair in args.sets), []
+    sets = {name: read(path) for name, path in sets.items()}
+    for features, change in (('untouched', ()), ('after R', solve(fit[0], fit[2]))):
+        known = embed(fit[0], *change), *fit[1:]
+        stored = age_calibration.fit(age_calibration.score_pairs(*known))
+        decision = AgeDecision(stored)
+        here = {name: (embed(x, *change), *rest) for name, (x, *rest) in sets.items()}
+        for way in [*WAYS, GROUP]:
+            if way == GROUP:
+                found = {
+                    name: b_cubed(
+                        labels,
+                        grouping.group(LogOdds(e, ages, decision), np.arange(len(e)), NONE),
+                        ages,
+                    )
+                    for name, (e, labels, ages) in here.items()
+                }
+            else:
+                found = measure(way, known, here, decision)
+            for name, figures in found.items():
+                rows.append({'set': name, 'features': features, 'way': way, **figures})
+                print(rows[-1], flush=True)
+    people = {name: [len(labels), len(np.unique(labels))] for name, (_, labels, _) in sets.items()}
+    report = {'network': args.network, 'fit': Path(args.fit).stem, 'sets': people, 'rows': rows}
+    print(markdown(report))
+    if args.out:
+        tables.write(report, args.out)
+
+
+def markdown(report, of=None):
+    """The table of docs/verify.md; `of` is a set, by default the first."""
+    of = of or next(iter(report['sets']))
+    columns = ('precision', 'recall', 'f', 'pieces', 'mixed_children', 'mixed_adults')
+    rows = [
+        [
+            row['way'],
+            row['features'],
+            *('–' if row[key] is None else f'{row[key]:.3f}' for key in columns),
+        ]
+        for row in report['rows']
+        if row['set'] == of
+    ]
+    titles = ['way', 'features', 'B³ precision', 'recall', 'F', 'pieces a person']
+    return tables.markdown([*titles, 'children in mixed groups', 'adults'], rows)
+
+
+def picture(sheets, path, most=4):
+    """The sheets of the first groups, one below the other."""
+    images = [Image.open(sheet) for sheet in sorted(Path(sheets).glob('*.jpg'))[:most]]
+    size = max(image.width for image in images), sum(image.height for image in images)
+    whole = Image.new('RGB', size, 'white')
+    for k, image in enumerate(images):
+        whole.paste(image, (0, sum(above.height for above in images[:k])))
+    whole.save(path, quality=85)
+
+
+def arguments():
+    parser = tables.parser(__doc__)
+    parser.add_argument('--fit', metavar='NPZ', help='the people that thresholds are fitted on')
+    parser.add_argument('--sets', nargs='+', default=[], metavar='NAME=NPZ', help='other people')
+    parser.add_argument('--network', default='', metavar='NAME', help='for the report')
+    parser.add_argument('--out', type=Path, metavar='JSON')
+    parser.add_argument('--picture', nargs=2, metavar=('SHEETS', 'JPG'))
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    arguments_here = arguments()
+    if arguments_here.picture:
+        picture(*arguments_here.picture)
+    else:
+        run(arguments_here)
