@@ -24,6 +24,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import utils
@@ -40,7 +41,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add, share = parser.add_argument, between(1e-9, 1 - 1e-9)
     add('weights', help='best.pth, epoch_*.pth or last.pth of a training')
     add('images', nargs='*', metavar='image', help='two images to compare')
     add('--find', nargs=2, metavar=('FACE', 'WHERE'), help='look for FACE in an index or a folder')
@@ -59,11 +60,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--backbone', metavar='NAME', help='the weights are that network as others publish it')
     add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
     add = parser.add_argument_group('how a pair is decided').add_argument
-    add('--ages', nargs='+', type=float, metavar='A', help='ages of the two images, or of FACE')
-    add('--far', type=float, metavar='RATE', help='accept this share of pairs of different people')
-    add('--threshold', type=float, metavar='T', help='decide at this similarity, −1 to 1')
+    add(
+        '--ages',
+        nargs='+',
+        type=between(0, 120),
+        metavar='A',
+        help='ages of the two images, or of FACE',
+    )
+    add('--far', type=share, metavar='RATE', help='accept this share of pairs of different people')
+    add('--threshold', type=between(-1, 1), metavar='T', help='decide at this similarity, −1 to 1')
     add = parser.add_argument_group('with --group').add_argument
-    add('--sure', type=float, metavar='P', help='join at this P of one person (default 0.5)')
+    add('--sure', type=share, metavar='P', help='join at this P of one person (default 0.5)')
     add('--keep', type=Path, metavar='CSV', help='corrections (default OUT/people.csv, if there)')
     add('--same-photograph', action='store_true', help='its faces may be one person: mirrors')
     add('--suggest', action='store_true', help='list pairs of groups that may be one person')
@@ -74,65 +81,58 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const=True,
         metavar='INDEX',
-        help='--index: folders directly below FOLDER are people; --group: an INDEX made so',
+        help='--index: folders below FOLDER are people; --group: an INDEX made so',
     )
-    add('--top', type=int, default=12, metavar='K', help='--find: how many (default 12)')
+    add(
+        '--top',
+        type=between(1, 1e6, int),
+        default=12,
+        metavar='K',
+        help='--find: how many (default 12)',
+    )
     add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
-    add('--port', type=int, default=8000, help='--serve: the port (default 8000)')
+    add(
+        '--port',
+        type=between(1, 2**16 - 1, int),
+        default=8000,
+        help='--serve: the port (default 8000)',
+    )
     args = parser.parse_intermixed_args(argv)
     modes = (args.find, args.pairs, args.index, args.group, args.calibrate, args.serve)
     modes = (*modes, args.images or None)
-    of_group = (args.sure, args.keep, args.same_photograph, args.suggest, args.xmp)
+    of_group = args.sure or args.keep or args.same_photograph or args.suggest or args.xmp
     ages = 2 if args.images else 1 if args.find else 0
-    for wrong, message in (
+    people = args.people is True if args.index else args.people is not True if args.group else False
+    for right, message in (
         (
-            sum(mode is not None for mode in modes) != 1 or len(args.images) not in (0, 2),
+            sum(mode is not None for mode in modes) == 1 and len(args.images) in (0, 2),
             'give two images, or one of --find --pairs --index --group --serve --calibrate',
         ),
+        (args.far is None or args.threshold is None, 'give --far or --threshold, not both'),
+        (len(args.ages or ()) in (0, ages), '--ages: two with two images, one with --find'),
+        (len(args.index or ()) <= 2, '--index takes a folder and, if you like, a file'),
         (
-            args.threshold is not None and not -1 <= args.threshold <= 1,
-            '--threshold is a similarity, between -1 and 1',
-        ),
-        (
-            args.far is not None and not 0 < args.far < 1,
-            '--far is a share of pairs, between 0 and 1',
-        ),
-        (
-            args.far is not None and args.threshold is not None,
-            'give --far or --threshold, not both',
-        ),
-        (
-            args.ages and not all(0 <= age <= 120 for age in args.ages),
-            '--ages are years, between 0 and 120',
-        ),
-        (
-            args.ages and len(args.ages) != ages,
-            '--ages takes two ages with two images, one with --find',
-        ),
-        (args.index and len(args.index) > 2, '--index takes a folder and, if you like, a file'),
-        (
-            len(args.group or args.serve or ()) > 2,
+            len(args.group or args.serve or ()) <= 2,
             '--group and --serve take an index and, if you like, the folder of its groups',
         ),
-        (
-            args.people and not (args.index and args.people is True)
-            if not args.group
-            else args.people is True,
-            '--people belongs to --index, and with --group names an index',
-        ),
-        (any(of_group) and not args.group, '--sure --keep --suggest --xmp belong to --group'),
-        (
-            args.sure is not None and not 0 < args.sure < 1,
-            '--sure is a probability, between 0 and 1',
-        ),
-        (
-            args.top < 1 or not 0 < args.port < 2**16,
-            '--top must be at least 1, --port between 1 and 65535',
-        ),
+        (not args.people or people, '--people belongs to --index, and with --group names an index'),
+        (args.group or not of_group, '--sure --keep --suggest --xmp belong to --group'),
     ):
-        if wrong:
+        if not right:
             parser.error(message)
     return args
+
+
+def between(low: float, high: float, kind: type = float) -> Callable[[str], float]:
+    """A type of argparse: numbers from `low` to `high`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f'{text} is not between {low:g} and {high:g}')
+        return value
+
+    return number
 
 
 def matcher(args: argparse.Namespace) -> Matcher:
@@ -268,24 +268,16 @@ def group(args: argparse.Namespace) -> int:
     out = people_file(path, *out).parent
     archive = read_archive(known, path)
     named = Index.open(args.people, known.info.sha256) if args.people else None
+    options = args.sure or 0.5, args.same_photograph, args.suggest
     try:
         with Interrupt(at_once=True):
-            rows, said = people.group(
-                known,
-                archive,
-                out,
-                args.keep,
-                named,
-                0.5 if args.sure is None else args.sure,
-                args.same_photograph,
-                args.suggest,
-            )
+            rows, said = people.group(known, archive, out, args.keep, named, *options)
             print(*said, sep='\n', file=sys.stderr if args.json else sys.stdout)
             if args.xmp:
                 _list(sidecars.write(archive, rows), 'without a sidecar')
             people_files.draw_sheets(archive, rows, out / 'sheets')
     except (Interrupted, KeyboardInterrupt):
-        raise utils.UserError(f'stopped: the same command goes on; {out} is whole') from None
+        raise utils.UserError(f'stopped: {out} is whole; the same command goes on') from None
     if args.json:
         print((out / 'people.json').read_text('utf-8'), end='')
     return 0

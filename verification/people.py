@@ -81,21 +81,21 @@ class Corrections:
                     raise DataError(
                         f'{path}: {key[1]} is born {self.born[key]} and {row["born"]}: correct one'
                     )
-        self._number(labels, joined)
+        every = [row['label'] for _, row in rows]
+        self._number(labels, joined, max([int(x) for x in every if x.isdecimal()], default=0) + 1)
 
-    def _number(self, labels, joined):
+    def _number(self, labels, joined, free):
         """Each group keeps its number: the most frequent of its rows that is still free."""
-        free = max([int(x) for row in labels.values() for x in row if x.isdecimal()], default=0) + 1
+        became = {}
         for key, row in sorted(labels.items(), key=lambda item: -max(item[1].values())):
             wanted = [int(x) for x, _ in row.most_common() if x.isdecimal()]
-            open_ones = [number for number in wanted if number not in self.numbers.values()]
-            self.numbers[key] = open_ones[0] if open_ones else free
-            free += not open_ones
-            gone = {*wanted[1:], *(int(x) for x, to in joined.items() if to in row)}
-            self.notes += [
-                f'group {number} is now of group {self.numbers[key]}'
-                for number in sorted(gone - {self.numbers[key]} - {*self.numbers.values()})
-            ]
+            left = [number for number in wanted if number not in self.numbers.values()]
+            self.numbers[key] = left[0] if left else free
+            free += not left
+            gone = {*wanted, *(int(x) for x, to in joined.items() if to in row)}
+            became |= dict.fromkeys(gone, self.numbers[key])
+        for number in sorted(became.keys() - {*self.numbers.values()}):
+            self.notes.append(f'group {number} is now of group {became[number]}')
 
     def _accepted(self, path):
         """{label: the label that it becomes} of the suggestions with a yes."""

@@ -24,7 +24,18 @@ SPACES = {
     'stArea': 'http://ns.adobe.com/xmp/sType/Area#',
     'stDim': 'http://ns.adobe.com/xap/1.0/sType/Dimensions#',
 }
-EMPTY = f'<x:xmpmeta xmlns:x="{SPACES["x"]}"><rdf:RDF xmlns:rdf="{SPACES["rdf"]}"/></x:xmpmeta>'
+DECLARED = ' '.join(f'xmlns:{prefix}="{space}"' for prefix, space in SPACES.items())
+EMPTY = f'<x:xmpmeta {DECLARED}><rdf:RDF/></x:xmpmeta>'
+LIST = (
+    '<rdf:Description {} rdf:about=""><mwg-rs:Regions rdf:parseType="Resource">'
+    '<mwg-rs:AppliedToDimensions stDim:w="{}" stDim:h="{}" stDim:unit="pixel"/>'
+    '<mwg-rs:RegionList><rdf:Bag ours=""/></mwg-rs:RegionList></mwg-rs:Regions></rdf:Description>'
+)
+REGION = (
+    '<rdf:li {}><rdf:Description mwg-rs:Type="Face"><mwg-rs:Area stArea:x="{:.6f}" '
+    'stArea:y="{:.6f}" stArea:w="{:.6f}" stArea:h="{:.6f}" stArea:unit="normalized"/>'
+    '</rdf:Description></rdf:li>'
+)
 NEAR = 0.02  # of the image's sides: centres of one region
 # the place (x, y) in the stored image of one in the upright image, both from 0 to 1
 STORED = {
@@ -78,7 +89,12 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
     root = ElementTree.fromstring(before)
     bag, changed = root.find('.//mwg-rs:RegionList/rdf:Bag', SPACES), False
     if bag is None:
-        bag, changed = _new_bag(root, size), bool(regions)
+        rdf = root if root.tag == _tag('rdf:RDF') else root.find('rdf:RDF', SPACES)
+        if rdf is None:
+            raise ValueError('its sidecar is no XMP')
+        rdf.append(ElementTree.fromstring(LIST.format(DECLARED, *size)))
+        bag, changed = rdf.find('.//rdf:Bag[@ours]', SPACES), True
+        del bag.attrib['ours']
     upright = np.array(size if turned < 5 else size[::-1])
     for box, name in regions:
         corners = np.reshape(box, (2, 2)) / upright
@@ -86,34 +102,14 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
         middle, sides = (first + second) / 2, abs(first - second)
         here = next((item for item in bag if _is_at(item, middle)), None)
         if here is None:
-            here = ElementTree.SubElement(bag, _tag('rdf:li'), {_tag('rdf:parseType'): 'Resource'})
-            here = ElementTree.SubElement(here, _tag('rdf:Description'))
-            here.set(_tag('mwg-rs:Type'), 'Face')
-            area = zip('xywh', (*middle, *sides), strict=True)
-            area = {_tag(f'stArea:{key}'): f'{value:.6f}' for key, value in area}
-            area[_tag('stArea:unit')] = 'normalized'
-            ElementTree.SubElement(here, _tag('mwg-rs:Area'), area)
+            here = ElementTree.fromstring(REGION.format(DECLARED, *middle, *sides))
+            bag.append(here)
             changed = True
         if name and not _value(here, 'mwg-rs:Name'):
             inner = here.find('rdf:Description', SPACES)
             (here if inner is None else inner).set(_tag('mwg-rs:Name'), name)
             changed = True
     return ElementTree.tostring(root, 'utf-8', xml_declaration=True) if changed else before
-
-
-def _new_bag(root, size):
-    """An empty list of regions in an XMP document."""
-    rdf = root if root.tag == _tag('rdf:RDF') else root.find('.//rdf:RDF', SPACES)
-    if rdf is None:
-        raise ValueError('it is no XMP')
-    parent = ElementTree.SubElement(rdf, _tag('rdf:Description'), {_tag('rdf:about'): ''})
-    resource = {_tag('rdf:parseType'): 'Resource'}
-    parent = ElementTree.SubElement(parent, _tag('mwg-rs:Regions'), resource)
-    sides = {_tag('stDim:w'): str(size[0]), _tag('stDim:h'): str(size[1])}
-    sides[_tag('stDim:unit')] = 'pixel'
-    ElementTree.SubElement(parent, _tag('mwg-rs:AppliedToDimensions'), sides)
-    parent = ElementTree.SubElement(parent, _tag('mwg-rs:RegionList'))
-    return ElementTree.SubElement(parent, _tag('rdf:Bag'))
 
 
 def _tag(name):
