@@ -114,11 +114,11 @@ def make(args: argparse.Namespace) -> None:
         )
     names = 'ages', 'pat', 'pos', 'dex', 'landmarks', 'face', 'size', 'keep_names', 'people'
     settings = {'source': os.path.abspath(source)} | {name: getattr(args, name) for name in names}
-    making = settings | {'target': target}
-    converter = photographs.Converter(**making)  # what is missing is said before TARGET is made
+    # what is missing is said before TARGET is made
+    converter = photographs.Converter(settings | {'target': target})
     with claim(target, settings):
         report = Report(target)
-        changes = photographs.run(converter, making, args.workers, report)
+        changes = photographs.run(converter, args.workers, report)
         sheet, faces = Path(target, 'sheet.jpg'), report.faces()
         if faces and sheet.name not in {row.target for row in report.rows.values()}:
             pictures.contact_sheet(faces, sheet)

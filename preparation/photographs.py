@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from preparation.ages import estimator
 from preparation.labels import NAMES, Named, fields_in
@@ -26,16 +27,9 @@ from system.processes import each
 from system.progress import progress
 from utils import DataError, write_whole
 
-# how faces are written under their own names, by the suffix; any other suffix becomes .jpg
-JPEG = {'format': 'JPEG', 'quality': 95, 'subsampling': 0}
-FORMATS = dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), JPEG) | {
-    '.png': {'format': 'PNG'},
-    '.bmp': {'format': 'BMP'},
-    '.ppm': {'format': 'PPM'},
-    '.tif': {'format': 'TIFF'},
-    '.tiff': {'format': 'TIFF'},
-    '.webp': {'format': 'WEBP', 'lossless': True},
-}
+# faces are written under their own names with these suffixes; any other becomes .jpg
+KEPT = '.jpg .jpeg .jpe .jfif .png .bmp .ppm .tif .tiff .webp'.split()
+OPTIONS = {'JPEG': {'quality': 95, 'subsampling': 0}, 'WEBP': {'lossless': True}}
 # what a run changes of the faces of runs before
 RENAMED = 'renamed: another age is known now'
 WITHDRAWN = 'removed: no longer in SOURCE'
@@ -104,7 +98,7 @@ def numbered(found: list[Photograph], done: Mapping[str, tuple[str, int]]) -> li
 def kept_name(relative: str) -> str:
     """The name of a photograph's face if names are kept."""
     stem, suffix = os.path.splitext(relative)
-    return relative if suffix.lower() in FORMATS else f'{stem}.jpg'
+    return relative if suffix.lower() in KEPT else f'{stem}.jpg'
 
 
 def without_rivals(found: Sequence[Photograph]) -> list[Photograph]:
@@ -131,41 +125,29 @@ def _rank(photograph):
 
 
 class Converter:
-    """All that a process needs to make faces of photographs; the arguments are the options.
+    """All that a process needs to make faces of photographs, by the options of the command line.
 
     Raises UserError or DataError if something of it is missing.
     """
 
-    def __init__(
-        self,
-        source: str,
-        target: str,
-        ages: Sequence[str],
-        pat: str | None,
-        pos: int | None,
-        dex: str | None,
-        landmarks: str | None,
-        face: str,
-        size: int,
-        keep_names: bool,
-        people: str,
-    ):
-        self.source, self.target, self.face, self.people = source, target, face, people
-        self.size, self.keep_names, self.ages, self.estimator = size, keep_names, [], None
-        self.estimate = 'dex' if dex else 'estimate'
-        for kind in [] if keep_names else ages:
+    def __init__(self, settings: Mapping):
+        self.settings, self.source = settings, settings['source']
+        self.keep_names, dex = settings['keep_names'], settings['dex']
+        self.estimate, self.estimator, self.ages = 'dex' if dex else 'estimate', None, []
+        for kind in [] if self.keep_names else settings['ages']:
             if kind == 'estimate':
                 self.estimator = estimator(dex)
-            elif kind == 'pattern' or kind in NAMES:
-                self.ages.append(Named(kind, *((pat, pos) if kind == 'pattern' else ())))
+            elif kind == 'pattern':
+                self.ages.append(Named(kind, settings['pat'], settings['pos']))
             else:
-                self.ages.append(Table(kind, source))
+                self.ages.append(Named(kind) if kind in NAMES else Table(kind, self.source))
+        landmarks = settings['landmarks']
         self.landmarks = Landmarks(landmarks) if landmarks else None
         self.detector = None if landmarks else Detector()
 
     def find(self) -> list[Photograph]:
         """The photographs of the source. Raises DataError, also for tables that don't fit them."""
-        found = find(self.source, self.people)
+        found = find(self.source, self.settings['people'])
         if self.landmarks:
             found = [item for item in found if not item.relative.lower().endswith('.pts')]
             self.landmarks.check(photograph.relative for photograph in found)
@@ -197,7 +179,8 @@ class Converter:
             image = open_photograph(path)
             age, origin = self.known_age(photograph)
             points, faces = self._points(relative, image)
-            face = middle(image, self.size) if points is None else align(image, points, self.size)
+            size = self.settings['size']
+            face = middle(image, size) if points is None else align(image, points, size)
             if age is None and self.estimator:
                 age, origin = round(self.estimator.estimate(image, points)), self.estimate
             if self.keep_names:
@@ -232,7 +215,7 @@ class Converter:
             return self.landmarks.of(relative), ''
         faces = self.detector.find(image)
         if faces:
-            return choose(faces, image.size, self.face).points, str(len(faces))
+            return choose(faces, image.size, self.settings['face']).points, str(len(faces))
         if self.keep_names:  # benchmarks count on every image
             return None, '0'
         raise ValueError('no face found')
@@ -242,8 +225,9 @@ class Converter:
 
         ValueError if another file of that name is there, OSError if it can't.
         """
-        file, path = io.BytesIO(), Path(self.target, target)
-        face.save(file, **FORMATS[path.suffix.lower()])
+        file, path = io.BytesIO(), Path(self.settings['target'], target)
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        face.save(file, kind, **OPTIONS.get(kind, {}))
         data = file.getvalue()
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -291,18 +275,18 @@ def _change(report, row, photograph, converter):
     return None if row.age == str(age) else RENAMED
 
 
-def run(converter: Converter, settings: dict, workers: int, report: Report) -> Counter:
+def run(converter: Converter, workers: int, report: Report) -> Counter:
     """Converts what the report doesn't have yet; its rows are then all files of the source.
 
-    `converter` is the Converter of `settings`, for one process; several make their own. Returns how
-    many faces of runs before were changed, by the kind of the change. Raises UserError or DataError
-    if the job can't be done, or was stopped.
+    Returns how many faces of runs before were changed, by the kind of the change.
+
+    Raises UserError or DataError if the job can't be done, or was stopped.
     """
     found = converter.find()
     changes = update(report, found, converter)
     done = {} if converter.keep_names else report.done()
     todo = [item for item in numbered(found, done) if item.relative not in report.rows]
-    make = functools.partial(Converter, **settings)
+    make = functools.partial(Converter, converter.settings)
     with contextlib.closing(each(Converter.convert, todo, converter, make, workers)) as outcomes:
         report.add_all(progress(outcomes, converter.source, len(todo), unit=' photographs'))
     report.rewrite()

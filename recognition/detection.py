@@ -26,7 +26,9 @@ SMALLEST = 20  # pixels of the shorter side of a photograph that may show a face
 SURE = 0.7  # the least score of a face by one of the two networks
 POSSIBLE = 0.5  # the least score by YuNet: below it are mostly sleeves and wheels
 OVERLAP = 0.3  # of two boxes above which they are of one face
-ROUNDS = 2  # of placing the points: the second begins at an upright face
+# what O-Net looks at, a square of 48 pixels: its corners, and where an aligned face has its points
+CORNERS = np.array([[-0.5, -0.5], [47.5, 47.5]])
+IN_SQUARE = (TEMPLATE - [0, 14] + 0.5) / 2 - 0.5
 
 
 class Face(NamedTuple):
@@ -64,50 +66,82 @@ class Detector:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         cv2.setNumThreads(torch.get_num_threads())
         self.network = cv2.FaceDetectorYN.create(str(yunet), '', (320, 320), POSSIBLE, OVERLAP)
-        self.weights = torch.load(onet, map_location='cpu', weights_only=True)
+        weights = torch.load(onet, map_location='cpu', weights_only=True)
+        self.weights = {
+            name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            for name, tensor in weights.items()
+        }
 
     def find(self, image: Image.Image) -> list[Face]:
         """The faces in an RGB image, the largest first."""
+        boxes, points, sure = self._searched(image)
+        if not len(boxes):
+            return []
+        points, scores = self.placed(image, self._begun(image, boxes, points))
+        found = [
+            Face(tuple(box.ravel().tolist()), five, float(one))
+            for box, five, one, other in zip(boxes, points, sure, scores, strict=True)
+            if max(one, other) >= SURE
+        ]
+        return sorted(found, key=lambda face: -face.area)
+
+    def _searched(self, image):
+        """Corners (n, 2, 2), points (n, 5, 2) and scores (n,) of what YuNet takes for faces."""
         scale = min(1, LONGEST / max(image.size))
         seen = image
         if scale < 1:
             size = [max(1, round(side * scale)) for side in image.size]
             seen = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
         if min(seen.size) < SMALLEST:
-            return []
+            return [], [], []
         self.network.setInputSize(seen.size)
         rows = self.network.detect(np.ascontiguousarray(np.asarray(seen)[..., ::-1]))[1]
-        factors, found = np.divide(image.size, seen.size), []
-        for row in [] if rows is None else rows.astype(float):
-            corners = np.stack([row[:2], row[:2] + row[2:4]]) * factors
-            points = (row[4:14].reshape(5, 2) + 0.5) * factors - 0.5
-            points, score = self._placed(image, points)
-            if max(row[14], score) >= SURE:
-                found.append(Face(tuple(corners.ravel().tolist()), points, float(row[14])))
-        return sorted(found, key=lambda face: -face.area)
+        rows = np.empty((0, 15)) if rows is None else rows.astype(float)
+        factors = np.divide(image.size, seen.size)
+        corners = np.stack([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1) * factors
+        points = (rows[:, 4:14].reshape(-1, 5, 2) + 0.5) * factors - 0.5
+        return corners, points, rows[:, 14]
 
-    def _placed(self, image, points):
-        """The points (5, 2), a little off, as O-Net sees them in the upright face and its mirror,
-        which halves their error; and how sure O-Net is that it is a face.
+    def _begun(self, image, boxes, points):
+        """The points (n, 5, 2) as O-Net sees them in the box or in the face that YuNet's points
+        bring upright, wherever it is surer of a face.
         """
-        for _ in range(ROUNDS):
-            # the square of the aligned face that the network was trained on
-            to_crop = similarity(points, (TEMPLATE - [0, 14] + 0.5) / 96 * 48 - 0.5)
-            crop = np.asarray(warp(image, to_crop, (48, 48)), np.float32)
-            (seen, mirrored), score = self._onet(np.stack([crop, crop[:, ::-1]]))
-            # left is right in the mirror
-            mirrored = np.stack([1 - mirrored[:, 0], mirrored[:, 1]], 1)[[1, 0, 2, 4, 3]]
-            placed = (seen + mirrored) / 2 * 48 - 0.5 - to_crop[:, 2]
-            placed = placed @ np.linalg.inv(to_crop[:, :2]).T
-            # half a face, cut off by the photograph's edge, can lead it astray
-            if np.hypot(*(placed - points).T).max() > 0.5 * np.hypot(*(points[1] - points[0])):
-                break
-            points = placed
-        return points, score
+        middles, halves = boxes.mean(1, keepdims=True) - 0.5, np.ptp(boxes, 1).max(1) / 2
+        squares = middles + halves[:, None, None] * [[-1], [1]]
+        ways = [similarity(square, CORNERS) for square in squares]
+        ways += [similarity(five, IN_SQUARE) for five in points]
+        found, scores = self._onet(image, ways, [False] * len(ways))
+        found, scores = found.reshape(2, -1, 5, 2), scores.reshape(2, -1)
+        return found[scores.argmax(0), np.arange(len(points))]
+
+    def placed(self, image: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points (n, 5, 2) in the faces that these bring upright, and in their mirrors, which
+        halves the error; how sure O-Net is of each face (n,), from 0 to 1.
+        """
+        upright = [similarity(five, IN_SQUARE) for five in points]
+        found, scores = self._onet(image, 2 * upright, np.arange(2 * len(points)) >= len(points))
+        placed = found.reshape(2, -1, 5, 2).mean(0)
+        # half a face, cut off by the photograph's edge, can lead it astray
+        moved = np.linalg.norm(placed - points, axis=2).max(1)
+        astray = moved > 0.5 * np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
+        return np.where(astray[:, None, None], points, placed), scores.reshape(2, -1).mean(0)
 
     @torch.inference_mode()
-    def _onet(self, crops):
-        """Points (n, 5, 2), as fractions of the side, of crops (n, 48, 48, 3); their mean score."""
+    def _onet(self, image, matrices, mirrored):
+        """Points (n, 5, 2) in an image as MTCNN's O-Net sees them in n squares of it; n scores.
+
+        The matrices (2, 3) take the image to the square; what is mirrored is turned back.
+        """
+        crops = np.stack([_square(image, matrix) for matrix in matrices])
+        crops[mirrored] = crops[mirrored][:, :, ::-1]
+        points, scores = self._run(crops)
+        points[mirrored] = ([1, 0] + [-1, 1] * points[mirrored])[:, [1, 0, 2, 4, 3]]
+        matrices = np.stack(matrices)
+        points = points * 48 - 0.5 - matrices[:, None, :, 2]
+        return points @ np.linalg.inv(matrices[:, :, :2]).transpose(0, 2, 1), scores
+
+    def _run(self, crops):
+        """Crops (n, 48, 48, 3) -> points (n, 5, 2) as fractions of the side, scores (n,)."""
         weights = self.weights
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).sub(127.5).div(128)  # channels last
         for layer, pool in enumerate((3, 3, 2, 1), 1):
@@ -122,7 +156,21 @@ class Detector:
             for k in (1, 3)
         )
         points = points.numpy().astype(float).reshape(-1, 2, 5).transpose(0, 2, 1)
-        return points, float(kinds.softmax(1)[:, 1].mean())
+        return points, kinds.softmax(1)[:, 1].numpy()
+
+
+def _square(image, matrix):
+    """The square (48, 48, 3) of the image under a similarity (2, 3), float32."""
+    shrink = int(0.5 / np.hypot(*matrix[:, 0]))
+    if shrink > 1:  # a large face is made smaller first, which is faster
+        turn = np.linalg.inv(matrix[:, :2])
+        corners = [turn @ ([x, y] - matrix[:, 2]) for x in CORNERS[:, 0] for y in CORNERS[:, 1]]
+        first = np.clip(np.floor(np.min(corners, 0)), 0, image.size)
+        last = np.clip(np.ceil(np.max(corners, 0)) + shrink, first + 1, image.size)
+        image = image.reduce(shrink, (*map(int, first), *map(int, last)))
+        shift = matrix[:, :2] @ (first + (shrink - 1) / 2) + matrix[:, 2]
+        matrix = np.hstack([shrink * matrix[:, :2], shift[:, None]])
+    return np.asarray(warp(image, matrix, (48, 48)), np.float32)
 
 
 def _inside(package, file):
