@@ -50,7 +50,9 @@ def align_files(
 def _stem(source):
     """The name that a photograph's face is kept under."""
     stat = os.stat(source)
-    key = b'%s\0%d\0%d' % (os.fsencode(os.path.abspath(source)), stat.st_size, stat.st_mtime_ns)
+    # a face that another detector found is another
+    path = os.fsencode(os.path.abspath(source))
+    key = b'YuNet\0%s\0%d\0%d' % (path, stat.st_size, stat.st_mtime_ns)
     return hashlib.sha256(key).hexdigest()[:32]
 
 

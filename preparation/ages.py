@@ -142,9 +142,9 @@ def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 
         return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
 
 
-def error_table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequence[float]) -> str:
+def error_table(true: np.ndarray, estimated: np.ndarray, cutoffs: Sequence[float]) -> str:
     """Mean absolute error and bias by age group, and of always guessing the median, as text."""
-    true, error = np.asarray(true, float), np.asarray(estimated, float) - true
+    error = np.asarray(estimated, float) - true
     groups = np.searchsorted(cutoffs, true)
     names = [f'{low + 1:g} to {high:g}' for low, high in pairwise([-1, *cutoffs])]
     lines = ['true age     faces    MAE    bias: estimated − true, years']
@@ -153,5 +153,5 @@ def error_table(true: Sequence[float], estimated: Sequence[float], cutoffs: Sequ
         figures = f'{np.abs(errors).mean():7.1f}{errors.mean():+8.1f}' if len(errors) else ''
         lines.append(f'{name:10}{len(errors):8}{figures or "      –       –"}')
     guess = np.median(true)
-    error = np.abs(true - guess).mean()
-    return '\n'.join([*lines, f'to guess {guess:g}, the median, for everybody: MAE {error:.1f}'])
+    worth = np.abs(true - guess).mean()
+    return '\n'.join([*lines, f'to guess {guess:g}, the median, for everybody: MAE {worth:.1f}'])

@@ -89,11 +89,11 @@ def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
     if len(ages):
         groups = np.bincount(np.searchsorted(cutoffs, ages), minlength=len(cutoffs) + 1)
         names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
-        groups = ', '.join(f'{group} {count}' for group, count in zip(names, groups, strict=True))
+        shown = ', '.join(f'{group} {count}' for group, count in zip(names, groups, strict=True))
         lines += [
             f'  ages {ages.min():g} to {ages.max():g}; a person is seen over '
             f'{np.median(spans):g} years (median), {np.max(spans):g} at most',
-            f'  images by age group: {groups}',
+            f'  images by age group: {shown}',
         ]
     if root.others:
         lines.append(

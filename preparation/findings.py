@@ -55,7 +55,7 @@ def findings(
         todo += _duplicates(roots, same, close, akin)
         todo += _validation(train, val) if val else []
     for root in roots.values():
-        todo += [*alike(root.root, root.people), *check_ages(root), *_people(root), *_colours(root)]
+        todo += [*alike(root.root, root.people), *_ages(root), *_people(root), *_colours(root)]
     return todo + list(_groups(train, cutoffs))
 
 
@@ -130,6 +130,10 @@ def _validation(train, val) -> Iterator[str]:
             f'train_root too: {some(both)}: all of them (closed set) or none '
             '(verification) makes a figure that can be read'
         )
+
+
+def _ages(root) -> list[str]:
+    return check_ages(root)  # which reads what a Root has as Faces have it
 
 
 def _people(root) -> Iterator[str]:

@@ -111,7 +111,7 @@ class Named:
     def age(self, relative: str, person: str | None, path: str | None) -> int:
         """Age in whole years of a photograph, by its path below the source. Raises ValueError."""
         name = os.path.basename(relative)
-        if self.pat is not None:
+        if self.pat is not None and self.pos is not None:
             return int(parse_age(name, self.pat, self.pos))
         fields = fields_in(name, self.kind)
         if 'age' in fields:

@@ -43,7 +43,8 @@ def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
                 for name in (path, *known)
             ]
             if len(set(map(len, texts))) == 1:
-                return [['path', *map(FIELDS.get, known)], *zip(*texts, strict=True)]
+                titles = ['path', *(FIELDS[name] for name in known)]
+                return [titles, *map(list, zip(*texts, strict=True))]
     names = ', '.join(name for name in variables if not name.startswith('__'))
     raise DataError(
         f'{file}: holds {names or "nothing"}; expected full_path, path or name, the '

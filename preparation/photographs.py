@@ -79,7 +79,7 @@ def numbered(found: list[Photograph], done: Mapping[str, tuple[str, int]]) -> li
 
     What is in `done`, {relative: (person, number)}, keeps its number, and nothing else gets it.
     """
-    listed, place, used = [], Counter(), set(done.values())
+    listed, place, used = [], Counter[str | None](), set[tuple](done.values())
     for photograph in found:
         person = photograph.person
         # counted over all files: a run that was stopped gives the numbers of one that wasn't
@@ -106,7 +106,7 @@ def without_rivals(found: Sequence[Photograph]) -> list[Photograph]:
 
     The name is that of the photograph that has it already, else of the first that is an image.
     """
-    owners = {}
+    owners = dict[str, str]()
     for photograph in sorted(found, key=_rank):
         owners.setdefault(kept_name(photograph.relative), photograph.relative)
     listed = []
@@ -133,7 +133,8 @@ class Converter:
     def __init__(self, settings: Mapping):
         self.settings, self.source = settings, settings['source']
         self.keep_names, dex = settings['keep_names'], settings['dex']
-        self.estimate, self.estimator, self.ages = 'dex' if dex else 'estimate', None, []
+        self.estimate, self.estimator = 'dex' if dex else 'estimate', None
+        self.ages = list[Named | Table]()
         for kind in [] if self.keep_names else settings['ages']:
             if kind == 'estimate':
                 self.estimator = estimator(dex)
@@ -186,13 +187,13 @@ class Converter:
             if self.keep_names:
                 target = kept_name(relative)
             else:
-                target = os.path.join(photograph.person, f'{photograph.number:03d}_{age}.jpg')
+                target = os.path.join(photograph.person or '', f'{photograph.number:03d}_{age}.jpg')
             written = self._write(face, target)
         except ValueError as error:  # DataError among them
             return Outcome(relative, reason=str(error).removeprefix(f'{path}: '))
         eyes = '' if points is None else f'{np.hypot(*(points[1] - points[0])):.0f}'
-        age = '' if age is None else str(age)
-        return Outcome(relative, target, age, origin, eyes, faces, '', stamp, written)
+        years = '' if age is None else str(age)
+        return Outcome(relative, target, years, origin, eyes, faces, '', stamp, written)
 
     def known_age(self, photograph: Photograph) -> tuple[int | None, str]:
         """The first age that a name or a table tells, and its origin; None: to be estimated.
@@ -242,7 +243,7 @@ def update(report: Report, found: Sequence[Photograph], converter: Converter) ->
 
     `found` are the photographs of SOURCE. What is to be made anew has no row afterwards.
     """
-    listed, changes = {photograph.relative: photograph for photograph in found}, Counter()
+    listed, changes = {photograph.relative: photograph for photograph in found}, Counter[str]()
     for source, row in sorted(report.rows.items()):
         change = _change(report, row, listed.get(source), converter)
         if change and change != RENAMED:

@@ -49,7 +49,7 @@ class RecordFile:
 
         Raises DataError if there is no whole record.
         """
-        parts, flag = [], None
+        parts, flag, before = list[bytes](), -1, -1
         while flag not in (WHOLE, LAST):
             head = self._bytes(8, offset)
             if len(head) < 8 or head[:4] != MAGIC:
@@ -60,7 +60,7 @@ class RecordFile:
             before, (length,) = flag, struct.unpack('<I', head[4:])
             flag, length = length >> 29, length & (1 << 29) - 1
             parts.append(self._bytes(length, offset + 8))
-            if flag > LAST or (flag in (WHOLE, FIRST)) != (before is None):
+            if flag > LAST or (flag in (WHOLE, FIRST)) != (before < 0):
                 raise DataError(f'{self.path}: damaged at byte {offset}: fetch it again')
             if len(parts[-1]) < length:
                 raise DataError(f'{self.path}: cut short at byte {self.size}: fetch it again')
@@ -74,7 +74,11 @@ class RecordFile:
         start = HEADER.size + 4 * flag
         if len(data) < start:
             raise DataError(f'{self.path}: the record at byte {offset} is too short for its header')
-        labels = np.frombuffer(data[HEADER.size : start], '<f4') if flag else np.float32([label])
+        labels = (
+            np.frombuffer(data[HEADER.size : start], '<f4')
+            if flag
+            else np.array([label], np.float32)
+        )
         return labels, data[start:]
 
 

@@ -58,7 +58,7 @@ class Examiner:
                 continue
             if wanted:
                 faces[place] = Image.fromarray(pixels)
-        if faces:
+        if faces and self.estimator:
             ages[list(faces)] = np.round(self.estimator.estimate_all(list(faces.values())))
         return list(zip(ages.tolist(), wrong, strict=True))
 

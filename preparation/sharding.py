@@ -1,10 +1,11 @@
 """From faces to tar shards: every image copied byte for byte, shuffled, resumable."""
 
+import functools
 import glob
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,13 +22,14 @@ PER_SHARD = 10_000  # faces, 50 to 100 MB of them: what a network file system re
 
 
 def write_shards(
-    faces: 'Faces', target: str | Path, per_shard: int = PER_SHARD, seed: int = 0
+    faces: 'Faces | Any', target: str | Path, per_shard: int = PER_SHARD, seed: int = 0
 ) -> str:
     """Writes `faces` as target-00000.tar, target-00001.tar …; returns their pattern for meta.py.
 
-    Every image is decoded once, then copied byte for byte, `per_shard` in a shard, in an order
-    shuffled by `seed`: a shard is a sample of the whole. What they are is in target.json; a call
-    that was interrupted goes on with the shard it was at.
+    `faces` are Faces, or what else has their classes, labels, ages, places, source, fingerprint and
+    encoded images. Every image is decoded once, then copied byte for byte, `per_shard` in a shard,
+    in an order shuffled by `seed`: a shard is a sample of the whole. What they are is in
+    target.json; a call that was interrupted goes on with the shard it was at.
 
     Raises DataError if an image can't be read, or if there are other shards of that name; OSError
     if there is no room.
@@ -65,7 +67,7 @@ def write_shards(
             path = Path(f'{target}-{shard:0{width}}.tar')
             indices = order[shard * per_shard : (shard + 1) * per_shard]
             if path not in there:
-                utils.write_whole(path, lambda file, rows=indices: _write(faces, rows, file))
+                utils.write_whole(path, functools.partial(_write, faces, indices))
             bar.update(len(indices))
     return pattern
 

@@ -57,7 +57,8 @@ class Root:
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, workers: int):
-        self.root, self.empty, self.others = os.path.expanduser(root), [], []
+        self.root, self.empty = os.path.expanduser(root), list[str]()
+        self.others = list[str]()
         self.folder = not are_shards(self.root) and not is_list(self.root)
         listed = self._listed(pat, pos) if self.folder else self._of_faces(pat, pos)
         if not listed:
@@ -137,7 +138,7 @@ def _face(person: str, name: str, age: float | None, encoded: Callable[[], bytes
 
 def by_content(roots: Mapping[str, Root]) -> list[tuple[str, str]]:
     """Pairs of paths with the same pixels; of many alike, each with the first."""
-    first, pairs = {}, []
+    first, pairs = dict[str, str](), []
     for root in roots.values():
         for face in root.faces:
             path = root.path(face)
@@ -164,10 +165,10 @@ def by_embedding(roots: Mapping[str, Root], weights: str | os.PathLike) -> tuple
         model, paths, torch.device('cpu'), keep=('embedding',), progress=Path(weights).name
     )[0]['embedding']
     vectors = torch.from_numpy(vectors)
-    folders, labels = np.unique(
+    folders, numbers = np.unique(
         [os.path.join(root.root, face.person) for root, face in faces], return_inverse=True
     )
-    labels, counts = torch.from_numpy(labels), torch.from_numpy(np.bincount(labels))
+    labels, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
     sums = torch.zeros(len(folders), vectors.shape[1]).index_add_(0, labels, vectors)
     close = [(paths[a], paths[b], cosine) for a, b, cosine in _above(vectors, SAME_IMAGE)]
     several = counts[labels] > 1

@@ -35,7 +35,7 @@ class Table:
     def __init__(self, file: str | os.PathLike, source: str | os.PathLike = ''):
         self.kind, self.source = os.fspath(file), os.path.abspath(source)
         titles, column, rows = self._titled(read_table(file))
-        self.key, self.rows = KEYS[column], {}
+        self.key, self.rows = KEYS[column], dict[str, dict[str, str]]()
         for row in rows:
             fields = dict(zip(titles, map(str.strip, row), strict=False))
             name = fields.pop(column, '')

@@ -11,13 +11,17 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import utils
 from system import locks
 from utils import UserError, write_whole
 
-TEXT = {'newline': '', 'encoding': 'utf-8', 'errors': 'surrogateescape'}  # any name survives
+TEXT: dict[str, Any] = {
+    'newline': '',
+    'encoding': 'utf-8',
+    'errors': 'surrogateescape',
+}  # any name survives
 
 
 class Outcome(NamedTuple):

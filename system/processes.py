@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -17,7 +17,7 @@ from utils import UserError, keep_freed_memory
 
 def each(
     work: Callable, items: Sequence, tool: object, make: Callable[[], object], workers: int
-) -> Iterator:
+) -> Generator:
     """Yields work(tool, item) of each item, in order.
 
     Of several processes, each uses a tool of its own, make(); `work` and `make` must be picklable.

@@ -91,7 +91,7 @@ def bad_files(folder):
     os.mkfifo(folder / 'pipe.jpg')
     os.symlink('/nowhere', folder / 'gone.jpg')
     return {
-        'pipe.jpg': 'a pipe',
+        'pipe.jpg': 'pipe',
         'gone.jpg': 'no such file',
         'bomb.png': '179 megapixels',
         'zip.jpg': 'not an image',

@@ -1,4 +1,4 @@
-"""Who and how old by names and tables; the five points by files."""
+"""Who and how old by names and tables, as people have them; the five points by files."""
 
 import datetime
 import unicodedata
@@ -29,6 +29,20 @@ from utils import DataError
         ('utkface', '39_1_20170116174525125.jpg.chip.jpg', None, 39),
         ('imdb-wiki', 'nm0000002_rm221957120_1983-12-21_2010.jpg', 'nm0000002', 27),
         ('imdb-wiki', '10000217_1981-05-05_2009.jpg', '10000217', 28),
+        # as an aligner leaves them
+        ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
+        ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
+        ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
+        ('morph', '009055_1M54_001.JPG', '009055', 54),
+        ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
+        ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
+        ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
+        ('cacd2000', '41_Some_Body_1.jpg', 'Some_Body', 41),
+        ('fgnet', '001A43a_0.JPG', '001', 43),
+        ('morph', '009055_1M54_crop.JPG', '009055', 54),
+        ('agedb', '0_MariaCallas_35_f_0.jpg', 'MariaCallas', 35),
+        ('utkface', '39_1_20170116174525125_face.jpg', None, 39),
+        ('imdb-wiki', '10000217_1981-05-05_2009_0.jpg', '10000217', 28),
     ],
 )
 def test_names(kind, name, person, age):
@@ -127,29 +141,6 @@ def test_tables(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind, name, person, age',
-    [
-        ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
-        ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
-        ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
-        ('morph', '009055_1M54_001.JPG', '009055', 54),
-        ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
-        ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
-        ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
-        ('cacd2000', '41_Some_Body_1.jpg', 'Some_Body', 41),
-        ('fgnet', '001A43a_0.JPG', '001', 43),
-        ('morph', '009055_1M54_crop.JPG', '009055', 54),
-        ('agedb', '0_MariaCallas_35_f_0.jpg', 'MariaCallas', 35),
-        ('utkface', '39_1_20170116174525125_face.jpg', None, 39),
-        ('imdb-wiki', '10000217_1981-05-05_2009_0.jpg', '10000217', 28),
-    ],
-)
-def test_names_that_an_aligner_has_touched(kind, name, person, age):
-    assert fields_in(name, kind).get('person') == person
-    assert Named(kind).age(f'x/{name}', None, None) == age
-
-
-@pytest.mark.parametrize(
     'row',
     [
         'Zoë\\1.jpg',
@@ -216,51 +207,36 @@ def matlab_day(text):
     return datetime.date.fromisoformat(text).toordinal() + 366
 
 
+def cells(*values):
+    return np.array(values, object)
+
+
 def test_imdb_and_wiki(tmp_path):
     """The published layout: a struct of rows, with paths in cells; a birth of 0 is none."""
-    paths = np.array(
-        ['17/10000217_1981-05-05_2009.jpg', '48/10000548_1925-04-04_1964.jpg', 'x/nobody.jpg'],
-        object,
-    )
+    paths = cells('17/10000217_1981-05-05_2009.jpg', '48/10000548_1925-04-04_1964.jpg', 'x/n.jpg')
     assert matlab_day('2000-01-01') == 730486  # as MATLAB's own documentation has it
-    born = np.array([matlab_day('1981-05-05'), matlab_day('1925-04-04'), 0.0])
-    savemat(
-        tmp_path / 'wiki.mat',
-        {
-            'wiki': {
-                'dob': born,
-                'photo_taken': np.array([2009, 1964, 2000], np.uint16),
-                'full_path': paths,
-                'gender': np.array([1.0, np.nan, 0.0]),
-                'name': np.array(['Sami', 'D', 'N'], object),
-            }
-        },
-    )
+    struct = {
+        'dob': np.array([matlab_day('1981-05-05'), matlab_day('1925-04-04'), 0.0]),
+        'photo_taken': np.array([2009, 1964, 2000], np.uint16),
+        'full_path': paths,
+        'gender': np.array([1.0, np.nan, 0.0]),
+        'name': cells('Sami', 'D', 'N'),
+    }
+    savemat(tmp_path / 'wiki.mat', {'wiki': struct})
     table = Table(tmp_path / 'wiki.mat')
     for path, age in zip(paths[:2], (28, 39), strict=True):
         assert table.age(path, None, None) == age
         # as the names of these files tell it too
         assert Named('imdb-wiki').age(path, None, None) == age
     with pytest.raises(ValueError, match='no date'):
-        table.age('x/nobody.jpg', None, None)
+        table.age('x/n.jpg', None, None)
 
 
 def test_other_mat_files(tmp_path):
-    names = np.array(['53_Robert_Duvall_0001.jpg', '23_A_B_0002.jpg'], object)
-    savemat(
-        tmp_path / 'cacd.mat',
-        {
-            'celebrityData': {
-                'name': np.array(['Robert Duvall'], object),
-                'birth': np.array([1931]),
-            },
-            'celebrityImageData': {
-                'name': names,
-                'age': np.array([53, 23]),
-                'year': np.array([1, 2]),
-            },
-        },
-    )
+    names = cells('53_Robert_Duvall_0001.jpg', '23_A_B_0002.jpg')
+    people = {'name': cells('Robert Duvall'), 'birth': np.array([1931])}
+    images = {'name': names, 'age': np.array([53, 23]), 'year': np.array([1, 2])}
+    savemat(tmp_path / 'cacd.mat', {'celebrityData': people, 'celebrityImageData': images})
     assert Table(tmp_path / 'cacd.mat').age('Robert_Duvall/' + names[0], None, None) == 53
     savemat(tmp_path / 'own.mat', {'path': names, 'age': np.array([7.0, 8.5])})
     assert Table(tmp_path / 'own.mat').age(names[1], None, None) == 8
@@ -292,27 +268,20 @@ def test_landmark_files(tmp_path):
     (tmp_path / 'points' / 'odd.pts').write_text('hello')
     marks = Landmarks(tmp_path / 'points')
     assert np.abs(marks.of('x/001A02.JPG') - points).max() < 1e-2
-    for name, reason in (
-        ('x/odd.jpg', 'odd.pts: not a .pts file'),
-        ('x/none.jpg', 'no points for it'),
-    ):
+    for name, reason in (('odd', 'odd.pts: not a .pts file'), ('none', 'no points for it')):
         with pytest.raises(ValueError, match=reason):
-            marks.of(name)
-    assert (
-        np.abs(
-            Landmarks(points_csv(tmp_path / 'p.csv', {'A/1.jpg': points})).of('A/1.jpg') - points
-        ).max()
-        < 1e-2
-    )
+            marks.of(f'x/{name}.jpg')
+    marks = Landmarks(points_csv(tmp_path / 'p.csv', {'A/1.jpg': points}))
+    assert np.abs(marks.of('A/1.jpg') - points).max() < 1e-2
     (tmp_path / 'bad.csv').write_text('path,x1\nA/1.jpg,3\n')
     (tmp_path / 'none').mkdir()
     for where, reason in (
-        (tmp_path / 'bad.csv', 'expected path, x1'),
-        (tmp_path / 'none', 'no .pts files'),
-        (tmp_path / 'nowhere', 'No such file'),
+        ('bad.csv', 'expected path, x1'),
+        ('none', 'no .pts files'),
+        ('nowhere', 'No such file'),
     ):
         with pytest.raises(DataError, match=reason):
-            Landmarks(where)
+            Landmarks(tmp_path / where)
 
 
 def test_points_under_names_that_fit_two_people(tmp_path):
@@ -331,3 +300,102 @@ def test_points_under_names_that_fit_two_people(tmp_path):
     (tmp_path / 'twice.csv').write_text(2 * ('1.jpg' + 10 * ',3' + '\n'))
     with pytest.raises(DataError, match='two rows for 1.jpg'):
         Landmarks(tmp_path / 'twice.csv')
+
+
+# how ages, dates and names are written
+
+
+@pytest.mark.parametrize(
+    'age', ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. ']
+)
+def test_ways_to_write_an_age(tmp_path, age):
+    (tmp_path / 'a.csv').write_text(f'path;age\nA/1.jpg;{age}\n')
+    assert Table(tmp_path / 'a.csv').age('A/1.jpg', None, None) == 30
+
+
+def test_decimal_commas_without_a_line_of_names(tmp_path):
+    """Of a semicolon and a comma, one each, the semicolon separates."""
+    (tmp_path / 'a.csv').write_text('A/1.jpg;30,5\nA/2.jpg;31,5\n')
+    assert Table(tmp_path / 'a.csv').age('A/2.jpg', None, None) == 31
+
+
+def write_dates(folder, *births, taken='2010-12-20'):
+    rows = ''.join(f'{k}.jpg,{birth},{taken}\n' for k, birth in enumerate(births))
+    (folder / 'a.csv').write_text('path,birth,taken\n' + rows)
+    return folder / 'a.csv'
+
+
+@pytest.mark.parametrize(
+    'births, years',
+    [
+        (['21.12.1983', '20.12.1983'], [26, 27]),  # dots: the day is first
+        (['21/12/1983', '11/12/1983', '01/01/1983'], [26, 27, 27]),  # as the 21st tells
+        (['12/21/1983', '12/11/1983'], [26, 27]),  # as the 21st tells
+        (['12-21-1983 00:00', '1983-12-21'], [26, 26]),
+        (['05/05/1983', '31/31/1983', '1983'], [27, None, 27]),
+    ],
+)
+def test_dates_that_begin_with_the_day_or_the_month(tmp_path, births, years):
+    table = Table(write_dates(tmp_path, *births))
+    for k, age in enumerate(years):
+        if age is None:
+            with pytest.raises(ValueError, match='is no date'):
+                table.age(f'{k}.jpg', None, None)
+        else:
+            assert table.age(f'{k}.jpg', None, None) == age
+    assert Table(write_dates(tmp_path, '1983-12-21', taken='20.12.2010')).age('0.jpg', '', '') == 26
+
+
+@pytest.mark.parametrize(
+    'births',
+    [
+        '01/05/1980 02/05/1980',
+        '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980',
+    ],
+)
+def test_dates_that_may_begin_with_either(tmp_path, births):
+    reason = "1/0?./1980' is no date: day or month first\\? Write 1980-12-21"
+    with pytest.raises(DataError, match=f"a.csv: . of . ages can't be read, as that of .*{reason}"):
+        Table(write_dates(tmp_path, *births.split()))
+
+
+def test_ages_that_are_mostly_none(tmp_path):
+    """Said once of the table; a few are said of their photographs."""
+    file = tmp_path / 'a.csv'
+    file.write_text('path,age\na,young\nb,old\nc,30\nd,\n')
+    with pytest.raises(DataError, match="a.csv: 2 of 3 ages can't be read, .* of a: .*'young'"):
+        Table(file)
+    file.write_text('path,age\na,young\nb,31\nc,30\nd,\n')
+    assert Table(file).age('c', None, None) == 30
+    with pytest.raises(ValueError, match="'young'"):
+        Table(file).age('a', None, None)
+    file.write_text('path,age\n' + ''.join(f'{k},{1980 + k}\n' for k in range(3)))
+    with pytest.raises(DataError, match='3 of 3 ages .*1980 is no age between 0 and 120'):
+        Table(file)
+
+
+def test_names_in_latin_1(tmp_path):
+    """They are found where the photographs have the names that they stand for, else it is said."""
+    (tmp_path / 'a.csv').write_bytes('path,age\nZoë/ä.jpg,12\nA/1.jpg,13\n'.encode('cp1252'))
+    table = Table(tmp_path / 'a.csv')
+    table.check([('Zoë/ä.jpg', 'Zoë'), ('A/1.jpg', 'A')])
+    assert table.age('Zoë/ä.jpg', None, None) == 12 and table.age('A/1.jpg', None, None) == 13
+    (tmp_path / 'b.csv').write_bytes('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
+    table = Table(tmp_path / 'b.csv')
+    table.check([('A/1.jpg', 'A')])
+    reason = 'not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
+    with pytest.raises(DataError, match=f'b.csv: {reason}'):
+        table.check([('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
+    (tmp_path / 'c.csv').write_bytes(b'person,age\nZo\xeb,12\nA,13\n')
+    assert Table(tmp_path / 'c.csv').age('Zoë/1.jpg', 'Zoë', None) == 12
+    raw = 'Zo\udceb/1.jpg'  # and where the disk has the same bytes
+    (tmp_path / 'd.csv').write_bytes(b'path,age\nZo\xeb/1.jpg,12\n')
+    assert Table(tmp_path / 'd.csv').age(raw, None, None) == 12
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
+def test_encodings_of_tables(tmp_path, encoding):
+    text = 'path,age\nZoë/ä.jpg,12\n'
+    mark = '\ufeff' if encoding == 'utf-16-be' else ''
+    (tmp_path / 'a.csv').write_bytes((mark + text).encode(encoding))
+    assert Table(tmp_path / 'a.csv').age('Zoë/ä.jpg', None, None) == 12
