@@ -78,12 +78,13 @@ def compare(first: Evidence, second: Evidence) -> dict:
 def leakage_report(
     features: dict, labels: np.ndarray, ages: np.ndarray, cutoffs: tuple, seed: int = 0
 ) -> dict:
-    """Age and identity in x, x_age and x_id, and the correlation of x_id and x_age on people it was
-    not fitted on."""
-    names = 'x', 'x_age', 'x_id'
+    """Age and identity in x, x_age and x_id, as far as they are known, and the correlation of x_id
+    and x_age on people it was not fitted on."""
+    names = [name for name in ('x', 'x_age', 'x_id') if name in features]
     age = {n: leakage.age_leakage(features[n], labels, ages, cutoffs, seed) for n in names}
     identity = {n: leakage.identity_in(features[n], labels, ages, seed) for n in names}
-    rho = leakage.held_out_correlation(features['x_id'], features['x_age'], labels, seed)
+    sides = (features[names[-1]], features['x_age']) if len(names) > 1 else (np.empty((0, 0)),) * 2
+    rho = leakage.held_out_correlation(*sides, labels[: len(sides[0])], seed)
     return {'age': age, 'identity': identity, 'correlation': rho}
 
 

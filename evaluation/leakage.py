@@ -10,27 +10,37 @@ import warnings
 import numpy as np
 
 from evaluation.metrics import leave_one_out_rank1, number
-from evaluation.pairs import gap_pairs
-from evaluation.rates import cosines, roc_figures
+from evaluation.pairs import gap_pairs, genuine_pairs
+from evaluation.rates import cosines, roc_figures, share_interval
 from recognition.embedding import check_finite
 
 # a ridge's penalties on standardised features, beside their mean squares
 STRENGTHS = 10.0 ** np.arange(-4, 4)
+AGE_FIGURES = 'r2', 'mae', 'r2_unit', 'neighbours_r2', 'neighbours_mae', 'order'
+AGE_FIGURES = *AGE_FIGURES, 'order_interval', 'order_pairs', 'groups', 'balanced_accuracy'
 
 
 def age_leakage(
     features: np.ndarray, labels: np.ndarray, ages: np.ndarray, cutoffs: tuple, seed: int = 0
 ) -> dict:
-    """{'r2', 'mae', 'balanced_accuracy', 'groups'}: how well people's ages are read from features
-    (N, D) of other people.
+    """How well people's ages are read from features (N, D) of other people, in five folds of them.
 
-    R² (1 is all, 0 is no better than the mean age, less is worse) and mean absolute error in years
-    of a ridge regression; accuracy of a linear discriminant over the age groups that occur, every
-    group counting the same, so that 1 / 'groups' is chance. Five folds of people. None if there are
-    fewer than five people or one age; no accuracy if a fold leaves one group, or one face of each.
+    r2, mae            of a ridge regression: R² (1 is all, 0 no better than the mean age, less is
+                       worse), mean absolute error in years
+    r2_unit            the same R² of features of unit length: the rest of r2 lies in the length
+    neighbours_r2, …   of the mean age of the ten nearest faces, which no linear map removes
+    order, …           the share of pairs of one person's faces whose older one has the higher age
+                       by the regression (chance is 1/2), its 95 % over people, and the pairs
+    balanced_accuracy  of a linear discriminant over the age groups that occur, every group counting
+                       the same, so that 1 / 'groups' is chance; None if a fold leaves one group, or
+                       one face of each
+
+    All are None if there are fewer than five people or one age.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.metrics import recall_score
+    from sklearn.neighbors import KNeighborsRegressor
+    from sklearn.preprocessing import Normalizer, StandardScaler, normalize
 
     class Discriminant(LinearDiscriminantAnalysis):
         """Every group is as likely: their shares weigh the covariance alone."""
@@ -40,17 +50,36 @@ def age_leakage(
 
     read = read_ages(features, labels, ages, 5, seed)
     if read is None:
-        return dict.fromkeys(('r2', 'mae', 'groups', 'balanced_accuracy'))
+        return dict.fromkeys(AGE_FIGURES)
+    ages = np.asarray(ages, np.float64)
     names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
     accuracy, splits = None, _folds(labels, 5, seed)
     if all(1 < len(np.unique(group[fitted])) < len(fitted) for fitted, _ in splits):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # a group of one face has no covariance
-            probe = Discriminant(solver='lsqr', shrinkage=0.1)
+            probe = StandardScaler(), Discriminant(solver='lsqr', shrinkage=0.1)
             guess = _out_of_fold(probe, features, group, splits)
         accuracy = float(recall_score(group, guess, average='macro'))
-    found = {'r2': r2(ages, read), 'mae': float(abs(read - ages).mean())}
-    return found | {'groups': len(names), 'balanced_accuracy': accuracy}
+    count = min(10, *(len(fitted) for fitted, _ in splits))
+    near = _out_of_fold((Normalizer(), KNeighborsRegressor(count)), features, ages, splits)
+    unit = read_ages(normalize(np.asarray(features, np.float64)), labels, ages, 5, seed)
+    figures = [r2(ages, read), float(abs(read - ages).mean()), r2(ages, unit)]
+    figures += [r2(ages, near), float(abs(near - ages).mean())]
+    figures += [*_order(read, labels, ages, seed), len(names), accuracy]
+    return dict(zip(AGE_FIGURES, figures, strict=True))
+
+
+def _order(read, labels, ages, seed):
+    """The share of pairs of one person that are told apart by age, its interval, and the pairs."""
+    people = np.unique(labels, return_inverse=True)[1]
+    first, second = genuine_pairs(people, np.random.default_rng(seed))
+    apart = ages[first] != ages[second]
+    first, second = first[apart], second[apart]
+    if not len(first):
+        return None, None, 0
+    agree = np.sign(read[second] - read[first]) * np.sign(ages[second] - ages[first])
+    told = (1 + agree) / 2  # equal readings are half right
+    return float(told.mean()), share_interval(told, people[first], seed=seed), len(told)
 
 
 def age_r2(
@@ -79,12 +108,13 @@ def read_ages(
     at all if there are fewer than five people or one age.
     """
     from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
 
     check_finite(features)
     ages = np.asarray(ages, np.float64)
     if len(np.unique(labels)) < 5 or not np.ptp(ages) > 0:
         return None
-    probe = RidgeCV(STRENGTHS * len(features))
+    probe = StandardScaler(), RidgeCV(STRENGTHS * len(features))
     read = _out_of_fold(probe, features, ages, _folds(labels, folds, seed))
     return read.clip(ages.min(), ages.max())
 
@@ -96,14 +126,13 @@ def _folds(labels, folds, seed):
     return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
-def _out_of_fold(probe, features, target, splits):
-    """What the probe, fitted on standardised features of the other folds, says of the target."""
+def _out_of_fold(steps, features, target, splits):
+    """What a pipeline of steps, fitted on the other folds of people, says of the target (N,)."""
     from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     features = np.asarray(features, np.float64)
-    return cross_val_predict(make_pipeline(StandardScaler(), probe), features, target, cv=splits)
+    return cross_val_predict(make_pipeline(*steps), features, target, cv=splits)
 
 
 def identity_in(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0) -> dict:

@@ -90,7 +90,7 @@ def gap_pairs(
         raise ValueError(f'image {first} (counted from 0): the age is not finite')
     rng = np.random.default_rng(seed)
     names, person = np.unique(labels, return_inverse=True)
-    first, second = _genuine_pairs(person, per_person, 1_000_000, rng)
+    first, second = genuine_pairs(person, rng, per_person)
     gaps = gap_bin(np.abs(ages[first] - ages[second]))
     kept = [np.flatnonzero(gaps == k) for k in range(len(GAP_NAMES))]
     kept = [k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in kept]
@@ -111,7 +111,9 @@ def gap_pairs(
     )
 
 
-def _genuine_pairs(person, per_person, limit, rng):
+def genuine_pairs(
+    person: np.ndarray, rng: np.random.Generator, per_person: int = 30, limit: int = 1_000_000
+) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of one person's images, or `limit` of them drawn evenly: two index arrays.
 
     `person` counts from 0.

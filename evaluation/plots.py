@@ -4,6 +4,7 @@ No global state of matplotlib is touched.
 """
 
 import functools
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -57,22 +58,32 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
     by_age = {k: one['by_age']['reliability'] for k, one in reports.items() if 'by_age' in one}
     if by_age:
         draw_reliability(by_age, out / 'reliability.png')
+    curves = {label: one['error_rates']['det'] for label, one in reports.items()}
+    curves = {label: curve for label, curve in curves.items() if curve}
+    if curves:
+        draw_det(curves, out / 'det.png')
     for k, (label, one) in enumerate(evidence.items()):
         suffix = f'_{k + 1}' if len(evidence) > 1 else ''
         if len(one.scores):
             threshold = reports[label]['verification']['threshold']
             draw_histogram(one.scores, one.pairs.same, threshold, out / f'scores{suffix}.png')
-            draw_errors(one, out / f'errors{suffix}.png')
+            if one.benchmark.sources:
+                draw_errors(one, out / f'errors{suffix}.png')
+        if reports[label]['error_rates'].get('global'):
+            draw_ages(reports[label]['error_rates']['global'], out / f'ages{suffix}.png')
         if 'leakage' in reports[label]:
             draw_leakage(reports[label]['leakage'], out / f'leakage{suffix}.png')
 
 
 def draw_curves(lines: dict, path, title, across, up, dotted=None, style='steps-post', **axes):
-    """A line (x, y) for each model, {label: (x, y)}; `dotted` (label, x, y) is a reference."""
+    """A line (x, y) for each model, {label: (x, y)}, or with a band (x, y, low, high); `dotted`
+    (label, x, y) is a reference."""
     figure = Figure(figsize=(6, 4.5), layout='constrained')
     axis = figure.subplots()
-    for label, (x, y) in lines.items():
-        axis.plot(x, y, drawstyle=style, label=readable(label))
+    for label, (x, y, *band) in lines.items():
+        (line,) = axis.plot(x, y, drawstyle=style, label=readable(label))
+        if band:
+            axis.fill_between(x, *band, color=line.get_color(), alpha=0.2, linewidth=0)
     if dotted:
         axis.plot(*dotted[1:], color='grey', linestyle=':', label=dotted[0])
     axis.set(title=title, xlabel=across, ylabel=up, **axes)
@@ -92,6 +103,58 @@ def draw_roc(models: dict, path: Path) -> None:
     chance = np.geomspace(lowest, 1)
     words = 'Verification', 'false accept rate', 'true accept rate', ('chance', chance, chance)
     draw_curves(lines, path, *words, xscale='log', xlim=(lowest, 1), ylim=(0, 1.01))
+
+
+def draw_det(curves: dict, path: Path) -> None:
+    """FNMR over FMR of {name: error_rates.det}, both on the scale of a normal deviate, with the
+    95 % band; rates of 0 and 1, which that scale hasn't, are cut off."""
+    lines = {}
+    for name, curve in curves.items():
+        known = [k for k, value in enumerate(curve['fnmr']) if value is not None]
+        rows = [[curve[key][k] for k in known] for key in ('fmr', 'fnmr', 'low', 'high')]
+        lines[name] = [rows[0], *np.clip(rows[1:], 1e-4, 1 - 1e-4)]
+    ticks = [1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95]
+    scale = statistics.NormalDist()
+    deviate = np.vectorize(lambda p: scale.inv_cdf(min(max(p, 1e-6), 1 - 1e-6)))
+    lines = {name: [deviate(row) for row in rows] for name, rows in lines.items()}
+    axes = {'xlim': deviate([1e-4, 0.9]), 'ylim': deviate([1e-4, 0.95])}
+    for side in 'xy':
+        axes |= {f'{side}ticks': deviate(ticks), f'{side}ticklabels': [f'{x:g}' for x in ticks]}
+    words = 'DET, with 95 % over people', 'false match rate', 'false non-match rate'
+    draw_curves(lines, path, *words, style='default', **axes)
+
+
+def draw_ages(found: dict, path: Path) -> None:
+    """The FMR of each two age groups and the FNMR by years elapsed, at one threshold for all;
+    figures with few errors beneath have an asterisk."""
+    table, rows = found['fmr_by_ages'], found['fnmr_by_years']
+    groups, size = table['groups'], len(table['groups'])
+    figure = Figure(figsize=(11, 4.8), layout='constrained')
+    heat, years = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    shares = np.array(table['fmr'], float)
+    upper = np.triu(np.ones((size, size), bool))
+    shares = np.where(upper, shares, shares.T)
+    # colours tell how often over, or under, what the threshold keeps for all pairs together
+    ratio = np.log10(np.maximum(shares, found['fmr'] / 100) / found['fmr'])
+    heat.imshow(ratio, cmap='RdBu_r', vmin=-2, vmax=2)
+    for i, j in np.argwhere(np.isfinite(shares)):
+        few = table['few'][min(i, j)][max(i, j)]
+        text = f'{100 * shares[i, j]:.2g}{"*" * few}'
+        heat.text(j, i, text, ha='center', va='center', fontsize=7.5)
+    heat.set(xticks=range(size), yticks=range(size), xticklabels=groups, yticklabels=groups)
+    title = f'false match rate, %, at one threshold ({100 * found["fmr"]:g} % over all)'
+    heat.set(title=title, xlabel='ages of the two people', ylabel='years')
+    middle = 100 * np.array([row['rate'] for row in rows])
+    low, high = 100 * np.array([row['interval'] for row in rows]).T
+    error = np.clip([middle - low, high - middle], 0, None)
+    years.errorbar(range(len(rows)), middle, error, fmt='o-', capsize=3)
+    names = [f'{row["years"]}{"*" * row["few"]}\n({row["trials"]})' for row in rows]
+    years.set(
+        xticks=range(len(rows)), xticklabels=names, xlabel='years elapsed (pairs)', ylim=(0, None)
+    )
+    years.set(title='false non-match rate, %, at the same threshold')
+    years.grid(alpha=0.3)
+    save(figure, path)
 
 
 def draw_reliability(models: dict[str, dict], path: Path) -> None:
@@ -186,7 +249,7 @@ def draw_leakage(report: dict, path: Path) -> None:
     An R² far below 0 is cut off at the axis, its number is not.
     """
     figure = Figure(figsize=(10.5, 3.8), layout='constrained')
-    names, rho, groups = ('x', 'x_age', 'x_id'), report['correlation'], None
+    names, rho = list(report['age']), report['correlation']
     panels = (
         ('age that can be read', 'age', {'R² (ridge)': 'r2', 'groups': 'balanced_accuracy'}),
         ('people told apart', 'identity', {'AUC': 'auc', 'rank-1': 'rank1'}),

@@ -58,6 +58,7 @@ class Benchmark(NamedTuple):
     digest       sha256 of the list file, None if the file names are the list
     every_score  thresholds are chosen among all scores, not from the field's grid
     notices      lines for the user: what was left out, what looks wrong
+    vectors      (N, D): stored features, which stand in for sources
     """
 
     sources: list
@@ -69,6 +70,7 @@ class Benchmark(NamedTuple):
     probes: np.ndarray | None = None
     every_score: bool = False
     notices: tuple = ()
+    vectors: np.ndarray | None = None
 
     @property
     def thresholds(self) -> np.ndarray | None:
@@ -276,6 +278,22 @@ def folder(path: str, pat: str, pos: int) -> Benchmark:
     return Benchmark(sources, paths, labels=faces.labels, ages=faces.ages, notices=notices)
 
 
+def embeddings(path: str) -> Benchmark:
+    """Stored vectors, whatever made them: a .npz or .safetensors of `embeddings` (N, D),
+    `identities` (N,) and `ages` (N,) in years."""
+    from storage.vectors import read_vectors
+
+    vectors, identities, ages = read_vectors(path)
+    for name, values in (('identities', identities), ('ages', ages)):
+        if values is None:
+            remedy = f'add an array `{name}` ({len(vectors)},)'
+            raise DataError(f'{path}: the report needs `{name}`, which it lacks: {remedy}')
+    labels, digest = np.unique(identities, return_inverse=True)[1], hashlib.sha256(vectors)
+    names = [f'{path}: row {k}' for k in range(len(vectors))]
+    people = {'labels': labels, 'ages': ages, 'digest': digest.hexdigest()}
+    return Benchmark([], names, **people, vectors=vectors)
+
+
 def images_below(path: str) -> list[str]:
     """All image files below a folder, sorted. Raises DataError if there are none."""
     try:
@@ -327,5 +345,6 @@ READERS = {
     'fgnet': fgnet,
     'morph': morph,
     'folder': folder,
+    'embeddings': embeddings,
 }
 PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked

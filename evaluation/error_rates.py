@@ -1,0 +1,241 @@
+"""Error rates in the words of ISO/IEC 19795, and what they depend on: age, years, enrolment.
+
+FMR, FNMR    false match and false non-match rate: of comparisons, at one threshold for all ages
+FPIR, FNIR   false positive and false negative identification rate: of searches
+FTA          failure to acquire: a photograph in which no face is found
+
+A pair matches if its score is above the threshold. A rate with fewer than FEW errors beneath it is
+marked 'few': by the rule of 30 its true value may be further than 30 % away.
+"""
+
+import numpy as np
+
+from evaluation.age_calibration import Scored, score_pairs
+from evaluation.pairs import GAP_NAMES, Pairs, gap_bin
+from evaluation.rates import (
+    REPLICATES,
+    draws,
+    far_thresholds,
+    interval,
+    roc,
+    roc_figures,
+    share_interval,
+    supports,
+)
+
+FEW = 30
+RATE = 1e-3  # the FMR of the global threshold, ten or a hundred times it if the pairs are few
+FPIRS = (0.1, 0.01)
+CURVE = np.geomspace(1e-4, 1, 41)  # the false match rates of a DET curve
+
+
+def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
+    """{'rate', 'errors', 'trials', 'few'} of errors (n,) bool, and with `people` (n,) 'interval',
+    the 95 % over them."""
+    count, trials = int(errors.sum()), len(errors)
+    found = {'rate': count / trials if trials else None, 'errors': count, 'trials': trials}
+    if people is not None:
+        found['interval'] = share_interval(errors, people) if trials else None
+    return found | {'few': count < FEW}
+
+
+def global_threshold(scores: np.ndarray, same: np.ndarray) -> dict | None:
+    """{'fmr', 'threshold'} of n pairs: the asked FMR, RATE or what the pairs carry with FEW false
+    matches, and the lowest threshold that keeps it. None if there are too few of either kind."""
+    found = far_thresholds(scores, same) if same.any() else {}
+    for asked in (RATE, 10 * RATE, 100 * RATE):
+        if (~same).sum() * asked >= FEW:
+            return {'fmr': asked, 'threshold': float(found[str(asked)][0])} if found else None
+    return None
+
+
+def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
+    """The FMR of each pair of age groups: {'groups': names, 'fmr', 'errors', 'trials', 'few'}, the
+    last four matrices (groups, groups) of which the upper triangle, younger × older, is known."""
+    impostor = ~pairs.same
+    younger = np.searchsorted(cutoffs, pairs.younger[impostor])
+    older = np.searchsorted(cutoffs, (pairs.younger + pairs.gap)[impostor])
+    size = len(cutoffs) + 1
+    place, errors = younger * size + older, pairs.similarity[impostor] > threshold
+    counts = [np.bincount(x, minlength=size**2) for x in (place, place[errors])]
+    trials, wrong = (count.reshape(size, size) for count in counts)
+    with np.errstate(invalid='ignore'):
+        shares = np.where(trials > 0, wrong / trials, None)
+    starts = [0, *(bound + 1 for bound in cutoffs)]
+    names = [f'{low}-{high}' for low, high in zip(starts, cutoffs, strict=False)]
+    tables = {'fmr': shares, 'errors': wrong, 'trials': trials, 'few': wrong < FEW}
+    tables = {key: table.tolist() for key, table in tables.items()}
+    return {'groups': [*names, f'{starts[-1]}+'], **tables}
+
+
+def by_years(pairs: Scored, threshold: float) -> list[dict]:
+    """The FNMR of each range of years elapsed: `rate` with 'years', over people."""
+    same = pairs.same
+    bins, errors = gap_bin(pairs.gap[same]), pairs.similarity[same] <= threshold
+    people = pairs.people[same, 0]
+    return [
+        {'years': GAP_NAMES[k], **rate(errors[bins == k], people[bins == k])}
+        for k in np.unique(bins)
+    ]
+
+
+def slope(pairs: Scored, seed: int = 0) -> dict | None:
+    """How the similarity of one person's faces changes with the years between them: {'per_decade',
+    'interval', 'people'}.
+
+    Least squares with an intercept for each person, so people who were photographed over few years
+    and alike faces don't count as ageing; the interval is over people. None if no two pairs of a
+    person differ in years.
+    """
+    people, person = np.unique(pairs.people[pairs.same, 0], return_inverse=True)
+    years, scores = pairs.gap[pairs.same], pairs.similarity[pairs.same]
+    count = np.maximum(np.bincount(person), 1)
+    centred = years - (np.bincount(person, years) / count)[person]
+    products, squares = (np.bincount(person, centred * x) for x in (scores, centred))
+    if not squares.sum() > 0:
+        return None
+    even = np.full(len(people), 1 / len(people))
+    drawn = np.random.default_rng(seed).multinomial(len(people), even, size=REPLICATES)
+    with np.errstate(invalid='ignore'):
+        limits = interval(10 * (drawn @ products) / (drawn @ squares))
+    point = 10 * products.sum() / squares.sum()
+    return {'per_decade': float(point), 'interval': limits, 'people': int((squares > 0).sum())}
+
+
+def det(
+    scores: np.ndarray, same: np.ndarray, people: np.ndarray | None, seed: int = 0
+) -> dict | None:
+    """The DET curve: {'fmr': CURVE, 'fnmr', 'low', 'high'}, its 95 % band over `people` (n, 2), over
+    pairs if that is None. FNMR is at the lowest threshold that keeps the FMR; None below what
+    one impostor pair is, and the curve None without pairs of both kinds."""
+    if not same.any() or same.all():
+        return None
+    people = np.repeat(np.arange(len(same))[:, None], 2, axis=1) if people is None else people
+    known = CURVE >= 1 / (~same).sum()
+
+    def curves(weights):
+        for far, tar in zip(*roc(scores, same, weights), strict=True):
+            yield 1 - tar[np.searchsorted(far, CURVE[known] + 1e-12, 'right') - 1]
+
+    (middle,) = curves(None)
+    drawn = np.array([c for w in draws(people, REPLICATES, seed) for c in curves(w)])
+    drawn = drawn[np.isfinite(drawn).all(1)]
+    found = {'fmr': CURVE.tolist(), 'fnmr': middle}
+    found |= dict(zip(('low', 'high'), np.quantile(drawn, (0.025, 0.975), axis=0), strict=True))
+    gap = [None] * int((~known).sum())
+    return {k: v if k == 'fmr' else gap + v.tolist() for k, v in found.items()}
+
+
+def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None:
+    """{'cllr', 'min_cllr'}: the cost in bits of log-likelihood ratios made from the scores, and its
+    minimum over all increasing maps (isotonic regression, PAV). 0 is perfect, 1 says nothing.
+
+    A score becomes a ratio by a logistic regression that was fitted on the other folds, each kind
+    of pair weighing the same. None if a fold lacks pairs of a kind.
+    Source: Brümmer & du Preez 2006, Application-independent evaluation of speaker detection.
+    """
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+
+    folds = np.unique(folds, return_inverse=True)[1]
+    kinds = np.array(
+        [
+            np.bincount(folds[same == kind], minlength=folds.max(initial=0) + 1)
+            for kind in (True, False)
+        ]
+    )
+    if kinds.shape[1] < 2 or (kinds == 0).any():
+        return None
+    spread = ((scores - scores.mean()) / max(scores.std(), 1e-12))[:, None]
+    probe = LogisticRegression(C=1e3, class_weight='balanced')
+    splits = LeaveOneGroupOut().split(spread, same, folds)
+    ratios = cross_val_predict(probe, spread, same, cv=splits, method='decision_function')
+    weights = np.where(same, 1 / same.sum(), 1 / (~same).sum())
+    best = IsotonicRegression(y_min=0, y_max=1).fit_transform(scores, same, weights)
+    with np.errstate(divide='ignore'):
+        best = np.log(best) - np.log1p(-best)
+    return {'cllr': cost(ratios, same), 'min_cllr': cost(best, same)}
+
+
+def cost(ratios: np.ndarray, same: np.ndarray) -> float:
+    """Cllr in bits of natural log-likelihood ratios (n,)."""
+    genuine, impostor = np.logaddexp(0, -ratios[same]), np.logaddexp(0, ratios[~same])
+    return float((genuine.mean() + impostor.mean()) / 2 / np.log(2))
+
+
+def open_set(
+    embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
+) -> dict | None:
+    """Identification if a half of the people, drawn by the seed, are not enrolled: {'enrolled',
+    'unenrolled', 'fnir': {'0.1': {'threshold', **rate}, …}}.
+
+    The gallery is the youngest image of each enrolled person. Each image of the others is a search
+    that must find nobody: the lowest threshold that keeps an FPIR. An enrolled person's other
+    images must find the person, first and above the threshold. None if nobody is left to search.
+    """
+    people, person = np.unique(labels, return_inverse=True)
+    enrolled = (np.random.default_rng(seed).permutation(len(people)) % 2 == 0)[person]
+    order = np.lexsort((ages, person))
+    youngest = order[np.diff(person[order], prepend=-1) > 0]
+    gallery = youngest[enrolled[youngest]]
+    mated = np.setdiff1d(np.flatnonzero(enrolled), gallery)
+    others = np.flatnonzero(~enrolled)
+    if not len(mated) or not len(others):
+        return None
+    scores = embeddings[others] @ embeddings[gallery].T
+    highest = np.sort(scores.max(1))[::-1]
+    scores = embeddings[mated] @ embeddings[gallery].T
+    right = labels[gallery[scores.argmax(1)]] == labels[mated]
+    found = {}
+    for asked in FPIRS:
+        if supports(len(highest), asked):
+            threshold = highest[int(asked * len(highest) + 1e-9)]
+            missed = ~(right & (scores.max(1) > threshold))
+            found[str(asked)] = {'threshold': float(threshold), **rate(missed, labels[mated])}
+    counts = {'enrolled': len(gallery), 'unenrolled': len(people) - len(gallery)}
+    return counts | {'searches': len(others), 'fnir': found}
+
+
+def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
+    """Photographs (N,) in which no face was found: {'fta': rate, 'without', 'with'}.
+
+    The two are roc_figures of the pairs (n,) whose faces were both found, and of all pairs, if one
+    with a failure never matches: what a system as a whole achieves.
+    """
+    lost = missed[pairs.left] | missed[pairs.right]
+    kept = scores[~lost], pairs.same[~lost]
+    figures = {'without': kept, 'with': (np.where(lost, -2.0, scores), pairs.same)}
+    found = {'fta': rate(missed), 'pairs_lost': int(lost.sum())}
+    for name, (some_scores, same) in figures.items():
+        values = roc_figures(some_scores, same)
+        found[name] = {k: float(v[0]) if np.isfinite(v[0]) else None for k, v in values.items()}
+    return found
+
+
+def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> dict:
+    """Every figure of this file that an Evidence carries, ready for JSON; None for one that it
+    doesn't. `cutoffs` bound the age groups, `missed` (N,) are photographs without a face."""
+    benchmark, pairs, scores, seed = (
+        getattr(evidence, x) for x in ('benchmark', 'pairs', 'scores', 'seed')
+    )
+    report = {
+        'det': det(scores, pairs.same, pairs.people, seed),
+        'cllr': cllr(scores, pairs.same, pairs.fold),
+    }
+    if missed is not None:
+        report['failure_to_acquire'] = failures(missed, pairs, scores)
+    if benchmark.labels is None:
+        return report
+    people = evidence.embeddings, benchmark.labels, benchmark.ages
+    report['open_set'] = open_set(*people, seed)
+    every = score_pairs(*people, seed)
+    report['slope'] = slope(every, seed) if every.same.any() else None
+    report['global'] = found = global_threshold(every.similarity, every.same)
+    if found:
+        found['fmr_by_ages'] = by_ages(every, found['threshold'], cutoffs)
+        found['fnmr_by_years'] = by_years(every, found['threshold'])
+        found['fnmr'] = rate(
+            every.similarity[every.same] <= found['threshold'], every.people[every.same, 0]
+        )
+    return report
