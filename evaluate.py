@@ -19,11 +19,15 @@ ctx is a GPU's number, -1 the CPU (and the default of a comparison). What is loo
               oldest probe
     folder    <identity>/<image with the age in its name>; or the name of an entry of meta.py, whose
               val_root (else train_root) is read
+    embeddings
+              the path is a .npz or .safetensors of `embeddings` (N, D), `identities` and `ages`:
+              measured as they are without `ctx weights`, else what the weights' R makes of them
 
 Faces are aligned, 112 high and 96 or 112 wide; a network of 96 columns sees the middle of a wider
-one. Of raw photographs, --align finds and aligns the faces first. The report is a table here, and
-results.json and pictures in DIR, by default eval/<benchmark>-<hash of the weights> beside the
-weights. Features are kept in DIR/cache: a second report on the same faces is immediate.
+one. If they are raw photographs, --align finds and aligns the faces first. The report is a table
+here, and in DIR results.json, pictures and report.html, which has everything in one file; DIR is
+eval/<benchmark>-<hash of the weights> beside the weights by default. Features are kept in
+DIR/cache: a second report on the same faces is immediate.
 """
 
 import argparse
@@ -41,14 +45,17 @@ import torch
 import meta
 import utils
 from dataset import check_entry
-from evaluation import age_calibration, evidence, protocols, screen
+from evaluation import age_calibration, error_rates, evidence, protocols, screen
+from evaluation.html_report import write_html
 from evaluation.pair_files import write_pairs
 from evaluation.pairs import check_pairs
 from evaluation.protocols import PUBLISHED, READERS, Benchmark
+from evaluation.set_checks import fingerprint
 from recognition.embedding import FEATURES, extract_files
 from recognition.weights import load_weights
 
 FORMS = 'ctx weights benchmark path', '--compare weights weights [weights …] [ctx] benchmark path'
+FORMS = *FORMS, 'embeddings path'
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -60,7 +67,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
 
     option = parser.add_argument
-    option('models', nargs='+', metavar='ctx weights', help='the device and the weights file')
+    option('models', nargs='*', metavar='ctx weights', help='the device and the weights file')
     option('benchmark', choices=READERS)
     option('path')
     option('--compare', action='store_true', help='several weights, each against the first')
@@ -79,12 +86,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     numbers = [word for word in args.models if re.fullmatch(r'-?\d+', word)]
     args.weights = [word for word in args.models if word not in numbers]
     enough = len(args.weights) > 1 if args.compare else len(numbers) == len(args.weights) == 1
-    if len(numbers) > 1 or not enough:
+    alone = args.benchmark == 'embeddings' and not args.models
+    if len(numbers) > 1 or not (enough or alone):
         parser.error('expected `ctx weights`, or with --compare two or more weights')
     if args.distractors and args.benchmark != 'fgnet':
         parser.error('--distractors belong to fgnet')
-    if args.align and args.benchmark == 'bin':
-        parser.error('--align is for photographs; the faces in a .bin are aligned')
+    if args.align and args.benchmark in ('bin', 'embeddings'):
+        parser.error('--align is for photographs; these are of aligned faces')
     if args.batch_size < 1 or args.subjects < 1:
         parser.error('--batch-size and --subjects must be at least 1')
     args.ctx = int(numbers[0]) if numbers else -1
@@ -104,18 +112,23 @@ def run(args: argparse.Namespace) -> None:
     distractors = protocols.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
     models = [load_weights(path, device, args.backbone) for path in args.weights]
-    hashes = [info.sha256 for _, info in models]
+    models = models or [(None, None)]  # stored vectors as they are
+    hashes = [info.sha256 if info else benchmark.digest for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
-    out = Path(args.out or Path(args.weights[0]).parent / 'eval' / beside)
+    out = Path(args.out or Path([*args.weights, args.path][0]).parent / 'eval' / beside)
     _claim(out, hashes, args.path, benchmark.digest)
-    alignment = {}
+    missed = None
     if args.align:
         faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
-        benchmark, distractors, alignment = _aligned(args, benchmark, distractors, faces)
-    found = {}
-    for label, (model, info) in zip(_labels(args.weights), models, strict=True):
-        report, one = measure(args, model, info, benchmark, distractors, device, out / 'cache')
-        found[label] = report | alignment, one
+        benchmark, distractors, missed = _aligned(args, benchmark, distractors, faces)
+    found, cache = {}, out / 'cache'
+    for label, (model, info) in zip(_labels(args.weights or [args.path]), models, strict=True):
+        report, one = measure(args, model, info, benchmark, distractors, device, cache)
+        report['error_rates'] = error_rates.error_report(one, meta.age_cutoffs, missed)
+        if missed is not None:
+            counts = {'photographs': len(missed), 'not_found': int(missed.sum())}
+            report['alignment'] = counts | {'share': float(missed.mean())}
+        found[label] = report, one
     reports, evidences = ({k: v[at] for k, v in found.items()} for at in (0, 1))
     result = {
         'benchmark': name,
@@ -129,17 +142,18 @@ def run(args: argparse.Namespace) -> None:
         'notices': list(benchmark.notices),
         'models': list(reports.values()),
     }
-    print(screen.table(name, reports))
+    text = screen.table(name, reports)
     for label, report in reports.items():
-        if 'by_age' in report:
-            print(f'\n{label}: {age_calibration.table(report["by_age"])}')
+        if report.get('by_age'):
+            text += f'\n\n{label}: {age_calibration.table(report["by_age"])}'
     if args.compare:
         first, *others = reports
         result['differences'] = []
         for label in others:
             gains = evidence.compare(evidences[first], evidences[label])
             result['differences'].append({'of': label, 'against': first, **gains})
-        print(*map(screen.differences_table, result['differences']), sep='\n')
+        text = '\n'.join([text, *map(screen.differences_table, result['differences'])])
+    print(text)
     if drawn:
         utils.write_whole(out / 'subjects.txt', lambda file: file.write_bytes(os.fsencode(drawn)))
     if args.write_pairs:
@@ -149,9 +163,10 @@ def run(args: argparse.Namespace) -> None:
     from evaluation import plots  # matplotlib takes a second to import
 
     plots.draw_all(out, reports, evidences)
-    text = json.dumps(result, indent=1, allow_nan=False) + '\n'
-    utils.write_whole(out / 'results.json', lambda file: file.write_text(text))
-    print(f'{out}: results.json and pictures')
+    write_html(out, result, reports, text)
+    data = json.dumps(result, indent=1, allow_nan=False) + '\n'
+    utils.write_whole(out / 'results.json', lambda file: file.write_text(data))
+    print(f'{out}: report.html, results.json and pictures')
 
 
 def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str]:
@@ -186,7 +201,7 @@ def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str
 
 
 def _aligned(args, benchmark, distractors, folder):
-    """Both with the faces of their photographs in their place; and in how many none was found."""
+    """Both with the faces of their photographs in their place; and in which (N,) none was found."""
     from evaluation.aligning import align_files  # what finds faces is an extra requirement
 
     if isinstance(benchmark.sources[0], bytes):
@@ -194,36 +209,58 @@ def _aligned(args, benchmark, distractors, folder):
     sources, missed = align_files(benchmark.sources, benchmark.names, folder, os.cpu_count())
     if distractors:
         distractors, _ = align_files(distractors, distractors, folder, os.cpu_count())
-    counts = {'photographs': len(missed), 'not_found': int(missed.sum())}
-    counts['share'] = float(missed.mean())
-    return benchmark._replace(sources=sources), distractors, {'alignment': counts}
+    return benchmark._replace(sources=sources), distractors, missed
 
 
 def measure(args, model, info, benchmark, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
 
     def features(sources, names, keep, title):
+        if benchmark.vectors is not None:
+            return _of_vectors(benchmark.vectors, model), benchmark.digest
         facts = device, names, args.batch_size, args.bf16, keep, title, cache, info.sha256
         return extract_files(model, sources, *facts)
 
+    path, sha256 = (info.path, info.sha256) if info else (args.path, benchmark.digest)
     leaks = not benchmark.pairs and benchmark.probes is None
     keep = FEATURES if leaks else ('embedding',)
-    arrays, digest = features(benchmark.sources, benchmark.names, keep, Path(info.path).name)
+    arrays, digest = features(benchmark.sources, benchmark.names, keep, Path(path).name)
     embeddings, people = arrays['embedding'], (benchmark.labels, benchmark.ages)
     one = evidence.Evidence(benchmark, embeddings, args.seed)
-    report = {'weights': info.path, 'weights_sha256': info.sha256}
+    report = {'weights': path, 'weights_sha256': sha256}
     report |= {'list_sha256': benchmark.digest, 'images_sha256': digest, **one.report()}
     if leaks:
         report['leakage'] = evidence.leakage_report(arrays, *people, meta.age_cutoffs, args.seed)
-        decided = (info.decision or {}).get('ages')
-        if decided:
-            report['by_age'] = age_calibration.report(decided, embeddings, *people)
+        decided = (info and info.decision) or {}
+        if decided.get('ages'):
+            known = decided.get('people') == fingerprint(benchmark.names)
+            if known:
+                print(f'{path}: its thresholds were fitted on these very people')
+            facts = decided['ages'], embeddings, *people, known, args.seed
+            report['by_age'] = age_calibration.report(*facts)
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
         against = embeddings, benchmark.labels, others['embedding']
         report['megaface'] = evidence.distractor_report(*against, args.seed)
         report['megaface']['distractors_sha256'] = digest
     return report, one
+
+
+def _of_vectors(vectors, model):
+    """Features of stored vectors (N, D): as they are, or with a model what its R makes of them."""
+    parts = {'x': torch.from_numpy(vectors)}
+    if model is not None:
+        if model.dim != vectors.shape[1]:
+            raise utils.UserError(
+                f'the vectors have {vectors.shape[1]} values, the weights {model.dim}: give the '
+                'weights that were fitted on such vectors'
+            )
+        with torch.inference_mode():
+            factorization = model.factorization.cpu()
+            parts['x_age'], parts['x_id'] = factorization(parts['x'])
+    last = [*parts.values()][-1]
+    parts['embedding'] = torch.nn.functional.normalize(last)
+    return {name: part.float().numpy() for name, part in parts.items()}
 
 
 def _claim(out, hashes, path, digest):

@@ -220,22 +220,40 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     return {'bins': rows, 'ece': float(ece)}
 
 
-def report(stored: dict, embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray) -> dict:
-    """How thresholds by age do on faces of known age, not those they were fitted on, for JSON.
+def report(
+    stored: dict,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    ages: np.ndarray,
+    refit: bool = False,
+    seed: int = 0,
+) -> dict | None:
+    """How thresholds by age do on faces of known age, for JSON.
 
-    {'cells': `measure` at each of RATES, with the rate `asked`, 'reliability': `reliability`}.
+    {'cells': `measure` at each of RATES, with the rate `asked`, 'reliability': `reliability`}. If
+    `stored` was fitted on these very people (`refit`), a half of them is fitted again and measured
+    on the other, and 'halves' says so; None if a half has too few.
     """
-    pairs = score_pairs(embeddings, labels, ages)
+    here = np.ones(len(labels), bool)
+    if refit:
+        here = halves(labels, seed)
+        stored = fit(score_pairs(embeddings[~here], labels[~here], np.asarray(ages)[~here]), seed)
+        if not stored or not here.any():
+            return None
+    pairs = score_pairs(embeddings[here], labels[here], np.asarray(ages)[here])
     cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
-    return {'cells': cells, 'reliability': reliability(stored, pairs)}
+    return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}
 
 
 def table(found: dict) -> str:
     """A `report` for the screen."""
     rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
+    source = 'from validation'
+    if found['halves']:
+        source = 'fitted on a half of these people, whom validation knew, and measured on the other'
     lines = [
-        'thresholds by age, from validation; the expected calibration error of the '
-        f'probability is {found["reliability"]["ece"]:.3f}',
+        f'thresholds by age, {source}; the expected calibration error of the probability is '
+        f'{found["reliability"]["ece"]:.3f}',
         f'{"younger":>10}{"gap":>12}{"different":>11}{"one":>8}   {rates}',
     ]
     cells = found['cells']

@@ -105,8 +105,8 @@ def slope(pairs: Scored, seed: int = 0) -> dict | None:
 def det(
     scores: np.ndarray, same: np.ndarray, people: np.ndarray | None, seed: int = 0
 ) -> dict | None:
-    """The DET curve: {'fmr': CURVE, 'fnmr', 'low', 'high'}, its 95 % band over `people` (n, 2), over
-    pairs if that is None. FNMR is at the lowest threshold that keeps the FMR; None below what
+    """The DET curve: {'fmr': CURVE, 'fnmr', 'low', 'high'}, its 95 % band over `people` (n, 2),
+    over pairs if that is None. FNMR is at the lowest threshold that keeps the FMR; None below what
     one impostor pair is, and the curve None without pairs of both kinds."""
     if not same.any() or same.all():
         return None
@@ -152,7 +152,7 @@ def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None
     splits = LeaveOneGroupOut().split(spread, same, folds)
     ratios = cross_val_predict(probe, spread, same, cv=splits, method='decision_function')
     weights = np.where(same, 1 / same.sum(), 1 / (~same).sum())
-    best = IsotonicRegression(y_min=0, y_max=1).fit_transform(scores, same, weights)
+    best = IsotonicRegression(y_min=0, y_max=1).fit(scores, same, weights).predict(scores)
     with np.errstate(divide='ignore'):
         best = np.log(best) - np.log1p(-best)
     return {'cllr': cost(ratios, same), 'min_cllr': cost(best, same)}

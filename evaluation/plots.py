@@ -55,7 +55,7 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
         lines = {label: (range(1, len(shares) + 1), shares) for label, shares in cmc.items()}
         words = 'CMC: the mate at this rank or better', 'rank', 'share of probes'
         draw_curves(lines, out / 'cmc.png', *words, xscale='log', ylim=(0, 1.01))
-    by_age = {k: one['by_age']['reliability'] for k, one in reports.items() if 'by_age' in one}
+    by_age = {k: one['by_age']['reliability'] for k, one in reports.items() if one.get('by_age')}
     if by_age:
         draw_reliability(by_age, out / 'reliability.png')
     curves = {label: one['error_rates']['det'] for label, one in reports.items()}

@@ -3,6 +3,7 @@
 from evaluation.rates import FALSE_ACCEPTS, FARS
 
 COLUMNS = ('AUC', 'EER', *FARS)
+MARK = '*'  # fewer than 30 errors are beneath the figure
 
 
 def table(name: str, reports: dict) -> str:
@@ -30,6 +31,7 @@ def table(name: str, reports: dict) -> str:
             far = report['megaface']
             figure = _percent(far['rank1'], far['rank1_interval'])
             lines.append(f'rank-1 among {far["distractors"]} distractors {figure}')
+        lines += error_lines(report['error_rates'])
         if 'leakage' in report:
             lines.append(leakage_table(report['leakage']))
     return '\n'.join(lines)
@@ -73,6 +75,24 @@ def _thresholds(far):
         limits = '' if low is None else f' [{low:.3f} {high:.3f}]'
         cells.append(f'FAR {rate}: {found["threshold"]:.3f}{limits}')
     return ['thresholds [95 %]  ' + '   '.join(cells)] if cells else []
+
+
+def error_lines(found: dict) -> list[str]:
+    """The error rates in two lines; all of them are in report.html."""
+    figures, lost = [], found.get('failure_to_acquire')
+    if found.get('global'):
+        one = found['global']
+        fnmr = _percent(one['fnmr']['rate'], one['fnmr']['interval'])
+        figures.append(f'FNMR {fnmr}{MARK * one["fnmr"]["few"]} at an FMR of {one["fmr"]:g}')
+    for fpir, row in ((found.get('open_set') or {}).get('fnir') or {}).items():
+        fnir = _percent(row['rate'], row['interval'])
+        figures.append(f'FNIR {fnir}{MARK * row["few"]} at an FPIR of {fpir}')
+    if found['cllr']:
+        figures.append('Cllr {cllr:.3f} (at best {min_cllr:.3f})'.format(**found['cllr']))
+    if lost:
+        without, all_ = (_percent(lost[key]['eer'], None) for key in ('without', 'with'))
+        figures.append(f'EER {without} without failures to acquire, {all_} with them')
+    return ['   '.join(figures)] if figures else []
 
 
 def leakage_table(report: dict) -> str:

@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,6 +113,38 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     return notices
 
 
+def check_list(train: 'Faces', path: str, names: list, sources: list) -> list[str]:
+    """Lines of notice if images of the list of pairs at `path`, `sources` (paths or bytes) with
+    their `names`, are in `train` too, or if their folders are called like people of `train`.
+
+    Raises DataError if all of the images are.
+    """
+    folders = ['' if isinstance(x, bytes) else Path(x).parent.name for x in sources]
+    sizes = np.array([len(x) if isinstance(x, bytes) else _size(x) for x in sources])
+    shared = _shared(train, folders, sizes, lambda index: _digest_of(sources[index]))
+    if len(shared) == len(sources):
+        raise DataError(
+            f'{path}: all {len(sources)} images of the list are in {train.root} too: what was '
+            'trained on says nothing of new faces; take them out of one of the two'
+        )
+    notices, better = [], 'make validation look better than it is'
+    if shared:
+        some_names = some([names[index] for index in shared])
+        count = f'{len(shared)} of {len(sources)} images of the list are in {train.root} too'
+        notices.append(f'{path}: {count}, and {better}: {some_names}')
+    known = sorted(set(folders) & set(train.classes))
+    if known:
+        count = f'{len(known)} of {len(set(folders))} people of the list'
+        notices.append(f'{path}: {count} are in {train.root} too, and {better}: {some(known)}')
+    return notices
+
+
+def fingerprint(names: list) -> str:
+    """sha256 of a set of faces: the last folder and the file of each path in `names`, sorted."""
+    short = sorted('/'.join(Path(name).parts[-2:]) for name in names)
+    return hashlib.sha256(os.fsencode('\n'.join(short))).hexdigest()
+
+
 def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
     """Indices in `val` of the images that `train` holds too, byte for byte, of whichever person.
 
@@ -118,26 +152,39 @@ def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
     `most` files of `train`, those of the rarest sizes first; the rest only if one of them is found,
     so that sets of other people cost little.
     """
-    known = {name: label for label, name in enumerate(train.classes)}
-    label_in_train = np.array([known.get(name, -1) for name in val.classes])[val.labels]
-    sizes, sizes_in_train = val.source.sizes(val.places), train.source.sizes(train.places)
+    folders, sizes = np.array(val.classes)[val.labels], val.source.sizes(val.places)
+    return _shared(train, folders, sizes, lambda index: _digest(val, index), most)
+
+
+def _shared(train, folders, sizes, digest, most=READS):
+    """The indices of `shared_images`, of faces of these `folders`, `sizes` and digest(index)."""
+    sizes_in_train = train.source.sizes(train.places)
     both, numbers = np.unique(sizes_in_train, return_counts=True)
     in_both = np.isin(both, sizes) & (both > 0)  # -1: missing, which is said when they are read
     both, numbers = both[in_both], numbers[in_both]
     rarest = np.argsort(numbers, kind='stable')
     few = both[rarest[np.cumsum(numbers[rarest]) <= most]]
-    of_known = np.isin(train.labels, label_in_train) & np.isin(sizes_in_train, both)
-    shared = _same_bytes(train, val, of_known | np.isin(sizes_in_train, few), sizes_in_train, sizes)
+    known = np.isin(np.array(train.classes), folders)[train.labels]
+    known &= np.isin(sizes_in_train, both)
+
+    def same_bytes(of_train):
+        there = {_digest(train, index) for index in np.flatnonzero(of_train).tolist()} - {None}
+        candidates = np.flatnonzero(np.isin(sizes, sizes_in_train[of_train])).tolist()
+        return [index for index in candidates if digest(index) in there]
+
+    shared = same_bytes(known | np.isin(sizes_in_train, few))
     if shared and len(few) < len(both):
-        shared = _same_bytes(train, val, np.isin(sizes_in_train, both), sizes_in_train, sizes)
+        shared = same_bytes(np.isin(sizes_in_train, both))
     return shared
 
 
-def _same_bytes(train, val, of_train, sizes_in_train, sizes):
-    """Indices in `val` of the images whose bytes are those of one of `train` in the mask."""
-    there = {_digest(train, index) for index in np.flatnonzero(of_train).tolist()} - {None}
-    candidates = np.flatnonzero(np.isin(sizes, sizes_in_train[of_train]))
-    return [index for index in candidates.tolist() if _digest(val, index) in there]
+def _size(path):
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
+def _digest_of(source):
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return hashlib.sha256(data).digest()
 
 
 def _digest(faces, index):

@@ -55,7 +55,7 @@ def open_run(
         root = plan_.entry['val_root']
         lists = [*args.validate, *([root] if root and not val else [])]
         pair_lists: dict[str, Benchmark] = {}  # of rank 0, which validates
-        on_rank_zero(lambda: pair_lists.update(read_lists(lists)))
+        on_rank_zero(lambda: pair_lists.update(read_lists(lists, train)))
         interrupt = stack.enter_context(Interrupt(insistent=launched()))
         run = Run(plan_, args, device, train, val, pair_lists, bool(val or lists), interrupt)
         with contextlib.closing(run):

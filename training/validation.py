@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 import utils
-from dataset import evaluation_loader
+from dataset import Faces, evaluation_loader
 from evaluation import age_calibration, protocols
 from evaluation.metrics import decision, people_report, percentiles, verification
 from evaluation.pairs import check_pairs
 from evaluation.protocols import Benchmark
 from evaluation.rates import cosines
+from evaluation.set_checks import check_list, fingerprint
 from recognition.embedding import check_finite, extract, extract_files
 from system.locks import Interrupted
 from training import posthoc
@@ -40,13 +41,18 @@ def refuse_not_finite(training: TrainingState, loader, folder) -> None:
     )
 
 
-def read_lists(paths: list) -> dict[str, Benchmark]:
+def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
     """Lists of pairs to validate on, by the names of their files: InsightFace's .bin, or text as
-    protocols.pair_list has it. Raises DataError for what can't be read or tells nothing."""
+    protocols.pair_list has it.
+
+    Raises: DataError for what can't be read or says nothing, or was trained on (`train`).
+    """
     found = {}
     for path in paths:
         listed = protocols.READERS['bin' if str(path).endswith('.bin') else 'pairs'](path)
-        check_pairs(listed.pairs, listed.names, path)
+        notices = check_pairs(listed.pairs, listed.names, path)
+        for notice in [*notices, *check_list(train, path, listed.names, listed.sources)]:
+            print(f'warning: {notice}')
         name = Path(path).stem
         if name in found:
             raise DataError(f'{path}: a second list called {name}: rename one of them')
@@ -144,6 +150,8 @@ def validate_people(
         if kept:  # by estimates, wherever they decide
             pairs = age_calibration.score_pairs(features['embedding'], val.labels, years)
             kept['estimated'] = age_calibration.fit(pairs)
+    if kept:
+        kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     return report, kept
 
 
