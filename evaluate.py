@@ -54,8 +54,11 @@ from evaluation.set_checks import fingerprint
 from recognition.embedding import FEATURES, extract_files
 from recognition.weights import load_weights
 
-FORMS = 'ctx weights benchmark path', '--compare weights weights [weights …] [ctx] benchmark path'
-FORMS = *FORMS, 'embeddings path'
+FORMS = (
+    'ctx weights benchmark path',
+    '--compare weights weights [weights …] [ctx] benchmark path',
+    'embeddings path',
+)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -111,9 +114,9 @@ def run(args: argparse.Namespace) -> None:
     print(*benchmark.notices, sep='\n', end='\n' * bool(benchmark.notices))
     distractors = protocols.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''
-    models = [load_weights(path, device, args.backbone) for path in args.weights]
+    models: list = [load_weights(path, device, args.backbone) for path in args.weights]
     models = models or [(None, None)]  # stored vectors as they are
-    hashes = [info.sha256 if info else benchmark.digest for _, info in models]
+    hashes = [info.sha256 if info else str(benchmark.digest) for _, info in models]
     beside = '-'.join([name, *(sha256[:8] for sha256 in hashes)])
     out = Path(args.out or Path([*args.weights, args.path][0]).parent / 'eval' / beside)
     _claim(out, hashes, args.path, benchmark.digest)

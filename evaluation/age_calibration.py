@@ -8,7 +8,7 @@ similarity says if both are equally likely beforehand.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Scored(NamedTuple):
     younger: np.ndarray
     gap: np.ndarray
     same: np.ndarray
-    people: np.ndarray | None = None
+    people: Any = None
 
 
 def score_pairs(
@@ -234,12 +234,13 @@ def report(
     `stored` was fitted on these very people (`refit`), a half of them is fitted again and measured
     on the other, and 'halves' says so; None if a half has too few.
     """
-    here = np.ones(len(labels), bool)
+    here = halves(labels, seed) if refit else np.ones(len(labels), bool)
     if refit:
-        here = halves(labels, seed)
-        stored = fit(score_pairs(embeddings[~here], labels[~here], np.asarray(ages)[~here]), seed)
-        if not stored or not here.any():
+        other = score_pairs(embeddings[~here], labels[~here], np.asarray(ages)[~here])
+        again = fit(other, seed)
+        if not again or not here.any():
             return None
+        stored = again
     pairs = score_pairs(embeddings[here], labels[here], np.asarray(ages)[here])
     cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
     return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}

@@ -81,7 +81,7 @@ class AgeDecision:
         nearest = np.where(closest & np.isfinite(table), table, -np.inf)
         at = np.unravel_index(nearest.argmax(), SHAPE)
         # the cell's threshold at an easier rate is a lower bound
-        easier = self.thresholds[(np.array(FARS) > far, *here)]
+        easier = self.thresholds[np.array(FARS) > far][:, here[0], here[1]]
         value = np.nanmax(np.append(easier, nearest[at]))
         caution = (
             f'validation had {counts[0]} pairs of different people with {name(here)}, too few: '

@@ -8,6 +8,8 @@ A pair matches if its score is above the threshold. A rate with fewer than FEW e
 marked 'few': by the rule of 30 its true value may be further than 30 % away.
 """
 
+from typing import Any
+
 import numpy as np
 
 from evaluation.age_calibration import Scored, score_pairs
@@ -33,7 +35,11 @@ def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
     """{'rate', 'errors', 'trials', 'few'} of errors (n,) bool, and with `people` (n,) 'interval',
     the 95 % over them."""
     count, trials = int(errors.sum()), len(errors)
-    found = {'rate': count / trials if trials else None, 'errors': count, 'trials': trials}
+    found: dict[str, Any] = {
+        'rate': count / trials if trials else None,
+        'errors': count,
+        'trials': trials,
+    }
     if people is not None:
         found['interval'] = share_interval(errors, people) if trials else None
     return found | {'few': count < FEW}
@@ -59,8 +65,8 @@ def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
     place, errors = younger * size + older, pairs.similarity[impostor] > threshold
     counts = [np.bincount(x, minlength=size**2) for x in (place, place[errors])]
     trials, wrong = (count.reshape(size, size) for count in counts)
-    with np.errstate(invalid='ignore'):
-        shares = np.where(trials > 0, wrong / trials, None)
+    shares = (wrong / np.maximum(trials, 1)).astype(object)
+    shares[trials == 0] = None
     starts = [0, *(bound + 1 for bound in cutoffs)]
     names = [f'{low}-{high}' for low, high in zip(starts, cutoffs, strict=False)]
     tables = {'fmr': shares, 'errors': wrong, 'trials': trials, 'few': wrong < FEW}

@@ -1,5 +1,7 @@
 """One network's features on a benchmark, and every figure that they give: a dict for JSON."""
 
+from typing import Any
+
 import numpy as np
 
 from evaluation import leakage, metrics
@@ -25,7 +27,9 @@ class Evidence:
         labels, ages = benchmark.labels, benchmark.ages
         self.pairs = benchmark.pairs or gap_pairs(labels, ages, seed)
         self.scores = cosines(embeddings, self.pairs.left, self.pairs.right)
-        self.probes = self.nearest = self.hits = None
+        self.probes: Any = None
+        self.nearest: Any = None
+        self.hits: Any = None
         if benchmark.pairs:
             return
         if benchmark.probes is None:
@@ -42,31 +46,30 @@ class Evidence:
         probes; with intervals."""
         known, seed = self.benchmark, self.seed
         if not known.pairs:
-            found, people = (self.probes, self.nearest), (known.labels, known.ages)
-            report = metrics.people_report(self.embeddings, *people, seed, True, found)
-            return report | {'interval_over': 'people'}
-        found = metrics.verification(
-            self.scores, *known.pairs[2:5], known.thresholds, REPLICATES, seed
-        )
-        people = None if known.pairs.people is None else len(np.unique(known.pairs.people))
-        counts = {'images': len(known.sources), 'people': people}
-        over = 'pairs' if people is None else 'people'
-        return counts | {'interval_over': over, 'verification': found}
+            found = self.probes, self.nearest
+            people = self.embeddings, known.labels, known.ages, seed, True, found
+            return metrics.people_report(*people) | {'interval_over': 'people'}
+        facts = *known.pairs[2:5], known.thresholds, REPLICATES, seed
+        report = metrics.verification(self.scores, *facts)
+        count = None if known.pairs.people is None else len(np.unique(known.pairs.people))
+        counts = {'images': len(known.sources), 'people': count}
+        over = 'pairs' if count is None else 'people'
+        return counts | {'interval_over': over, 'verification': report}
 
 
 def compare(first: Evidence, second: Evidence) -> dict:
     """What the second Evidence is better by than the first, each figure with its paired 95 %
     interval: pooled, by gap, rank-1."""
-    pairs, seed, gains = first.pairs, first.seed, {}
-    scores = np.stack([first.scores, second.scores])
-    gains['verification'] = metrics.difference(
-        *scores, pairs, first.benchmark.thresholds, seed=seed
-    )
+    pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
+    gains: dict[str, Any] = {
+        'verification': metrics.difference(first.scores, second.scores, pairs, grid, seed=seed)
+    }
     if pairs.gap is not None:
         gaps, gains['by_gap'] = gap_bin(pairs.gap), []
         for k in np.unique(gaps):
             here = gaps == k
-            gain = metrics.difference(*scores[:, here], pairs.where(here), None, seed=seed)
+            scores = first.scores[here], second.scores[here]
+            gain = metrics.difference(scores[0], scores[1], pairs.where(here), None, seed=seed)
             gains['by_gap'].append({'years': GAP_NAMES[k], **gain})
     if first.hits is not None and len(first.hits):
         gain = second.hits.astype(float) - first.hits
@@ -83,8 +86,9 @@ def leakage_report(
     names = [name for name in ('x', 'x_age', 'x_id') if name in features]
     age = {n: leakage.age_leakage(features[n], labels, ages, cutoffs, seed) for n in names}
     identity = {n: leakage.identity_in(features[n], labels, ages, seed) for n in names}
-    sides = (features[names[-1]], features['x_age']) if len(names) > 1 else (np.empty((0, 0)),) * 2
-    rho = leakage.held_out_correlation(*sides, labels[: len(sides[0])], seed)
+    rho = dict.fromkeys(('rho', 'shuffled', 'shuffled_95', 'dimensions'))
+    if len(names) == 3:
+        rho = leakage.held_out_correlation(features['x_id'], features['x_age'], labels, seed)
     return {'age': age, 'identity': identity, 'correlation': rho}
 
 

@@ -35,6 +35,7 @@ def write_html(out: Path, result: dict, reports: dict, text: str) -> None:
 def tables(report: dict) -> list[str]:
     """The error rates and the age that is left in the features of one model, as HTML tables."""
     found, blocks = report['error_rates'], []
+    heads: tuple
     at = found.get('global')
     if at:
         place = f'at one threshold, {at["threshold"]:.3f}, for an FMR of {at["fmr"]:g}'
@@ -42,7 +43,7 @@ def tables(report: dict) -> list[str]:
         rows = []
         for name, cells, few in zip(ages['groups'], ages['fmr'], ages['few'], strict=True):
             rows.append([name, *(_share(*cell) for cell in zip(cells, few, strict=True))])
-        heads = ['younger \\ older', *ages['groups']]
+        heads = 'younger \\ older', *ages['groups']
         blocks.append(_table(f'False match rate by the two ages, {place}, %', heads, rows))
         rows = [[row['years'], *_rate(row)] for row in at['fnmr_by_years']]
         rows.append(['all', *_rate(at['fnmr'])])

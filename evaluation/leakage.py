@@ -16,8 +16,7 @@ from recognition.embedding import check_finite
 
 # a ridge's penalties on standardised features, beside their mean squares
 STRENGTHS = 10.0 ** np.arange(-4, 4)
-AGE_FIGURES = 'r2', 'mae', 'r2_unit', 'neighbours_r2', 'neighbours_mae', 'order'
-AGE_FIGURES = *AGE_FIGURES, 'order_interval', 'order_pairs', 'groups', 'balanced_accuracy'
+AGE_FIGURES = 'r2 mae r2_unit neighbours_r2 neighbours_mae order order_interval order_pairs groups'
 
 
 def age_leakage(
@@ -50,7 +49,7 @@ def age_leakage(
 
     read = read_ages(features, labels, ages, 5, seed)
     if read is None:
-        return dict.fromkeys(AGE_FIGURES)
+        return dict.fromkeys([*AGE_FIGURES.split(), 'balanced_accuracy'])
     ages = np.asarray(ages, np.float64)
     names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
     accuracy, splits = None, _folds(labels, 5, seed)
@@ -62,11 +61,16 @@ def age_leakage(
         accuracy = float(recall_score(group, guess, average='macro'))
     count = min(10, *(len(fitted) for fitted, _ in splits))
     near = _out_of_fold((Normalizer(), KNeighborsRegressor(count)), features, ages, splits)
-    unit = read_ages(normalize(np.asarray(features, np.float64)), labels, ages, 5, seed)
-    figures = [r2(ages, read), float(abs(read - ages).mean()), r2(ages, unit)]
-    figures += [r2(ages, near), float(abs(near - ages).mean())]
-    figures += [*_order(read, labels, ages, seed), len(names), accuracy]
-    return dict(zip(AGE_FIGURES, figures, strict=True))
+    scaled = normalize(np.asarray(features, np.float64))
+    figures: list = [r2(ages, read), float(abs(read - ages).mean())]
+    figures += [
+        age_r2(scaled, labels, ages, seed, 5),
+        r2(ages, near),
+        float(abs(near - ages).mean()),
+    ]
+    figures += [*_order(read, labels, ages, seed), len(names)]
+    found = dict(zip(AGE_FIGURES.split(), figures, strict=True))
+    return found | {'balanced_accuracy': accuracy}
 
 
 def _order(read, labels, ages, seed):
@@ -83,13 +87,13 @@ def _order(read, labels, ages, seed):
 
 
 def age_r2(
-    features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
+    features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0, folds: int = 3
 ) -> float | None:
     """The R² of age_leakage alone, over three folds of people: cheap enough for every epoch.
 
     None if there are fewer than five people or one age.
     """
-    read = read_ages(features, labels, ages, 3, seed)
+    read = read_ages(features, labels, ages, folds, seed)
     return None if read is None else r2(ages, read)
 
 

@@ -5,6 +5,7 @@ can't say.
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def verification(
     right = None if reason else right
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
     figures = {name: number(values[0]) for name, values in roc_figures(scores, same).items()}
-    report = {
+    report: dict[str, Any] = {
         'pairs': len(scores),
         'genuine': int(same.sum()),
         'impostor': int((~same).sum()),
@@ -121,9 +122,10 @@ def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0)
     'mean_gap'."""
     rows, gaps = [], gap_bin(pairs.gap)
     for k in np.unique(gaps):
-        _, _, *facts, gap = pairs.where(gaps == k)
-        found = verification(scores[gaps == k], *facts, None, replicates, seed)
-        rows.append({'years': GAP_NAMES[k], 'mean_gap': float(gap.mean()), **found})
+        here = pairs.where(gaps == k)
+        facts = here.same, here.fold, here.people, None, replicates, seed
+        found = verification(scores[gaps == k], *facts)
+        rows.append({'years': GAP_NAMES[k], 'mean_gap': float(here.gap.mean()), **found})
     return rows
 
 
@@ -157,7 +159,10 @@ def rank1_report(
     hits: np.ndarray, people: np.ndarray, intervals: bool = True, seed: int = 0
 ) -> dict:
     """{'rank1', 'rank1_probes', 'rank1_interval'} of the probes' hits (P,) bool and people (P,)."""
-    report = {'rank1': number(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
+    report: dict[str, Any] = {
+        'rank1': number(hits.mean()) if len(hits) else None,
+        'rank1_probes': len(hits),
+    }
     if intervals:
         report['rank1_interval'] = share_interval(hits, people, seed=seed) if len(hits) else None
     return report

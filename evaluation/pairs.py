@@ -1,7 +1,7 @@
 """Pairs of faces to compare: the type every list is read into, and pairs drawn from people of
 known age."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,12 +24,13 @@ class Pairs(NamedTuple):
     right: np.ndarray
     same: np.ndarray
     fold: np.ndarray
-    people: np.ndarray | None = None
-    gap: np.ndarray | None = None
+    people: Any = None
+    gap: Any = None
 
     def where(self, kept: np.ndarray) -> 'Pairs':
         """The pairs of the mask `kept` (n,)."""
-        return Pairs(*(None if value is None else value[kept] for value in self))
+        masked: Any = [None if value is None else value[kept] for value in self]
+        return Pairs(*masked)
 
 
 def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
@@ -92,9 +93,9 @@ def gap_pairs(
     names, person = np.unique(labels, return_inverse=True)
     first, second = genuine_pairs(person, rng, per_person)
     gaps = gap_bin(np.abs(ages[first] - ages[second]))
-    kept = [np.flatnonzero(gaps == k) for k in range(len(GAP_NAMES))]
-    kept = [k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in kept]
-    kept = np.sort(np.concatenate(kept))
+    bins = [np.flatnonzero(gaps == k) for k in range(len(GAP_NAMES))]
+    bins = [k if len(k) <= per_bin else rng.choice(k, per_bin, replace=False) for k in bins]
+    kept = np.sort(np.concatenate(bins))
     swap = rng.random(len(kept)) < 0.5
     anchor, mate = np.where(swap, (second[kept], first[kept]), (first[kept], second[kept]))
     fold = (rng.permutation(len(names)) % folds)[person]

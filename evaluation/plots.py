@@ -6,6 +6,7 @@ No global state of matplotlib is touched.
 import functools
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -188,8 +189,8 @@ def draw_gaps(models: dict, path: Path) -> None:
             axis.errorbar(at, middle, error, fmt='o-', capsize=3, label=readable(label))
         chance = 0.1 if name.startswith('tar') else 0.5
         axis.axhline(chance, color='grey', linestyle=':', label='chance')
-        limits = -0.5, len(years) - 0.5
-        axis.set(title=title, xlabel='age gap in years (genuine pairs)', xlim=limits)
+        ends = -0.5, len(years) - 0.5
+        axis.set(title=title, xlabel='age gap in years (genuine pairs)', xlim=ends)
         axis.set_xticks(range(len(years)), [f'{key}\n({count})' for key, count in years.items()])
         axis.grid(alpha=0.3)
     axis.legend(fontsize='small')
@@ -199,7 +200,10 @@ def draw_gaps(models: dict, path: Path) -> None:
 def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path: Path) -> None:
     """How the scores (n,) of genuine and impostor pairs are spread, and the threshold."""
     figure = Figure(figsize=(6, 4), layout='constrained')
-    axis, bins = figure.subplots(), np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60)
+    axis, bins = (
+        figure.subplots(),
+        np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60).tolist(),
+    )
     for kind, name, colour in ((same, 'genuine', GENUINE), (~same, 'impostor', IMPOSTOR)):
         label = f'{name} ({kind.sum()})'
         axis.hist(scores[kind], bins, density=True, alpha=0.55, color=colour, label=label)
@@ -219,7 +223,8 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
         ('different people, scored high', IMPOSTOR, order[~pairs.same[order]][::-1][:each]),
     )
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
-    for half, (title, colour, chosen) in zip(figure.subfigures(2, 1), kinds, strict=True):
+    halves: Any = figure.subfigures(2, 1)
+    for half, (title, colour, chosen) in zip(halves, kinds, strict=True):
         half.suptitle(title, color=colour, fontweight='bold')
         axes = half.subplots(1, each, squeeze=False)[0]
         for axis in axes:

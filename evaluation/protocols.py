@@ -8,8 +8,9 @@ arguments are for lists of another size.
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,14 +64,14 @@ class Benchmark(NamedTuple):
 
     sources: list
     names: list
-    pairs: Pairs | None = None
-    labels: np.ndarray | None = None
-    ages: np.ndarray | None = None
+    pairs: Any = None
+    labels: Any = None
+    ages: Any = None
     digest: str | None = None
-    probes: np.ndarray | None = None
+    probes: Any = None
     every_score: bool = False
     notices: tuple = ()
-    vectors: np.ndarray | None = None
+    vectors: Any = None
 
     @property
     def thresholds(self) -> np.ndarray | None:
@@ -80,7 +81,7 @@ class Benchmark(NamedTuple):
 
 
 def of_pairs(
-    rows: list, path: Path, below: tuple, digest: str | None, people: list | None = None
+    rows: list, path: Path, below: tuple, digest: str | None, people: Any = None
 ) -> Benchmark:
     """Rows (image, image, same, fold) as a Benchmark, each image once.
 
@@ -224,7 +225,7 @@ def pair_list(path: str) -> Benchmark:
 def fgnet(path: str, images: int = 1002, people: int = 82) -> Benchmark:
     """FG-NET: 001A02.JPG … 082A18.jpg, in whatever case, anywhere below path."""
     found = _named(path, FGNET, form := 'subject, A, age: 001A02.JPG')
-    there = np.unique([int(FGNET.fullmatch(Path(x).stem)['subject']) for x in found.sources])
+    there = np.unique([int(Path(x).stem[:3]) for x in found.sources])
     if (len(found.sources), len(there)) != (images, people):
         absent = [str(number) for number in range(1, people + 1) if number not in there]
         raise DataError(
@@ -262,16 +263,17 @@ def morph_subjects(album: Benchmark, subjects: int, seed: int) -> tuple[Benchmar
     paths = [album.sources[i] for i in order]
     names = [Path(path).name for path in paths]
     text = ''.join(f'{a} {b}\n' for a, b in zip(names[::2], names[1::2], strict=True))
-    chosen = {'sources': paths, 'names': paths, 'probes': np.arange(1, len(order), 2)}
-    chosen |= {'labels': album.labels[order], 'ages': album.ages[order]}
-    return album._replace(**chosen, digest=hashlib.sha256(text.encode()).hexdigest()), text
+    digest, probes = hashlib.sha256(text.encode()).hexdigest(), np.arange(1, len(order), 2)
+    people = album.labels[order], album.ages[order]
+    return Benchmark(paths, paths, None, *people, digest, probes, notices=album.notices), text
 
 
 def folder(path: str, pat: str, pos: int) -> Benchmark:
     """People of known age, path/<identity>/<image>, re.split(pat, name)[pos] the age; or tar
     shards, as in meta.py."""
     faces = Faces(path, pat, pos)
-    sources = paths = [faces.path(i) for i in range(len(faces))]
+    paths = [faces.path(i) for i in range(len(faces))]
+    sources: list = paths
     if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
         sources = [faces.encoded(i) for i in range(len(faces))]
     notices = (*faces.source.notices, *check_ages(faces))
@@ -336,7 +338,7 @@ def _named(path, pattern, form):
     return Benchmark(list(paths), list(paths), labels=labels, ages=ages, notices=notices)
 
 
-READERS = {
+READERS: dict[str, Callable[..., Benchmark]] = {
     'lfw': lfw,
     'calfw': calfw,
     'cacd-vs': cacd_vs,

@@ -170,10 +170,11 @@ def bootstrap(
                 accuracy = share.sum(1) / (count > 0).sum(1)
         figures = {'accuracy': accuracy, **roc_figures(scores, same, weights)}
         found.append((figures, far_thresholds(scores, same, weights)))
-    return tuple(
+    figures, thresholds = (
         {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]}
         for blocks in zip(*found, strict=True)
     )
+    return figures, thresholds
 
 
 def share_interval(
