@@ -4,7 +4,7 @@ FMR, FNMR    false match and false non-match rate: of comparisons, at one thresh
 FPIR, FNIR   false positive and false negative identification rate: of searches
 FTA          failure to acquire: a photograph in which no face is found
 
-A pair matches if its score is above the threshold. A rate with fewer than FEW errors beneath it is
+A pair matches if its score is above the threshold. A rate with fewer errors than FEW_ERRORS is
 marked 'few': by the rule of 30 its true value may be further than 30 % away.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.age_calibration import Scored, score_pairs
+from evaluation.metrics import FEW_ERRORS
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin
 from evaluation.rates import (
     REPLICATES,
@@ -25,7 +26,6 @@ from evaluation.rates import (
     supports,
 )
 
-FEW = 30
 RATE = 1e-3  # the FMR of the global threshold, ten or a hundred times it if the pairs are few
 FPIRS = (0.1, 0.01)
 CURVE = np.geomspace(1e-4, 1, 41)  # the false match rates of a DET curve
@@ -42,15 +42,15 @@ def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
     }
     if people is not None:
         found['interval'] = share_interval(errors, people) if trials else None
-    return found | {'few': count < FEW}
+    return found | {'few': count < FEW_ERRORS}
 
 
 def global_threshold(scores: np.ndarray, same: np.ndarray) -> dict | None:
-    """{'fmr', 'threshold'} of n pairs: the asked FMR, RATE or what the pairs carry with FEW false
+    """{'fmr', 'threshold'} of n pairs: the asked FMR, RATE or what the pairs carry with 30 false
     matches, and the lowest threshold that keeps it. None if there are too few of either kind."""
     found = far_thresholds(scores, same) if same.any() else {}
     for asked in (RATE, 10 * RATE, 100 * RATE):
-        if (~same).sum() * asked >= FEW:
+        if (~same).sum() * asked >= FEW_ERRORS:
             return {'fmr': asked, 'threshold': float(found[str(asked)][0])} if found else None
     return None
 
@@ -69,7 +69,7 @@ def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
     shares[trials == 0] = None
     starts = [0, *(bound + 1 for bound in cutoffs)]
     names = [f'{low}-{high}' for low, high in zip(starts, cutoffs, strict=False)]
-    tables = {'fmr': shares, 'errors': wrong, 'trials': trials, 'few': wrong < FEW}
+    tables = {'fmr': shares, 'errors': wrong, 'trials': trials, 'few': wrong < FEW_ERRORS}
     tables = {key: table.tolist() for key, table in tables.items()}
     return {'groups': [*names, f'{starts[-1]}+'], **tables}
 

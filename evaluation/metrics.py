@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
 from evaluation.rates import (
+    FARS,
     GRID,
     REPLICATES,
     bootstrap,
@@ -25,6 +26,7 @@ from recognition.embedding import check_finite
 
 # below as many pairs of either kind, one pair more or less moves every figure by points
 ENOUGH = 10
+FEW_ERRORS = 30  # with fewer beneath it, a rate's true value may be further than 30 % away
 
 
 def verification(
@@ -44,7 +46,8 @@ def verification(
     score that occurs. 'threshold' is the best on all pairs: for deployment, no figure here uses it;
     'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `replicates`,
     'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs if people is None;
-    the folds' thresholds are held). If a kind of pair is missing there are no figures, if there are
+    the folds' thresholds are held). 'few_errors' names the figures with fewer than FEW_ERRORS
+    errors beneath. If a kind of pair is missing there are no figures, if there are
     fewer than ENOUGH of a kind no accuracy and no intervals, if the folds can't be folds no
     accuracy; 'reason' says so. Raises ValueError for scores that aren't finite.
     """
@@ -72,6 +75,7 @@ def verification(
             for rate, values in far_thresholds(scores, same).items()
         },
     }
+    report['few_errors'] = _few_errors(report)
     if reason:
         report['reason'] = reason
     if replicates and _few(same):
@@ -83,6 +87,17 @@ def verification(
         for rate, values in at_far.items():
             report['far'][rate]['interval'] = interval(values)
     return report
+
+
+def _few_errors(report):
+    """The names of figures that rest on fewer than FEW_ERRORS errors (the rule of 30)."""
+    genuine, impostor = report['genuine'], report['impostor']
+    errors = {'accuracy': (1 - (report['accuracy'] or 0)) * report['pairs']}
+    errors['eer'] = (report['eer'] or 0) * min(genuine, impostor)
+    for name, far in FARS.items():
+        errors[name] = min((1 - (report[name] or 0)) * genuine, far * impostor)
+    known = {name: count for name, count in errors.items() if report[name] is not None}
+    return [name for name, count in known.items() if count < FEW_ERRORS - 0.5]
 
 
 def _missing(same, folds):

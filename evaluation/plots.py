@@ -136,7 +136,7 @@ def draw_ages(found: dict, path: Path) -> None:
     upper = np.triu(np.ones((size, size), bool))
     shares = np.where(upper, shares, shares.T)
     # colours tell how often over, or under, what the threshold keeps for all pairs together
-    ratio = np.log10(np.maximum(shares, found['fmr'] / 100) / found['fmr'])
+    ratio = np.log10(np.maximum(shares, found['fmr'] / 10) / found['fmr'])
     heat.imshow(ratio, cmap='RdBu_r', vmin=-2, vmax=2)
     for i, j in np.argwhere(np.isfinite(shares)):
         few = table['few'][min(i, j)][max(i, j)]

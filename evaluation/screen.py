@@ -41,11 +41,13 @@ def _row(title, row):
     """One line of verification figures."""
     accuracy = threshold = '–'
     if row['accuracy'] is not None:
-        accuracy = f'{100 * row["accuracy"]:.2f} ± {100 * row["accuracy_std"]:.2f}'
+        mark = MARK * ('accuracy' in row['few_errors'])
+        accuracy = f'{100 * row["accuracy"]:.2f}{mark} ± {100 * row["accuracy_std"]:.2f}'
     if row['threshold'] is not None:
         threshold = f'{row["threshold"]:.3f}'
     limits = row.get('intervals', {})
-    figures = [_percent(row[key.lower()], limits.get(key.lower())) for key in COLUMNS]
+    few = row['few_errors']
+    figures = [_percent(row[k], limits.get(k), k in few) for k in map(str.lower, COLUMNS)]
     figures = '  '.join(f'{figure:>18}' for figure in figures)
     return f'{title:14}{row["pairs"]:7}  {accuracy:>15}  {figures}  {threshold:>9}'
 
@@ -64,7 +66,9 @@ def _notes(rows):
     if short:
         few = f'fewer impostor pairs than give {FALSE_ACCEPTS} false accepts at this rate'
         reasons.append(f'{", ".join(short)}: {few}')
-    return [f'–  {reason}' for reason in reasons]
+    marked = any(row['few_errors'] for _, row in rows)
+    note = [f'{MARK}  fewer than 30 errors are beneath the figure'] if marked else []
+    return [*(f'–  {reason}' for reason in reasons), *note]
 
 
 def _thresholds(far):
@@ -82,11 +86,11 @@ def error_lines(found: dict) -> list[str]:
     figures, lost = [], found.get('failure_to_acquire')
     if found.get('global'):
         one = found['global']
-        fnmr = _percent(one['fnmr']['rate'], one['fnmr']['interval'])
-        figures.append(f'FNMR {fnmr}{MARK * one["fnmr"]["few"]} at an FMR of {one["fmr"]:g}')
+        fnmr = _percent(*(one['fnmr'][key] for key in ('rate', 'interval', 'few')))
+        figures.append(f'FNMR {fnmr} at an FMR of {one["fmr"]:g}')
     for fpir, row in ((found.get('open_set') or {}).get('fnir') or {}).items():
-        fnir = _percent(row['rate'], row['interval'])
-        figures.append(f'FNIR {fnir}{MARK * row["few"]} at an FPIR of {fpir}')
+        fnir = _percent(*(row[key] for key in ('rate', 'interval', 'few')))
+        figures.append(f'FNIR {fnir} at an FPIR of {fpir}')
     if found['cllr']:
         figures.append('Cllr {cllr:.3f} (at best {min_cllr:.3f})'.format(**found['cllr']))
     if lost:
@@ -142,11 +146,12 @@ def differences_table(row: dict) -> str:
     return '\n'.join(lines)
 
 
-def _percent(value, limits):
+def _percent(value, limits, few=False):
     if value is None:
         return '–'
     low, high = limits or (None, None)
-    return f'{100 * value:.2f}' + (f' [{100 * low:.1f} {100 * high:.1f}]' if limits else '')
+    limits = f' [{100 * low:.1f} {100 * high:.1f}]' if limits else ''
+    return f'{100 * value:.2f}{MARK * few}{limits}'
 
 
 def _fixed(value):

@@ -177,7 +177,9 @@ def test_folds_that_give_no_accuracy(pairs, folds, why):
 def test_every_dash_has_its_reason():
     scores, same, _ = scored(200)
     report = metrics.verification(scores, same, np.zeros(200), replicates=20)
-    text = table('list', {'w': {'images': 9, 'people': None, 'verification': report}})
+    known = {'images': 9, 'people': None, 'verification': report, 'error_rates': {'cllr': None}}
+    text = table('list', {'w': known})
+    assert report['few_errors'] == ['eer', 'tar@1e-1'] and '* [' in text
     assert '–  all: all pairs are in one fold' in text
     assert '–  tar@1e-2, tar@1e-3: fewer impostor pairs' in text
 
