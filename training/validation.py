@@ -51,7 +51,9 @@ def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
     for path in paths:
         listed = protocols.READERS['bin' if str(path).endswith('.bin') else 'pairs'](path)
         notices = check_pairs(listed.pairs, listed.names, path)
-        for notice in [*notices, *check_list(train, path, listed.names, listed.sources)]:
+        if isinstance(train, Faces):  # stored vectors hold no images
+            notices += check_list(train, path, listed.names, listed.sources)
+        for notice in notices:
             print(f'warning: {notice}')
         name = Path(path).stem
         if name in found:
@@ -142,6 +144,7 @@ def validate_people(
     if kept:
         pairs = age_calibration.score_pairs(features['embedding'], val.labels, val.ages)
         kept['ages'] = age_calibration.fit(pairs)
+        kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     if model.estimator:
         x = torch.from_numpy(features['x']).to(training.device)
         years = model.estimator(x).cpu().numpy()
@@ -150,8 +153,6 @@ def validate_people(
         if kept:  # by estimates, wherever they decide
             pairs = age_calibration.score_pairs(features['embedding'], val.labels, years)
             kept['estimated'] = age_calibration.fit(pairs)
-    if kept:
-        kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     return report, kept
 
 
