@@ -193,7 +193,7 @@ class EraserFitter:
 def _orthonormal(columns: Tensor) -> Tensor:
     """Gram and Schmidt's basis of the columns (D, K); zeros for one that adds next to nothing, as
     where ages of few values have variates that say the same. No pivot, for which it would wait."""
-    basis = []
+    basis: list[Tensor] = []
     for column in columns.T:
         for other in basis:
             column = column - (other @ column) * other

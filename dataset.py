@@ -309,7 +309,7 @@ def training_loader(
     )
 
 
-def evaluation_loader(faces: Faces, batch_size: int = 256) -> DataLoader:
+def evaluation_loader(faces: Dataset, batch_size: int = 256) -> DataLoader:
     """All faces in order, the last batch as it comes. Iterating raises DataError at a face that
     can't be read.
     """

@@ -178,6 +178,10 @@ class SolvedFactorization(nn.Module):
     for P and x̄.
     """
 
+    alpha: Tensor
+    mean: Tensor
+    projection: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer('alpha', torch.ones(()))
@@ -206,6 +210,14 @@ class AgeEstimator(nn.Module):
     (N, D) -> (N,), between the youngest and the oldest face that it was fitted to. It holds no
     face. Source: Rahimi and Recht, NeurIPS 2007.
     """
+
+    shift: Tensor
+    scale: Tensor
+    frequencies: Tensor
+    phases: Tensor
+    weight: Tensor
+    offset: Tensor
+    bounds: Tensor
 
     def __init__(self, dim: int, features: int):
         super().__init__()

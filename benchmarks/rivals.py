@@ -99,35 +99,20 @@ def inlp(x, labels, ages, rounds=8):
     return erase
 
 
-def hidden_factors(x, labels, ages, identities=64, years=6, rounds=15):
-    """Hidden factor analysis (Gong et al., ICCV 2013): x = identity + age group + noise by EM, one
-    kind of factor after the other; the map is to the identity's."""
-    rng, group = np.random.default_rng(0), np.searchsorted((12, 18, 25, 35, 45, 55, 65), ages)
-    people, groups = labels, np.unique(group, return_inverse=True)[1]
-    x, noise = x - x.mean(0), x.var()
-    U, V = (rng.normal(size=(x.shape[1], k)) * x.std() / 8 for k in (identities, years))
-    of_group = np.zeros_like(x)
-    for _ in range(rounds):
-        U, of_person = _factor(x - of_group, people, U, noise)
-        V, of_group = _factor(x - of_person, groups, V, noise)
-        noise = np.square(x - of_person - of_group).mean()
-    total = noise * np.eye(len(U)) + U @ U.T + V @ V.T
-    return np.linalg.solve(total, U)
+def hidden_factors(x, labels, ages):
+    """Hidden factor analysis (Gong et al., ICCV 2013): x = identity + age group + noise, loadings by
+    moments in place of EM; the map is to the identity's factors."""
+    x = x - x.mean(0)
+    group = np.unique(np.searchsorted((12, 18, 25, 35, 45, 55, 65), ages), return_inverse=True)[1]
 
+    def loadings(kinds, size):
+        covariance = np.cov(means(x, kinds), rowvar=False, aweights=np.bincount(kinds))
+        lengths, axes = np.linalg.eigh(covariance)
+        return axes[:, -size:] * np.sqrt(lengths[-size:].clip(0))
 
-def _factor(rest, kinds, W, noise):
-    """One step of EM: loadings and each row's part of `rest` by a factor shared within its kind."""
-    counts, mean = np.bincount(kinds), means(rest, kinds)
-    inner, moments, cross = W.T @ W / noise, 0.0, 0.0
-    posterior = np.empty((len(counts), W.shape[1]))
-    for count in np.unique(counts):
-        here = np.flatnonzero(counts == count)
-        covariance = np.linalg.inv(np.eye(len(inner)) + count * inner)
-        posterior[here] = count / noise * mean[here] @ W @ covariance
-        moments = moments + count * (len(here) * covariance + posterior[here].T @ posterior[here])
-        cross = cross + count * mean[here].T @ posterior[here]
-    W = np.linalg.solve(moments.T, cross.T).T
-    return W, (posterior @ W.T)[kinds]
+    U, V = loadings(labels, 64), loadings(group, 6)
+    noise = within(x, labels).var() * np.eye(len(U))
+    return np.linalg.solve(noise + U @ U.T + V @ V.T, U)
 
 
 def then(first, second):
@@ -147,6 +132,7 @@ def as_it_is(x, labels, ages):
 P = functools.partial
 recipe = P(R, powers=finetune.age_powers, directions=finetune.directions, whiten=finetune.whiten)
 MAPS = {
+    'the recipe': recipe,
     'as it is': as_it_is,
     **{f'R, all ages, powers {k}': P(R, powers=k) for k in (1, 2, 4)},
     **{f'R within people, powers {k}': P(R, powers=k, inside=True) for k in (1, 2, 4)},
@@ -160,11 +146,10 @@ MAPS = {
     **{f'R, NAP {k}': then(R, P(nap, directions=k)) for k in (2, 4)},
     **{f'R, WCCN shrunk by {s}': then(R, P(wccn, shrinkage=s)) for s in (0.5, 0.8)},
     'R within people, WCCN shrunk by 0.5': then(P(R, inside=True), wccn),
-    'the recipe': recipe,
     'as it is, AS-norm': as_it_is,
     'the recipe, AS-norm': recipe,
 }
-BY_PEOPLE = 'R, all ages, powers 4', 'the recipe'
+BY_PEOPLE = 'the recipe', 'R, all ages, powers 4'
 
 
 def apply(matrix, mean, x):
@@ -202,31 +187,24 @@ def normalised(scores, rows, cohort):
 
 
 def recognition(scores, labels, ages):
-    """AUC, AUC by gap and rank-1 of a matrix of scores (N, N), with intervals over people; and the
-    replicates of the AUC."""
+    """Figures of a matrix of scores (N, N), intervals over people; replicates of the AUC."""
     pairs = gap_pairs(labels, ages)
     values, bins = scores[pairs.left, pairs.right], gap_bin(pairs.gap)
-    drawn, _ = bootstrap(values, pairs.same, pairs.fold, None, pairs.people, replicates=REPLICATES)
-    row = {'auc': roc_figures(values, pairs.same)['auc'][0], 'auc_interval': interval(drawn['auc'])}
+    drawn = bootstrap(values, pairs.same, pairs.fold, None, pairs.people, REPLICATES)[0]['auc']
+    row = {'auc': roc_figures(values, pairs.same)['auc'][0], 'auc_interval': interval(drawn)}
     for k, years in enumerate(GAP_NAMES):
-        here = bins == k
-        row[f'auc_{years}'] = roc_figures(values[here], pairs.same[here])['auc'][0]
-    counts = np.bincount(labels)[labels]
-    probes = np.flatnonzero(counts > 1)
+        row[f'auc_{years}'] = roc_figures(values[bins == k], pairs.same[bins == k])['auc'][0]
+    probes = np.flatnonzero(np.bincount(labels)[labels] > 1)
     others = scores[probes]
     others[np.arange(len(probes)), probes] = -np.inf
     hits = labels[others.argmax(1)] == labels[probes]
-    return row | {
-        'rank1': hits.mean(),
-        'rank1_interval': share_interval(hits, labels[probes]),
-    }, drawn
+    row |= {'rank1': hits.mean(), 'rank1_interval': share_interval(hits, labels[probes])}
+    return row, drawn
 
 
 def leakage(unit, raw, labels, ages):
-    """How well other people's vectors (N, D) tell the age: R², and the share of one person's pairs
-    whose older photograph is told."""
-    rng = np.random.default_rng(0)
-    people = rng.permutation(labels.max() + 1)[labels]
+    """R² of the age by probes of other people; how often a pair's older photograph is told."""
+    people = np.random.default_rng(0).permutation(labels.max() + 1)[labels]
     chosen = np.argsort(people, kind='stable')[:PROBED]
     unit, raw, labels, ages = unit[chosen], raw[chosen], labels[chosen], ages[chosen]
     ridge = make_pipeline(StandardScaler(), RidgeCV(len(unit) * np.logspace(-3, 2, 6)))
@@ -274,25 +252,30 @@ def measure(name, fit, train, test):
     return found | leakage(unit, raw, people, years), drawn
 
 
-def markdown(report, test, fitted_on=None):
-    """The table of one test set; by the number of people if `fitted_on` is 'people'."""
+COLUMNS = {
+    'people': lambda row: row['fitted_on'],
+    'AUC': lambda row: f'{row["auc"]:.3f}',
+    'beside the recipe': lambda row: '[{:+.3f}, {:+.3f}]'.format(*row['auc_gain']),
+    'at gaps of 21 to 30': lambda row: f'{row["auc_21-30"]:.3f}',
+    'over 30': lambda row: f'{row["auc_31+"]:.3f}',
+    'rank-1, %': lambda row: f'{100 * row["rank1"]:.1f}',
+    'R²': lambda row: f'{row["r2"]:.2f}',
+    'before unit length': lambda row: f'{row["r2_raw"]:.2f}',
+    'by a kernel': lambda row: f'{row["r2_kernel"]:.2f}',
+    'by neighbours': lambda row: f'{row["r2_nearest"]:.2f}',
+    'older, %': lambda row: f'{100 * row["older"]:.0f}',
+}
+
+
+def markdown(report, test, by_people=''):
+    """The table of one test set: every map, or some by the number of people they are fitted on."""
     rows = [row for row in report['rows'] if row['test'] == test]
     most = max(row['fitted_on'] for row in rows)
-    rows = [row for row in rows if fitted_on or row['fitted_on'] == most]
-    titles = ['people', 'AUC', 'more than as it is', 'gaps to 5 years', '21 to 30', 'over 30']
-    titles += ['rank-1, %', 'R²', 'before unit length', 'kernel', 'neighbours', 'older, %']
-    keys = 'auc_0-5', 'auc_21-30', 'auc_31+'
-    lines = []
-    for row in rows:
-        if fitted_on and row['map'] not in ('as it is', *BY_PEOPLE):
-            continue
-        gain = row['auc_gain_interval']
-        line = [row['map'], row['fitted_on'], f'{row["auc"]:.3f}']
-        line += [f'[{gain[0]:+.3f}, {gain[1]:+.3f}]' if gain else '']
-        line += [f'{row[key]:.3f}' for key in keys] + [f'{100 * row["rank1"]:.1f}']
-        line += [f'{row[key]:.2f}' for key in ('r2', 'r2_raw', 'r2_kernel', 'r2_nearest')]
-        lines.append([*line, f'{100 * row["older"]:.0f}'])
-    return tables.markdown(['', *titles], lines)
+    kept = [
+        row for row in rows if (row['map'] in BY_PEOPLE if by_people else row['fitted_on'] == most)
+    ]
+    cells = [[row['map'], *(column(row) for column in COLUMNS.values())] for row in kept]
+    return tables.markdown(['', *COLUMNS], cells)
 
 
 def main():
@@ -302,34 +285,27 @@ def main():
     parser.add_argument('--test', nargs='+', required=True)
     parser.add_argument('--people', nargs='*', type=int, default=[], help='also fit on so many')
     parser.add_argument('--halves', action='store_true')
-    parser.add_argument('--maps', nargs='*', default=list(MAPS))
-    parser.add_argument('--folder', type=Path, default=ROOT / 'benchmarks/results')
     args = parser.parse_args()
     loaded = [load(path, args.halves) for path in args.train]
     x, identities, ages = (np.concatenate(parts) for parts in zip(*loaded, strict=True))
     names, labels = np.unique(identities, return_inverse=True)
-    order = np.random.default_rng(0).permutation(len(names))
-    rows = []
+    order, rows, base = np.random.default_rng(0).permutation(len(names)), [], None
     for path in args.test:
         tested, people, years = load(path, args.halves)
-        shared = np.intersect1d(people, names)
-        if len(shared):
+        if len(shared := np.intersect1d(people, names)):
             parser.error(f'{path}: {len(shared)} people are in training too, {shared[0]} first')
         test = tested, np.unique(people, return_inverse=True)[1], years
-        base = None
         for count in (*[n for n in args.people if n < len(names)], len(names)):
             here = np.isin(labels, order[:count])
             train = x[here], np.unique(labels[here], return_inverse=True)[1], ages[here]
-            whole = count == len(names)
-            for name in args.maps if whole else BY_PEOPLE:
+            for name in MAPS if count == len(names) else BY_PEOPLE:
                 row, drawn = measure(name, MAPS[name], train, test)
-                base = drawn if name == 'as it is' else base
-                gain = None if base is None else interval(drawn - base)
+                base = drawn if name == 'the recipe' else base
                 about = {'map': name, 'fitted_on': int(count), 'test': Path(path).stem}
-                rows.append(about | row | {'auc_gain_interval': gain, 'faces': len(years)})
+                rows.append(about | row | {'auc_gain': interval(drawn - base)})
                 print(tables.as_text({name: rows[-1]}), flush=True)
     report = {'command': tables.command(), 'train': [Path(path).stem for path in args.train]}
-    tables.write(report | {'rows': rows}, args.folder / f'rivals-{args.name}.json')
+    tables.write(report | {'rows': rows}, ROOT / f'benchmarks/results/rivals-{args.name}.json')
 
 
 if __name__ == '__main__':

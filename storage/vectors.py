@@ -85,10 +85,11 @@ class VectorFaces:
 
     def __init__(self, root: str | os.PathLike):
         self.root = os.path.expanduser(root)
-        self.vectors, identities, self.ages = read_vectors(root)
-        for name, values in (('identities', identities), ('ages', self.ages)):
-            if values is None:
-                raise DataError(f'{root}: it holds no array `{name}`')
+        self.vectors, identities, ages = read_vectors(root)
+        if identities is None or ages is None:
+            name = 'identities' if identities is None else 'ages'
+            raise DataError(f'{root}: it holds no array `{name}`')
+        self.ages = ages
         names, labels = np.unique(identities, return_inverse=True)
         self.classes, self.labels = names.tolist(), labels.astype(np.int64)
         self.fingerprint = hashlib.sha256(self.vectors.tobytes()).hexdigest()

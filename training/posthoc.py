@@ -4,6 +4,7 @@ every training ends."""
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,8 @@ def fit(training: TrainingState, faces: Faces, folder: Path) -> dict:
     """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser, if the recipe has
     R in closed form, and the people's centres if nothing was trained; the estimator's state and its
     error."""
-    x, found = embed(training, faces, folder, 'train'), {'eraser': None, 'centres': None}
+    x = embed(training, faces, folder, 'train')
+    found: dict[str, Any] = {'eraser': None, 'centres': None}
     if training.recipe.factorization == 'solved':
         found['eraser'] = solve(x, faces.labels, faces.ages, training.recipe)
     if not training.step:
@@ -148,11 +150,11 @@ def solve(x: np.ndarray, labels: np.ndarray, ages: np.ndarray, recipe: Recipe) -
 
 def _whole_people(labels: np.ndarray) -> Iterator[np.ndarray]:
     """Indices of about BLOCK faces at a time, each person's together."""
-    order = np.argsort(labels, kind='stable')
+    order: np.ndarray = np.argsort(labels, kind='stable')
     ends = np.append(np.flatnonzero(np.diff(labels[order])) + 1, len(order))
     start = 0
     while start < len(order):
-        end = ends[min(np.searchsorted(ends, start + BLOCK), len(ends) - 1)]
+        end = ends[min(int(np.searchsorted(ends, start + BLOCK)), len(ends) - 1)]
         yield order[start:end]
         start = end
 
@@ -180,7 +182,7 @@ def fit_estimator(
     deviation = values.std(0)
     estimator.shift.copy_(values.mean(0))
     estimator.scale.copy_(torch.where(deviation > 1e-7 * values.abs().max(), 1 / deviation, 0))
-    waves = rng.normal(size=estimator.frequencies.shape) * np.sqrt(2 * WIDTH / x.shape[2])
+    waves = rng.normal(size=(x.shape[2], WAVES)) * np.sqrt(2 * WIDTH / x.shape[2])
     estimator.frequencies.copy_(torch.from_numpy(waves))
     estimator.phases.copy_(torch.from_numpy(rng.uniform(0, 2 * np.pi, WAVES)))
     estimator.bounds.copy_(torch.tensor([ages.min(), ages.max()]))
@@ -226,7 +228,7 @@ def judge_ages(training: TrainingState, report: dict) -> None:
     if report.get('estimated_r2') is not None:
         error = {'mae': report['estimated_mae'], 'r2': report['estimated_r2']}
         training.age_error = error | {'people': 'of validation'}
-    if (training.age_error['r2'] or 0) < KNOWN:
+    if not training.age_error or (training.age_error['r2'] or 0) < KNOWN:
         training.model.estimator = None
         if training.decision:
             training.decision.pop('estimated', None)
@@ -260,7 +262,7 @@ def figures(training: TrainingState, before: dict | None, after: dict) -> dict:
 
 def report(training: TrainingState, folder: Path) -> None:
     """Says what best.pth is worth, beside the figures before the first step; kept as best.json."""
-    after, error = training.figures, training.age_error
+    after, error = training.figures or {}, training.age_error or {}
     before = after['before'] or {}
     shown = {'epoch': after['epoch'], 'before': after['before'], 'after': after, 'ages': error}
     utils.write_json(shown, folder / 'best.json')

@@ -146,10 +146,10 @@ def validate_people(
         kept['ages'] = age_calibration.fit(pairs)
         kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     if model.estimator:
-        x = torch.from_numpy(features['x']).to(training.device)
-        years = model.estimator(x).cpu().numpy()
-        error = posthoc.age_error(years, val.ages)
-        report |= {f'estimated_{name}': value for name, value in error.items()}
+        mixed = torch.from_numpy(features['x']).to(training.device)
+        years = model.estimator(mixed).cpu().numpy()
+        found = posthoc.age_error(years, val.ages)
+        report |= {f'estimated_{name}': value for name, value in found.items()}
         if kept:  # by estimates, wherever they decide
             pairs = age_calibration.score_pairs(features['embedding'], val.labels, years)
             kept['estimated'] = age_calibration.fit(pairs)
