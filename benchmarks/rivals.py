@@ -100,7 +100,7 @@ def inlp(x, labels, ages, rounds=8):
 
 
 def hidden_factors(x, labels, ages):
-    """Hidden factor analysis (Gong et al., ICCV 2013): x = identity + age group + noise, loadings by
+    """Hidden factor analysis (Gong et al., ICCV 2013): x = identity + age group + noise, with
     moments in place of EM; the map is to the identity's factors."""
     x = x - x.mean(0)
     group = np.unique(np.searchsorted((12, 18, 25, 35, 45, 55, 65), ages), return_inverse=True)[1]
