@@ -2,7 +2,7 @@
 every training ends."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from training.reports import FIGURES
 from training.state import TrainingState
 from utils import UserError
 
-BLOCK = 4096  # faces at a time
+BLOCK = 1024  # faces at a time, between two looks for a signal
 PER_EPOCH = 20_000  # faces that R is solved over between two epochs
 FACES = 10_000  # that the ages are fitted to at most, whole people
 WAVES = 1024  # Fourier features of the age estimator
@@ -31,11 +31,13 @@ PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their m
 KNOWN = 0.3  # the R² on people never seen below which ages are unknown
 
 
-def embed(training: TrainingState, faces: Faces, folder: Path, kind: str) -> np.ndarray:
+def embed(
+    training: TrainingState, faces: Faces, folder: Path, kind: str, check: Callable[[], None]
+) -> np.ndarray:
     """x of every face and of its mirror, (N, 2, D) float32; kept in `folder` by its `kind`, and
     read back at once if neither faces nor network have changed.
 
-    Raises: UserError if a feature isn't finite.
+    Raises: UserError if a feature isn't finite, and what `check` raises, between blocks.
     """
     if hasattr(faces, 'vectors'):
         return faces.vectors[:, None]
@@ -47,15 +49,16 @@ def embed(training: TrainingState, faces: Faces, folder: Path, kind: str) -> np.
         return np.load(path, mmap_mode='r')
     for old in folder.glob(f'x-{kind}-*.npy'):
         old.unlink()
-    utils.write_whole(path, lambda temporary: _embed_into(temporary, training, faces))
+    utils.write_whole(path, lambda temporary: _embed_into(temporary, training, faces, check))
     return np.load(path, mmap_mode='r')
 
 
-def _embed_into(path, training, faces):
+def _embed_into(path, training, faces, check):
     shape = len(faces), 2, training.model.dim
     x = np.lib.format.open_memmap(path, 'w+', np.float32, shape)
     with progress(None, 'embedding', len(faces), unit=' faces') as bar:
         for start in range(0, len(faces), BLOCK):
+            check()
             part = range(start, min(start + BLOCK, len(faces)))
             loader = evaluation_loader(torch.utils.data.Subset(faces, part))
             bf16 = training.executor.precision == 'bf16'
@@ -80,11 +83,13 @@ def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     return solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
 
 
-def fit(training: TrainingState, faces: Faces, folder: Path) -> dict:
+def fit(
+    training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]
+) -> dict[str, Any]:
     """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser, if the recipe has
     R in closed form, and the people's centres if nothing was trained; the estimator's state and its
     error."""
-    x = embed(training, faces, folder, 'train')
+    x = embed(training, faces, folder, 'train', check)
     found: dict[str, Any] = {'eraser': None, 'centres': None}
     if training.recipe.factorization == 'solved':
         found['eraser'] = solve(x, faces.labels, faces.ages, training.recipe)

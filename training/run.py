@@ -228,7 +228,9 @@ class Run:
             self._choose_epoch()
         training.model.estimator, training.age_error = None, None
         with self._saved_before_the_end():
-            found = on_rank_zero(posthoc.fit, training, self.train, self.folder)
+            found = on_rank_zero(
+                posthoc.fit, training, self.train, self.folder, self.interrupt.check
+            )
         posthoc.put(training, found)
         report = self.validate(self.folder)
         on_every_rank(posthoc.judge_ages, training, report)
@@ -275,12 +277,11 @@ class Run:
             raise
         except Interrupted as signal:
             self.save()
-            raise raised_by_all(
-                UserError(
-                    f'{signal} after step {self.training.step}: saved; --resume continues from '
-                    f'{self.folder}/last.pth'
-                )
-            ) from None
+            said = f'{signal} after step {self.training.step}: saved; --resume continues from '
+            said += f'{self.folder}/last.pth'
+            if not self.args.epochs:
+                said = f'{signal}: the same command starts again'
+            raise raised_by_all(UserError(said)) from None
 
     def _leave_out(self, unreadable):
         """Notes images that can't be read. Raises DataError if they are more than may be."""

@@ -110,7 +110,7 @@ def validate_people(
     try:
         model = training.model.eval()
         if kept_x:
-            x = posthoc.embed(training, val, kept_x, 'val')
+            x = posthoc.embed(training, val, kept_x, 'val', interrupt.check)
             features = posthoc.features(model, x, training.device)
         else:
             bf16 = training.executor.precision == 'bf16'
