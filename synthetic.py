@@ -12,7 +12,7 @@ from PIL import Image
 from synthesis.drawing import contact_sheet, make
 
 
-def main() -> None:
+def arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     add = parser.add_argument
     add('root', nargs='?', help='folder to write; must not exist')
@@ -23,11 +23,16 @@ def main() -> None:
     add('--span', type=float, default=4, help='years within which a training person is seen')
     add('--seed', type=int, default=0)
     add('--sheet', metavar='FILE.png', help='write eight people growing old to this picture')
-    args = parser.parse_args()
+    args = parser.parse_args(line)
     if not args.root and not args.sheet:
         parser.error('nothing to do: give a folder, --sheet FILE.png, or both')
     if args.sheet and Path(args.sheet).suffix.lower() not in Image.registered_extensions():
         parser.error(f'--sheet {args.sheet}: not the name of a picture, as faces.png is')
+    return args
+
+
+def main() -> None:
+    args = arguments()
     if args.sheet:
         people = range(args.seed, args.seed + 8)
         contact_sheet(people, (2, 8, 16, 30, 45, 60, 75, 88), args.seed).save(args.sheet)

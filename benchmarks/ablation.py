@@ -5,8 +5,8 @@ the network has never seen: the ablation of docs/ablation.md.
     python3 benchmarks/ablation.py photographs --init FILE --epochs 8 [--last-blocks] [--set …]
 
 The first argument is an entry of meta.py with a val_root of other people. With `--init` every arm
-starts from that backbone, and one arm is the backbone as it came; `--last-blocks` trains the end of
-it alone (last_blocks.py). Within a seed all arms share initial weights, order, flips and budget.
+starts from that backbone, and one arm is the backbone as it came; `--last-blocks` trains its last
+two blocks alone. Within a seed all arms share initial weights, order, flips and budget.
 benchmarks/ablation-<dataset>.json is written anew after every run; what is in it already, or in the
 folder --runs, is not done again. At the end docs/ablation-<dataset>.png is drawn. Rows of variants
 that lost and left the code are kept: each of their runs names the commit on which it ran.
@@ -22,7 +22,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import last_blocks
 import numpy as np
 import tables
 import torch
@@ -114,54 +113,31 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     line = f'main.py -1 {epochs} --resume --dataset ablation --seed {seed}'.split()
     sys.argv = [*line, '--save', str(folder)]
     sys.argv += ['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]
-    sys.argv += ['--set', *settings.split()] if settings else []
+    values = settings.split() + ['last_blocks=2'] * end_alone
+    sys.argv += ['--set', *values] if values else []
     args = main.arguments()
     recipe, _ = chosen_recipe(args, False, init)
-    train, val = (
-        read(entry, root, recipe, init if end_alone else None, folder.parent)
-        for root in ('train_root', 'val_root')
-    )
+    width = 96 if recipe.backbone == 'dal' else backbones.build(recipe.backbone).width
+    val = Faces(entry['val_root'], entry['pat'], entry['pos'], width)
     common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
     if arm == 'untouched':
-        if end_alone:
-            model = last_blocks.untrained(recipe, train, init).model
-        else:
-            model = load_weights(init, backbone=recipe.backbone)[0]
+        model = load_weights(init, backbone=recipe.backbone)[0]
         return {**common, **measure(model, val, folder), **dict.fromkeys(NOT_UNTOUCHED)}
-    trained = last_blocks.train(recipe, train, init, epochs) if end_alone else whole(args, recipe)
-    training, record, log = trained
+    main.run(args)
+    train = Faces(entry['train_root'], entry['pat'], entry['pos'], width)
+    train.check()
+    training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
+    resume(training, folder / 'last.pth', True, 1)
+    training.model.eval()
+    log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
     return {
         **common,
         **climb(training, train),
         **measure(training.model, val, folder),
         'images_per_s': float(np.median([row['images_per_s'] for row in log])),
         'loss_id': log[-1]['loss_id'],
-        'run': record,
+        'run': json.loads((folder / 'run.json').read_text()),
     }
-
-
-def read(entry, root, recipe, init, cache):
-    """The faces; their activations where the first blocks of the backbone in `init` are given."""
-    if init:
-        return last_blocks.Activations(entry[root], entry, init, cache)
-    width = 96 if recipe.backbone == 'dal' else backbones.build(recipe.backbone).width
-    faces = Faces(entry[root], entry['pat'], entry['pos'], width)
-    faces.check()
-    return faces
-
-
-def whole(args, recipe):
-    """Trains by main.py: the Training, what it recorded of itself, its log."""
-    main.run(args)
-    people = Faces(meta.ablation['train_root'], meta.ablation['pat'], meta.ablation['pos']).classes
-    training = main.Training(recipe, people, meta.age_cutoffs, torch.device('cpu'))
-    resume(training, Path(args.save) / 'last.pth', True, 1)
-    training.model.eval()
-    return (
-        training,
-        json.loads((Path(args.save) / 'run.json').read_text()),
-        [row for row in read_log(Path(args.save) / 'log.jsonl') if row['kind'] == 'epoch'],
-    )
 
 
 @torch.no_grad()

@@ -52,7 +52,6 @@ def test_the_ablations_summary_is_of_its_runs(name):
 
 def test_rows_columns_and_differences():
     import ablation
-    import tables
 
     report = {
         'summary': {
@@ -70,6 +69,3 @@ def test_rows_columns_and_differences():
     assert table.splitlines()[2] == (
         '| b, c | 2 | -0.1000 [-0.2000, +0.0000] | +1.0 [+0.0, +2.0] |'
     )
-    marked = '<!-- benchmarks/x.py y.json k=1 -->\nold\n<!-- end -->'
-    (found,) = tables.MARKED.finditer(marked)
-    assert (found['script'], found['file'], found['options']) == ('x', 'y.json', ' k=1')
