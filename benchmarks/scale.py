@@ -1,19 +1,15 @@
-"""What grows with the data: listing, parsing and checking 1,000 to 1,000,000 faces, and an identity
-head for as many people.
+"""An identity head for 1,000 to 1,000,000 people: seconds a step, and memory.
 
     python3 benchmarks/scale.py              # up to 100,000
     python3 benchmarks/scale.py --full       # up to 1,000,000, which takes ten times the memory
     python3 benchmarks/scale.py --processes 2 --sample-rate .1   # also the sharded head, by gloo
 
-The faces are hard links to one drawn face, in a temporary folder. Each size runs in a process of
-its own, whose memory is counted from before it began its work (on Linux). The check is what main.py
-does before the first step.
+Each size runs in a process of its own, whose memory is counted from before it began its work.
 """
 
 import os
 import socket
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -27,63 +23,12 @@ from speed import RESULTS, machine, peak_resident
 from tables import spread
 from torch.nn import functional as F
 
-import meta
 import utils
-from dataset import Faces
 from model import CosFace
-from synthesis import drawing
 from training.distributed import BatchLayout, all_reduce, process_group
 from training.sharded import sharded
 
-PER_PERSON = 20  # faces of a person
-LINKS = 30_000  # to one file: file systems have a limit
 MIB = 2**20
-
-
-def resident():
-    """Bytes that this process holds now."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
-def link(root, n, folder):
-    """n faces below root: hard links to copies of one drawn face."""
-    face = next(Path(folder).glob('drawn/train/*/*.jpg')).read_bytes()
-    for number in range(n):
-        if number % LINKS == 0:
-            source = Path(folder, f'{n}-{number}.jpg')
-            source.write_bytes(face)
-        person = Path(root, f'p{number // PER_PERSON:07d}')
-        if number % PER_PERSON == 0:
-            person.mkdir(parents=True)
-        os.link(source, person / f'{number % PER_PERSON:03d}_{20 + number % 50}.jpg')
-
-
-def list_faces(root):
-    """Seconds of what comes before the first step, and the memory in MiB that it adds to the
-    process."""
-    before, begin = resident(), time.perf_counter()
-    faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
-    listed, kept = time.perf_counter(), resident() - before
-    assert faces.fingerprint
-    checked = time.perf_counter()
-    arrays = sum(array.nbytes for array in (faces.places, faces.labels, faces.ages))
-    return {
-        'faces': len(faces),
-        'people': len(faces.classes),
-        'seconds': {
-            'list and parse': listed - begin,
-            'sizes and times, for the cache': checked - listed,
-        },
-        'memory_mib': {
-            'listed': kept / MIB,
-            'arrays that a worker shares': arrays / MIB,
-            'most': (peak_resident() - before) / MIB,
-        },
-    }
-
-
-def sgd(module):
-    return torch.optim.SGD(module.parameters(), 0.02, 0.9, weight_decay=5e-4, fused=True)
 
 
 def head(identities, batch_size, dim, device, rounds):
@@ -151,38 +96,21 @@ def together(processes, *arguments):
     }
 
 
-def alone(work, *arguments):
-    """work(*arguments) in a fresh process: its memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(work, *arguments).result()
-
-
 def run(args):
     sizes = [1000] if args.quick else [1000, 10_000, 100_000] + [1_000_000] * args.full
     device = utils.pick_device(args.ctx)
     # a GPU's step on 64 faces would be the time of its launches
     batch_size, dim = 1024 if device.type == 'cuda' else 64, 512
     report = {**machine(device), 'command': tables.command(), 'rounds': args.rounds}
-    report |= {'batch_size': batch_size, 'dim': dim, 'faces': [], 'heads': [], 'slices': []}
-
-    def note(kind, **row):
-        report[kind].append(row)
-        print(row, flush=True)
-
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        counts = dict(people=1, val_people=1, images=1, val_images=1)
-        drawing.make(Path(folder, 'drawn'), **counts, progress=False)
-        for n in sizes:
-            root = Path(folder, f'{n}', 'train')
-            link(root, n, folder)
-            note('faces', **alone(list_faces, str(root)))
+    report |= {'batch_size': batch_size, 'dim': dim, 'heads': [], 'slices': []}
     for n in sizes:
-        row = alone(head, n, batch_size, dim, args.ctx, args.rounds)
-        note('heads', identities=n, **row)
+        with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+            row = pool.submit(head, n, batch_size, dim, args.ctx, args.rounds).result()
+        report['heads'].append({'identities': n, **row})
         if args.processes > 1:
             row = together(args.processes, n, batch_size, dim, args.rounds, args.sample_rate)
             how = {'processes': args.processes, 'sample_rate': args.sample_rate}
-            note('slices', identities=n, **how, **row)
+            report['slices'].append({'identities': n, **how, **row})
     out = args.out or RESULTS / f'scale-{report["kind"]}.json'
     tables.write(report, out)
     print(markdown(report), f'\n{out}')
@@ -192,30 +120,14 @@ def size(mib):
     return f'{mib * MIB / 1e6:.0f} MB' if mib < 500 else f'{mib * MIB / 1e9:.2g} GB'
 
 
-def markdown(report, what='heads'):
-    """A table of docs/performance.md: of `heads`, or of `faces`."""
-    if what == 'faces':
-        titles = ['faces', 'listed, s', 'checked, s', 'memory', 'which a worker shares']
-        rows = [
-            [
-                f'{row["faces"]:,}',
-                *(f'{seconds:#.2g}' for seconds in list(row['seconds'].values())[:2]),
-                *(size(mib) for mib in list(row['memory_mib'].values())[:2]),
-            ]
-            for row in report['faces']
-        ]
-        return tables.markdown(titles, rows)
-    rows = [
-        [
-            f'{pair[0]["identities"]:,}',
-            *(
-                text
-                for row in pair
-                for text in (f'{row["seconds"]["median"]:#.2g}', size(row['memory_mib']['most']))
-            ),
-        ]
-        for pair in zip(report['heads'], report['slices'], strict=True)
-    ]
+def markdown(report):
+    """The table of docs/performance.md."""
+    rows = []
+    for pair in zip(report['heads'], report['slices'], strict=True):
+        row = [f'{pair[0]["identities"]:,}']
+        for one in pair:
+            row += [f'{one["seconds"]["median"]:#.2g}', size(one['memory_mib']['most'])]
+        rows.append(row)
     titles = ['people', 'one process: s', 'memory', 'two slices: s', 'memory of each']
     return tables.markdown(titles, rows)
 
@@ -229,7 +141,6 @@ def arguments():
     add('--processes', type=int, default=1, help='the sharded head too, by this many on the CPU')
     add('--sample-rate', type=float, default=1.0, help='the part of the other people it takes')
     add('--rounds', type=int, default=5, help='training steps of the head (%(default)s)')
-    add('--folder', help='where the temporary folder goes')
     add('--out', help='the JSON file (benchmarks/results/scale-<machine>.json)')
     return parser.parse_args()
 

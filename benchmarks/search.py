@@ -1,7 +1,6 @@
 """Search among a million faces: the index's exact product beside approximate libraries.
 
     python3 benchmarks/search.py [--faces 1000000] [--dim 256] [--out results.json]
-    python3 benchmarks/search.py --people NAME weights    # a person by the best face or the mean?
 
 Unit vectors drawn as people: a random centre, and faces about it whose cosine with each other is
 --cosine on average; 100 more faces of some of them are looked for. The libraries are those of
@@ -9,8 +8,6 @@ faiss-cpu, usearch and hnswlib that are installed. recall@10 is against the exac
 """
 
 import importlib
-import itertools
-import json
 import os
 import platform
 import sys
@@ -23,12 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import tables
 
-import meta
 import utils
-import verify
-from dataset import Faces
 from verification import index
-from verification.calibrating import embed
 from verification.index import FACE, Index, Photograph
 
 QUERIES, MOST = 100, 10
@@ -118,51 +111,6 @@ def timed(way, vectors, queries):
     return found, {'way': way, 'build_s': built, **row}
 
 
-def people_report(name, weights):
-    """Rank-1 and the share found at one false person in 100, by the best face and by the mean."""
-    known = verify.matcher(verify.arguments([weights, '--serve']))
-    entry = getattr(meta, name)
-    root = entry['val_root'] or entry['train_root']
-    faces = Faces(root, entry['pat'], entry['pos'], known.width)
-    embeddings, report = embed(known, faces), []
-    for each in (2, 3, 5):
-        runs = [enrolled(embeddings, faces.labels, each, seed) for seed in range(5)]
-        if runs[0] is not None:
-            row = {'enrolled': each, 'people': runs[0]['people']}
-            for way, key in itertools.product(('best', 'mean'), ('rank1', 'found')):
-                row[f'{way}_{key}'] = float(np.mean([run[way][key] for run in runs]))
-            report.append(row)
-    return report
-
-
-def enrolled(embeddings, labels, each, seed):
-    """`each` faces of every person enrolled, up to five others looked for."""
-    rng, kept, probes = np.random.default_rng(seed), [], []
-    for person in np.unique(labels):
-        images = rng.permutation(np.flatnonzero(labels == person))
-        if len(images) > each:
-            kept.append(embeddings[images[:each]])
-            probes += [(len(kept) - 1, image) for image in images[each : each + 5]]
-    if len(kept) < 20:
-        return None
-    whose, images = np.array(probes).T
-    gallery = np.stack(kept)
-    means = gallery.mean(1) / np.linalg.norm(gallery.mean(1), axis=1, keepdims=True)
-    probes = embeddings[images]
-    scores = {
-        'best': np.max([probes @ gallery[:, k].T for k in range(each)], axis=0),
-        'mean': probes @ means.T,
-    }
-    report, place = {'people': len(kept)}, np.arange(len(whose))
-    for way, score in scores.items():
-        own = score[place, whose].copy()
-        rank1 = float((score.argmax(1) == whose).mean())
-        score[place, whose] = -np.inf
-        threshold = np.quantile(score.max(1), 0.99)
-        report[way] = {'rank1': rank1, 'found': float((own > threshold).mean())}
-    return report
-
-
 def markdown(report):
     titles = 'way;built, s;query, ms: fastest;median;slowest;recall@10'.split(';')
     keys = 'build_s', 'fastest_ms', 'query_ms', 'slowest_ms'
@@ -203,11 +151,9 @@ def arguments():
     add('--cosine', type=float, default=0.5)
     add('--ways', nargs='+', choices=WAYS, default=list(WAYS), metavar='WAY')
     add('--out', type=Path, metavar='JSON')
-    add('--people', nargs=2, metavar=('NAME', 'WEIGHTS'))
     return parser.parse_args()
 
 
 if __name__ == '__main__':
-    args = arguments()
     with utils.one_line_errors():
-        print(json.dumps(people_report(*args.people), indent=1)) if args.people else run(args)
+        run(arguments())

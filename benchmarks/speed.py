@@ -11,7 +11,6 @@ faces; beside it the loop that most face repositories have, written out here, on
 
 import collections
 import functools
-import gc
 import itertools
 import math
 import os
@@ -60,6 +59,7 @@ NETWORKS = {  # name: the recipe that trains it
 }
 OURS = ['64-layer', 'small']  # what is measured unless --networks asks for others
 RESULTS = Path(__file__).resolve().parent / 'results'
+SHAPES = (64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12)
 
 
 def endless(loader):
@@ -71,26 +71,19 @@ def endless(loader):
 
 
 class Ours:
-    """main.Training over the cached faces, in the middle of a run: every ramp is open.
-
-    `phase` is 'min' or 'max'.
-    """
+    """main.Training over the cached faces, in the middle of a run: every ramp is open, and the step
+    is the network's."""
 
     def __init__(self, faces, recipe, device):
         self.training = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
         self.period = recipe.min_steps + recipe.max_steps
         self.training.total_steps = 1000 * self.period
-        self.batches = endless(
-            training_loader(faces, recipe.batch_size, 0, recipe.workers, device.type == 'cuda')
-        )
-        self.waited = 0.0
+        pin = device.type == 'cuda'
+        self.batches = endless(training_loader(faces, recipe.batch_size, 0, recipe.workers, pin))
 
-    def step(self, phase):
-        begin = time.perf_counter()
+    def step(self):
         images, labels, ages, _ = next(self.batches)
-        self.waited += time.perf_counter() - begin
-        offset = self.training.recipe.min_steps if phase == 'max' else 0
-        self.training.step = 700 * self.period + offset
+        self.training.step = 700 * self.period
         iterate(self.training, images, labels, ages)
 
 
@@ -100,26 +93,17 @@ class Conventional:
 
     def __init__(self, faces, recipe, ctx):
         # not utils.pick_device, which changes how a CPU's memory is handled
-        device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')
-        self.faces, self.device = faces, device
+        self.device = torch.device('cuda', ctx) if ctx >= 0 else torch.device('cpu')
+        self.faces = faces
         model = DALModel(own.make_backbone(recipe), len(faces.classes))
-        self.model = model.to(device).train()
-        self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            recipe.lr / 10,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5] * 3, [0.5] * 3),
-            ]
-        )
+        self.model = model.to(self.device).train()
+        self.mapping = dal.CanonicalMapping(self.model.dim, self.model.dim).to(self.device)
+        options = dict(momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), recipe.lr / 10, **options)
+        flip, mean = transforms.RandomHorizontalFlip(), [0.5] * 3
+        steps = [flip, transforms.ToTensor(), transforms.Normalize(mean, mean)]
+        self.transform = transforms.Compose(steps)
         self.batches = endless(DataLoader(self, recipe.batch_size, shuffle=True, drop_last=True))
-        self.waited = 0.0
 
     def __len__(self):
         return len(self.faces)
@@ -128,11 +112,8 @@ class Conventional:
         image = Image.open(self.faces.path(index)).convert('RGB')
         return self.transform(image), self.faces.labels[index], self.faces.ages[index]
 
-    def step(self, phase):
-        begin = time.perf_counter()
-        images, labels, ages = next(self.batches)
-        self.waited += time.perf_counter() - begin
-        images, labels, ages = (part.to(self.device) for part in (images, labels, ages))
+    def step(self):
+        images, labels, ages = (part.to(self.device) for part in next(self.batches))
         x_age, x_id = self.model.factorization(self.model.backbone(images))
         loss = F.cross_entropy(self.model.identity(x_id, labels), labels)
         loss = loss + 0.1 * self.model.age.loss(self.model.age(x_age), ages).mean()
@@ -144,29 +125,25 @@ class Conventional:
 
 
 class Apart:
-    """The trainer that make(faces, *args) returns, in a process of its own: no setting of this
-    process reaches it."""
+    """Conventional in a process of its own: no setting of this process reaches it."""
 
-    def __init__(self, make, root, *args):
-        self.waited = 0.0
-        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (make, root, args))
+    def __init__(self, root, *args):
+        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (root, args))
 
     @staticmethod
-    def _begin(make, root, args):
+    def _begin(root, args):
         global trainer
-        trainer = make(Faces(root, meta.demo['pat'], meta.demo['pos']), *args)
+        trainer = Conventional(Faces(root, meta.demo['pat'], meta.demo['pos']), *args)
 
     @staticmethod
-    def _step(phase, times):
-        trainer.waited = 0.0
+    def _steps(times):
         for _ in range(times):
-            trainer.step(phase)
+            trainer.step()
         if torch.cuda.is_initialized():  # so far a GPU has only queued them
             torch.cuda.synchronize()
-        return trainer.waited
 
-    def step(self, phase, times=1):
-        self.waited += self.pool.submit(self._step, phase, times).result()
+    def steps(self, times):
+        self.pool.submit(self._steps, times).result()
 
 
 def random(*shape, dtype, device):
@@ -190,14 +167,11 @@ def convolutions(training, batch_size, device):
     dtype = kinds.get(training.executor.precision, torch.float32)
 
     def note(module, inputs):
-        how = module.stride, module.padding, module.groups
+        how = module.stride, module.padding, (1, 1), module.groups
         shapes.update([(module.weight.shape, how, inputs[0].shape[1:])])
 
-    hooks = [
-        module.register_forward_pre_hook(note)
-        for module in training.model.modules()
-        if isinstance(module, torch.nn.Conv2d)
-    ]
+    found = [module for module in training.model.modules() if isinstance(module, torch.nn.Conv2d)]
+    hooks = [module.register_forward_pre_hook(note) for module in found]
     with torch.no_grad():
         training.executor.features(two_faces(device))
     for hook in hooks:
@@ -207,9 +181,14 @@ def convolutions(training, batch_size, device):
         image = random(batch_size, *size, dtype=dtype, device=device)
         weight = random(*kernel, dtype=dtype, device=device).requires_grad_()
         image.requires_grad_(size[0] > 3)  # nobody asks for the gradient of pixels
-        gradient = torch.randn_like(_convolved(image, weight, *how).detach())
+        gradient = torch.randn_like(F.conv2d(image, weight, None, *how).detach())
         works += times * [functools.partial(_there_and_back, image, weight, how, gradient)]
     return lambda: [work() for work in works]
+
+
+def _there_and_back(image, weight, how, gradient):
+    wanted = [part for part in (image, weight) if part.requires_grad]
+    torch.autograd.grad(F.conv2d(image, weight, None, *how), wanted, gradient)
 
 
 def two_faces(device):
@@ -217,31 +196,23 @@ def two_faces(device):
     return torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=device)
 
 
-def _convolved(image, weight, stride, padding, groups):
-    return F.conv2d(image, weight, stride=stride, padding=padding, groups=groups)
-
-
-def _there_and_back(image, weight, how, gradient):
-    torch.autograd.grad(
-        _convolved(image, weight, *how),
-        [part for part in (image, weight) if part.requires_grad],
-        gradient,
-    )
+def operations_of(training, device):
+    """Operations (two for a multiplication and an addition) of one face's pass through the backbone
+    and both heads."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        training.model(two_faces(device))
+    return counter.get_total_flops() // 2
 
 
 def clock(work, device):
     """Seconds that work() takes, the device's queue included."""
-    if device.type != 'cuda':
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
     work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def repeat(work, times):
@@ -249,45 +220,38 @@ def repeat(work, times):
 
 
 def contestants(faces, batch_sizes, device, args):
-    """{name: (work, images or operations in one call)}, and the trainers by name."""
-    works, trainers = {}, {}
+    """{name: (work, images or operations in one call)}, and the Training of each network."""
+    works, trained = {}, {}
     for network, batch_size in batch_sizes.items():
         recipe = replace(NETWORKS[network], batch_size=batch_size)
         steps = 8 if network == 'small' or device.type == 'cuda' else 2
-        images = steps * batch_size
-        ours = Ours(faces, recipe, device)
-        theirs = Apart(Conventional, faces.root, recipe, args.ctx)
-        for name, trainer in ((f'{network} train', ours), (f'{network} conventional', theirs)):
-            trainers[name] = trainer
-            works[name] = repeat(functools.partial(trainer.step, 'min'), steps), images
-        if recipe.max_steps:
-            step = functools.partial(ours.step, 'max')
-            works[f'{network} max step'] = repeat(step, steps), images
+        images, ours = steps * batch_size, Ours(faces, recipe, device)
+        theirs, trained[network] = Apart(faces.root, recipe, args.ctx), ours.training
+        works[f'{network} train'] = repeat(ours.step, steps), images
+        works[f'{network} conventional'] = functools.partial(theirs.steps, steps), images
         alone = convolutions(ours.training, batch_size, device)
         works[f'{network} convolutions'] = repeat(alone, steps), images
         # each face is embedded with its mirror: half the faces make passes of the same size
         half, n = evaluation_loader(faces, batch_size // 2), 2 * steps
         work = functools.partial(embed, ours.training, half, n, device)
         works[f'{network} embed'] = work, n * (batch_size // 2)
-    shapes = ((64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12))
     for dtype in (torch.bfloat16, torch.float32):
-        for shape in shapes[:: 2 if args.quick else 1]:
+        for shape in SHAPES[:: 2 if args.quick else 1]:
             name = f'convolution {"×".join(map(str, shape))} {str(dtype).removeprefix("torch.")}'
             works[name] = convolution(*shape, dtype, device)
-    return works, trainers
+    return works, trained
 
 
 def embed(training, loader, batches, device):
-    batches = itertools.islice(loader, batches)
-    extract(training.model, batches, device, training.executor.precision == 'bf16', ('embedding',))
+    batches, bf16 = itertools.islice(loader, batches), training.executor.precision == 'bf16'
+    extract(training.model, batches, device, bf16, ('embedding',))
 
 
 def one_core(faces, uncached):
     """{name: (work, images)} of the data path, without a network."""
-    indices = list(range(min(256, len(faces))))
-    transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    )
+    indices, mean = list(range(min(256, len(faces)))), [0.5] * 3
+    steps = [transforms.ToTensor(), transforms.Normalize(mean, mean)]
+    transform = transforms.Compose(steps)
 
     def by_pil():
         torch.stack([transform(Image.open(faces.path(i)).convert('RGB')) for i in indices])
@@ -325,93 +289,63 @@ def peak_resident():
 
 
 def peak_memory(network, kind, batch_size, root, ctx):
-    """Peak memory in MiB before and during three steps: of the GPU, or of this process, which must
-    be a fresh one."""
+    """Peak memory in MiB of three steps: of the GPU, or of this process, which must be a fresh
+    one."""
     faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
     recipe = replace(NETWORKS[network], batch_size=batch_size)
     faces.check()
-    if kind == 'train':
-        trainer = Ours(faces, recipe, utils.pick_device(ctx))
-    else:
-        trainer = Conventional(faces, recipe, ctx)
-    most = (lambda: torch.cuda.max_memory_allocated(ctx)) if ctx >= 0 else peak_resident
-    before = most()
+    make = Ours if kind == 'train' else Conventional
+    trainer = make(faces, recipe, utils.pick_device(ctx) if kind == 'train' else ctx)
     for _ in range(3):
-        trainer.step('min')
-    return {'peak': most() / 2**20, 'before the first step': before / 2**20}
+        trainer.step()
+    return (torch.cuda.max_memory_allocated(ctx) if ctx >= 0 else peak_resident()) / 2**20
 
 
 def machine(device):
     """What the figures depend on."""
+    name = platform.processor() or platform.machine()
     if device.type == 'cuda':
-        kind = torch.cuda.get_device_name(device)
-    else:
-        name = platform.processor() or platform.machine()
-        if os.path.exists('/proc/cpuinfo'):
-            found = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text())
-            name = found[1] if found else name
-        kind = f'{os.cpu_count()} cores {name}'
-    return {
-        'machine': kind,
-        'kind': re.sub('[^a-z0-9]+', '-', kind.lower()).strip('-'),
-        'cores': os.cpu_count(),
-        **run_summary(device),
-        'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16',
-        'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
-    }
+        name = torch.cuda.get_device_name(device)
+    elif os.path.exists('/proc/cpuinfo'):
+        found = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text())
+        name = f'{os.cpu_count()} cores {found[1] if found else name}'
+    kind = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+    about = {'machine': name, 'kind': kind, 'cores': os.cpu_count(), **run_summary(device)}
+    return about | {'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16'}
 
 
 def run(args):
     device = utils.pick_device(args.ctx)
     gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
-    batch_sizes = {
-        name: (args.small_batch_size or (1024 if gpu else 64))
-        if name == 'small'
-        else args.batch_size or (256 if gpu else NETWORKS[name].batch_size)
-        for name in args.networks
-    }
+    sizes = {name: 256 if gpu else NETWORKS[name].batch_size for name in args.networks}
+    sizes = {name: args.batch_size or size for name, size in sizes.items()}
+    if 'small' in sizes:
+        sizes['small'] = args.small_batch_size or (1024 if gpu else 64)
     with tempfile.TemporaryDirectory() as folder:
-        root, images = os.path.join(folder, 'drawn', 'train'), 8
-        people = max(64, 2 * max(batch_sizes.values()) // images)
-        drawing.make(Path(root).parent, people=people, val_people=1, images=images, progress=False)
+        root, people = os.path.join(folder, 'drawn', 'train'), max(64, max(sizes.values()) // 4)
+        drawing.make(Path(root).parent, people=people, val_people=1, images=8, progress=False)
         faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
         faces.check()
-        works, trainers = contestants(faces, batch_sizes, device, args)
-        waited = {name: [] for name in trainers}
-        for name, trainer in trainers.items():
-            work, count = works[name]
-            works[name] = functools.partial(_timed, trainer, work, waited[name]), count
+        memory = {}
+        for network, kind in itertools.product(sizes, ('train', 'conventional')):
+            # a process of its own, since a peak never falls again
+            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+                what = network, kind, sizes[network], root, args.ctx
+                memory[f'{network} {kind}'] = {'peak': pool.submit(peak_memory, *what).result()}
+        works, trained = contestants(faces, sizes, device, args)
         seconds, rates = measure(works, device, rounds)
-        waiting = {
-            name: spread([w / s for w, s in zip(waited[name][1:], seconds[name], strict=True)])
-            for name in trainers
-        }
-        operations = {
-            name: operations_of(trainers[f'{name} train'].training, device) for name in batch_sizes
-        }
-        threads = torch.get_num_threads()
+        operations = {name: operations_of(trained[name], device) for name in sizes}
         torch.set_num_threads(1)
         paths = one_core(faces, uncached)
         path_seconds, path_rates = measure(paths, torch.device('cpu'), 3 * rounds)
-        torch.set_num_threads(threads)
-        for name in batch_sizes:
-            trainers[f'{name} conventional'].pool.shutdown()
-        del works, trainers, work, trainer
-        if gpu:  # the children share it with this process
-            gc.collect()
-            torch.cuda.empty_cache()
-        memory = {}
-        for network, kind in itertools.product(batch_sizes, ('train', 'conventional')):
-            # a process of its own, since a peak never falls again
-            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-                what = network, kind, batch_sizes[network], root, args.ctx
-                memory[f'{network} {kind}'] = pool.submit(peak_memory, *what).result()
+        for name in sizes:
+            works[f'{name} conventional'][0].func.__self__.pool.shutdown()
     by_pil = path_rates['PIL + ToTensor + Normalize']
     report = {
         **machine(device),
         'command': tables.command(),
         'rounds': rounds,
-        'batch_sizes': batch_sizes,
+        'batch_sizes': sizes,
         'faces': len(faces),
         'operations_per_pass': operations,
         **summary(rates, operations),
@@ -419,7 +353,6 @@ def run(args):
             name: {'images_per_s': spread(values), 'against_pil': ratio(values, by_pil)}
             for name, values in path_rates.items()
         },
-        'waiting_for_data': waiting,
         'memory_mib': memory,
         'seconds': seconds | path_seconds,
     }
@@ -429,79 +362,55 @@ def run(args):
     print(markdown(report), out, sep='\n\n')
 
 
-def _timed(trainer, work, waited):
-    """Does the work and notes the seconds in which the trainer waited for its loader."""
-    trainer.waited = 0.0
-    work()
-    waited.append(trainer.waited)
-
-
-def operations_of(training, device):
-    """Operations (two for a multiplication and an addition) of one face's pass through the backbone
-    and both heads."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        training.model(two_faces(device))
-    return counter.get_total_flops() // 2
-
-
 def summary(rates, operations):
     """images_per_s, ceiling_gflops, and the ratios that are made of both."""
     ceilings, ratios = {}, {}
     for dtype in ('bfloat16', 'float32'):
         names = [n for n in rates if n.startswith('convolution') and n.endswith(dtype)]
         best = max(names, key=lambda name: statistics.median(rates[name]))
-        ceilings[f'convolution {dtype}'] = {'which': best, 'rates': rates[best]}
-    images = {n: values for n, values in rates.items() if not n.startswith('convolution')}
-    for network, passes in operations.items():
-        ours, alone, conventional, embedded = (
-            images[f'{network} {kind}']
-            for kind in ('train', 'convolutions', 'conventional', 'embed')
-        )
-        embedded = [2 * rate for rate in embedded]  # the face and its mirror
-        ratios[f'{network}: training, of the conventional loop'] = ratio(ours, conventional)
-        ratios[f'{network}: training, of its convolutions alone'] = ratio(ours, alone)
-        works = {  # a backward pass counts as two passes
-            'training': [3 * passes * rate for rate in ours],
-            'its convolutions alone': [3 * passes * rate for rate in alone],
-            'embedding': [passes * rate for rate in embedded],
-        }
-        for (kind, ceiling), (name, work) in itertools.product(ceilings.items(), works.items()):
-            ratios[f'{network}: {name}, of the {kind} ceiling'] = ratio(work, ceiling['rates'])
-        if f'{network} max step' in images:
-            climb = ratio(images[f'{network} max step'], embedded)
-            ratios[f'{network}: max step, of embedding, in passes'] = climb
-    gflops = {
-        kind: {'which': ceiling['which'], **spread([rate / 1e9 for rate in ceiling['rates']])}
-        for kind, ceiling in ceilings.items()
-    }
-    images = {name: spread(values) for name, values in images.items()}
-    return {'images_per_s': images, 'ceiling_gflops': gflops, 'ratios': ratios}
+        gflops = [rate / 1e9 for rate in rates[best]]
+        ceilings[f'convolution {dtype}'] = {'which': best, **spread(gflops)}
+        for network, passes in operations.items():
+            works = {  # a backward pass counts as two passes; embedding passes face and mirror
+                'training': (3 * passes, rates[f'{network} train']),
+                'its convolutions alone': (3 * passes, rates[f'{network} convolutions']),
+                'embedding': (2 * passes, rates[f'{network} embed']),
+            }
+            for name, (each, images) in works.items():
+                share = ratio([each * rate for rate in images], rates[best])
+                ratios[f'{network}: {name}, of the convolution {dtype} ceiling'] = share
+    for network in operations:
+        ours = rates[f'{network} train']
+        pairs = {'the conventional loop': 'conventional', 'its convolutions alone': 'convolutions'}
+        for name, kind in pairs.items():
+            ratios[f'{network}: training, of {name}'] = ratio(ours, rates[f'{network} {kind}'])
+    images = {n: spread(values) for n, values in rates.items() if not n.startswith('convolution')}
+    return {'images_per_s': images, 'ceiling_gflops': ceilings, 'ratios': ratios}
 
 
 def markdown(report, what='networks'):
-    """A table of docs/performance.md: median [smallest, largest] over the rounds; for waiting and
-    memory one number. `what` may be 'data': the data path on one core."""
+    """A table of docs/performance.md: median [smallest, largest] over the rounds, for memory one
+    number. `what` may be 'data': the data path on one core."""
     if what == 'data':
-        return tables.markdown(
-            ['', 'images/s', 'of PIL + ToTensor + Normalize'],
-            [
-                [name, cell(row['images_per_s'], 0), cell(row['against_pil'], 1)]
-                for name, row in report['data_path_per_core'].items()
-            ],
-        )
+        paths = report['data_path_per_core']
+        rows = [
+            [name, cell(row['images_per_s'], 0), cell(row['against_pil'], 1)]
+            for name, row in paths.items()
+        ]
+        return tables.markdown(['', 'images/s', 'of PIL + ToTensor + Normalize'], rows)
     networks, ceiling = list(report['batch_sizes']), 'of the convolution bfloat16 ceiling'
-    memory, shares = report['memory_mib'], report['waiting_for_data']
 
     def rate(kind):
         values = [report['images_per_s'][f'{network} {kind}'] for network in networks]
         return [cell(value, max(0, 2 - int(math.log10(value['median'])))) for value in values]
 
     def share(kind):
-        return [cell(report['ratios'].get(f'{network}: {kind}')) for network in networks]
+        return [cell(report['ratios'][f'{network}: {kind}']) for network in networks]
 
     def peak(name):
-        return f'{memory[name]["peak"] * 2**20 / 1e9:.1f}'
+        return f'{report["memory_mib"][name]["peak"] * 2**20 / 1e9:.1f}'
 
+    peaks = [f'{peak(f"{n} train")} of {peak(f"{n} conventional")} GB' for n in networks]
     rows = {
         'training, images/s': rate('train'),
         'of the conventional loop': share('training, of the conventional loop'),
@@ -509,16 +418,10 @@ def markdown(report, what='networks'):
         'of its own convolutions, all else left out': share('training, of its convolutions alone'),
         'those, of the best bf16 convolution': share(f'its convolutions alone, {ceiling}'),
         'embedding (face and mirror), images/s': rate('embed'),
-        'of the best bf16 convolution ': share(f'embedding, {ceiling}'),
-        'a step of the adversary, of embedding, in passes': share(
-            'max step, of embedding, in passes'
-        ),
-        'waiting for data': [f'{100 * shares[f"{n} train"]["median"]:.1f} %' for n in networks],
-        "peak memory, of the conventional loop's": [
-            f'{peak(f"{n} train")} of {peak(f"{n} conventional")} GB' for n in networks
-        ],
+        'that, of the best bf16 convolution': share(f'embedding, {ceiling}'),
+        "peak memory, of the conventional loop's": peaks,
     }
-    return tables.markdown(['', *networks], [[name.strip(), *row] for name, row in rows.items()])
+    return tables.markdown(['', *networks], [[name, *row] for name, row in rows.items()])
 
 
 def arguments():

@@ -44,14 +44,6 @@ def test_faces_of_a_person_are_as_alike_as_asked():
     assert abs(scores[own == 0].mean()) < 0.05 and len(queries) == search.QUERIES
 
 
-def test_enrolled_people_are_counted():
-    import search
-
-    centres = np.repeat(np.eye(30), 4, axis=0)
-    found = search.enrolled(centres.astype(np.float32), np.repeat(np.arange(30), 4), 2, 0)
-    assert found['people'] == 30 and found['best'] == found['mean'] == {'rank1': 1, 'found': 1}
-
-
 def test_a_summary_is_over_what_was_asked():
     import calibration as benchmark
 

@@ -64,5 +64,5 @@ def test_trainers_and_their_convolutions(drawn):
     fine = tiny(factorization='solved', within_person=True, lambda_dal=0.0)
     ours = speed.Ours(faces, fine, CPU)
     for trainer in (speed.Conventional(faces, tiny(), -1), ours):
-        trainer.step('min')
+        trainer.step()
     speed.convolutions(ours.training, 8, CPU)()
