@@ -14,14 +14,14 @@ import pytest
 import torch
 from conftest import PHASES
 from kills import assert_same_run, finish
-from test_bad_disk import LINE, errors, limit, own, struck, tiny  # noqa: F401
+from test_bad_disk import LINE, errors, limit, own, struck, tiny, whole  # noqa: F401
 from test_strangers import damaged
 
 from dataset import Faces
 from preparation.sharding import write_shards
 from utils import DataError
 
-SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of fuzzing
+SECONDS = float(os.environ.get('FAULT_SECONDS', 4))  # of fuzzing
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,20 @@ def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):  # noqa: F
 @pytest.mark.parametrize(
     'workers, change, why',
     [
-        (0, lambda path: os.truncate(path, 5000), 'cut short while in use'),
         (2, lambda path: os.truncate(path, 5000), 'cut short while in use'),
         (2, os.remove, 'No such file or directory'),
     ],
 )
-def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(own, tmp_path, workers, change, why):  # noqa: F811
-    """Where a memory map would end the process without a word."""
+def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(
+    own,  # noqa: F811
+    whole,  # noqa: F811
+    tmp_path,
+    workers,
+    change,
+    why,
+):
+    """Here a memory map would end the process without a word."""
     line = (*LINE, '--workers', workers)
-    assert finish(own, tmp_path / 'whole', *line, settings=PHASES)[0] == 0
 
     def strike(faces, _):
         if faces.root.endswith('train') and os.path.exists(faces.pixels.path):
@@ -88,7 +93,7 @@ def test_decoded_faces_that_are_cut_or_removed_in_mid_epoch(own, tmp_path, worke
         'saved where it stopped'
     )
     assert finish(own, tmp_path / 'run', *line, settings=PHASES)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole)
 
 
 def elsewhere(work, prepare):
@@ -158,11 +163,22 @@ def sharded(entry, tmp_path):
     return entry | {'train_root': write_shards(faces, tmp_path / 'set' / 'train', per_shard=10)}
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_killed_in_mid_epoch_it_is_the_run_it_would_have_been(sharded, tmp_path, workers):
-    options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', workers)
-    assert finish(sharded, tmp_path / 'whole', *line, **options)[0] == 0
-    for number, step in ((signal.SIGKILL, 3), (signal.SIGTERM, 2), (signal.SIGINT, 2)):
+OPTIONS = dict(settings=(*PHASES, 'cache=False'))
+
+
+@pytest.fixture(scope='module')
+def whole_on_shards(entry, tmp_path_factory):
+    """A run on such shards to which nothing happened."""
+    folder = tmp_path_factory.mktemp('shards')
+    faces = Faces(entry['train_root'], entry['pat'], entry['pos'])
+    shards = entry | {'train_root': write_shards(faces, folder / 'set' / 'train', per_shard=10)}
+    assert finish(shards, folder / 'run', *LINE, **OPTIONS)[0] == 0
+    return folder / 'run'
+
+
+def test_killed_in_mid_epoch_it_is_the_run_it_would_have_been(sharded, whole_on_shards, tmp_path):
+    options, line = OPTIONS, (*LINE, '--workers', 2)
+    for number, step in ((signal.SIGKILL, 3), (signal.SIGTERM, 2)):
         assert (
             finish(
                 sharded, tmp_path / 'run', *line, **options, moment=('between steps', step, number)
@@ -170,15 +186,16 @@ def test_killed_in_mid_epoch_it_is_the_run_it_would_have_been(sharded, tmp_path,
             != 0
         )
     assert finish(sharded, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole_on_shards)
 
 
 @pytest.mark.parametrize(
     'workers, change', [(2, lambda path: os.truncate(path, 512)), (0, os.remove)]
 )
-def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers, change):
-    options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', workers)
-    assert finish(sharded, tmp_path / 'whole', *line, **options)[0] == 0
+def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(
+    sharded, whole_on_shards, tmp_path, workers, change
+):
+    options, line = OPTIONS, (*LINE, '--workers', workers)
     path = Path(sharded['train_root'].replace('{00000..00003}', '00001'))
     shutil.copy2(path, tmp_path / 'kept')
 
@@ -198,7 +215,7 @@ def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, tmp_path, workers
     )
     shutil.copy2(tmp_path / 'kept', path)
     assert finish(sharded, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+    assert_same_run(tmp_path / 'run', whole_on_shards)
 
 
 def test_fuzzed_shards(sharded, tmp_path):
@@ -208,15 +225,15 @@ def test_fuzzed_shards(sharded, tmp_path):
         random.Random(0),
         [],
     )
-    whole, until = path.read_bytes(), time.monotonic() + SECONDS / 2
+    intact, until = path.read_bytes(), time.monotonic() + SECONDS / 2
     while time.monotonic() < until:
-        data = damaged(whole, draw)
+        data = damaged(intact, draw)
         if draw.random() < 0.3:  # in what is said of a face, since most of a tar is image
-            at = whole.index(b'{"identity"', draw.randrange(len(whole) // 2))
+            at = intact.index(b'{"identity"', draw.randrange(len(intact) // 2))
             data = (
-                whole[:at]
-                + bytes(damaged(whole[at : at + 64], draw))[:64].ljust(64)
-                + whole[at + 64 :]
+                intact[:at]
+                + bytes(damaged(intact[at : at + 64], draw))[:64].ljust(64)
+                + intact[at + 64 :]
             )
         path.write_bytes(data)
         try:

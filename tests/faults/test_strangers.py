@@ -27,7 +27,7 @@ from storage.images import decode
 from training import pretrained, resume
 from utils import DataError
 
-SECONDS = float(os.environ.get('FAULT_SECONDS', 8))  # of all fuzzing together
+SECONDS = float(os.environ.get('FAULT_SECONDS', 4))  # of all fuzzing together
 
 
 class Hostile:
@@ -104,7 +104,7 @@ def test_truncated_weights(state, tmp_path, reader):
         2,
         4,
         100,
-        *range(0, len(whole), len(whole) // 20),
+        *range(0, len(whole), len(whole) // 7),
         len(whole) - 22,
         len(whole) - 1,
     ]:
@@ -198,7 +198,7 @@ def test_states_of_other_types(state, tmp_path, change):
 def test_weights_of_other_shapes_and_without_keys(state, tmp_path, reader):
     weights = state['model']
     # which torch forgives
-    for name in (name for name in weights if not name.endswith('num_batches_tracked')):
+    for name in [name for name in weights if not name.endswith('num_batches_tracked')][::7]:
         for other in (
             {key: tensor for key, tensor in weights.items() if key != name},
             weights | {name: weights[name][None, ..., None]},
