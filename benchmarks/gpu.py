@@ -1,11 +1,10 @@
-"""Whether training works on this GPU, and how fast it is: PASS or FAIL a line, and a JSON file.
+"""Whether training works on this GPU: PASS or FAIL a line, and a JSON file.
 
     python3 benchmarks/gpu.py                    # the first GPU
     python3 benchmarks/gpu.py --ctx -1 --tiny    # all that a CPU can show of this
 
-The exit status is 1 if anything fails. The tests that are marked `gpu` run too. The figures:
-images/s at batches of 64 to 1024, eager and compiled, peak memory, and the share of the best matrix
-product.
+The exit status is 1 if anything fails. The tests that are marked `gpu` run too. How fast it is:
+`benchmarks/speed.py --ctx 0`.
 """
 
 import os
@@ -21,14 +20,12 @@ os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 import tables
 import torch
-from speed import RESULTS, Ours, clock, machine, operations_of, repeat
+from speed import RESULTS, machine
 from steps import iterate
 
 import main
 import meta
 import utils
-from dataset import Faces
-from synthesis import drawing
 from training.recipe import Recipe, recipes
 from training.resume import save_state, start
 
@@ -152,55 +149,14 @@ def verdict(name, check, *args):
     return row
 
 
-def speeds(faces, device, tiny):
-    """Operations a second of the best product, and a row of figures for every batch size, eager and
-    compiled."""
-    size, rows = 256 if tiny else 8192 if device.type == 'cuda' else 3072, []
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    ceiling = max(2 * size**3 / clock(lambda: a @ b, device) for _ in range(5))
-    for compiled in (False,) if tiny else (False, True):
-        for batch_size in [8, 16] if tiny else [64, 128, 256, 512, 1024]:
-            recipe = replace(recipes['paper'], batch_size=batch_size, compile=compiled)
-            row = {'batch_size': batch_size, 'compiled': compiled}
-            try:
-                recipe = replace(recipe, **TINY) if tiny else recipe
-                row |= speed(faces, recipe, device, 2 if tiny else 20, ceiling)
-            except (torch.OutOfMemoryError, RuntimeError) as error:  # or no compiler
-                row['error'] = str(error).splitlines()[0][:200]
-            print(row, flush=True)
-            rows.append(row)
-            torch._dynamo.reset()
-    return {'product, operations/s': ceiling, 'steps': rows}
-
-
-def speed(faces, recipe, device, steps, ceiling):
-    ours = Ours(faces, recipe, device)
-    for _ in range(3):  # kernels are chosen, or compiled
-        ours.step()
-    rate = steps * recipe.batch_size / clock(repeat(ours.step, steps), device)
-    row = {'images_per_s': rate}
-    if device.type == 'cuda':
-        row['peak_memory'] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.empty_cache()
-    if not recipe.compile:
-        row['of the product'] = rate * 3 * operations_of(ours.training, device) / ceiling
-    return row
-
-
 def run(args):
     device, tiny = utils.pick_device(args.ctx), TINY if args.tiny else {}
     kinds = {name: replace(recipe, **tiny) for name, recipe in recipes.items()}
     with tempfile.TemporaryDirectory() as folder:
-        root, people = Path(folder, 'drawn', 'train'), 16 if args.tiny else 256
-        drawing.make(root.parent, people=people, val_people=4, images=8, progress=False)
         rows = [verdict(name, *check) for name, *check in checks(kinds, device, Path(folder))]
-        faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
-        faces.check()
-        figures = speeds(faces, device, args.tiny)
     about = {**machine(device), 'cuda': torch.version.cuda, 'command': tables.command()}
     out = args.out or RESULTS / f'gpu-{about["kind"]}.json'
-    tables.write(about | {'checks': rows} | figures, out)
+    tables.write(about | {'checks': rows}, out)
     failed = sum(row['result'] == 'FAIL' for row in rows)
     print(f'{len(rows) - failed} of {len(rows)} passed; {out}')
     sys.exit(int(failed > 0))

@@ -283,5 +283,4 @@ def test_the_one_command_on_a_cpu(tmp_path, monkeypatch):
         gpu.run(gpu.arguments())
     report = json.loads(out.read_text())
     assert [row['result'] for row in report['checks']] == 3 * ['PASS'] + ['FAIL']
-    assert {'torch', 'cuda', 'steps'} <= report.keys()
-    assert all(row['images_per_s'] > 0 for row in report['steps'])
+    assert {'torch', 'cuda', 'machine'} <= report.keys()
