@@ -133,7 +133,7 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
-    def parts(self) -> tuple[list, list[list], list]:
+    def sections(self) -> tuple[list, list[list], list]:
         """Stem, blocks and tail: `forward` runs them one after another."""
         blocks = [[block] for stage in self.stages for block in stage]
         return [], blocks, [functools.partial(torch.flatten, start_dim=1), self.project]
@@ -558,6 +558,9 @@ class DALModel(nn.Module):
         except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
             raise ValueError(f'{path}: the weights do not fit this backbone ({why})') from None
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f'{path}: its weights are damaged: {name}: NaN or infinite values')
         return model
 
 

@@ -72,5 +72,5 @@ class AdaFace(PretrainedBackbone):
             nn.BatchNorm1d(self.dim, affine=False),
         )
 
-    def parts(self):
+    def sections(self):
         return [self.input_layer], [[unit] for unit in self.body], [self.output_layer]

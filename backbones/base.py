@@ -44,7 +44,7 @@ class PretrainedBackbone(nn.Module):
 
     RGB faces (N, 3, 112, 96 or 112), pixel values 0…255, uint8 or float -> x (N, dim), as the
     network's last layer gives it: of no unit length. A subclass names its layers as the published
-    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and its `parts`.
+    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and its `sections`.
     `build(**backbone.config)` makes the same network again, without its weights.
     """
 
@@ -80,13 +80,13 @@ class PretrainedBackbone(nn.Module):
             faces = faces.flip(1)
         return torch.addcmul(self.shift, faces, self.scale)
 
-    def parts(self) -> tuple[list, list[list], list]:
+    def sections(self) -> tuple[list, list[list], list]:
         """Stem, blocks and tail: modules and functions that `encode` runs one after another."""
         raise NotImplementedError
 
     def encode(self, faces: torch.Tensor) -> torch.Tensor:
         """What `prepare` made -> x (N, dim)."""
-        stem, blocks, tail = self.parts()
+        stem, blocks, tail = self.sections()
         for step in itertools.chain(stem, *blocks, tail):
             faces = step(faces)
         return faces

@@ -118,7 +118,7 @@ class InceptionResnetV1(PretrainedBackbone):
         self.last_linear = nn.Linear(1792, self.dim, bias=False)
         self.last_bn = nn.BatchNorm1d(self.dim, eps=0.001)
 
-    def parts(self):
+    def sections(self):
         stem = [self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.maxpool_3a, self.conv2d_3b]
         blocks = [*self.repeat_1, self.mixed_6a, *self.repeat_2, self.mixed_7a, *self.repeat_3]
         tail = [self.avgpool_1a, flatten, self.dropout, self.last_linear, self.last_bn]

@@ -63,7 +63,7 @@ class IResNet(PretrainedBackbone):
         self.features = nn.BatchNorm1d(self.dim)
         self.features.weight.requires_grad = False  # at 1: published so, for a margin on cosines
 
-    def parts(self):
+    def sections(self):
         blocks = itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4)
         tail = [self.bn2, flatten, self.fc, self.features]
         return [self.conv1, self.bn1, self.prelu], [[block] for block in blocks], tail

@@ -39,7 +39,7 @@ class SeparableConv(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widened, filtered channel by channel, narrowed; the input is added where shapes agree."""
+    """Widened, filtered channel by channel, narrowed; the input is added if shapes agree."""
 
     def __init__(self, inputs, outputs, stride, expansion):
         super().__init__()
@@ -89,6 +89,6 @@ class MobileFaceNet(PretrainedBackbone):
         self.conv3 = nn.Conv2d(512, self.dim, 1)
         self.bn = nn.BatchNorm2d(self.dim)
 
-    def parts(self):
+    def sections(self):
         tail = [self.conv2, self.gdconv, self.conv3, self.bn, flatten]
         return [self.conv1, self.dw_conv], [[block] for block in self.features], tail

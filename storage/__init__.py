@@ -1,1 +1,1 @@
-"""The rooms behind dataset.py: where images lie, how one is opened, decoded pixels in one file."""
+"""The rooms behind dataset.py: folders, lists and shards of images, one image, rows in a file."""

@@ -249,7 +249,7 @@ _STRICT = _Strict()
 
 @functools.cache
 def kinds() -> list[str]:
-    """Those of KINDS that can be read here; HEIF where pillow-heif is installed."""
+    """Those of KINDS that can be read here; HEIF if pillow-heif is installed."""
     if importlib.util.find_spec('pillow_heif'):
         import pillow_heif
 
@@ -259,7 +259,7 @@ def kinds() -> list[str]:
 
 
 def _orientation(data):
-    """That of a JPEG; 1 where its EXIF is damaged."""
+    """That of a JPEG; 1 if its EXIF is damaged."""
     try:
         with _STRICT, Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
             return _orientation_of(image)
@@ -268,7 +268,7 @@ def _orientation(data):
 
 
 def _orientation_of(image):
-    """EXIF's number from 1 to 8 for how the picture lies; XMP's where EXIF has none."""
+    """EXIF's number from 1 to 8 for how the picture lies; XMP's if EXIF has none."""
     try:
         number = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF is no damaged picture

@@ -40,19 +40,19 @@ def test_the_two_sides_of_a_split_are_the_network(name, blocks):
     wanted = backbone(faces()) if name != 'dal' else backbone(x)
     for count in (1, 2, blocks):
         result = x
-        for side in last_blocks.parts(backbone, count):
+        for side in last_blocks.sides(backbone, count):
             for step in side:
                 result = step(result)
         torch.testing.assert_close(result, wanted)
     with pytest.raises(utils.UserError, match=f'the backbone has {blocks} blocks'):
-        last_blocks.parts(backbone, blocks + 1)
+        last_blocks.sides(backbone, blocks + 1)
 
 
 def test_a_backbone_without_blocks_is_said():
     with pytest.raises(utils.UserError, match='resnet18 can only be trained whole'):
-        last_blocks.parts(backbones.build('resnet18'), 2)
-    with pytest.raises(utils.UserError, match='of your own needs a method parts'):
-        last_blocks.parts(torch.nn.Identity(), 2)
+        last_blocks.sides(backbones.build('resnet18'), 2)
+    with pytest.raises(utils.UserError, match='of your own needs a method sections'):
+        last_blocks.sides(torch.nn.Identity(), 2)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_step_on_activations_is_the_step_on_images(drawn):
     training.model.eval()
     faces = Faces(drawn / 'train', r'_|\.', 1)
     images = faces.__getitems__([0, 1, 2])[0]
-    first = last_blocks.parts(training.model.backbone, 1)[0]
+    first = last_blocks.sides(training.model.backbone, 1)[0]
     with torch.no_grad():
         rows = last_blocks._activations(training, first, images)
     kept = torch.from_numpy(rows).permute(0, 3, 1, 2)

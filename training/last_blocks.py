@@ -26,15 +26,15 @@ from utils import DataError, UserError
 BATCH = 64  # faces whose activations are computed together
 
 
-def parts(backbone: Any, count: int) -> tuple[list, list]:
+def sides(backbone: Any, count: int) -> tuple[list, list]:
     """What a backbone runs one after another: before its last `count` blocks, and from them on.
 
     Raises UserError if it has no such blocks.
     """
-    if not hasattr(backbone, 'parts'):
-        raise UserError(f'last_blocks is {count}; a backbone of your own needs a method parts')
+    if not hasattr(backbone, 'sections'):
+        raise UserError(f'last_blocks is {count}; a backbone of your own needs a method sections')
     try:
-        stem, blocks, tail = backbone.parts()
+        stem, blocks, tail = backbone.sections()
     except NotImplementedError:
         name = backbone.config['name']
         raise UserError(f'last_blocks is {count}; {name} can only be trained whole') from None
@@ -50,12 +50,12 @@ def split(model: DALModel, count: int) -> None:
     """
     if not count:
         return
-    for module in _modules(parts(model.backbone, count)[0]):
+    for module in _modules(sides(model.backbone, count)[0]):
         module.requires_grad_(False)
 
     def last(activations):
         x = activations[..., : activations.shape[-1] // 2].float()
-        for step in parts(model.backbone, count)[1]:
+        for step in sides(model.backbone, count)[1]:
             x = step(x)
         return x
 
@@ -76,7 +76,7 @@ def keep_activations(training: Any, faces: Faces) -> None:
     if not training.pretrained:
         raise UserError('last_blocks: the others must know faces: start from --init or weights')
     training.model.eval()
-    first = parts(training.model.backbone, training.recipe.last_blocks)[0]
+    first = sides(training.model.backbone, training.recipe.last_blocks)[0]
     face = _activations(training, first, faces.__getitems__([0])[0])
     layout = Layout(len(faces), tuple(face.shape[1:]), 'float16', 'activations')
     beside, key = faces.source.beside, _key(training, first, faces)

@@ -104,11 +104,13 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
     )
     own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0]
     sums = torch.zeros(end - begin, training.model.dim)
+    model, bf16 = training.model.eval(), training.executor.precision == 'bf16'
     with progress(None, 'centres of the people', len(own), unit=' faces') as bar:
         for start in range(0, len(own), PART):
             part = own[start : start + PART]
-            x_id = torch.from_numpy(_embed(training, Subset(faces, part.tolist())))
-            unit = torch.nn.functional.normalize(x_id)
+            loader = evaluation_loader(Subset(faces, part.tolist()))
+            x_id = extract(model, loader, training.device, bf16=bf16, keep=('x_id',))['x_id']
+            unit = torch.nn.functional.normalize(torch.from_numpy(x_id))
             sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
             bar.update(len(part))
     centres = torch.nn.functional.normalize(sums).to(head.weight)
@@ -118,13 +120,3 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
         whole = torch.zeros_like(head.weight)
         whole[begin:end] = centres
         head.weight.copy_(all_reduce(whole))
-
-
-def _embed(training, faces):
-    """x_id (N, D) of faces, or of their activations."""
-    loader, model = evaluation_loader(faces), training.model.eval()
-    if training.recipe.last_blocks:
-        batches = [training.executor.features(batch[0].to(training.device))[1] for batch in loader]
-        return torch.cat(batches).cpu().numpy()
-    bf16 = training.executor.precision == 'bf16'
-    return extract(model, loader, training.device, bf16=bf16, keep=('x_id',))['x_id']

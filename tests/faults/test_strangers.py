@@ -271,6 +271,7 @@ def test_weights_of_ours_that_are_damaged(state, tmp_path, reader, name):
     weights = state['model'] | {name: torch.full_like(state['model'][name], float('nan'))}
     line = said(READERS[reader], saved(state | {'model': weights}, tmp_path / 'w.pth'))
     assert f'w.pth: its weights are damaged: {name}: ' in line and 'NaN' in line
+    assert f'w.pth: its weights are damaged: {name}: NaN' in said(DALModel.load, tmp_path / 'w.pth')
     whole = bytearray(saved(state, tmp_path / 'w.pth').read_bytes())
     lost = state['model'][name].detach().contiguous().numpy().tobytes()
     at = bytes(whole).index(lost)
