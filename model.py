@@ -442,6 +442,9 @@ class DALModel(nn.Module):
         self.estimator: AgeEstimator | None = None  # fitted to x at the end; None: ages are unknown
 
     def _find_dim(self):
+        stated = getattr(self.backbone, 'config', {}).get('dim') or getattr(self.backbone, 'dim', 0)
+        if type(self.backbone) is Backbone or hasattr(self.backbone, 'set_normalisation'):
+            return stated  # asking would take as long as embedding several faces
         was_training = self.backbone.training
         self.backbone.eval()
         with torch.no_grad():

@@ -65,10 +65,11 @@ class PretrainedBackbone(nn.Module):
 
     def set_normalisation(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
         """(v − mean) / deviation, kept as one multiplication and one addition."""
-        scale = 1 / torch.tensor(deviation, dtype=torch.float64)
-        shift = -torch.tensor(mean, dtype=torch.float64) * scale
-        self.register_buffer('scale', scale.float().reshape(3, 1, 1), persistent=False)
-        self.register_buffer('shift', shift.float().reshape(3, 1, 1), persistent=False)
+        # plain numbers: arithmetic of tensors without memory would import PyTorch's compiler
+        scale = [1 / one for one in deviation]
+        shift = [-one * factor for one, factor in zip(mean, scale, strict=True)]
+        for name, values in (('scale', scale), ('shift', shift)):
+            self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.encode(self.prepare(images))
