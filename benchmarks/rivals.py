@@ -17,7 +17,7 @@ import torch
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import tables  # noqa: E402
 
 import dal  # noqa: E402
+from evaluation.leakage import age_r2  # noqa: E402
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs  # noqa: E402
 from evaluation.rates import (  # noqa: E402
     bootstrap,
@@ -207,15 +208,14 @@ def leakage(unit, raw, labels, ages):
     people = np.random.default_rng(0).permutation(labels.max() + 1)[labels]
     chosen = np.argsort(people, kind='stable')[:PROBED]
     unit, raw, labels, ages = unit[chosen], raw[chosen], labels[chosen], ages[chosen]
-    ridge = make_pipeline(StandardScaler(), RidgeCV(len(unit) * np.logspace(-3, 2, 6)))
+    ridge = make_pipeline(StandardScaler(), Ridge(0.3 * len(unit)))
     kernel = KernelRidge(alpha=0.3, kernel='rbf', gamma=0.3 / unit.shape[1])
     probes = {
-        'r2_raw': (ridge, raw),
-        'r2': (ridge, unit),
         'r2_kernel': (make_pipeline(StandardScaler(), kernel), unit),
         'r2_nearest': (KNeighborsRegressor(20, metric='cosine'), unit),
     }
-    row, centred = {}, ages - ages.mean()
+    row = {'r2_raw': age_r2(raw, labels, ages), 'r2': age_r2(unit, labels, ages)}
+    centred = ages - ages.mean()
     for name, (probe, values) in probes.items():
         read = cross_val_predict(probe, values, centred, groups=labels, cv=GroupKFold(3))
         row[name] = r2_score(centred, read)
