@@ -304,7 +304,7 @@ def main():
                 about = {'map': name, 'fitted_on': int(count), 'test': Path(path).stem}
                 rows.append(about | row | {'auc_gain': interval(drawn - base)})
                 print(tables.as_text({name: rows[-1]}), flush=True)
-    report = {'command': tables.command(), 'train': [Path(path).stem for path in args.train]}
+    report = {'train': [Path(path).stem for path in args.train]}
     tables.write(report | {'rows': rows}, ROOT / f'benchmarks/results/rivals-{args.name}.json')
 
 
