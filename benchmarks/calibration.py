@@ -26,7 +26,7 @@ import verify
 from dataset import Faces
 from evaluation import age_calibration as calibration
 from synthesis import drawing
-from verification.calibrating import embed
+from verification.calibrating import features_of
 
 ENOUGH, FACTOR = 200, 1.5
 
@@ -41,11 +41,11 @@ def read(name, known, seed):
         entry = getattr(meta, name)
         root = entry['val_root'] or entry['train_root']
         faces = Faces(root, entry['pat'], entry['pos'], known.width)
-        return embed(known, faces), faces.labels, faces.ages
+        return features_of(known, faces)['embedding'], faces.labels, faces.ages
     with tempfile.TemporaryDirectory() as folder:
         drawing.make(f'{folder}/drawn', people=1, val_people=200, images=1, seed=seed)
         faces = Faces(f'{folder}/drawn/val', meta.demo['pat'], meta.demo['pos'], known.width)
-        return embed(known, faces), faces.labels, faces.ages
+        return features_of(known, faces)['embedding'], faces.labels, faces.ages
 
 
 def half_of(faces, seed, second):

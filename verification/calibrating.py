@@ -37,12 +37,20 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     entry = check_entry(name, entry, meta.age_cutoffs)
     root = entry['val_root'] or entry['train_root']
     faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
-    embeddings = embed(matcher, faces)
+    found = features_of(matcher, faces)
+    embeddings = found['embedding']
     stored = decision(people_report(embeddings, faces.labels, faces.ages, intervals=False))
-    ages = age_calibration.fit(age_calibration.score_pairs(embeddings, faces.labels, faces.ages))
+    known = {'ages': faces.ages}
+    if matcher.knows_ages:
+        known['estimated'] = np.array(matcher.ages(found)[0])
+    fitted = {
+        kind: age_calibration.fit(age_calibration.score_pairs(embeddings, faces.labels, ages))
+        for kind, ages in known.items()
+    }
+    ages = fitted['ages']
     if stored is None or ages is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
-    write_calibration(stored | {'ages': ages}, name, matcher.info, path)
+    write_calibration(stored | fitted, name, matcher.info, path)
     people = len(faces.classes)
     enough = AgeDecision(ages).supported(0.001)
     yield (
@@ -87,9 +95,11 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
         ages = index.faces['age'][people[known]].astype(np.float64)
         younger, gap = ages.min(1), abs(ages[:, 0] - ages[:, 1])
         pairs = Scored(similarity[known], younger, gap, np.zeros(len(gap), bool), people[known])
-        line = {key: (stored['ages'] or {}).get(key) for key in ('slope', 'offset')}
         fitted = age_calibration.fit_thresholds(pairs)
-        stored['ages'] = fitted | {key: value for key, value in line.items() if value}
+        for kind in ('ages', 'estimated'):
+            before = stored.get(kind) or {}
+            line = {key: before[key] for key in ('slope', 'offset') if key in before}
+            stored[kind] = fitted | line if before or kind == 'ages' else None
     write_calibration(stored, shown(Path(archive).name), matcher.info, path)
     alike = int(first[similarity.argmax()])
     yield (
@@ -102,12 +112,11 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     )
 
 
-def embed(matcher: Matcher, faces: Faces) -> np.ndarray:
-    """Embeddings (N, 2·D) of a data set's faces. Raises DataError if one can't be read."""
+def features_of(matcher: Matcher, faces: Faces) -> dict[str, np.ndarray]:
+    """The features of a data set's faces: extract's. Raises DataError if one can't be read."""
     batches = evaluation_loader(faces)
-    return extract(matcher.model, batches, matcher.device, keep=('embedding',), progress='faces')[
-        'embedding'
-    ]
+    names = 'embedding', 'x', 'x_age'
+    return extract(matcher.network, batches, matcher.device, keep=names, progress='faces')
 
 
 def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Matcher:
             found = extract(
                 self.network, images.split(BATCH), self.device, keep=('embedding', 'x', 'x_age')
             )
-            ages, probabilities, groups = self._ages(found)
+            ages, probabilities, groups = self.ages(found)
         except torch.OutOfMemoryError:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
@@ -70,8 +70,9 @@ class Matcher:
         return [Features(row, self.groups[k], *rest) for row, k, *rest in rows]
 
     @torch.inference_mode()
-    def _ages(self, found):
-        """Mean age in years, and the likeliest group with its probability: three lists (N,)."""
+    def ages(self, found: dict[str, np.ndarray]) -> tuple[list, list, list]:
+        """Mean age in years, and the likeliest group with its probability: three lists (N,), of
+        the features `x` and `x_age` that embedding.extract returns."""
         head, estimator = self.model.age, self.model.estimator
         if estimator:
             years = estimator(torch.from_numpy(found['x']).to(self.device))

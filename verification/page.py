@@ -12,7 +12,6 @@ from flask import (
     Flask,
     Response,
     abort,
-    current_app,
     jsonify,
     render_template,
     request,
@@ -89,23 +88,20 @@ def application(
     return app
 
 
-# requests
-
-
 def given(*fields: str) -> list[Given]:
     """The faces of the images in these fields, each with the age in the field beside it.
 
     If a field has several images, ages go by order as the images do.
     """
     images = [(field, file) for field in fields for file in request.files.getlist(field) if file]
-    ages = [(f'{field}_age', text) for field in fields for text in _texts(f'{field}_age')]
+    ages = [(field, age) for field in fields for age in request.form.getlist(f'{field}_age')]
     if len(dict(images)) == len(images):
-        ages = [(f'{field}_age', _text(f'{field}_age')) for field, _ in images]
-    years: list = [_age(*one) for one in ages[: len(images)]]
-    service, faces = site().service, [_upload(file) for _, file in images]
-    found = [service.read(*face) for face in faces]
+        ages = [(field, request.form.get(f'{field}_age', '')) for field, _ in images]
+    years = [_age(*one) for one in ages[: len(images)]]
+    years += [None] * (len(images) - len(years))
+    service, uploads = site().service, [_upload(file) for _, file in images]
+    found = [service.read(*upload) for upload in uploads]
     features = service.features([one.face for one in found]) if found else []
-    years += [None] * (len(found) - len(years))
     return [Given(*one) for one in zip(found, features, years, strict=True)]
 
 
@@ -118,29 +114,18 @@ def _upload(file):
     return name, data
 
 
-def _texts(field):
-    return [text.strip() for text in request.form.getlist(field)]
-
-
-def _text(field, default=''):
-    return request.form.get(field, default).strip()
-
-
 def _age(field, text):
-    """Years, None if the field is empty."""
+    """Years, None if the text is empty."""
     try:
-        return to_age(text) if text else None
+        return to_age(text.strip()) if text.strip() else None
     except ValueError as error:
-        abort(400, f'{field}: {error}')
+        abort(400, f'{field}_age: {error}')
 
 
 def _rate():
     """The false accept rate that is asked for."""
-    text = _text('far')
-    try:
-        far = float(text) if text else site().far
-    except ValueError:
-        far = -1
+    text = request.form.get('far', '').strip()
+    far = request.form.get('far', -1.0, float) if text else site().far
     if far is not None and not 0 < far < 1:
         abort(400, 'far: a share of pairs between 0 and 1')
     return far
@@ -149,7 +134,7 @@ def _rate():
 def _most():
     """How many faces are asked for."""
     text = request.form.get('top', str(SHOWN))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_SHOWN:
+    if not re.fullmatch('[0-9]{1,3}', text) or not 1 <= int(text) <= MOST_SHOWN:
         abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
     return int(text)
 
@@ -166,9 +151,6 @@ def search(one: Given, archive: Index, most: int) -> list[dict]:
     """The archive's faces that are most like one."""
     matcher = site().service.matcher
     return answers.most_alike(matcher, archive, one.features, most, one.age, _rate())
-
-
-# the page
 
 
 def page(status: int = 200, **facts) -> Response:
@@ -207,13 +189,15 @@ def static_file(name: str) -> Response:
 def face_image(face: int) -> Response:
     image, points, _ = _photograph(face)
     with site().service.reading:
-        return _jpeg(Image.fromarray(portraits.cut(image, points)))
+        data = _encoded(Image.fromarray(portraits.cut(image, points)))
+    return Response(data, mimetype='image/jpeg')
 
 
 @views.get('/photograph/<int:face>.jpg')
 def photograph_image(face: int) -> Response:
     image, points, box = _photograph(face)
-    return _jpeg(portraits.marked(image, points, box, 1600))
+    data = _encoded(portraits.marked(image, points, box, 1600))
+    return Response(data, mimetype='image/jpeg')
 
 
 def _photograph(face):
@@ -227,9 +211,6 @@ def _photograph(face):
         except DataError as error:
             abort(404, str(error))
     return image, archive.faces['points'][face], archive.faces['box'][face]
-
-
-# the API
 
 
 @views.post('/compare')
@@ -263,9 +244,6 @@ def health_json() -> Response:
     return jsonify(status='ok', weights=site().service.matcher.info.sha256, faces=faces)
 
 
-# what holds for all of them
-
-
 @views.before_app_request
 def refuse_other_sites() -> None:
     # else a site could point its own name here, and read what is shown
@@ -285,36 +263,25 @@ def add_headers(response: Response) -> Response:
     return response
 
 
-def _refusal(status, text):
-    if request.path in ('/compare', '/find', '/health', '/people.json'):
-        return current_app.make_response((jsonify(error=text), status))
-    return page(status, problem=text)
-
-
 @views.app_errorhandler(HTTPException)
-def refuse_request(error: HTTPException) -> Response:
-    limits = f'At most two photographs of {LARGEST >> 20} MiB each, in at most {PARTS} fields.'
-    return _refusal(error.code, limits if error.code == 413 else error.description)
-
-
-@views.app_errorhandler(DataError)
-def refuse_image(error: DataError) -> Response:
-    return _refusal(422, str(error))
-
-
 @views.app_errorhandler(UserError)
-def refuse_wish(error: UserError) -> Response:
-    return _refusal(400, str(error))
-
-
+@views.app_errorhandler(DataError)
 @views.app_errorhandler(Busy)
-def refuse_for_now(error: Busy) -> Response:
-    response = _refusal(503, 'Too many at once: try again in a moment.')
-    response.headers['Retry-After'] = '2'
+def refuse(error: Exception) -> Response:
+    """An error as JSON from the API, as a page else."""
+    status, text = {UserError: 400, DataError: 422, Busy: 503}.get(type(error)), str(error)
+    if isinstance(error, HTTPException):
+        status, text = error.code, error.description or ''
+    if status == 413:
+        text = f'At most two photographs of {LARGEST >> 20} MiB each, in at most {PARTS} fields.'
+    if request.path in ('/compare', '/find', '/health', '/people.json'):
+        response = jsonify(error=text)
+    else:
+        response = page(problem=text)
+    response.status_code = status or 500
+    if status == 503:
+        response.headers['Retry-After'] = '2'
     return response
-
-
-# pictures and text
 
 
 def _person(one):
@@ -337,10 +304,6 @@ def _encoded(image):
 
 def _data(image):
     return f'data:image/jpeg;base64,{base64.b64encode(_encoded(image)).decode()}'
-
-
-def _jpeg(image):
-    return Response(_encoded(image), mimetype='image/jpeg')
 
 
 def _at(similarity):

@@ -58,7 +58,7 @@ def change_page() -> BaseResponse:
 def change_json() -> Response:
     said, group = _change()
     path, rows = _read()
-    (found,) = (one for one in _groups(rows) if one['group'] == group)
+    found = next((one for one in _groups(rows) if one['group'] == group), {})
     return jsonify(version=_version(path), said=said, **found)
 
 
@@ -91,7 +91,7 @@ def _groups(rows: Rows) -> list[dict]:
         group['faces'].sort(key=lambda face: (face['age'] is None, face['age'] or 0, face['face']))
         nearest = max(group['faces'], key=lambda face: face['nearest_probability'] or 0)
         group['nearest'] = nearest['nearest']
-    return sorted(groups.values(), key=lambda one: (-len(one['faces']), *_order(one['group'])))
+    return sorted(groups.values(), key=lambda one: (-len(one['faces']), one['group'].zfill(9)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,11 +102,6 @@ def _places(archive):
 
 def _number(text):
     return float(text) if text else None
-
-
-def _order(group):
-    """Numbers of groups before other labels, by their value."""
-    return (0, int(group), '') if group.isdecimal() else (1, 0, group)
 
 
 def _change():

@@ -23,6 +23,9 @@ MOST_PIXELS = 60_000_000  # of a photograph
 class Busy(Exception):
     """As many requests as may wait are waiting."""
 
+    def __str__(self) -> str:
+        return 'Too many at once: try again in a moment.'
+
 
 class Service:
     """The matcher behind a queue: one thread embeds what requests have put there."""
