@@ -106,11 +106,10 @@ def run(args: argparse.Namespace) -> None:
     """Reads the benchmark and the weights, measures each, and leaves the report."""
     device = utils.pick_device(args.ctx)
     benchmark, drawn, name = read_benchmark(args)
-    if args.write_pairs and benchmark.pairs:
-        raise utils.UserError(
-            '--write-pairs is for benchmarks whose pairs are drawn by age gap; '
-            f'{args.benchmark} has a list of its own'
-        )
+    if args.write_pairs and (benchmark.pairs or not benchmark.sources):
+        why = 'has a list of its own' if benchmark.pairs else 'holds no files'
+        message = '--write-pairs is for benchmarks whose pairs are drawn by age gap'
+        raise utils.UserError(f'{message}; {args.benchmark} {why}')
     print(*benchmark.notices, sep='\n', end='\n' * bool(benchmark.notices))
     distractors = protocols.images_below(args.distractors) if args.distractors else None
     name += f'-{len(distractors)}-distractors' if distractors else ''

@@ -361,9 +361,16 @@ def test_a_report_on_other_people(tmp_path):
     assert f'is {found["reliability"]["ece"]:.3f}' in text
     plots.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 5000
+    half = calibration.halves(labels, 0)
+    again = calibration.report(stored(), embeddings, labels, ages, refit=True)
+    faces = half.sum()  # thresholds of the other half's people, measured on this one
+    pairs = sum(row['impostor'] + row['genuine'] for row in again['cells'])
+    assert again['halves'] and pairs == 3 * faces * (faces - 1) / 2
+    assert 'fitted on a half of these people' in calibration.table(again)
+    assert calibration.report(stored(), embeddings, labels * 0, ages, refit=True) is None
 
 
 def test_training_leaves_it_in_the_weights(train):
     kept = torch.load(train(-1, 1) / 'last.pth')['decision']
     assert np.sum(kept['ages']['impostor']) == 540 and np.sum(kept['ages']['genuine']) == 90
-    assert Decision.of(kept, 'last.pth').ages.oldest >= 80
+    assert Decision.of(kept, 'last.pth').ages.oldest >= 80 and len(kept['people']) == 64

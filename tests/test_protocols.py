@@ -648,6 +648,31 @@ def test_fgnet_with_distractors(weights, tmp_path, monkeypatch):
     assert result['models'][0]['megaface']['cmc'][7] == 1 and drawn(tmp_path / 'out' / 'cmc.png')
 
 
+def test_stored_vectors_are_a_benchmark(weights, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 4)
+    rows = {'embeddings': rng.normal(size=(20, 16))[labels] + 0.3 * rng.normal(size=(80, 16))}
+    rows |= {'identities': labels, 'ages': rng.uniform(0, 80, 80)}
+    np.savez(tmp_path / 'v.npz', **rows)
+    run('embeddings', tmp_path / 'v.npz', '--out', tmp_path / 'plain')
+    run(-1, weights[0], 'embeddings', tmp_path / 'v.npz', '--out', tmp_path / 'by-weights')
+    plain, split = (
+        json.loads((tmp_path / name / 'results.json').read_text())['models'][0]
+        for name in ('plain', 'by-weights')
+    )
+    assert plain['rank1'] > 0.9 and list(plain['leakage']['age']) == ['x']
+    assert list(split['leakage']['age']) == ['x', 'x_age', 'x_id']
+    assert plain['leakage']['age']['x'] == split['leakage']['age']['x']
+    assert (tmp_path / 'plain' / 'report.html').exists()
+    for key in ('ages', 'identities'):
+        np.savez(tmp_path / 'v.npz', **{name: rows[name] for name in rows if name != key})
+        with pytest.raises(DataError, match=f'v.npz: the report needs `{key}`'):
+            run('embeddings', tmp_path / 'v.npz')
+    np.savez(tmp_path / 'v.npz', **rows | {'embeddings': np.ones((80, 5))})
+    with pytest.raises(evaluate.utils.UserError, match='have 5 values, the weights 16'):
+        run(-1, weights[0], 'embeddings', tmp_path / 'v.npz', '--out', tmp_path / 'other')
+
+
 def test_morph_keeps_its_list(weights, tmp_path):
     for person in range(6):
         for picture, age in enumerate((20, 31, 44)):

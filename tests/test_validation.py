@@ -7,7 +7,13 @@ import pytest
 from test_images import encoded
 
 from dataset import Faces
-from evaluation.set_checks import check_ages, check_validation, shared_images
+from evaluation.set_checks import (
+    check_ages,
+    check_list,
+    check_validation,
+    fingerprint,
+    shared_images,
+)
 from preparation.sharding import write_shards
 from utils import DataError
 
@@ -89,6 +95,34 @@ def test_large_sets_are_compared_where_sizes_are_rare(train, tmp_path, monkeypat
     assert shared_images(train, val, 0) == [] and not read
     assert shared_images(train, val, 1) == list(range(len(val)))
     assert shared_images(train, val) == list(range(len(val)))
+
+
+def test_a_list_of_pairs_is_held_against_the_training_images(train, drawn, tmp_path):
+    val = listed(drawn / 'val')
+    paths = [val.path(index) for index in range(len(val))]
+    assert check_list(train, 'list', paths, paths) == []
+    there = train.path(0)
+    copy = tmp_path / 'elsewhere' / 'a.jpg'
+    copy.parent.mkdir()
+    shutil.copy(there, copy)
+    (notice,) = check_list(train, 'list', [*paths, str(copy)], [*paths, str(copy)])
+    assert f'list: 1 of {len(paths) + 1} images of the list are in ' in notice
+    assert 'elsewhere/a.jpg' in notice
+    data = [open(path, 'rb').read() for path in paths]
+    (notice,) = check_list(train, 'a.bin', paths, [*data[1:], copy.read_bytes()])
+    assert 'a.bin: 1 of ' in notice
+    images, people = check_list(train, 'list', [*paths, there], [*paths, there])
+    assert '1 of 7 people of the list are in ' in people and images != people
+    with pytest.raises(DataError, match='list: all 1 images of the list are in '):
+        check_list(train, 'list', [there], [there])
+
+
+def test_a_set_is_known_again_wherever_it_lies(drawn, tmp_path):
+    val = listed(drawn / 'val')
+    shutil.copytree(drawn / 'val', tmp_path / 'moved')
+    moved = listed(tmp_path / 'moved')
+    first, second = (fingerprint([x.path(k) for k in range(len(x))]) for x in (val, moved))
+    assert first == second != fingerprint([val.path(0)])
 
 
 @pytest.mark.parametrize(
