@@ -156,18 +156,17 @@ def main() -> None:
         'prepare.py': lambda image: [face.points for face in detector.find(image)],
         'MTCNN': old.find,
     }
-    sets = {name: composed(args.aligned, name, args.faces) for name in CONDITIONS}
+    sets = {}
     if args.photographs:
-        sets |= {name: marked(args.photographs, scale) for name, scale in SCALES.items()}
-    rows = []
+        sets = {name: marked(args.photographs, scale) for name, scale in SCALES.items()}
+    sets |= {name: composed(args.aligned, name, args.faces) for name in CONDITIONS}
+    report = {'command': tables.command(), 'threads': 1, 'rows': []}
+    report['ms of parts'] = parts(args.aligned, detector, args.faces)
     for name, photographs in sets.items():
-        rows.append({'condition': name, **measure(photographs, finders)})
-        print(rows[-1], flush=True)
-    spent = parts(args.aligned, detector, args.faces)
-    report = {'command': tables.command(), 'threads': 1, 'ms of parts': spent, 'rows': rows}
-    print(spent)
-    if args.out:
-        tables.write(report, args.out)
+        report['rows'].append({'condition': name, **measure(photographs, finders)})
+        print(report['rows'][-1], flush=True)
+        if args.out:  # at each row: the run takes minutes
+            tables.write(report, args.out)
 
 
 if __name__ == '__main__':

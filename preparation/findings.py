@@ -3,10 +3,11 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
-from dataset import alike
+from dataset import Faces, alike
 from evaluation.set_checks import check_ages
 from preparation.survey import AGELESS, SIZE, UNREADABLE, Root
 from storage.images import some
@@ -55,7 +56,12 @@ def findings(
         todo += _duplicates(roots, same, close, akin)
         todo += _validation(train, val) if val else []
     for root in roots.values():
-        todo += [*alike(root.root, root.people), *_ages(root), *_people(root), *_colours(root)]
+        todo += [
+            *alike(root.root, root.people),
+            *check_ages(cast(Faces, root)),
+            *_people(root),
+            *_colours(root),
+        ]
     return todo + list(_groups(train, cutoffs))
 
 
@@ -132,10 +138,6 @@ def _validation(train, val) -> Iterator[str]:
         )
 
 
-def _ages(root) -> list[str]:
-    return check_ages(root)  # which reads what a Root has as Faces have it
-
-
 def _people(root) -> Iterator[str]:
     """People who teach nothing of ageing."""
     seen = [{face.age for face in faces} for faces in root.people.values() if len(faces) > 1]
@@ -165,15 +167,10 @@ def _colours(root) -> Iterator[str]:
             f'{root.root}: {len(grey)} of {len(read)} images are grey: {some(grey)}: '
             'no harm if people and ages are as mixed among them as elsewhere'
         )
-    if len(blue) > 0.5 * coloured:
+    if blue:
         yield (
-            f'{root.root}: faces are bluer than skin in {len(blue)} of {coloured} images: red and '
-            'blue are probably exchanged (written by a program that counts BGR): write them again'
-        )
-    elif blue:
-        yield (
-            f'{root.root}: {len(blue)} of {coloured} images are bluer than skin, '
-            f'{some(blue)}: look whether red and blue are exchanged in them'
+            f'{root.root}: {len(blue)} of {coloured} images are bluer than skin, {some(blue)}: '
+            'red and blue are probably exchanged (by a program that counts BGR): write them again'
         )
 
 

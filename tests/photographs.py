@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import prepare
+from preparation.target import TEXT
 from recognition.alignment import TEMPLATE
 from synthesis import drawing
 
@@ -43,9 +44,7 @@ def points_csv(path, rows):
 
 
 def table(target):
-    with open(
-        target / 'report.csv', newline='', encoding='utf-8', errors='surrogateescape'
-    ) as file:
+    with open(target / 'report.csv', **TEXT) as file:
         return {row['source']: row for row in csv.DictReader(file)}
 
 

@@ -16,6 +16,7 @@ from dataset import Faces
 from model import Backbone, DALModel
 from preparation import doctor, summary, survey
 from preparation.sharding import write_shards
+from preparation.target import TEXT
 from synthesis import drawing
 from utils import UserError
 
@@ -27,13 +28,8 @@ def healthy(tmp_path):
     for root, people in (('train', 3), ('val', 2)):
         for k in range(people):
             drawing.write_person(tmp_path / root / f'{root}{k}', 10 * k + (root == 'val'), ages[k])
-    return {
-        'train_root': str(tmp_path / 'train'),
-        'val_root': str(tmp_path / 'val'),
-        'pat': r'_|\.',
-        'pos': 1,
-        'n_cls': 3,
-    }
+    roots = {f'{name}_root': str(tmp_path / name) for name in ('train', 'val')}
+    return roots | {'pat': r'_|\.', 'pos': 1, 'n_cls': 3}
 
 
 @pytest.fixture
@@ -43,12 +39,7 @@ def examine(healthy, tmp_path, monkeypatch, capsys):
     def run(*line, **changes):
         monkeypatch.setattr(meta, 'here', healthy | changes, raising=False)
         prepare.main(['--check', 'here', '--out', str(tmp_path / 'out'), *map(str, line)])
-        with open(
-            tmp_path / 'out' / 'findings.csv',
-            newline='',
-            encoding='utf-8',
-            errors='surrogateescape',
-        ) as file:
+        with open(tmp_path / 'out/findings.csv', **TEXT) as file:
             return capsys.readouterr().out, list(csv.DictReader(file))
 
     return run
