@@ -98,8 +98,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help='--serve: the port (default 8000)',
     )
     args = parser.parse_intermixed_args(argv)
-    modes = (args.find, args.pairs, args.index, args.group, args.calibrate, args.serve)
-    modes = (*modes, args.images or None)
+    modes = [args.find, args.pairs, args.index, args.group, args.calibrate, args.serve]
+    modes.append(args.images or None)
     of_group = args.sure or args.keep or args.same_photograph or args.suggest or args.xmp
     ages = 2 if args.images else 1 if args.find else 0
     people = args.people is True if args.index else args.people is not True if args.group else False

@@ -5,7 +5,7 @@
 
 A file of vectors has `x` (faces, 2, D), the features of a face and of its mirror, `identities`,
 and `ages` in years, as export.py writes them. On the people of FIT the decision by ages is fitted,
-R is solved in closed form, and each way takes its best threshold; the sets are of other people.
+R is solved in closed form; on 200 of them each way finds its best threshold.
 `P = ½` is what verify.py --group does, with no threshold of its own. Pieces are groups a person;
 mixed is the share of faces in groups of more than one person.
 """
@@ -28,8 +28,10 @@ from verification.grouping import LogOdds  # noqa: E402
 
 COSINES, ODDS = np.arange(0.1, 0.8, 0.05), np.arange(-1, 8, 0.5)
 RIDGE, VARIATES = 0.05, 4
+THRESHOLDS = 200  # people of FIT that thresholds are taken from
 OLD = 18  # years up to which a face is a child's
 NONE = np.empty((0, 2), int)
+FIGURES = ('precision', 'recall', 'f', 'pieces', 'mixed_children', 'mixed_adults')
 
 
 def read(path):
@@ -68,15 +70,13 @@ def b_cubed(labels, groups, ages):
     recall = (table**2).sum(1) / counts
     precision, recall = precision.sum() / len(labels), recall.sum() / len(labels)
     mixed = ((table > 0).sum(0) > 1)[groups]
-    child = ages <= OLD
-    return {
-        'precision': precision,
-        'recall': recall,
-        'f': 2 * precision * recall / (precision + recall),
-        'pieces': (table > 0).sum() / len(people),
-        'mixed_children': mixed[child].mean() if child.any() else None,
-        'mixed_adults': mixed[~child].mean() if (~child).any() else None,
-    }
+    figures = [precision, recall, 2 * precision * recall / (precision + recall)]
+    figures += [
+        (table > 0).sum() / len(people),
+        *(mixed[part] for part in (ages <= OLD, ages > OLD)),
+    ]
+    figures = [float(np.mean(value)) if np.size(value) else None for value in figures]
+    return {name: value and round(value, 4) for name, value in zip(FIGURES, figures, strict=True)}
 
 
 def _alone(groups):
@@ -92,12 +92,10 @@ def dbscan(distances, cut):
     return _alone(DBSCAN(eps=cut, min_samples=2, metric='precomputed').fit_predict(distances))
 
 
-def hdbscan(distances, cut):
+def hdbscan(distances, _):
     from sklearn.cluster import HDBSCAN
 
-    way = HDBSCAN(
-        min_cluster_size=2, cluster_selection_epsilon=cut, metric='precomputed', copy=True
-    )
+    way = HDBSCAN(min_cluster_size=2, metric='precomputed', copy=True)  # it finds its own cuts
     return _alone(way.fit_predict(distances))
 
 
@@ -106,7 +104,7 @@ def whispers(distances, cut):
     weights, rng = np.where(distances < cut, 2 - distances, 0), np.random.default_rng(0)
     np.fill_diagonal(weights, 0)
     labels = np.arange(len(weights))
-    for _ in range(20):
+    for _ in range(10):
         for k in rng.permutation(len(weights)):
             near = np.flatnonzero(weights[k])
             if len(near):
@@ -148,7 +146,9 @@ def distances_of(embeddings, ages, decision, odds):
 def measure(way, fit, sets, decision):
     """{set: figures} of a way at the threshold that is best on `fit`."""
     function, odds = WAYS[way]
-    cuts = 20 - ODDS if odds else 1 - COSINES
+    cuts = [0.0] if function is hdbscan else 20 - ODDS if odds else 1 - COSINES
+    some = fit[1] < THRESHOLDS
+    fit = [values[some] for values in fit]
     there = distances_of(fit[0], fit[2], decision, odds)
     scores = [b_cubed(fit[1], function(there, cut), fit[2])['f'] for cut in cuts]
     cut = cuts[int(np.argmax(scores))]
@@ -191,12 +191,11 @@ def run(args):
 def markdown(report, of=None):
     """The table of docs/verify.md; `of` is a set, by default the first."""
     of = of or next(iter(report['sets']))
-    columns = ('precision', 'recall', 'f', 'pieces', 'mixed_children', 'mixed_adults')
     rows = [
         [
             row['way'],
             row['features'],
-            *('–' if row[key] is None else f'{row[key]:.3f}' for key in columns),
+            *('–' if row[key] is None else f'{row[key]:.3f}' for key in FIGURES),
         ]
         for row in report['rows']
         if row['set'] == of

@@ -192,13 +192,11 @@ def _by_neighbours(pairs, groups, apart, fixed, more):
     """Linkage over the pairs of groups of which a face is among the other's nearest ones; ends as
     soon as a matrix can be made."""
     edges, means = _neighbours(pairs), None
-    known = (
-        np.zeros((0, 2), int),
-        np.zeros(0),
-    )  # pairs of groups that are as they were, and their means
+    # pairs of groups that are as they were in the round before, and their means
+    known = np.zeros((0, 2), int), np.zeros(0)
     while groups.max() >= DENSE:
         sizes, count = np.bincount(groups), groups.max() + 1
-        edges = np.unique(np.sort(edges if means is not None else groups[edges], 1), axis=0)
+        edges = _distinct(edges if means is not None else groups[edges], count)
         keys, never = edges @ [count, 1], np.sort(groups[apart], 1) @ [count, 1]
         edges = edges[(edges[:, 0] != edges[:, 1]) & ~np.isin(keys, never)]
         edges = edges[~(np.bincount(groups, fixed) > 0)[edges].all(1)]
@@ -236,7 +234,12 @@ def _neighbours(pairs):
         nearest = np.argpartition(rows, -NEIGHBOURS, 1)[:, -NEIGHBOURS:]
         likely = np.take_along_axis(rows, nearest, 1) > 0
         found.append(np.stack([np.repeat(here, likely.sum(1)), nearest[likely]], 1))
-    return np.unique(np.sort(np.concatenate(found), 1), axis=0)
+    return _distinct(np.concatenate(found), len(pairs))
+
+
+def _distinct(edges, count):
+    """Each pair (n, 2) of numbers below `count` once, the smaller one first."""
+    return np.stack(np.divmod(np.unique(np.sort(edges, 1) @ [count, 1]), count), 1)
 
 
 def belonging(pairs: LogOdds, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

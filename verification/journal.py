@@ -13,7 +13,7 @@ from verification.index import FACE, Photograph
 try:
     import fcntl
 except ImportError:  # Windows, where nothing guards an index against a second run
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 class Journal:
@@ -63,7 +63,7 @@ class Journal:
             middle = start + count * FACE.itemsize
             faces = np.frombuffer(data[start:middle], FACE)
             embeddings = np.frombuffer(data[middle:end], '<f4').reshape(count, self.dim)
-            yield Photograph(*row, faces, embeddings)
+            yield Photograph._make([*row, faces, embeddings])
 
     def remove(self) -> None:
         self.path.unlink()

@@ -43,6 +43,7 @@ class Corrections:
     def __init__(self, path: Path | None, archive: Index):
         self.keys: list[tuple[str, str] | None] = [None] * len(archive)
         self.numbers: dict[tuple[str, str], int] = {}
+        self.free = 1  # the first number that no group ever had
         self.born: dict[tuple[str, str], str] = {}
         self.taken: dict[int, str] = {}
         self.answers: list[dict] = []
@@ -81,17 +82,18 @@ class Corrections:
                     raise DataError(
                         f'{path}: {key[1]} is born {self.born[key]} and {row["born"]}: correct one'
                     )
-        every = [row['label'] for _, row in rows]
-        self._number(labels, joined, max([int(x) for x in every if x.isdecimal()], default=0) + 1)
+        every = [*(row['label'] for _, row in rows), *joined]
+        self.free += max([int(x) for x in every if x.isdecimal()], default=0)
+        self._number(labels, joined)
 
-    def _number(self, labels, joined, free):
+    def _number(self, labels, joined):
         """Each group keeps its number: the most frequent of its rows that is still free."""
         became = {}
         for key, row in sorted(labels.items(), key=lambda item: -max(item[1].values())):
             wanted = [int(x) for x, _ in row.most_common() if x.isdecimal()]
             left = [number for number in wanted if number not in self.numbers.values()]
-            self.numbers[key] = left[0] if left else free
-            free += not left
+            self.numbers[key] = left[0] if left else self.free
+            self.free += not left
             gone = {*wanted, *(int(x) for x, to in joined.items() if to in row)}
             became |= dict.fromkeys(gone, self.numbers[key])
         for number in sorted(became.keys() - {*self.numbers.values()}):
@@ -130,7 +132,7 @@ def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogO
             f'{matcher.info.path}: holds no threshold, so nothing says which faces are one person: '
             '--calibrate NAME makes one from people of your own, --threshold T gives one'
         )
-    if decision.given or decision.genuine is None:
+    if decision.given or decision.genuine is None or decision.impostor is None:
         return LogOdds(embeddings, ages, None, decision.threshold, SLOPE)
     kinds = decision.genuine, decision.impostor
     slope = float(np.mean(kinds[0]) - np.mean(kinds[1])) / float(np.mean([x.var() for x in kinds]))
@@ -175,7 +177,7 @@ def group(
     rest, other, value = grouping.belonging(pairs, found)
     count = int(found.max()) + 1
     whose = {int(found[k]): key for k, key in enumerate(keys) if key}
-    numbers = _numbers(found[: len(archive)], whose, known.numbers)
+    numbers = _numbers(found[: len(archive)], whose, known)
     now = [whose.get(int(k)) for k in found[: len(archive)]]
     _use_dates(ages, now, known.born, dates, [])
     rows = []
@@ -202,13 +204,12 @@ def group(
     return rows, known.notes + [*_said(rows, suggestions if suggest else None, out)]
 
 
-def _numbers(found, whose, kept):
+def _numbers(found, whose, known):
     """{group: its number}: those of corrections stay, new ones follow, the largest first."""
     sizes = Counter(found.tolist())
-    numbers = {k: kept[whose[k]] for k in sizes if whose.get(k) in kept}
-    following = max(kept.values(), default=0) + 1
+    numbers = {k: known.numbers[whose[k]] for k in sizes if whose.get(k) in known.numbers}
     new = sorted((k for k in sizes if k not in numbers), key=lambda k: (-sizes[k], k))
-    return numbers | {k: number for number, k in enumerate(new, following)}
+    return numbers | {k: number for number, k in enumerate(new, known.free)}
 
 
 def _in_one_photograph(archive) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ PHOTO.xmp is merged with if it is there, else PHOTO.jpg.xmp is, or is written. S
 Working Group, Guidelines for Handling Image Metadata 2.0, chapter 5.9.
 """
 
+import functools
 import io
 from collections import defaultdict
 from pathlib import Path
@@ -29,7 +30,7 @@ EMPTY = f'<x:xmpmeta {DECLARED}><rdf:RDF/></x:xmpmeta>'
 LIST = (
     '<rdf:Description {} rdf:about=""><mwg-rs:Regions rdf:parseType="Resource">'
     '<mwg-rs:AppliedToDimensions stDim:w="{}" stDim:h="{}" stDim:unit="pixel"/>'
-    '<mwg-rs:RegionList><rdf:Bag ours=""/></mwg-rs:RegionList></mwg-rs:Regions></rdf:Description>'
+    '<mwg-rs:RegionList><rdf:Bag/></mwg-rs:RegionList></mwg-rs:Regions></rdf:Description>'
 )
 REGION = (
     '<rdf:li {}><rdf:Description mwg-rs:Type="Face"><mwg-rs:Area stArea:x="{:.6f}" '
@@ -71,7 +72,7 @@ def write(archive: Index, rows: list[dict]) -> list[str]:
             notes.append(f'{shown(photograph)}: no regions written ({error})')
             continue
         if after != before:
-            write_whole(path, lambda temporary, after=after: temporary.write_bytes(after))
+            write_whole(path, functools.partial(Path.write_bytes, data=after))
     return notes
 
 
@@ -93,8 +94,7 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
         if rdf is None:
             raise ValueError('its sidecar is no XMP')
         rdf.append(ElementTree.fromstring(LIST.format(DECLARED, *size)))
-        bag, changed = rdf.find('.//rdf:Bag[@ours]', SPACES), True
-        del bag.attrib['ours']
+        bag, changed = next(rdf[-1].iter(_tag('rdf:Bag'))), True
     upright = np.array(size if turned < 5 else size[::-1])
     for box, name in regions:
         corners = np.reshape(box, (2, 2)) / upright
