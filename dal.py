@@ -10,6 +10,7 @@ from torch.nn import functional as F
 RIDGE = 1.0  # in units of each feature's variance; keeps w out of directions of low variance
 RIDGE_R = 0.05  # the same for R in closed form
 NOTHING = 1e-3  # of an age variate's deviation, which is at most 1
+TINY = torch.finfo(torch.float32).tiny
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
@@ -40,6 +41,9 @@ class CanonicalMapping(nn.Module):
     variate, x_age, A is D; with a supervised one, an age in years, A is 1 and w_id alone has
     something to learn. The buffers are running moments, which `solve` updates.
     """
+
+    covariance: Tensor
+    cross: Tensor
 
     def __init__(self, dim: int, age_dim: int):
         super().__init__()
@@ -96,7 +100,7 @@ def solve(
     age = variate.float() - variate.float().mean(0)
     mapping.covariance.lerp_(x.T @ x / len(x), 1 - memory)
     mapping.cross.lerp_(x.T @ age / len(x), 1 - memory)
-    variance = mapping.covariance.diagonal().clamp(min=torch.finfo(torch.float32).tiny)
+    variance = mapping.covariance.diagonal().clamp(min=TINY)
     ridged = mapping.covariance + torch.diag(RIDGE * variance)
     # not on every release's Apple GPUs; the plain call, without _ex, would wait for the device
     place = torch.device('cpu') if x.device.type == 'mps' else x.device
@@ -173,7 +177,8 @@ class EraserFitter:
         covariance = self.total / self.faces - torch.outer(mean, mean)
         within = (self.total - self.between) / self.faces
         cross = (within if self.within_person else covariance)[:D, D:]
-        variance = covariance.diagonal()[:D].clamp(min=torch.finfo(torch.float32).tiny)
+        variance = covariance.diagonal()[:D]
+        variance = variance.clamp(min=max(1e-6 * float(variance.mean()), TINY))  # dead features
         factor = torch.linalg.cholesky(covariance[:D, :D] + torch.diag(ridge * variance))
         basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
         erase = torch.eye(D, dtype=torch.float64) - (
@@ -181,9 +186,7 @@ class EraserFitter:
         )
         lengths, axes = torch.linalg.eigh(erase.T @ within[:D, :D] @ erase)
         lengths[D - directions :] = 0
-        lengths = (lengths / lengths.mean().clamp(min=torch.finfo(torch.float32).tiny)).clamp(
-            NOTHING
-        )
+        lengths = (lengths / lengths.mean().clamp(min=TINY)).clamp(NOTHING)
         gains = (whiten * lengths + 1 - whiten) ** -0.5
         gains[D - directions :] = 0
         identity = torch.eye(D, dtype=torch.float64)

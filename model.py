@@ -135,7 +135,7 @@ class Backbone(nn.Module):
 
     def sections(self) -> tuple[list, list[list], list]:
         """Stem, blocks and tail: `forward` runs them one after another."""
-        blocks = [[block] for stage in self.stages for block in stage]
+        blocks = [[block] for stage in self.stages.children() for block in stage.children()]
         return [], blocks, [functools.partial(torch.flatten, start_dim=1), self.project]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -493,7 +493,7 @@ class DALModel(nn.Module):
     def years(self, images: Tensor) -> Tensor | None:
         """How old the faces (N, 3, 112, 96 or 112), 0…255, look in years: (N,), or None if these
         weights know no ages."""
-        return self.estimator and self.estimator(self.embed_mixed(images))
+        return self.estimator(self.embed_mixed(images)) if self.estimator else None
 
     @classmethod
     def load(cls, path, backbone: nn.Module | None = None, map_location='cpu') -> 'DALModel':

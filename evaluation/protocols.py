@@ -290,10 +290,10 @@ def embeddings(path: str) -> Benchmark:
         if values is None:
             remedy = f'add an array `{name}` ({len(vectors)},)'
             raise DataError(f'{path}: the report needs `{name}`, which it lacks: {remedy}')
-    labels, digest = np.unique(identities, return_inverse=True)[1], hashlib.sha256(vectors)
+    labels = np.unique(identities, return_inverse=True)[1]
+    digest = hashlib.sha256(vectors.data).hexdigest()
     names = [f'{path}: row {k}' for k in range(len(vectors))]
-    people = {'labels': labels, 'ages': ages, 'digest': digest.hexdigest()}
-    return Benchmark([], names, **people, vectors=vectors)
+    return Benchmark([], names, labels=labels, ages=ages, digest=digest, vectors=vectors)
 
 
 def images_below(path: str) -> list[str]:

@@ -51,7 +51,7 @@ def extract(
     training = getattr(model, 'training', False)
     if training:
         model.eval()
-    found = {name: [] for name in keep}
+    found: dict[str, list] = {name: [] for name in keep}
     try:
         features = model if isinstance(model, FunctionType) else ready(model, device, bf16)
         for images in bars.progress(batches, progress or '', disable=not progress, unit=' batches'):

@@ -125,7 +125,7 @@ def _absorb(layer, following):
     return Convolution(layer.layer, activation) if activation else None
 
 
-NO_ACTIVATION = ('none', [])
+NO_ACTIVATION: tuple[str, list] = ('none', [])
 
 
 class Convolution(nn.Module):

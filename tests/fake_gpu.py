@@ -57,8 +57,10 @@ class NoWaits(TorchDispatchMode):
         return result
 
 
-def _to(module, device, memory_format=None):
-    """nn.Module.to, which can't swap fake parameters."""
+def _to(module, device=None, memory_format=None):
+    """nn.Module.to, which can't swap fake parameters; their layout is nothing to wait for."""
+    if device is None:
+        return module
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

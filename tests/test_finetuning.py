@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import meta
 import utils
 from dataset import Faces
 from recognition.weights import load_weights
-from training import distributed, pretrained
+from training import distributed, posthoc, pretrained
 from training.ages import check_for_eraser
 from training.recipe import finetune, paper
 from training.schedule import parameter_groups
@@ -164,8 +165,10 @@ def test_within_person_says_where_most_of_the_age_lies_between_people(years, cap
 
 
 def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
-    train, first, tmp_path, capsys
+    train, first, tmp_path, capsys, monkeypatch
 ):
+    # of so few people the interval is so wide that any epoch is within it
+    monkeypatch.setattr(posthoc, 'choose', lambda rows, _: max(rows, key=itemgetter('score')))
     folder = train(
         -1,
         1,

@@ -78,11 +78,8 @@ def test_the_fastest_precision_of_a_cpu(monkeypatch, capabilities, onednn, preci
     assert utils.fastest_precision(torch.device('mps')) == 'float32'
 
 
-def test_precision_is_what_bf16_was():
-    assert Recipe.of({'bf16': False}).precision == 'float32'
-    assert Recipe.of({'bf16': True}) == Recipe.of({}) == paper and paper.precision == 'auto'
-    with pytest.raises(utils.UserError, match='bf16=False: it is precision now: precision=float32'):
-        paper.override([('bf16', 'False')])
+def test_precision_is_one_of_four():
+    assert Recipe.of({}) == paper and paper.precision == 'auto'
     with pytest.raises(utils.UserError, match="precision is 'tf32'; it must be 'auto' or"):
         paper.override([('precision', 'tf32')])
 

@@ -178,7 +178,7 @@ def _load_network(training: TrainingState, state, fresh, path):
     weights = {
         name: own[name] if name in own and name.split('.')[0] in fresh else tensor
         for name, tensor in state['model'].items()
-        if not name.startswith('estimator.')  # it is fitted anew
+        if not str(name).startswith('estimator.')  # it is fitted anew
     }
     differ = [name for name in own if getattr(weights.get(name), 'shape', None) != own[name].shape]
     differ += [name for name in weights if name not in own]

@@ -7,6 +7,7 @@ groups if they are few enough, before that over the pairs of nearest neighbours.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from evaluation.age_thresholds import AgeDecision, smooth
 from system.progress import progress
@@ -92,9 +93,9 @@ class LogOdds:
         return totals / (sizes[first] * sizes[second])
 
 
-def evidence(means: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def evidence(means: np.ndarray, first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Log-odds of one person of mean log-odds over the pairs of groups of these sizes."""
-    return means * np.where(means > 0, (first * second) ** SIZES, 1).astype(means.dtype)
+    return means * np.where(means > 0, np.multiply(first, second) ** SIZES, 1).astype(means.dtype)
 
 
 def prior(groups: int) -> float:

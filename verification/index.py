@@ -94,9 +94,10 @@ class Index:
     def photographs(self) -> Iterator[Photograph]:
         """All of them, faces and embeddings as views."""
         start = 0
-        for *row, count in self.rows:
+        for name, size, mtime, reason, count in self.rows:
             end = start + count
-            yield Photograph(*row, self.faces[start:end], self.embeddings[start:end])
+            found = name, size, mtime, reason
+            yield Photograph(*found, self.faces[start:end], self.embeddings[start:end])
             start = end
 
     def name(self, face: int) -> str:
@@ -160,7 +161,7 @@ def write(
     names, rows, faces = _table(photographs, people)
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
     header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
-    arrays = {
+    arrays: dict[str, tuple] = {
         'embeddings': ('<f4', (len(faces), dim), _blocks(photographs, dim)),
         'faces': (FACE.descr, faces.shape, [faces]),
     }
