@@ -237,5 +237,5 @@ def undisturbed(entry, tmp_path_factory):
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
     statuses, said = job(2, entry, folder, 3)
     assert statuses == [0, 0], said
-    assert 'on 2 × cpu' in said[0] and said[0].count('epoch ') == 3 and not said[1]
+    assert 'on 2 × cpu' in said[0] and said[0].count('\nepoch ') == 3 and not said[1]
     return folder

@@ -56,6 +56,7 @@ def test_what_a_run_leaves(train, capsys):
         'epoch_002.pth',
         'last.pth',
         'best.pth',
+        'best.json',
         'log.jsonl',
         'curves.png',
         'run.json',

@@ -3,6 +3,7 @@ it ends."""
 
 import argparse
 import contextlib
+import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,7 +177,7 @@ class Run:
         """R in closed form over the faces of training, if the recipe has it."""
         if self.recipe.factorization == 'solved':
             with self._saved_before_the_end():
-                eraser = on_rank_zero(posthoc.solve_eraser, self.training, self.train)
+                eraser = on_rank_zero(lambda: posthoc.solve_eraser(self.training, self._readable()))
             posthoc.set_eraser(self.training.model, eraser)
 
     def validate(self, kept: Path | None = None, intervals: bool = False) -> dict:
@@ -228,8 +229,9 @@ class Run:
             self._choose_epoch()
         training.model.estimator, training.age_error = None, None
         with self._saved_before_the_end():
+            check = self.interrupt.check
             found = on_rank_zero(
-                posthoc.fit, training, self.train, self.folder, self.interrupt.check
+                lambda: posthoc.fit(training, self._readable(), self.folder, check)
             )
         posthoc.put(training, found)
         report = self.validate(self.folder)
@@ -239,6 +241,14 @@ class Run:
         on_rank_zero(posthoc.report, training, self.folder)
         if self.args.epochs:
             on_rank_zero(posthoc.forget, self.folder)
+
+    def _readable(self):
+        """The faces of training, without those that could not be read meanwhile."""
+        faces = self.train
+        if self.skipped:
+            faces = copy.copy(faces)
+            faces.check(False, self.recipe.skip_corrupt)
+        return faces
 
     def _choose_epoch(self):
         """Gives `training` the weights of the epoch that is to be best.pth."""
