@@ -267,15 +267,21 @@ COLUMNS = {
 }
 
 
-def markdown(report, test, by_people=''):
-    """The table of one test set: every map, or some by the number of people they are fitted on."""
+def markdown(report, test, by_people='', maps='', columns=''):
+    """The table of one test set: every map, or some by the number of people they are fitted on.
+
+    `maps` and `columns` are those to show, separated by semicolons; all by default.
+    """
     rows = [row for row in report['rows'] if row['test'] == test]
     most = max(row['fitted_on'] for row in rows)
-    kept = [
-        row for row in rows if (row['map'] in BY_PEOPLE if by_people else row['fitted_on'] == most)
+    names = maps.split(';') if maps else list(BY_PEOPLE if by_people else MAPS)
+    shown = {title: COLUMNS[title] for title in columns.split(';')} if columns else COLUMNS
+    cells = [
+        [row['map'], *(column(row) for column in shown.values())]
+        for row in rows
+        if row['map'] in names and (by_people or row['fitted_on'] == most)
     ]
-    cells = [[row['map'], *(column(row) for column in COLUMNS.values())] for row in kept]
-    return tables.markdown(['', *COLUMNS], cells)
+    return tables.markdown(['', *shown], cells)
 
 
 def main():
