@@ -12,6 +12,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils import DataError, UserError  # noqa: E402
+
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU; benchmarks/gpu.py runs these')
@@ -47,6 +49,14 @@ def python(folder, *line, text=True, **options):
     return subprocess.run(
         [sys.executable, *map(str, line)], cwd=folder, capture_output=True, text=text, **options
     )
+
+
+def refused(match, call, *line, **options):
+    """That call(*line, **options) ends in a message of one line to the user, which it returns."""
+    with pytest.raises((UserError, DataError), match=match) as error:
+        call(*line, **options)
+    assert '\n' not in str(error.value)
+    return str(error.value)
 
 
 def command_line(save, *line, settings=()):

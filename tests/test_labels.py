@@ -5,6 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from conftest import refused
 from photographs import fgnet_marks, ibug_marks, points_csv, pts
 from PIL import Image
 from scipy.io import savemat
@@ -14,142 +15,105 @@ from preparation.labels import NAMES, Named, fields_in, years_between
 from preparation.landmarks import Landmarks, five_points
 from preparation.tables import Table
 from recognition.alignment import TEMPLATE
-from utils import DataError
 
-
-@pytest.mark.parametrize(
-    'kind, name, person, age',
-    [
-        ('plain', '000_12.jpg', None, 12),
-        ('fgnet', '001A43a.JPG', '001', 43),
-        ('fgnet', '082a05.jpg', '082', 5),
-        ('morph', '009055_1M54.JPG', '009055', 54),
-        ('cacd2000', '53_Robert_Duvall_0001.jpg', 'Robert_Duvall', 53),
-        ('agedb', '0_MariaCallas_35_f.jpg', 'MariaCallas', 35),
-        ('utkface', '39_1_20170116174525125.jpg.chip.jpg', None, 39),
-        ('imdb-wiki', 'nm0000002_rm221957120_1983-12-21_2010.jpg', 'nm0000002', 27),
-        ('imdb-wiki', '10000217_1981-05-05_2009.jpg', '10000217', 28),
-        # as an aligner leaves them
-        ('cacd2000', '41_Some_Body_0001_0.jpg', 'Some_Body', 41),
-        ('cacd2000', '41_Some_Body_0001-aligned.jpg', 'Some_Body', 41),
-        ('cacd2000', '41_Some_Body_0001_000.jpg', 'Some_Body', 41),
-        ('morph', '009055_1M54_001.JPG', '009055', 54),
-        ('cacd2000', '41_Some_Body_0001 (1).jpg', 'Some_Body', 41),
-        ('cacd2000', '41_50_Cent_0001.jpg', '50_Cent', 41),
-        ('cacd2000', '41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
-        ('cacd2000', '41_Some_Body_1.jpg', 'Some_Body', 41),
-        ('fgnet', '001A43a_0.JPG', '001', 43),
-        ('morph', '009055_1M54_crop.JPG', '009055', 54),
-        ('agedb', '0_MariaCallas_35_f_0.jpg', 'MariaCallas', 35),
-        ('utkface', '39_1_20170116174525125_face.jpg', None, 39),
-        ('imdb-wiki', '10000217_1981-05-05_2009_0.jpg', '10000217', 28),
+FILES = {  # kind: file names, and the person and the age in them
+    'plain': [('000_12.jpg', None, 12)],
+    'fgnet': [('001A43a.JPG', '001', 43), ('082a05.jpg', '082', 5), ('001A43a_0.JPG', '001', 43)],
+    'morph': [('009055_1M54.JPG', '009055', 54), ('009055_1M54_crop.JPG', '009055', 54)],
+    'agedb': [(f'0_MariaCallas_35_f{end}.jpg', 'MariaCallas', 35) for end in ('', '_0')],
+    'utkface': [(f'39_1_2017011617{end}.jpg', None, 39) for end in ('.jpg.chip', '_face')],
+    'imdb-wiki': [
+        ('nm0000002_rm221957120_1983-12-21_2010.jpg', 'nm0000002', 27),
+        ('10000217_1981-05-05_2009.jpg', '10000217', 28),
+        ('10000217_1981-05-05_2009_0.jpg', '10000217', 28),
     ],
-)
-def test_names(kind, name, person, age):
-    assert fields_in(name, kind).get('person') == person
-    assert Named(kind).age(f'x/{name}', None, None) == age
+    'cacd2000': [
+        ('53_Robert_Duvall_0001.jpg', 'Robert_Duvall', 53),
+        ('41_50_Cent_0001.jpg', '50_Cent', 41),
+        ('41_Apollo_13_0001_0.jpg', 'Apollo_13', 41),
+    ],
+}
+# as an aligner leaves them
+ENDS = '0001_0', '0001-aligned', '0001_000', '0001 (1)', '1'
+FILES['cacd2000'] += [(f'41_Some_Body_{end}.jpg', 'Some_Body', 41) for end in ENDS]
 
 
 @pytest.mark.parametrize('kind', NAMES)
-def test_other_names_have_no_age(kind):
+def test_names(kind):
+    for name, person, age in FILES[kind]:
+        assert fields_in(name, kind).get('person') == person
+        assert Named(kind).age(f'x/{name}', None, None) == age
     with pytest.raises(ValueError):
         Named(kind).age('IMG-holiday.jpg', None, None)
 
 
 def test_impossible_ages():
-    for kind, name in (
-        ('plain', '000_121.jpg'),
-        ('imdb-wiki', 'nm1_rm1_1983-12-21_1950.jpg'),
-        ('imdb-wiki', 'nm1_rm1_1800-1-1_1990.jpg'),
-    ):
+    names = 'nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg'
+    for kind, name in (('plain', '000_121.jpg'), *(('imdb-wiki', name) for name in names)):
         with pytest.raises(ValueError, match='no age between 0 and 120'):
             Named(kind).age(name, None, None)
 
 
-@pytest.mark.parametrize(
-    'birth, taken, years',
-    [
-        ('1983-12-21', '2010-12-20', 26),
-        ('1983-12-21', '2010-12-21', 27),
-        ('1983-12-21', '2010', 27),
-        ('1983', '2010-01-01', 27),
-        ('1983-12-21', '2010:12:20 23:59:59', 26),
-        ('1899-0-0', '1930-5-1', 31),
-        ('2010-05-01', '2010-06-01', 0),
-    ],
-)
+YEARS = [('1983-12-21', '2010-12-20', 26), ('1983-12-21', '2010-12-21', 27)]
+YEARS += [('1983-12-21', '2010', 27), ('1983', '2010-01-01', 27), ('1899-0-0', '1930-5-1', 31)]
+YEARS += [('1983-12-21', '2010:12:20 23:59:59', 26), ('2010-05-01', '2010-06-01', 0)]
+NO_DATES = [('yesterday', '2010'), ('1983-12-21', ''), ('0000', '1990'), ('2010', '1983')]
+NO_DATES += [('1980-13-45', '2010'), ('1980-13-0', '2010'), ('1980', '2001-02-30')]
+
+
+@pytest.mark.parametrize('birth, taken, years', YEARS)
 def test_years_between(birth, taken, years):
     assert years_between(birth, taken) == years
 
 
-@pytest.mark.parametrize(
-    'birth, taken',
-    [
-        ('yesterday', '2010'),
-        ('1983-12-21', ''),
-        ('0000', '1990'),
-        ('2010', '1983'),
-        ('1980-13-45', '2010'),
-        ('1980-13-0', '2010'),
-        ('1980', '2001-02-30'),
-    ],
-)
+@pytest.mark.parametrize('birth, taken', NO_DATES)
 def test_no_dates(birth, taken):
     with pytest.raises(ValueError):
         years_between(birth, taken)
 
 
+TABLES = {  # what is in it: the age of A/1.jpg, or why it has none
+    'path,age\nA/1.jpg,12\n': 12,
+    'A/1.jpg,12\n': 12,
+    'path;age\n./A/1.jpg;12.7\n': 12,
+    'age,path\n12,1.jpg\n': 12,
+    '\ufeffpath,birth,taken\nA/1.jpg,1980-05-05,1990-05-04\n': 9,
+    'person,birth\nA,1980-05-05\n': 20,
+    'person\tbirth\ttaken\nA\t1980\t\n': 21,
+    'path,age\nB/1.jpg,12\n': 'no row',
+    'path,age\nA/1.jpg,twelve\n': "'twelve'",
+    'path,age\nA/1.jpg,200\n': 'between',
+}
+NO_TABLES = [('', 'empty'), ('name,years\nA,12\n', 'expected columns')]
+NO_TABLES += [('path,age\na,1\na,2\n', 'two different rows')]
+NO_TABLES += [('path,age, Age\na,1,2\n', "2 columns 'age'")]
+
+
 def test_tables(tmp_path):
-    file = tmp_path / 'a.csv'
+    file, image = tmp_path / 'a.csv', str(tmp_path / 'dated.jpg')
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
-    image = str(tmp_path / 'dated.jpg')
     Image.new('RGB', (4, 4)).save(image, exif=exif)
-    for text, relative, age in (
-        ('path,age\nA/1.jpg,12\n', 'A/1.jpg', 12),
-        ('A/1.jpg,12\n', 'A/1.jpg', 12),
-        ('path;age\n./A/1.jpg;12.7\n', 'A/1.jpg', 12),
-        ('age,path\n12,1.jpg\n', 'A/1.jpg', 12),
-        ('\ufeffpath,birth,taken\nA/1.jpg,1980-05-05,1990-05-04\n', 'A/1.jpg', 9),
-        ('person,birth\nA,1980-05-05\n', 'A/1.jpg', 20),
-        ('person\tbirth\ttaken\nA\t1980\t\n', 'A/1.jpg', 21),
-    ):
+    for text, age in TABLES.items():
         file.write_text(text)
-        assert Table(file).age(relative, 'A', image) == age, text
-    for text, reason in (
-        ('path,age\nB/1.jpg,12\n', 'no row'),
-        ('path,age\nA/1.jpg,twelve\n', "'twelve'"),
-        ('path,age\nA/1.jpg,200\n', 'between'),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=reason):
-            Table(file).age('A/1.jpg', 'A', image)
+        if isinstance(age, int):
+            assert Table(file).age('A/1.jpg', 'A', image) == age, text
+        else:
+            with pytest.raises(ValueError, match=age):
+                Table(file).age('A/1.jpg', 'A', image)
     file.write_text('person,birth\nA,1980-05-05\n')
     with pytest.raises(ValueError, match='no date of capture'):
         Table(file).age('A/1.jpg', 'A', None)
-    for text, reason in (
-        ('', 'empty'),
-        ('name,years\nA,12\n', 'expected columns'),
-        ('path,age\na,1\na,2\n', 'two different rows'),
-        ('path,age, Age\na,1,2\n', "2 columns 'age'"),
-    ):
+    for text, reason in NO_TABLES:
         file.write_text(text)
-        with pytest.raises(DataError, match=reason):
-            Table(file)
-    with pytest.raises(DataError, match='No such file'):
-        Table(tmp_path / 'nowhere.csv')
+        refused(reason, Table, file)
+    refused('No such file', Table, tmp_path / 'nowhere.csv')
 
 
-@pytest.mark.parametrize(
-    'row',
-    [
-        'Zoë\\1.jpg',
-        unicodedata.normalize('NFD', 'Zoë/1.jpg'),
-        './Zoë/1.jpg',
-        '/data/set/Zoë/1.jpg',
-        '1.jpg',
-    ],
-)
+WAYS = ['Zoë\\1.jpg', unicodedata.normalize('NFD', 'Zoë/1.jpg'), './Zoë/1.jpg', '1.jpg']
+
+
+@pytest.mark.parametrize('row', [*WAYS, '/data/set/Zoë/1.jpg'])
 def test_ways_to_write_a_path(tmp_path, row):
     (tmp_path / 'a.csv').write_text(f'path,age\n{row},12\n')
     table = Table(tmp_path / 'a.csv', '/data/set')
@@ -172,34 +136,28 @@ def test_a_table_that_does_not_fit(tmp_path):
     (tmp_path / 'a.csv').write_text('path,age\n1.jpg,12\n2.jpg,13\n')
     table = Table(tmp_path / 'a.csv', '/set')
     table.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
-    with pytest.raises(DataError, match='1.jpg fits A/1.jpg, B/1.jpg: write paths below /set'):
-        table.check([('A/1.jpg', 'A'), ('B/1.jpg', 'B')])
-    with pytest.raises(DataError, match="of its 2 rows fits: it has 1.jpg, where /set has 'x/y'"):
-        table.check([('x/y', 'x')])
+    both = [('A/1.jpg', 'A'), ('B/1.jpg', 'B')]
+    refused('1.jpg fits A/1.jpg, B/1.jpg: write paths below /set', table.check, both)
+    reason = "of its 2 rows fits: it has 1.jpg, where /set has 'x/y'"
+    refused(reason, table.check, [('x/y', 'x')])
     (tmp_path / 'a.csv').write_text('person,age\nA,12\n')
-    Table(tmp_path / 'a.csv').check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
-    with pytest.raises(DataError, match="has 'B': write each person"):
-        Table(tmp_path / 'a.csv').check([('B/1.jpg', 'B')])
+    table = Table(tmp_path / 'a.csv')
+    table.check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
+    refused("has 'B': write each person", table.check, both[1:])
 
 
-@pytest.mark.parametrize(
-    'name, data, reason',
-    [
-        ('a.csv', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
-        ('a.csv', b'\n<!DOCTYPE html><html>', 'a web page'),
-        ('a.csv', b'\x1f\x8b\x08', 'gzip'),
-        ('a.csv', b'PK\x03\x04zip', 'a zip archive'),
-        ('a.xlsx', b'PK\x03\x04', 'save it as CSV'),
-        ('a.xls', b'\xd0\xcf\x11\xe0', 'save it as CSV'),
-        ('a.csv', b'\0\1\2', 'not a text'),
-        ('a.csv', b'\xff\xfea', 'expected columns'),
-        ('a.csv', b'', 'the table is empty'),
-    ],
-)
+POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
+JUNK = [('a.csv', POINTER, 'git lfs pull'), ('a.csv', b'\n<!DOCTYPE html><html>', 'a web page')]
+JUNK += [('a.csv', b'\x1f\x8b\x08', 'gzip'), ('a.csv', b'PK\x03\x04zip', 'a zip archive')]
+JUNK += [('a.xlsx', b'PK\x03\x04', 'save it as CSV'), ('a.csv', b'', 'the table is empty')]
+JUNK += [('a.xls', b'\xd0\xcf\x11\xe0', 'save it as CSV'), ('a.csv', b'\0\1\2', 'not a text')]
+JUNK += [('a.csv', b'\xff\xfea', 'expected columns')]
+
+
+@pytest.mark.parametrize('name, data, reason', JUNK)
 def test_files_that_are_no_tables(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=f'{name}: .*{reason}'):
-        Table(tmp_path / name)
+    refused(f'{name}: .*{reason}', Table, tmp_path / name)
 
 
 def matlab_day(text):
@@ -243,14 +201,10 @@ def test_other_mat_files(tmp_path):
     savemat(tmp_path / 'other.mat', {'x': np.zeros(3)})
     (tmp_path / 'new.mat').write_bytes(b'MATLAB 7.3 MAT-file, Platform: GLNXA64')
     (tmp_path / 'cut.mat').write_bytes((tmp_path / 'own.mat').read_bytes()[:150])
-    for name, reason in (
-        ('other', 'holds x; expected full_path'),
-        ('new', "'-v7'"),
-        ('cut', 'not readable as a .mat file'),
-        ('gone', 'No such file'),
-    ):
-        with pytest.raises(DataError, match=f'{name}.mat: .*{reason}'):
-            Table(tmp_path / f'{name}.mat')
+    refused('other.mat: holds x; expected full_path', Table, tmp_path / 'other.mat')
+    refused("new.mat: .*'-v7'", Table, tmp_path / 'new.mat')
+    refused('cut.mat: not readable as a .mat file', Table, tmp_path / 'cut.mat')
+    refused('gone.mat: No such file', Table, tmp_path / 'gone.mat')
 
 
 def test_five_of_68_and_of_five():
@@ -275,13 +229,9 @@ def test_landmark_files(tmp_path):
     assert np.abs(marks.of('A/1.jpg') - points).max() < 1e-2
     (tmp_path / 'bad.csv').write_text('path,x1\nA/1.jpg,3\n')
     (tmp_path / 'none').mkdir()
-    for where, reason in (
-        ('bad.csv', 'expected path, x1'),
-        ('none', 'no .pts files'),
-        ('nowhere', 'No such file'),
-    ):
-        with pytest.raises(DataError, match=reason):
-            Landmarks(tmp_path / where)
+    refused('expected path, x1', Landmarks, tmp_path / 'bad.csv')
+    refused('no .pts files', Landmarks, tmp_path / 'none')
+    refused('No such file', Landmarks, tmp_path / 'nowhere')
 
 
 def test_points_under_names_that_fit_two_people(tmp_path):
@@ -295,19 +245,19 @@ def test_points_under_names_that_fit_two_people(tmp_path):
     assert np.abs(marks.of('B/1.jpg') - points - 5).max() < 1e-2
     with pytest.raises(ValueError, match='no points for it'):
         marks.of('C/1.jpg')
-    with pytest.raises(DataError, match='1.jpg fit A/1.jpg, B/1.jpg'):
-        Landmarks(points_csv(tmp_path / 'p.csv', {'1.jpg': points})).check(['A/1.jpg', 'B/1.jpg'])
+    bare = Landmarks(points_csv(tmp_path / 'p.csv', {'1.jpg': points}))
+    refused('1.jpg fit A/1.jpg, B/1.jpg', bare.check, ['A/1.jpg', 'B/1.jpg'])
     (tmp_path / 'twice.csv').write_text(2 * ('1.jpg' + 10 * ',3' + '\n'))
-    with pytest.raises(DataError, match='two rows for 1.jpg'):
-        Landmarks(tmp_path / 'twice.csv')
+    refused('two rows for 1.jpg', Landmarks, tmp_path / 'twice.csv')
 
 
 # how ages, dates and names are written
 
 
-@pytest.mark.parametrize(
-    'age', ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. ']
-)
+AGES = ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. ']
+
+
+@pytest.mark.parametrize('age', AGES)
 def test_ways_to_write_an_age(tmp_path, age):
     (tmp_path / 'a.csv').write_text(f'path;age\nA/1.jpg;{age}\n')
     assert Table(tmp_path / 'a.csv').age('A/1.jpg', None, None) == 30
@@ -346,32 +296,27 @@ def test_dates_that_begin_with_the_day_or_the_month(tmp_path, births, years):
     assert Table(write_dates(tmp_path, '1983-12-21', taken='20.12.2010')).age('0.jpg', '', '') == 26
 
 
-@pytest.mark.parametrize(
-    'births',
-    [
-        '01/05/1980 02/05/1980',
-        '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980',
-    ],
-)
+LONG = '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980'
+
+
+@pytest.mark.parametrize('births', ['01/05/1980 02/05/1980', LONG])
 def test_dates_that_may_begin_with_either(tmp_path, births):
     reason = "1/0?./1980' is no date: day or month first\\? Write 1980-12-21"
-    with pytest.raises(DataError, match=f"a.csv: . of . ages can't be read, as that of .*{reason}"):
-        Table(write_dates(tmp_path, *births.split()))
+    reason = f"a.csv: . of . ages can't be read, as that of .*{reason}"
+    refused(reason, Table, write_dates(tmp_path, *births.split()))
 
 
 def test_ages_that_are_mostly_none(tmp_path):
     """Said once of the table; a few are said of their photographs."""
     file = tmp_path / 'a.csv'
     file.write_text('path,age\na,young\nb,old\nc,30\nd,\n')
-    with pytest.raises(DataError, match="a.csv: 2 of 3 ages can't be read, .* of a: .*'young'"):
-        Table(file)
+    refused("a.csv: 2 of 3 ages can't be read, .* of a: .*'young'", Table, file)
     file.write_text('path,age\na,young\nb,31\nc,30\nd,\n')
     assert Table(file).age('c', None, None) == 30
     with pytest.raises(ValueError, match="'young'"):
         Table(file).age('a', None, None)
     file.write_text('path,age\n' + ''.join(f'{k},{1980 + k}\n' for k in range(3)))
-    with pytest.raises(DataError, match='3 of 3 ages .*1980 is no age between 0 and 120'):
-        Table(file)
+    refused('3 of 3 ages .*1980 is no age between 0 and 120', Table, file)
 
 
 def test_names_in_latin_1(tmp_path):
@@ -384,8 +329,7 @@ def test_names_in_latin_1(tmp_path):
     table = Table(tmp_path / 'b.csv')
     table.check([('A/1.jpg', 'A')])
     reason = 'not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
-    with pytest.raises(DataError, match=f'b.csv: {reason}'):
-        table.check([('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
+    refused(f'b.csv: {reason}', table.check, [('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
     (tmp_path / 'c.csv').write_bytes(b'person,age\nZo\xeb,12\nA,13\n')
     assert Table(tmp_path / 'c.csv').age('Zoë/1.jpg', 'Zoë', None) == 12
     raw = 'Zo\udceb/1.jpg'  # and where the disk has the same bytes

@@ -6,7 +6,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, python
+from conftest import ROOT, python, refused
 from photographs import (
     Forty,
     bad_files,
@@ -26,10 +26,8 @@ import meta
 import prepare
 from dataset import Faces
 from preparation import ages
-from preparation.photographs import find, numbered
 from storage.images import kinds
 from synthesis import drawing
-from utils import UserError
 
 ODD = ['plain', 'with, comma', 'new\nline', ' space ', 'Zoë 李 🙂', 'per%cent "quote"', "it's"]
 ODD += ['-dash', os.fsdecode(b'not\xff utf8')]
@@ -38,13 +36,11 @@ ODD += ['-dash', os.fsdecode(b'not\xff utf8')]
 @pytest.fixture
 def source(tmp_path):
     """People of odd names with two photographs each; the points of all in a CSV by file name."""
-    rows = {
-        f'{k}{shot}.png': photograph(
-            tmp_path / 'source' / person / f'{k}{shot}.png', seed=k, at=(100 + 9 * shot, 60)
-        )
-        for k, person in enumerate(ODD)
-        for shot in range(2)
-    }
+    rows = {}
+    for k, person in enumerate(ODD):
+        for shot in range(2):
+            path = tmp_path / 'source' / person / f'{k}{shot}.png'
+            rows[path.name] = photograph(path, seed=k, at=(100 + 9 * shot, 60))
     points_csv(tmp_path / 'points.csv', rows)
     lines = [f'{name},{20 + k}\n' for k, name in enumerate(rows)]
     (tmp_path / 'ages.csv').write_text('path,age\n' + ''.join(lines))
@@ -125,23 +121,19 @@ def test_nothing_of_the_users_is_written_over(source):
     target = source / 'target'
     target.mkdir()
     (target / 'mine.txt').write_text('mine')
-    with pytest.raises(UserError, match='is not of prepare.py'):
-        job(source)
+    refused('is not of prepare.py', job, source)
     (target / 'mine.txt').unlink()
     job(source)
-    with pytest.raises(UserError, match='begun with another face'):
-        job(source, '--face', 'central')
+    refused('begun with another face', job, source, '--face', 'central')
     mine, report = target / 'plain' / '001_21.jpg', target / 'report.csv'
     mine.write_bytes(b'mine')
     lines = report.read_bytes().splitlines(keepends=True)
     report.write_bytes(b''.join(line for line in lines if b'plain/001_21' not in line))
     assert 'is none of this run' in job(source)['plain/01.png']['reason']
     assert mine.read_bytes() == b'mine'
-    with pytest.raises(UserError, match='lies in'):
-        command(source / 'source', source / 'source' / 'target')
+    refused('lies in', command, source / 'source', source / 'source' / 'target')
     report.write_text('a,b\n')
-    with pytest.raises(UserError, match='not a report'):
-        job(source)
+    refused('not a report', job, source)
 
 
 def test_people_from_names_and_fgnets_own_points(tmp_path):
@@ -174,25 +166,20 @@ def test_estimates_fill_what_the_table_leaves_open(source, monkeypatch):
     monkeypatch.setattr(ages, 'Offline', Forty)
     (source / 'ages.csv').write_text('path,age\n00.png,77\n')
     rows = job(source, '--ages', source / 'ages.csv', 'estimate')
-    found = [
-        (rows[f'plain/{k}.png']['age'], rows[f'plain/{k}.png']['age_from']) for k in ('00', '01')
-    ]
+    found = [(row['age'], row['age_from']) for row in (rows['plain/00.png'], rows['plain/01.png'])]
     assert found == [('77', str(source / 'ages.csv')), ('40', 'estimate')]
 
 
-@pytest.mark.parametrize(
-    'name, text',
-    [
-        ('faces.csv', 'source/A/1.png,A,12\n'),
-        ('faces.txt', 'path label age\nsource/A/1.png A 12\n'),
-        ('faces.txt', 'source/A/1.png\tAda King\t12\n'),
-        ('source/faces.csv', 'image;who;age\nA/1.png;A;12\n'),
-    ],
-)
-def test_a_list_that_training_takes_has_the_ages(tmp_path, name, text):
+LISTS = {'faces.csv': 'source/A/1.png,A,12\n', 'faces.txt': 'path label age\nsource/A/1.png A 12\n'}
+LISTS |= {'tabs.txt': 'source/A/1.png\tAda King\t12\n'}
+LISTS |= {'source/faces.csv': 'image;who;age\nA/1.png;A;12\n'}
+
+
+@pytest.mark.parametrize('name', LISTS)
+def test_a_list_that_training_takes_has_the_ages(tmp_path, name):
     """Its paths begin at its own folder, or at SOURCE."""
     one(tmp_path, 'A/1.png')
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(LISTS[name])
     assert Faces(tmp_path / name, '', 0).ages.tolist() == [12]
     assert job(tmp_path, '--ages', tmp_path / name)['A/1.png']['target'] == 'A/000_12.jpg'
 
@@ -213,25 +200,13 @@ def test_several_processes_write_what_one_does(source):
     assert len(faces) > 9 and all(alone[name] == other[name] for name in faces)
 
 
-@pytest.mark.parametrize(
-    'line',
-    [
-        '',
-        'a',
-        'a b --check demo',
-        'a b --ages pattern',
-        'a b --ages plain --dex x',
-        'a b --weights x',
-        'a b --workers 0',
-        'a b --people plain',
-        'a b --keep-names --ages plain',
-        '--check demo --keep-names',
-        'a b --size 100',
-        'a.rec b --keep-names',
-        'a.rec b --size 112',
-        'a.rec b --ages plain',
-    ],
-)
+WRONG = ['', 'a', 'a b --check demo', 'a b --ages pattern', 'a b --ages plain --dex x']
+WRONG += ['a b --weights x', 'a b --workers 0', 'a b --people plain', '--check demo --keep-names']
+WRONG += ['a b --keep-names --ages plain', 'a b --size 100', 'a.rec b --keep-names']
+WRONG += ['a.rec b --size 112', 'a.rec b --ages plain']
+
+
+@pytest.mark.parametrize('line', WRONG)
 def test_usage(line):
     with pytest.raises(SystemExit):
         prepare.arguments(line.split())
@@ -248,17 +223,6 @@ def test_one_line_on_the_command_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
     assert not (tmp_path / 'target').exists()
-
-
-def test_numbers_stay(tmp_path):
-    (tmp_path / 'A').mkdir()
-    for name in 'bc':
-        (tmp_path / 'A' / name).write_bytes(b'')
-    first = numbered(find(tmp_path, 'folder'), {})
-    assert [(item.relative, item.number) for item in first] == [('A/b', 0), ('A/c', 1)]
-    (tmp_path / 'A' / 'a').write_bytes(b'')
-    later = numbered(find(tmp_path, 'folder'), {'A/b': ('A', 0)})
-    assert {item.relative: item.number for item in later} == {'A/a': 1, 'A/b': 0, 'A/c': 2}
 
 
 def test_folders_and_files_of_the_system_are_nobodys(tmp_path):
@@ -294,27 +258,23 @@ def test_suffixes(tmp_path, suffix):
 
 def kept(folder, **kinds):
     """Photographs of these names and kinds, as --keep-names takes them."""
-    rows = {
-        name: photograph(folder / 'source' / name, seed=3, format=kind)
-        for name, kind in kinds.items()
-    }
+    rows = {}
+    for name, kind in kinds.items():
+        rows[name] = photograph(folder / 'source' / name, seed=3, format=kind)
     points_csv(folder / 'points.csv', rows)
 
 
 def test_names_kept(tmp_path, capsys):
-    """Each face is where its photograph is, in the format of its suffix; files in SOURCE itself
-    too."""
-    names = {'A/A_0001.jpg': 'JPEG', 'A/b/c.png': 'PNG', '001A02.JPG': 'JPEG', 'A/d.gif': 'GIF'}
-    kept(tmp_path, **names)
+    """Each face is where its photograph is, in the format of its suffix; in SOURCE itself too."""
+    names = {'A/A_0001.jpg': 'JPEG', 'A/b/c.png': 'PNG', '001A02.JPG': 'JPEG'}
+    kept(tmp_path, **names, **{'A/d.gif': 'GIF'})
     job(tmp_path, '--keep-names')
     assert 'n_cls' not in capsys.readouterr().out
     for name, kind in (names | {'A/d.jpg': 'JPEG'}).items():
-        if kind != 'GIF':
-            with Image.open(tmp_path / 'target' / name) as face:
-                assert face.format == kind and face.size == (96, 112)
-            # a GIF has few colours
-            drawn = drawing.draw(3, 30, 0)
-            assert difference(tmp_path / 'target' / name, drawn) < (8 if name != 'A/d.jpg' else 20)
+        with Image.open(tmp_path / 'target' / name) as face:
+            assert face.format == kind and face.size == (96, 112)
+        away = difference(tmp_path / 'target' / name, drawing.draw(3, 30, 0))
+        assert away < (20 if name == 'A/d.jpg' else 8)  # a GIF has few colours
     before = contents(tmp_path / 'target')
     job(tmp_path, '--keep-names')
     assert contents(tmp_path / 'target') == before
@@ -330,9 +290,7 @@ def test_names_kept_that_would_be_one(tmp_path, capsys):
     (tmp_path / 'source/A/a.jpg').unlink()
     made = job(tmp_path, '--keep-names')
     assert made['A/a.gif']['target'] == 'A/a.jpg' and made['A/b.gif']['target'] == 'A/b.jpg'
-    assert made['A/a.mpo']['reason'] == (
-        'its face would be A/a.jpg, which is that of A/a.gif: rename one of the two'
-    )
+    assert 'would be A/a.jpg, which is that of A/a.gif: rename' in made['A/a.mpo']['reason']
     photograph(tmp_path / 'source/A/a.jpg', seed=5, format='JPEG')
     capsys.readouterr()
     made = job(tmp_path, '--keep-names')
@@ -389,9 +347,10 @@ def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
     entry = {'train_root': str(tmp_path / 'faces'), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
     monkeypatch.setattr(meta, 'mine', entry | {'n_cls': 2}, raising=False)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='(Not a directory|File exists): TARGET names shards'):
-        prepare.main(['--shards', 'mine', str(tmp_path / 'file/x')])
-    prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
+    line = ['--shards', 'mine', str(tmp_path / 'new/x')]
+    no_folder = [*line[:2], str(tmp_path / 'file/x')]
+    refused('(Not a directory|File exists): TARGET names shards', prepare.main, no_folder)
+    prepare.main(line)
     assert (tmp_path / 'new/x-00000.tar').exists()
     (tmp_path / 'new/x-00000.tar').unlink()
 
@@ -399,6 +358,5 @@ def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), f'{dir}/tmpabcd')
 
     monkeypatch.setattr(tempfile, 'TemporaryFile', read_only)
-    with pytest.raises(UserError, match='new: Read-only file system: TARGET names shards in a'):
-        prepare.main(['--shards', 'mine', str(tmp_path / 'new/x')])
+    refused('new: Read-only file system: TARGET names shards in a', prepare.main, line)
     assert not (tmp_path / 'new/x-00000.tar').exists()
