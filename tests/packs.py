@@ -46,9 +46,8 @@ class Pack:
 
     def write(self, classes=None):
         self.path.write_bytes(self.data)
-        self.path.with_suffix('.idx').write_text(
-            ''.join(f'{key}\t{at}\n' for key, at in self.index)
-        )
+        lines = [f'{key}\t{at}\n' for key, at in self.index]
+        self.path.with_suffix('.idx').write_text(''.join(lines))
         if classes is not None:
             (self.path.parent / 'property').write_text(f'{classes},112,112')
         return self.path

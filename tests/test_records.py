@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from conftest import refused
 from packs import PEOPLE, image, with_identities, without_header
 from photographs import command, needs_estimator
 from PIL import Image
@@ -15,7 +16,7 @@ import prepare
 from dataset import Faces
 from preparation import ages, records
 from synthesis import drawing
-from utils import DataError, UserError
+from utils import UserError
 
 
 @pytest.fixture
@@ -43,17 +44,19 @@ def bright(monkeypatch):
 
 def samples(target):
     """{key: (identity, age, image)} of all shards."""
-    found = {}
+    files, found = {}, {}
     for path in sorted(target.glob('*.tar')):
         with tarfile.open(path) as tar:
-            for member in tar:
-                name, suffix = member.name.split('.')
-                found.setdefault(name, {})[suffix] = tar.extractfile(member).read()
-    abouts = {name: json.loads(files['json']) for name, files in found.items()}
-    return {
-        int(about['file'].split('.')[0]): (about['identity'], about['age'], found[name]['jpg'])
-        for name, about in abouts.items()
-    }
+            files |= {member.name: tar.extractfile(member).read() for member in tar}
+    for name, data in files.items():
+        if name.endswith('.json'):
+            about, face = json.loads(data), files[name.replace('.json', '.jpg')]
+            found[int(about['file'].split('.')[0])] = about['identity'], about['age'], face
+    return found
+
+
+def ages_in(target):
+    return {key: age for key, (_, age, _) in samples(target).items()}
 
 
 def test_estimated_ages(source, tmp_path, bright, capsys):
@@ -79,31 +82,22 @@ def test_several_processes(source, tmp_path):
     (tmp_path / 'ages.csv').write_text(''.join(f'{key},{20 + key}\n' for key in range(1, 10)))
     line = [str(source), str(tmp_path / 'out'), '--ages', str(tmp_path / 'ages.csv')]
     prepare.main([*line, '--workers', '2'])
-    assert {key: age for key, (_, age, _) in samples(tmp_path / 'out').items()} == {
-        key: 20 + key for key in range(1, 10)
-    }
+    assert ages_in(tmp_path / 'out') == {key: 20 + key for key in range(1, 10)}
 
 
 def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
     (tmp_path / 'keys.csv').write_text('key,age\n1,71\n2,72\n')
     (tmp_path / 'people.csv').write_text('identity;age\n2;33\n')
     command(source, tmp_path / 'out', '--ages', tmp_path / 'keys.csv', tmp_path / 'people.csv')
-    assert {key: age for key, (_, age, _) in samples(tmp_path / 'out').items()} == {
-        1: 71,
-        2: 72,
-        6: 33,
-        7: 33,
-        8: 33,
-        9: 33,
-    }
+    assert ages_in(tmp_path / 'out') == {1: 71, 2: 72, 6: 33, 7: 33, 8: 33, 9: 33}
     printed = capsys.readouterr().out
     assert '6 faces of 2 people' in printed and '3 skipped: no age' in printed
     command(source, tmp_path / 'both', '--ages', tmp_path / 'keys.csv', 'estimate')
     rows = table(tmp_path / 'both')
     assert rows[1]['age_from'].endswith('keys.csv') and rows[3]['age_from'] == 'estimate'
     (tmp_path / 'keys.csv').write_text('key,age\n99,71\n')
-    with pytest.raises(DataError, match='none of its 1 rows fits: it has 99'):
-        command(source, tmp_path / 'none', '--ages', tmp_path / 'keys.csv')
+    line = source, tmp_path / 'none', '--ages', tmp_path / 'keys.csv'
+    refused('none of its 1 rows fits: it has 99', command, *line)
 
 
 def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
@@ -119,8 +113,7 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
         return look(self, batch)
 
     monkeypatch.setattr(records.Examiner, 'examine', stop)
-    with pytest.raises(UserError, match='stopped'):
-        command(source, tmp_path / 'out')
+    refused('stopped', command, source, tmp_path / 'out')
     report = tmp_path / 'out/report.csv'
     report.write_bytes(report.read_bytes()[:-4])  # a line cut short
     command(source, tmp_path / 'out')
@@ -132,71 +125,49 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
 
 
 def test_corrected_ages(source, tmp_path, capsys):
-    ages_of = tmp_path / 'ages.csv'
-    ages_of.write_text('identity,age\n0,20\n1,30\n2,40\n')
-    command(source, tmp_path / 'out', '--ages', ages_of)
-    ages_of.write_text('identity,age\n0,20\n1,31\n2,40\n')
-    capsys.readouterr()
-    command(source, tmp_path / 'out', '--ages', ages_of)
+    for age in (30, 31):
+        (tmp_path / 'ages.csv').write_text(f'identity,age\n0,20\n1,{age}\n2,40\n')
+        capsys.readouterr()
+        command(source, tmp_path / 'out', '--ages', tmp_path / 'ages.csv')
     assert 'The shards are written anew' in capsys.readouterr().out
-    assert {identity: age for identity, age, _ in samples(tmp_path / 'out').values()} == {
-        '0': 20,
-        '1': 31,
-        '2': 40,
-    }
+    assert list(ages_in(tmp_path / 'out').values()).count(31) == PEOPLE[1]
 
 
 def test_damaged_images_and_other_sizes(tmp_path, bright, capsys):
+    """What is damaged is a row of the report, and is on no sheet and in no shard."""
+
     def images(person, shot):
         data = image(person, shot, wide=shot > 0)
+        if person == 1:  # a PNG that decoders may show half of
+            file = io.BytesIO()
+            Image.open(io.BytesIO(data)).save(file, 'PNG')
+            data, middle = file.getvalue(), file.tell() // 2
+            return data[:middle] + bytes(16) + data[middle + 16 :]
         return data[:500] if (person, shot) == (2, 3) else data
 
     source = without_header(tmp_path / 'train.rec', images).write()
     command(source, tmp_path / 'out')
-    assert '8 faces of 3 people' in capsys.readouterr().out
-    assert 'not readable as an image' in table(tmp_path / 'out')[8]['reason']
-    assert 8 not in samples(tmp_path / 'out')
-
-
-def half_a_png(person, shot):
-    """A PNG whose pixels are damaged, of a face that decoders may show half of."""
-    file = io.BytesIO()
-    Image.open(io.BytesIO(image(person, shot, wide=False))).save(file, 'PNG')
-    data = bytearray(file.getvalue())
-    middle = len(data) // 2
-    data[middle : middle + 16] = bytes(16)
-    return bytes(data)
-
-
-def test_a_damaged_png_ends_nothing(tmp_path, bright):
-    """It is a row of the report, and is on no sheet and in no shard."""
-
-    def images(person, shot):
-        return half_a_png(person, shot) if person == 1 else image(person, shot)
-
-    source = without_header(tmp_path / 'train.rec', images).write()
-    command(source, tmp_path / 'out')
+    assert '6 faces of 2 people' in capsys.readouterr().out
     rows = table(tmp_path / 'out')
-    assert [key for key in rows if 'not readable' in rows[key]['reason']] == [3, 4]
-    assert set(samples(tmp_path / 'out')) == {0, 1, 2, 5, 6, 7, 8}
+    damaged = [key for key in rows if 'not readable as an image' in rows[key]['reason']]
+    assert damaged == [3, 4, 8] and set(samples(tmp_path / 'out')) == {0, 1, 2, 5, 6, 7}
     assert (tmp_path / 'out/sheet.jpg').exists()
 
 
 def test_an_image_of_another_identity_is_refused(tmp_path, bright):
     source = with_identities(tmp_path / 'train.rec', labels={2: 1}).write()
-    with pytest.raises(DataError, match='key 2: its label is 1, its identity in the .idx 0'):
-        command(source, tmp_path / 'out')
+    reason = 'key 2: its label is 1, its identity in the .idx 0'
+    refused(reason, command, source, tmp_path / 'out')
 
 
 def test_another_file_or_other_ages_need_another_target(source, tmp_path, bright):
-    command(source, tmp_path / 'out')
-    with pytest.raises(UserError, match='begun with another ages'):
-        command(source, tmp_path / 'out', '--ages', tmp_path / 'x.csv')
-    with pytest.raises(UserError, match='holds train.rec, not photographs'):
-        command(source.parent, tmp_path.parent / 'faces')
+    line = source, tmp_path / 'out'
+    command(*line)
+    refused('begun with another ages', command, *line, '--ages', tmp_path / 'x.csv')
+    faces = tmp_path.parent / 'faces'
+    refused('holds train.rec, not photographs', command, source.parent, faces)
     with_identities(source, people=[2, 2]).write(2)
-    with pytest.raises(UserError, match='begun with another size and time'):
-        command(source, tmp_path / 'out')
+    refused('begun with another size and time', command, *line)
 
 
 @needs_estimator
@@ -206,6 +177,5 @@ def test_the_estimator_is_the_packages_own():
 
     faces = [Image.fromarray(drawing.draw(seed, 10 + 9 * seed, 0)) for seed in range(8)]
     package = AgeAndGender()
-    assert ages.Offline().estimate_all(faces).tolist() == [
-        package.age(face)['value'] for face in faces
-    ]
+    one_by_one = [package.age(face)['value'] for face in faces]
+    assert ages.Offline().estimate_all(faces).tolist() == one_by_one
