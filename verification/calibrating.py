@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import meta
 from dataset import Faces, check_entry, evaluation_loader
@@ -13,11 +14,13 @@ from evaluation.age_thresholds import SHAPE, AgeDecision
 from evaluation.metrics import decision, people_report, percentiles
 from evaluation.rates import THRESHOLD_FARS
 from recognition.embedding import extract
+from storage.images import WIDTH, to_width
 from system.names import shown
 from utils import DataError, UserError
 from verification.decision import write_calibration
 from verification.index import Index
-from verification.matcher import Matcher
+from verification.matcher import BY_PACKAGE, BY_WEIGHTS, Matcher
+from verification.portraits import age_model
 
 RATES = (0.1, 0.01)  # at which it is told how the thresholds do on other people
 
@@ -40,13 +43,12 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     found = features_of(matcher, faces)
     embeddings = found['embedding']
     stored = decision(people_report(embeddings, faces.labels, faces.ages, intervals=False))
-    known = {'ages': faces.ages}
-    if matcher.knows_ages:
-        known['estimated'] = np.array(matcher.ages(found)[0])
-    fitted = {
-        kind: age_calibration.fit(age_calibration.score_pairs(embeddings, faces.labels, ages))
-        for kind, ages in known.items()
-    }
+    fitted, estimates = {}, estimated_ages(matcher, faces, found)
+    by = min(estimates, key=lambda name: abs(estimates[name] - faces.ages).mean(), default='')
+    for kind, ages in {'ages': faces.ages, 'estimated': estimates.get(by)}.items():
+        if ages is not None:
+            pairs = age_calibration.score_pairs(embeddings, faces.labels, ages)
+            fitted[kind] = age_calibration.fit(pairs)
     ages = fitted['ages']
     if stored is None or ages is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
@@ -57,7 +59,25 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
         f'{path}: from {len(faces)} faces of {people} people in {root}; at a false accept rate of '
         f'0.001 {enough} of {np.prod(SHAPE)} cells of ages have pairs enough'
     )
+    if by:
+        yield (
+            f'where ages are estimated, thresholds go by estimates of {by}, which are off by '
+            f'{abs(estimates[by] - faces.ages).mean():.1f} years here'
+        )
     yield from held_out(embeddings, faces.labels, faces.ages)
+
+
+def estimated_ages(
+    matcher: Matcher, faces: Faces, found: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Estimated years (N,) of a data set's faces, by who estimates them; `found` are extract's."""
+    estimates = {}
+    if matcher.knows_ages:
+        estimates[BY_WEIGHTS] = np.array(matcher.ages(found)[0])
+    if model := age_model():
+        images = (Image.fromarray(to_width(faces.read(k), WIDTH)) for k in range(len(faces)))
+        estimates[BY_PACKAGE] = np.array([model.estimate_all([image])[0] for image in images])
+    return estimates
 
 
 def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[str]:

@@ -181,11 +181,12 @@ def _batch(matcher, waiting):
         rows = np.zeros(len(found), FACE)
         embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
         for k, (portrait, feature) in enumerate(zip(found, features, strict=False)):
+            feature = matcher.aged(feature, portrait.years)
             embeddings[k] = feature.embedding
             rows[k]['box'], rows[k]['points'], rows[k]['group'] = portrait.box, portrait.points, -1
-            if matcher.knows_ages:
+            if feature.age is not None:
                 rows[k]['group'] = matcher.groups.index(feature.group)
-                rows[k]['age'], rows[k]['probability'] = feature.age, feature.probability
+                rows[k]['age'], rows[k]['probability'] = feature.age, feature.probability or np.nan
         yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
 
 

