@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused, same
 
 import utils
 from dataset import Batches, Faces, training_loader
@@ -16,7 +17,6 @@ from evaluation import protocols
 from preparation.sharding import write_shards
 from storage import shards
 from storage.shards import Shards
-from utils import DataError
 
 
 def listed(root):
@@ -32,6 +32,13 @@ def folder(drawn):
 def pattern(folder, tmp_path):
     """The drawn training faces in four shards, the last of 4 faces."""
     return write_shards(folder, tmp_path / 'set' / 'train', per_shard=12)
+
+
+def counted(monkeypatch, kind, name):
+    """A list that grows by a call of the method."""
+    calls, of = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args: calls.append(args) or of(*args))
+    return calls
 
 
 def everything(faces):
@@ -60,10 +67,7 @@ def test_shards_hold_the_samples_of_their_folder(folder, pattern, tmp_path, cach
 def test_the_same_batches_for_the_same_seed_from_any_step_on(folder, pattern, workers, monkeypatch):
     loaders = [training_loader(faces, 8, 3, workers, False) for faces in (listed(pattern), folder)]
     if not workers:
-        read, count = Faces.read, []
-        monkeypatch.setattr(
-            Faces, 'read', lambda self, index: count.append(index) or read(self, index)
-        )
+        count = counted(monkeypatch, Faces, 'read')
     for epoch, first in ((0, 0), (1, 3), (0, 4)):
         for loader in loaders:
             loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
@@ -76,47 +80,34 @@ def test_the_same_batches_for_the_same_seed_from_any_step_on(folder, pattern, wo
 
 def test_a_training_on_shards_is_the_training_on_the_folder(train, entry, drawn, pattern, tmp_path):
     val = write_shards(listed(drawn / 'val'), tmp_path / 'set' / 'val', per_shard=50)
-    runs = [
-        train(-1, 2, save=tmp_path / name, data=data, settings=('cache=False',))
-        for name, data in (
-            ('folder', entry),
-            ('shards', entry | {'train_root': pattern, 'val_root': val}),
-        )
-    ]
-    ours, theirs = (torch.load(run / 'epoch_002.pth', weights_only=True) for run in runs)
-    assert ours['best'] == theirs['best'] and all(
-        torch.equal(ours['model'][name], theirs['model'][name]) for name in ours['model']
-    )
+    states = []
+    for name, roots in (('folder', {}), ('shards', {'train_root': pattern, 'val_root': val})):
+        run = train(-1, 2, save=tmp_path / name, data=entry | roots, settings=('cache=False',))
+        states.append(torch.load(run / 'epoch_002.pth', weights_only=True))
+    assert all(same(states[0][key], states[1][key]) for key in ('best', 'model'))
 
 
 def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
+    """One is read within its own length and a window on either side; a batch is of several."""
     monkeypatch.setattr('storage.batches.WINDOW', 1000)
     # faces are numbered by person, shards hold a mixture
     owner = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 200))
     batches, orders = Batches(10000, 64, 1, shards=owner), []
     for batches.epoch in (0, 1):
-        orders.append(batches.order())
-        assert (np.sort(orders[-1]) == np.arange(10000)).all()
-        assert (batches.order() == orders[-1]).all()
-        at = np.argsort(orders[-1])
-        spans = [np.ptp(at[owner == shard]) for shard in range(50)]
-        assert max(spans) < 200 + 2 * 1000, (
-            'a shard is read within its own length and a window on either side'
-        )
-        mixed = [
-            len(np.unique(owner[orders[-1][start : start + 64]])) for start in range(1000, 9000, 64)
-        ]
-        assert min(mixed) >= 4, 'and a batch is of several shards'
+        order = batches.order()
+        orders.append(order)
+        assert (np.sort(order) == np.arange(10000)).all() and (batches.order() == order).all()
+        at = np.argsort(order)
+        assert max(np.ptp(at[owner == shard]) for shard in range(50)) < 200 + 2 * 1000
+        mixed = [len(np.unique(owner[order[k : k + 64]])) for k in range(1000, 9000, 64)]
+        assert min(mixed) >= 4
     assert (orders[0] != orders[1]).mean() > 0.99
-    first = [owner[order[:500]] for order in orders]
-    assert len(np.intersect1d(*first)) < len(np.unique(first[0])), (
-        'other shards come first in another epoch'
-    )
+    first = [owner[order[:500]] for order in orders]  # other shards come first in another epoch
+    assert len(np.intersect1d(*first)) < len(np.unique(first[0]))
     batches.first = 3
     assert next(iter(batches)) == orders[1][3 * 64 : 4 * 64].tolist()
-    assert (
-        Batches(1000, 64, 1, shards=owner[:1000]).order() == Batches(1000, 64, 1).order()
-    ).all(), 'up to the window it is the order of a folder'
+    few, plain = Batches(1000, 64, 1, shards=owner[:1000]), Batches(1000, 64, 1)
+    assert (few.order() == plain.order()).all(), 'up to the window it is the order of a folder'
 
 
 # the index
@@ -125,18 +116,11 @@ def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
 def test_an_index_is_kept_and_made_anew_when_it_must(folder, pattern, monkeypatch):
     listed(pattern)
     (kept,) = Path(pattern).parent.glob('.*.index.npz')
-    calls, read_through = [], Shards._read_through
-    monkeypatch.setattr(
-        Shards, '_read_through', lambda self, *args: calls.append(1) or read_through(self, *args)
-    )
+    calls = counted(monkeypatch, Shards, '_read_through')
     assert_same_faces(listed(pattern), folder)
     assert not calls
-    for content in (
-        b'',
-        b'junk',
-        kept.read_bytes()[:-100],
-        kept.read_bytes()[:500] + b'\0' + kept.read_bytes()[501:],
-    ):
+    whole = kept.read_bytes()
+    for content in (b'', b'junk', whole[:-100], whole[:500] + b'\0' + whole[501:]):
         kept.write_bytes(content)
         assert_same_faces(listed(pattern), folder)
         assert calls.pop() and not calls
@@ -160,14 +144,15 @@ def test_an_index_that_cannot_be_kept(folder, pattern, monkeypatch):
 
 
 def stamps(folder):
-    return {
-        path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
-        for path in folder.glob('*.tar')
-    }
+    """{shard: (its file and time, its bytes)}."""
+    found = {}
+    for path in folder.glob('*.tar'):
+        found[path.name] = (path.stat().st_ino, path.stat().st_mtime_ns), path.read_bytes()
+    return found
 
 
 def test_a_conversion_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
-    whole = tmp_path / 'whole'
+    half, whole = tmp_path / 'half', tmp_path / 'whole'
     write_shards(folder, whole / 'x', per_shard=12)
     original, count = Faces.encoded, []
 
@@ -179,31 +164,24 @@ def test_a_conversion_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Faces, 'encoded', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(folder, tmp_path / 'half' / 'x', per_shard=12)
-    before = stamps(tmp_path / 'half')
-    assert sorted(os.listdir(tmp_path / 'half')) == ['x-00000.tar', 'x-00001.tar', 'x.json']
-    assert (
-        write_shards(folder, tmp_path / 'half' / 'x', per_shard=12)
-        == f'{tmp_path}/half/x-{{00000..00003}}.tar'
-    )
-    after = stamps(tmp_path / 'half')
-    assert before.items() <= after.items()
-    assert {name: stamp[2] for name, stamp in after.items()} == {
-        name: stamp[2] for name, stamp in stamps(whole).items()
-    }
-    write_shards(folder, tmp_path / 'half' / 'x', per_shard=12)
-    assert stamps(tmp_path / 'half') == after, 'a whole one is left alone'
+        write_shards(folder, half / 'x', per_shard=12)
+    before = stamps(half)
+    assert sorted(os.listdir(half)) == ['x-00000.tar', 'x-00001.tar', 'x.json']
+    assert write_shards(folder, half / 'x', per_shard=12) == f'{half}/x-{{00000..00003}}.tar'
+    after, expected = stamps(half), stamps(whole)
+    assert before.items() <= after.items() and after.keys() == expected.keys()
+    assert all(after[name][1] == expected[name][1] for name in after)
+    write_shards(folder, half / 'x', per_shard=12)
+    assert stamps(half) == after, 'a whole one is left alone'
 
 
 @pytest.mark.parametrize('options', [{'per_shard': 10}, {'per_shard': 12, 'seed': 1}])
 def test_other_shards_are_not_overwritten(folder, pattern, options):
-    target = Path(pattern).parent
+    target, said = Path(pattern).parent, 'train-00000.tar: there are shards of this name already'
     before = stamps(target)
-    with pytest.raises(DataError, match='train-00000.tar: there are shards of this name already'):
-        write_shards(folder, target / 'train', **options)
+    refused(said, write_shards, folder, target / 'train', **options)
     (target / 'train.json').unlink()
-    with pytest.raises(DataError, match='train-00000.tar: there are shards of this name already'):
-        write_shards(folder, target / 'train', per_shard=12)
+    refused(said, write_shards, folder, target / 'train', per_shard=12)
     assert stamps(target) == before
     for name in ('few-more', 'few'):  # another name, though it begins alike
         write_shards(folder, target / name, per_shard=40)
@@ -211,51 +189,38 @@ def test_other_shards_are_not_overwritten(folder, pattern, options):
 
 def test_odd_names_are_converted(drawn, tmp_path):
     face = next((drawn / 'train').rglob('*.jpg')).read_bytes()
-    for person, name in (
-        (b'J. R.', b'000_12.5.jpg'),
-        (b'J. R.', b'000_12.25.JPG'),
-        (b'caf\xe9', b'new\nline_20.jpeg'),
-        ('Zoë'.encode(), b'000_3.jpg'),
-    ):
-        os.makedirs(os.path.join(os.fsencode(tmp_path), b'in', person), exist_ok=True)
-        path = os.path.join(os.fsencode(tmp_path), b'in', person, name)
-        Path(os.fsdecode(path)).write_bytes(face)
+    names = b'J. R./000_12.5.jpg', b'J. R./000_12.25.JPG', b'caf\xe9/new\nline_20.jpeg'
+    for name in map(os.fsdecode, (*names, 'Zoë/000_3.jpg'.encode())):
+        (tmp_path / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'in' / name).write_bytes(face)
     theirs = listed(tmp_path / 'in')
     assert_same_faces(listed(write_shards(theirs, tmp_path / 'out' / 'x')), theirs)
     with tarfile.open(tmp_path / 'out' / 'x-00000.tar') as tar:
-        kept = [
-            json.loads(tar.extractfile(name).read())
-            for name in tar.getnames()
-            if name.endswith('.json')
-        ]
-    assert {about['file'] for about in kept} == {
-        theirs.source.name(place) for place in theirs.places
-    }
+        abouts = [tar.extractfile(name) for name in tar.getnames() if name.endswith('.json')]
+        kept = {json.load(about)['file'] for about in abouts}
+    assert kept == {theirs.source.name(place) for place in theirs.places}
 
 
 def test_shards_are_converted_to_shards(folder, pattern, tmp_path):
-    assert_same_faces(
-        listed(write_shards(listed(pattern), tmp_path / 'again' / 'x', per_shard=7)), folder
-    )
+    again = write_shards(listed(pattern), tmp_path / 'again' / 'x', per_shard=7)
+    assert_same_faces(listed(again), folder)
 
 
 def test_a_corrupt_image_is_found_before_anything_is_written(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Faces, 'encoded', lambda self, index: b'junk')
-    with pytest.raises(DataError, match='40 image.s. are not 112 high'):
-        write_shards(folder, tmp_path / 'out' / 'x')
+    refused('40 image.s. are not 112 high', write_shards, folder, tmp_path / 'out' / 'x')
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='no /proc/self/fd here')
 def test_more_shards_than_may_be_open(folder, tmp_path, monkeypatch):
-    pattern = write_shards(folder, tmp_path / 'x', per_shard=1)
-    monkeypatch.setattr(
-        shards, '_opened', shards.functools.lru_cache(3)(shards._opened.__wrapped__)
-    )
-    before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else None
+    pattern, opened = write_shards(folder, tmp_path / 'x', per_shard=1), shards._opened.__wrapped__
+    monkeypatch.setattr(shards, '_opened', shards.functools.lru_cache(3)(opened))
+    before = len(os.listdir('/proc/self/fd'))
     faces = listed(pattern)
     faces.check(cache=False, workers=8)
     assert_same_faces(faces, folder)
-    assert before is None or len(os.listdir('/proc/self/fd')) <= before + 4
+    assert len(os.listdir('/proc/self/fd')) <= before + 4
 
 
 def test_a_benchmark_on_shards(folder, pattern):
