@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -20,8 +21,10 @@ GENUINE, IMPOSTOR = '#1b7837', '#b2182b'
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure as PNG, whole or not at all."""
-    write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=120))
+    """Writes the figure, whole or not at all: in the format of the name's ending, else as PNG."""
+    ending = Path(path).suffix[1:].lower()
+    kind = ending if ending in FigureCanvasAgg.filetypes else 'png'
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=120))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The picture of an answer, a PNG: two faces, or one and those that are most like it."""
+"""The picture of an answer: two faces, or one and those that are most like it."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -54,14 +54,14 @@ def draw_found(
     rows = -(-len(found) // ROW)
     figure = Figure(figsize=(1.5 * (ROW + 1), 2.35 * rows), layout='constrained')
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, ROW))[0]
-    title = 'looked for\n' + features.about.replace(' (', '\n(')
+    title = 'looked for\n' + features.about.replace(' (', '\n(').replace(', ', ',\n')
     _show(left.subplots(), portrait.face, title, 'black')
     axes = right.subplots(rows, ROW, squeeze=False).ravel()
     for axis in axes:
         axis.axis('off')
     for axis, one in zip(axes, found, strict=False):
         name = (one['person'] or one['photograph'])[-22:]
-        age = f'likeliest {one["age"]["group"]}' if one['age'] else 'age unknown'
+        age = f'about {one["age"]["years"]:.0f} years' if one['age'] else 'age unknown'
         title = f'{one["rank"]}: {one["similarity"]:.3f}\n{name}\n{age}'
         _show(axis, face_of(archive, one['face']), title, colour(one['same']))
     save(figure, path)
