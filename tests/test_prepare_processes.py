@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python, refused
 from photographs import command, photograph, points_csv
 
 from system.processes import each
-from utils import UserError
 
 
 def add(tool, item):
@@ -34,9 +33,8 @@ def test_in_order(count, workers):
     assert count == 0 or here == (workers == 1 or count == 1)
 
 
-def test_a_process_that_ends(tmp_path):
-    with pytest.raises(UserError, match='a process ended by itself'):
-        list(each(end, range(4), None, make, 2))
+def test_a_process_that_ends():
+    refused('a process ended by itself', lambda: list(each(end, range(4), None, list, 2)))
 
 
 SLOW = """
@@ -63,21 +61,14 @@ if __name__ == '__main__':
 def test_a_signal_to_the_whole_group(tmp_path):
     """It is this process's to act on: the others, that have it too, say nothing."""
     (tmp_path / 'slow.py').write_text(SLOW.format(root=str(ROOT)))
-    done = subprocess.run(
-        [sys.executable, tmp_path / 'slow.py'],
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
+    done = python(tmp_path, 'slow.py', start_new_session=True)
     assert done.stdout == 'stopped SIGINT\n' and done.returncode == 3 and done.stderr == ''
 
 
 def test_stopped_and_gone_on_with(tmp_path):
     """SIGTERM to the group of `prepare.py` over two processes; the same command then ends whole."""
-    rows = {
-        f'{k}.png': photograph(tmp_path / f'source/P{k % 3}/{k}.png', seed=k) for k in range(24)
-    }
+    paths = [tmp_path / f'source/P{k % 3}/{k}.png' for k in range(24)]
+    rows = {path.name: photograph(path, seed=k) for k, path in enumerate(paths)}
     points_csv(tmp_path / 'points.csv', rows)
     (tmp_path / 'ages.csv').write_text(''.join(f'{k}.png,{20 + k}\n' for k in range(24)))
     files = ['--landmarks', tmp_path / 'points.csv', '--ages', tmp_path / 'ages.csv']
@@ -90,8 +81,7 @@ def test_stopped_and_gone_on_with(tmp_path):
     if running.poll() is None:
         os.killpg(running.pid, signal.SIGTERM)
     told = running.communicate()[1]
-    assert running.returncode == 0 or told == (
-        'error: SIGTERM: stopped; the same command goes on from here\n'
-    )
+    expected = 'error: SIGTERM: stopped; the same command goes on from here\n'
+    assert running.returncode == 0 or told == expected
     command(*folders, *files)
     assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24
