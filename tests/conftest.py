@@ -145,6 +145,40 @@ def weights(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def undecided(weights, tmp_path_factory):
+    """The weights without their threshold."""
+    state = torch.load(weights)
+    del state['decision']
+    path = tmp_path_factory.mktemp('undecided') / 'old.pth'
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def ask(capsys):
+    """Runs verify.py in this process: its exit status, and what it prints."""
+    import verify
+
+    def run(*line):
+        status = verify.run(verify.arguments([str(word) for word in line]))
+        return status, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def images_read(monkeypatch):
+    """The names of the images in which verify.py looks for faces, as it does."""
+    from verification import portraits
+
+    names, of = [], portraits.read_all
+    monkeypatch.setattr(
+        portraits, 'read_all', lambda data, name, *rest: names.append(name) or of(data, name, *rest)
+    )
+    return names
+
+
+@pytest.fixture(scope='session')
 def matcher(weights):
     """The Matcher of `weights`, as verify.py makes it."""
     import verify

@@ -55,13 +55,6 @@ def test_a_file_that_a_run_uses_is_kept(folder):
     assert not kept.exists(), 'nobody uses it any more'
 
 
-def test_a_file_that_is_removed_stays_readable_to_who_has_it(folder):
-    faces = checked(folder)
-    before = everything(faces)
-    os.remove(faces.pixels.path)
-    assert (everything(faces) == before).all()
-
-
 def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
