@@ -1,8 +1,10 @@
 """What several test files share: the tiny recipe, the drawn data set, a run of a program."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,21 @@ def refused(match, call, *line, **options):
         call(*line, **options)
     assert '\n' not in str(error.value)
     return str(error.value)
+
+
+@contextlib.contextmanager
+def serving(app):
+    """The port on which a server of the page listens, as verify.py has it."""
+    from verification import server
+
+    running = server.create_server(app, '127.0.0.1', 0)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    try:
+        yield running.effective_port
+    finally:
+        running.close()
+        thread.join(10)
 
 
 def command_line(save, *line, settings=()):
@@ -210,14 +227,9 @@ def browser():
         pytest.skip('no Chromium with its chromedriver here')
     options = selenium.ChromeOptions()
     options.binary_location = chromium
-    for flag in (
-        '--headless=new',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--disable-dev-shm-usage',
-        '--window-size=900,1200',
-    ):
-        options.add_argument(flag)
+    for flag in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-dev-shm-usage'):
+        options.add_argument(f'--{flag}')
+    options.add_argument('--window-size=900,1200')
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
     browser = selenium.Chrome(options, selenium.ChromeService(driver))
     browser.set_page_load_timeout(120)

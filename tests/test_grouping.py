@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -10,22 +9,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from PIL import Image
+from conftest import ROOT, python, refused
+from PIL import Image, ImageOps
 from test_calibration import stored
 
-import utils
 import verify
 from evaluation.age_thresholds import AgeDecision
+from storage.images import ORIENTATION
 from verification import grouping, people, people_files, sidecars
 from verification.decision import Decision
 from verification.grouping import LogOdds
 from verification.index import FACE, Index, Photograph
 
 NONE = np.empty((0, 2), int)
-MATCHER = SimpleNamespace(
-    decision=Decision(0.5, given=True), info=SimpleNamespace(path='w.pth', sha256='f' * 64)
-)
+INFO = SimpleNamespace(path='w.pth', sha256='f' * 64)
+MATCHER = SimpleNamespace(decision=Decision(0.5, given=True), info=INFO)
 
 
 def faces_of(people, each, dim=64, spread=0.5, seed=0):
@@ -52,15 +50,13 @@ def one_by_one(pairs, apart, sure=0.5):
                 weight = (len(first) * len(second)) ** grouping.SIZES if mean > 0 else 1
                 table[a, b] = table[b, a] = mean * weight
         best, limit = table.argmax(1), grouping.prior(len(groups)) + np.log(sure / (1 - sure))
-        joined = [
-            (a, b) for a, b in enumerate(best) if a < b and best[b] == a and table[a, b] >= limit
-        ]
+        mutual = [(a, b) for a, b in enumerate(best) if a < b and best[b] == a]
+        joined = {b: a for a, b in mutual if table[a, b] >= limit}
         if not joined:
             return {frozenset(group) for group in groups}
-        for a, b in joined:
+        for b, a in joined.items():
             groups[a] = groups[a] + groups[b]
-        gone = {b for _, b in joined}
-        groups = [group for k, group in enumerate(groups) if k not in gone]
+        groups = [group for k, group in enumerate(groups) if k not in joined]
 
 
 def partition(groups):
@@ -87,9 +83,8 @@ def test_means_over_pairs_of_groups_are_exact():
     vectors, labels, ages = faces_of(6, 7)
     pairs = LogOdds(vectors, ages, AgeDecision(stored()))
     odds, (first, second) = pairs.rows(0, 42), np.triu_indices(6, 1)
-    expected = [
-        odds[labels == a][:, labels == b].mean() for a, b in zip(first, second, strict=True)
-    ]
+    both = zip(first, second, strict=True)
+    expected = [odds[labels == a][:, labels == b].mean() for a, b in both]
     np.testing.assert_allclose(pairs.means(labels, first, second), expected, rtol=1e-4)
     k, j = 3, 30
     younger, gap = min(ages[[k, j]].round()), abs(ages[k].round() - ages[j].round())
@@ -121,7 +116,10 @@ def test_belonging_leaves_the_face_itself_out():
     assert value[11] == pytest.approx(odds[11, 8:11].mean() * 3**grouping.SIZES, rel=1e-4)
 
 
-def archive_of(vectors, labels, ages, folder, per_photograph=1, root=None):
+POINTS = np.array([(20, 30), (40, 30), (30, 40), (22, 55), (38, 55)])
+
+
+def archive_of(vectors, labels, ages, folder, per_photograph=1, people=False):
     """An index of made-up faces; photographs are grey, and named after who is in them."""
     photographs = []
     for start in range(0, len(vectors), per_photograph):
@@ -130,13 +128,19 @@ def archive_of(vectors, labels, ages, folder, per_photograph=1, root=None):
         for row, k in zip(rows, here, strict=True):
             left = 100 * (k - start)
             row['box'], row['age'], row['group'] = (left, 10, left + 60, 80), ages[k], 1
-            row['points'] = np.array([(20, 30), (40, 30), (30, 40), (22, 55), (38, 55)]) + (left, 0)
+            row['points'] = POINTS + (left, 0)
         name = f'{labels[start]}/{start:03}.jpg'
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new('RGB', (100 * per_photograph, 100), 'grey').save(folder / name)
         photographs.append(Photograph(name, 1, 2, '', rows, vectors[here.start : here.stop]))
-    return Index.of(str(folder), photographs, root == 'people', vectors.shape[1])
+    return Index.of(str(folder), photographs, people, vectors.shape[1])
+
+
+def grouped(archive, out, **options):
+    """The number of each face's group, the rows of people.csv, and what is said."""
+    rows, said = people.group(MATCHER, archive, out, **options)
+    return {int(row['face']): int(row['group']) for row in rows}, rows, said
 
 
 @pytest.fixture
@@ -158,31 +162,28 @@ def correct(path, change):
     people_files.write_table(path, list(rows[0]), rows)
 
 
-def numbers(rows):
-    return {int(row['face']): int(row['group']) for row in rows}
-
-
-def test_files_and_numbers(family, tmp_path, capsys):
+def test_files_and_numbers(family, tmp_path):
     vectors, labels, ages, archive = family
-    rows, said = people.group(MATCHER, archive, tmp_path / 'out')
-    assert partition(np.array([numbers(rows)[k] for k in range(24)])) == partition(labels)
+    out = tmp_path / 'out'
+    after, rows, said = grouped(archive, out)
+    assert partition(np.array([after[k] for k in range(24)])) == partition(labels)
     assert '24 faces in 4 groups of two or more, 0 alone' in said[0] and 'P of belonging' in said[1]
-    kept = table(tmp_path / 'out' / 'people.csv')
+    kept = table(out / 'people.csv')
     assert list(kept[0]) == people_files.COLUMNS and kept[0]['box'] == '0 10 60 80'
     of_first = [row for row in kept if row['group'] == '1']
     years = [float(row['age']) for row in of_first]
     assert years == sorted(years) and float(of_first[0]['probability']) > 0.9
-    groups = json.loads((tmp_path / 'out' / 'people.json').read_text())['groups']
+    groups = json.loads((out / 'people.json').read_text())['groups']
     assert [len(one['faces']) for one in groups] == [6] * 4
-    assert people_files.draw_sheets(archive, rows, tmp_path / 'out' / 'sheets') == 4
-    assert people_files.draw_sheets(archive, rows, tmp_path / 'out' / 'sheets') == 0
-    assert Image.open(tmp_path / 'out' / 'sheets' / '0001.jpg').size == (6 * 96, 24 + 132)
+    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 4
+    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 0
+    assert Image.open(out / 'sheets' / '0001.jpg').size == (6 * 96, 24 + 132)
 
 
 def test_corrections_stay_and_new_photographs_join(family, tmp_path):
     vectors, labels, ages, archive = family
-    out = tmp_path / 'out'
-    before = numbers(people.group(MATCHER, archive, out)[0])
+    root, out = tmp_path / 'photographs', tmp_path / 'out'
+    before, *_ = grouped(archive, out)
 
     def change(row):
         if row['face'] in ('0', '1'):  # split
@@ -194,78 +195,57 @@ def test_corrections_stay_and_new_photographs_join(family, tmp_path):
 
     correct(out / 'people.csv', change)
     rng = np.random.default_rng(5)
-    new = np.concatenate(
-        [vectors[[2, 20]] + 0.02 * rng.normal(size=(2, 64)), rng.normal(size=(1, 64))]
-    )
+    near = vectors[[2, 20]] + 0.02 * rng.normal(size=(2, 64))
+    new = np.concatenate([near, rng.normal(size=(1, 64))])
     new = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
     # their photographs come first in the index, so that every row moves
-    vectors = np.concatenate([new, vectors])
-    labels, ages = np.concatenate([[7, 8, 9], labels]), np.concatenate([[30, 30, 30], ages])
-    photographs = [*archive_of(vectors[:3], labels, ages, tmp_path / 'photographs').photographs()]
-    archive = Index.of(
-        str(tmp_path / 'photographs'), photographs + [*archive.photographs()], False, 64
-    )
-    rows, said = people.group(MATCHER, archive, out)
-    after = numbers(rows)
-    assert (
-        after[3] == after[4] == 5 and after[5] == before[2] == after[0]
-    )  # split, and joined by one
+    added = archive_of(new, [7, 8, 9], [30, 30, 30], root).photographs()
+    after, rows, _ = grouped(Index.of(str(root), [*added, *archive.photographs()], False, 64), out)
+    assert after[3] == after[4] == 5 and after[5] == before[2] == after[0]  # split, joined by one
     assert {after[3 + k] for k in range(6, 18)} == {before[12]} and after[1] == before[18]
     assert after[2] == 6 and all(after[3 + k] == before[k] for k in range(18, 24))
     assert {row['name'] for row in rows if row['group'] == before[12]} == {'Ada'}
 
 
 def test_faces_of_one_photograph_are_different_people(tmp_path):
-    vectors, labels, ages = faces_of(1, 6, spread=0.1)
-    archive = archive_of(vectors, labels, ages, tmp_path / 'a', 2)
-    rows, _ = people.group(MATCHER, archive, tmp_path / 'out')
-    after = numbers(rows)
+    archive = archive_of(*faces_of(1, 6, spread=0.1), tmp_path / 'a', 2)
+    after, *_ = grouped(archive, tmp_path / 'out')
     assert all(after[k] != after[k + 1] for k in (0, 2, 4)) and len(set(after.values())) == 2
-    rows, _ = people.group(MATCHER, archive, tmp_path / 'lifted', same_photograph=True)
-    assert set(numbers(rows).values()) == {1}
+    after, *_ = grouped(archive, tmp_path / 'lifted', same_photograph=True)
+    assert set(after.values()) == {1}
 
 
 def test_names_of_enrolled_people(family, tmp_path):
     vectors, labels, ages, archive = family
     who = np.array(['Ada', 'Ada', 'Bo'])
-    named = archive_of(vectors[[6, 7, 1]], who, ages, tmp_path / 'enrolled', root='people')
+    named = archive_of(vectors[[6, 7, 1]], who, ages, tmp_path / 'enrolled', people=True)
     rows, _ = people.group(MATCHER, archive, tmp_path / 'out', named=named)
     names = {row['face']: row['name'] for row in rows}
     assert [names[k] for k in range(0, 24, 6)] == ['Bo', 'Ada', '', '']
     assert len({row['group'] for row in rows}) == 4
-    named = archive_of(vectors[[6, 7, 8]], who, ages, tmp_path / 'enrolled', root='people')
+    named = archive_of(vectors[[6, 7, 8]], who, ages, tmp_path / 'enrolled', people=True)
     rows, _ = people.group(MATCHER, archive, tmp_path / 'again', named=named)
     assert {row['name'] for row in rows} > {'Ada'}  # two names are two groups, however alike
 
 
 def test_birth_and_dates_make_ages_exact(family, tmp_path):
-    vectors, labels, ages, archive = family
-    out = tmp_path / 'out'
-    before = numbers(people.group(MATCHER, archive, out)[0])
+    archive, out = family[3], tmp_path / 'out'
+    before, *_ = grouped(archive, out)
     exif = Image.Exif()
     exif.get_ifd(0x8769)[36867] = '1995:06:01 10:00:00'
     Image.new('RGB', (100, 100)).save(archive.path(1), exif=exif)
-    (tmp_path / 'photographs' / '0' / '002.jpg.xmp').write_text(
-        '<a photoshop:DateCreated="1998-01-01"/>'
-    )
-
-    def change(row):
-        if row['face'] == '0':
-            row.update(name='Ada', born='1990-03-01', taken='2020')
-        if row['face'] == '3':
-            row.update(group='', taken='1985')
-        if row['face'] == '4':
-            row['taken'] = '1970'
-
-    correct(out / 'people.csv', change)
-    rows, said = people.group(MATCHER, archive, out)
-    by_face = {row['face']: row for row in rows}
-    assert [by_face[k]['age'] for k in (0, 1, 2)] == [30, 5, 7]
-    assert by_face[3]['group'] != before[0] and by_face[4]['group'] == before[0]
+    sidecar = tmp_path / 'photographs' / '0' / '002.jpg.xmp'
+    sidecar.write_text('<a photoshop:DateCreated="1998-01-01"/>')
+    changes = {'0': {'name': 'Ada', 'born': '1990-03-01', 'taken': '2020'}}
+    changes |= {'3': {'group': '', 'taken': '1985'}, '4': {'taken': '1970'}}
+    correct(out / 'people.csv', lambda row: row.update(changes.get(row['face'], {})))
+    after, rows, said = grouped(archive, out)
+    years = {row['face']: row['age'] for row in rows}
+    assert [years[k] for k in (0, 1, 2)] == [30, 5, 7]
+    assert after[3] != before[0] and after[4] == before[0]
     assert any('Ada, born 1990-03-01: 1 photographs have a date that' in line for line in said)
     correct(out / 'people.csv', lambda row: row.update(born='1990-13-40' if row['born'] else ''))
-    _, said = people.group(MATCHER, archive, out)
-    assert any('is no date' in line for line in said)
+    assert any('is no date' in line for line in grouped(archive, out)[2])
 
 
 def test_an_accepted_suggestion_joins(tmp_path):
@@ -273,35 +253,27 @@ def test_an_accepted_suggestion_joins(tmp_path):
     vectors[:6] = vectors[:6] + 0.6 * vectors[6]  # so that two groups are near
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     archive, out = archive_of(vectors, labels, ages, tmp_path / 'a'), tmp_path / 'out'
-    before = numbers(people.group(MATCHER, archive, out, sure=0.9, suggest=True)[0])
+    before, *_ = grouped(archive, out, sure=0.9, suggest=True)
     assert before[0] != before[6]
     pair = table(out / 'suggestions.csv')[0]
     assert float(pair['probability']) > 0.5
     assert {int(pair['first']), int(pair['second'])} == {before[0], before[6]}
     assert int(pair['first_face']) // 6 + int(pair['second_face']) // 6 == 1
     correct(out / 'suggestions.csv', lambda row: row.update(accept='yes' if row == pair else 'no'))
-    rows, said = people.group(MATCHER, archive, out)
-    after = numbers(rows)
+    after, _, said = grouped(archive, out)
     assert after[0] == after[6] == min(before[0], before[6]) and 'is now of group' in said[0]
     assert all(row['accept'] == 'no' for row in table(out / 'suggestions.csv'))
 
 
 def test_files_that_are_no_corrections(family, tmp_path):
-    archive, path = family[3], tmp_path / 'people.csv'
-    for content, message in (
-        (b'a,b\n1,2\n', 'no column photograph'),
-        (b'\xff\xfe\xff', 'not UTF-8'),
-        (None, 'No such file'),
-    ):
-        path.unlink(missing_ok=True)
-        if content:
-            path.write_bytes(content)
-        with pytest.raises(utils.DataError, match=f'people.csv: {message}'):
-            people.group(MATCHER, archive, tmp_path / 'out', kept=path)
-    without = SimpleNamespace(decision=Decision(), info=MATCHER.info)
-    with pytest.raises(utils.UserError, match='--calibrate NAME makes one'):
-        people.group(without, archive, tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+    archive, path, out = family[3], tmp_path / 'people.csv', tmp_path / 'out'
+    refused('people.csv: No such file', people.group, MATCHER, archive, out, kept=path)
+    for content, message in ((b'a,b\n', 'no column photograph'), (b'\xff\xfe\xff', 'not UTF-8')):
+        path.write_bytes(content)
+        refused(f'people.csv: {message}', people.group, MATCHER, archive, out, kept=path)
+    without = SimpleNamespace(decision=Decision(), info=INFO)
+    refused('--calibrate NAME makes one', people.group, without, archive, out)
+    assert not out.exists()
 
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
@@ -314,8 +286,7 @@ XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
 
 
 def test_sidecars_are_merged(tmp_path):
-    vectors, labels, ages = faces_of(1, 2)
-    archive = archive_of(vectors, labels, ages, tmp_path, 2)
+    archive = archive_of(*faces_of(1, 2), tmp_path, 2)
     rows = [{'face': k, 'name': name} for k, name in enumerate(('Ada', 'Bo & Co'))]
     path = tmp_path / '0' / '000.jpg.xmp'
     assert sidecars.write(archive, rows) == []
@@ -335,8 +306,6 @@ def test_sidecars_are_merged(tmp_path):
 
 @pytest.mark.parametrize('turned', range(1, 9))
 def test_regions_are_those_of_the_stored_image(turned):
-    from storage.images import ORIENTATION
-
     stored_image = np.zeros((40, 100), np.uint8)
     stored_image[5:15, 60:90] = 255
     image = Image.fromarray(stored_image)
@@ -344,8 +313,6 @@ def test_regions_are_those_of_the_stored_image(turned):
     exif[ORIENTATION] = turned
     image.info['exif'] = exif.tobytes()
     image.getexif()[ORIENTATION] = turned
-    from PIL import ImageOps
-
     upright = np.asarray(ImageOps.exif_transpose(image))
     rows, columns = np.nonzero(upright)
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -354,37 +321,26 @@ def test_regions_are_those_of_the_stored_image(turned):
         assert f'stArea:{part}' in text
 
 
-@pytest.mark.parametrize(
-    'line',
-    [
-        ['--group', 'a', 'b', 'c'],
-        ['--group', 'a', '--sure', '1'],
-        ['--find', 'a', 'b', '--suggest'],
-        ['--group', 'a', '--people'],
-        ['--index', 'a', '--people', 'b.index'],
-    ],
-    ids=str,
-)
+LINES = ['--group a b c', '--group a --sure 1', '--find a b --suggest', '--group a --people']
+
+
+@pytest.mark.parametrize('line', [*LINES, '--index a --people b.index'])
 def test_command_lines_that_mean_nothing(line, capsys):
     with pytest.raises(SystemExit):
-        verify.arguments(['w.pth', *line])
+        verify.arguments(['w.pth', *line.split()])
     assert 'error' in capsys.readouterr().err
 
 
 def test_a_kill_and_the_same_command_again(weights, drawn, tmp_path):
-    line = [sys.executable, ROOT / 'verify.py', weights]
-    done = subprocess.run(
-        [*line, '--index', drawn / 'val', 'a.index'], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    line, out = [ROOT / 'verify.py', weights], tmp_path / 'out'
+    assert python(tmp_path, *line, '--index', drawn / 'val', 'a.index').returncode == 0
     line += ['--group', 'a.index', 'out', '--suggest']
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / 'out' / 'people.json').exists():
+    process = subprocess.Popen([sys.executable, *line], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (out / 'people.json').exists():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python(tmp_path, *line)
     assert done.returncode == 0 and '36 faces in' in done.stdout, done.stderr
-    rows = table(tmp_path / 'out' / 'people.csv')
-    sheets = {path.stem for path in (tmp_path / 'out' / 'sheets').iterdir()}
-    assert sheets == {f'{int(row["group"]):04}' for row in rows}
+    sheets = {path.stem for path in (out / 'sheets').iterdir()}
+    assert sheets == {f'{int(row["group"]):04}' for row in table(out / 'people.csv')}

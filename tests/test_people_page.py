@@ -1,12 +1,13 @@
 """Groups of an archive on the page and as JSON: shown, named, joined and split."""
 
-import threading
-
 import pytest
+from conftest import serving
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
-from verification import page, people_page, server  # noqa: E402
+from test_browser import elements, phone, quiet, wait_for  # noqa: E402
+
+from verification import page, people_page  # noqa: E402
 from verification.people import place_of  # noqa: E402
 from verification.people_files import COLUMNS, read_table, write_table  # noqa: E402
 
@@ -21,9 +22,8 @@ def people(archive, tmp_path):
         row |= {'group': 1 + face // 6 + face // 11, 'name': 'Ada' if face < 6 else ''}
         row |= {'age': 60 - 5 * face if face != 3 else '', 'nearest': 2, 'probability': 0.9}
         rows.append(row | {'nearest_probability': 0.2, 'note': 'mine'})
-    rows.append(
-        dict.fromkeys(COLUMNS, '') | {'photograph': 'gone.jpg', 'box': '0 0 9 9', 'group': 1}
-    )
+    gone = {'photograph': 'gone.jpg', 'box': '0 0 9 9', 'group': 1}
+    rows.append(dict.fromkeys(COLUMNS, '') | gone)
     write_table(tmp_path / 'people.csv', [*COLUMNS, 'note'], rows)
     return tmp_path / 'people.csv'
 
@@ -55,10 +55,8 @@ def test_groups_are_shown_by_size_and_faces_by_age(client, archive):
 
 
 def test_names_stay_in_the_file(client, people):
-    assert (
-        change(client, do='name', group='2', name='  Grace \n Hopper ').json['name']
-        == 'Grace Hopper'
-    )
+    answer = change(client, do='name', group='2', name='  Grace \n Hopper ')
+    assert answer.json['name'] == 'Grace Hopper'
     rows = read_table(people)
     assert [row['name'] for row in rows[6:11]] == ['Grace Hopper'] * 5 and rows[0]['name'] == 'Ada'
     assert rows[0]['note'] == 'mine' and rows[-1]['photograph'] == 'gone.jpg'
@@ -85,18 +83,18 @@ def test_ticked_faces_are_split_off(client, people):
     assert groups_in(people)[:6] == ['4', '1', '1', '1', '4', '1']
 
 
-@pytest.mark.parametrize(
-    'fields, said',
-    [
-        ({'do': 'split', 'group': '1'}, 'tick those faces'),
-        ({'do': 'split', 'group': '3', 'face': '11'}, 'not all'),
-        ({'do': 'split', 'group': '1', 'face': ['7', '99', 'x']}, 'tick those faces'),
-        ({'do': 'join', 'group': '1', 'into': '1'}, 'no other group'),
-        ({'do': 'join', 'group': '1', 'into': '77'}, 'no other group'),
-        ({'do': 'name', 'group': '77', 'name': 'x'}, 'the number of a group'),
-        ({'do': 'erase', 'group': '1'}, 'name, join or split'),
-    ],
-)
+MEAN_NOTHING = [
+    ({'do': 'split', 'group': '1'}, 'tick those faces'),
+    ({'do': 'split', 'group': '3', 'face': '11'}, 'not all'),
+    ({'do': 'split', 'group': '1', 'face': ['7', '99', 'x']}, 'tick those faces'),
+    ({'do': 'join', 'group': '1', 'into': '1'}, 'no other group'),
+    ({'do': 'join', 'group': '1', 'into': '77'}, 'no other group'),
+    ({'do': 'name', 'group': '77', 'name': 'x'}, 'the number of a group'),
+    ({'do': 'erase', 'group': '1'}, 'name, join or split'),
+]
+
+
+@pytest.mark.parametrize('fields, said', MEAN_NOTHING)
 def test_changes_that_mean_nothing(client, people, fields, said):
     before = people.read_bytes()
     answer = change(client, **fields)
@@ -129,51 +127,37 @@ def test_many_groups_stand_on_several_pages(client, monkeypatch):
         assert 'Page 2 of 2' in text and text.count('class="found"') == 1
 
 
-def wait_for(browser, said):
-    """Waits until the page says so, as its status."""
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException]).until(
-        lambda _: browser.find_element('id', 'status').text == said
-    )
-
-
 def test_groups_in_a_browser(browser, matcher, archive, people):
     """Named by keyboard, split by ticks, joined; a face opens its photograph; on a phone too."""
     from selenium.webdriver import Keys
 
-    running = server.create_server(
-        page.application(matcher, archive, people=people), '127.0.0.1', 0
-    )
-    threading.Thread(target=running.run, daemon=True).start()
-    address = f'http://127.0.0.1:{running.effective_port}'
-    browser.get(f'{address}/people')
-    field = browser.find_element('css selector', '#group-2 input[name=name]')
-    assert field.accessible_name == 'Name'
-    field.send_keys('Grace', Keys.ENTER)
-    wait_for(browser, 'Group 2 is Grace.')
-    assert browser.find_element('id', 'status').aria_role == 'status'
-    assert browser.switch_to.active_element.get_attribute('id') == 'group-2'
-    boxes = browser.find_elements('css selector', '#group-1 input[type=checkbox]')
-    assert boxes[0].accessible_name.startswith('35 years, p')
-    boxes[0].send_keys(Keys.SPACE)
-    browser.find_element('css selector', '#group-1 button[value=split]').click()
-    wait_for(browser, 'Group 4 was split off group 1.')
-    field = browser.find_element('css selector', '#group-4 input[name=into]')
-    assert field.get_attribute('value') == '2'
-    browser.find_element('css selector', '#group-4 button[value=join]').click()
-    wait_for(browser, 'Group 4 is joined with group 2.')
-    assert groups_in(people)[:6].count('2') == 1
-    images = browser.find_elements('css selector', '#group-2 img')
-    assert len(images) == 6 and all(image.accessible_name for image in images)
-    browser.execute_cdp_cmd(
-        'Emulation.setDeviceMetricsOverride',
-        {'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True},
-    )
-    assert browser.execute_script('return document.documentElement.scrollWidth') <= 360
-    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
-    assert not [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
-    browser.find_element('css selector', '#group-2 .found a').click()
-    assert browser.current_url.startswith(f'{address}/photograph/')
-    running.close()
+    def one(selector):
+        return browser.find_element('css selector', selector)
+
+    def until(said):
+        wait_for(browser, lambda _: one('#status').text == said)
+
+    with serving(page.application(matcher, archive, people=people)) as port:
+        browser.get(f'http://127.0.0.1:{port}/people')
+        field = one('#group-2 input[name=name]')
+        assert field.accessible_name == 'Name'
+        field.send_keys('Grace', Keys.ENTER)
+        until('Group 2 is Grace.')
+        assert one('#status').aria_role == 'status'
+        assert browser.switch_to.active_element.get_attribute('id') == 'group-2'
+        box = one('#group-1 input[type=checkbox]')
+        assert box.accessible_name.startswith('35 years, p')
+        box.send_keys(Keys.SPACE)
+        one('#group-1 button[value=split]').click()
+        until('Group 4 was split off group 1.')
+        assert one('#group-4 input[name=into]').get_attribute('value') == '2'
+        one('#group-4 button[value=join]').click()
+        until('Group 4 is joined with group 2.')
+        assert groups_in(people)[:6].count('2') == 1
+        images = elements(browser, '#group-2 img')
+        assert len(images) == 6 and all(image.accessible_name for image in images)
+        with phone(browser):
+            assert browser.execute_script('return document.documentElement.scrollWidth') <= 360
+        assert quiet(browser)
+        one('#group-2 .found a').click()
+        assert browser.current_url.startswith(f'http://127.0.0.1:{port}/photograph/')
