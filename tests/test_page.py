@@ -4,10 +4,10 @@ import io
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_calibration import stored
 from test_verify import Stub, photograph_of
@@ -71,13 +71,12 @@ def test_names_go_on_in_the_next_line_after_a_separator(client, faces):
     assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
 
 
-def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, capsys):
+def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, ask):
     answer = client.post('/compare', data=fields(*faces[:2]))
     a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
     assert answer.status_code == 200 and answer.json.keys() == KEYS | {'faces'}
     assert answer.json['similarity'] == pytest.approx(float(a.embedding @ b.embedding), abs=1e-6)
-    verify.run(verify.arguments([str(weights), str(faces[0]), str(faces[1]), '--json']))
-    printed = json.loads(capsys.readouterr().out)
+    printed = json.loads(ask(weights, faces[0], faces[1], '--json')[1])
     for key in KEYS - {'similarity'}:
         assert printed[key] == answer.json[key]
     assert [one['age'] for one in printed['faces']] == [one['age'] for one in answer.json['faces']]
@@ -108,16 +107,16 @@ def test_ages_and_rates_decide(aging, faces):
     assert found['ages']['first'] == 5 and found['by'] == 'ages'
 
 
-@pytest.mark.parametrize(
-    'names, more, want',
-    [
-        (('first', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
-        (('first', 'first'), {'first_age': ['4', '60']}, (4, 60)),
-        (('second', 'second'), {'second_age': ['', '60']}, (None, 60)),
-        (('second', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
-        (('first', 'second'), {'second_age': '60'}, (None, 60)),
-    ],
-)
+ORDERS = [
+    (('first', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
+    (('first', 'first'), {'first_age': ['4', '60']}, (4, 60)),
+    (('second', 'second'), {'second_age': ['', '60']}, (None, 60)),
+    (('second', 'first'), {'first_age': '4', 'second_age': '60'}, (4, 60)),
+    (('first', 'second'), {'second_age': '60'}, (None, 60)),
+]
+
+
+@pytest.mark.parametrize('names, more, want', ORDERS)
 def test_ages_go_by_order_as_the_images_do(aging, faces, names, more, want):
     data = {}
     for name, face in zip(names, faces, strict=False):
@@ -128,32 +127,24 @@ def test_ages_go_by_order_as_the_images_do(aging, faces, names, more, want):
     assert [answer['ages']['first'], answer['ages']['second']] == known
 
 
-@pytest.mark.parametrize(
-    'path, more, said',
-    [
-        ('/compare', {'first_age': 'old'}, 'first_age'),
-        ('/compare', {'second_age': '-3'}, 'second_age'),
-        ('/compare', {'first_age': '1e400'}, 'first_age'),
-        *(('/compare', {'far': far}, 'far') for far in ('7', 'x', 'nan')),
-        *(('/find', {'top': top}, 'top') for top in ('0', '-1', '101', '٣', '9' * 5000, '')),
-    ],
-)
-def test_values_that_mean_nothing(client, faces, path, more, said):
-    images = faces[:2] if path == '/compare' else faces[:1]
-    answer = client.post(path, data=fields(*images, **more))
-    assert answer.status_code == 400 and said in answer.json['error']
+WRONG = [('first_age', 'old'), ('second_age', '-3'), ('first_age', '1e400')]
+WRONG += [('far', far) for far in ('7', 'x', 'nan')]
+WRONG += [('top', top) for top in ('0', '-1', '101', '٣', '9' * 5000, '')]
+
+
+@pytest.mark.parametrize('name, value', WRONG)
+def test_values_that_mean_nothing(client, faces, name, value):
+    path, images = ('/find', faces[:1]) if name == 'top' else ('/compare', faces[:2])
+    answer = client.post(path, data=fields(*images, **{name: value}))
+    assert answer.status_code == 400 and name in answer.json['error']
 
 
 @pytest.mark.parametrize('path', ['/compare', '/find'])
 def test_wrong_types_are_answered_in_json(client, faces, path):
-    for options in (
-        {'json': {'first': 'x'}},
-        {'data': b'\xff' * 999},
-        {},
-        {'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'},
-        {'data': {'first': 'text'}},
-        {'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'},
-    ):
+    forms = [{}, {'json': {'first': 'x'}}, {'data': b'\xff' * 999}, {'data': {'first': 'text'}}]
+    forms += [{'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'}]
+    forms += [{'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'}]
+    for options in forms:
         answer = client.post(path, **options)
         assert answer.status_code == 400 and 'multipart/form-data' in answer.json['error']
     assert client.get(path).status_code == 405
@@ -162,37 +153,24 @@ def test_wrong_types_are_answered_in_json(client, faces, path):
         assert answer.status_code in (400, 422) and answer.json['error']
 
 
-@pytest.mark.parametrize(
-    'content, message',
-    [
-        (b'junk', 'not an image'),
-        (b'PK\3\4' + bytes(99), 'not an image'),
-        (b'<svg onload="alert(1)"/>', 'not an image'),
-        (b'GIF89a' + bytes(20), 'a.jpg'),
-        (None, 'more than 60 megapixels'),
-    ],
-    ids=['junk', 'zip', 'svg', 'gif', 'large'],
-)
-def test_what_is_no_image_is_refused_before_it_is_decoded(alone, faces, content, message):
-    if content is None:
-        Image.new('1', (12000, 6000)).save(buffer := io.BytesIO(), 'PNG')
-        content = buffer.getvalue()
-    answer = alone.post('/', data=fields(content, faces[0]))
-    assert answer.status_code == 422 and message in answer.text
+def test_what_is_no_image_is_refused_before_it_is_decoded(alone, faces):
+    large = io.BytesIO()
+    Image.new('1', (12000, 6000)).save(large, 'PNG')
+    said = {b'junk': 'not an image', b'<svg onload="alert(1)"/>': 'not an image'}
+    for content, message in (said | {large.getvalue(): 'more than 60 megapixels'}).items():
+        answer = alone.post('/', data=fields(content, faces[0]))
+        assert answer.status_code == 422 and message in answer.text
 
 
 def test_size_and_count_are_bounded_and_the_bounds_are_said(alone, faces):
     face = faces[0].read_bytes()
     answer = alone.post('/compare', data=fields(face + bytes(page.LARGEST), face))
     assert answer.status_code == 422 and 'larger than 16 MiB' in answer.json['error']
+    limits = 'At most two photographs of 16 MiB each, in at most 6 fields'
+    large = fields(face + bytes(2 * page.LARGEST + 2**17), face)
     many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(7)}
-    text = {'data': {'first': 'x' * 2**18}, 'content_type': 'multipart/form-data'}
-    for options in ({'data': fields(face + bytes(2 * page.LARGEST + 2**17), face)},) + (
-        {'data': many},
-        text,
-    ):
-        answer = alone.post('/compare', **options)
-        limits = 'At most two photographs of 16 MiB each, in at most 6 fields'
+    for data in (large, many, {'first': 'x' * 2**18}):
+        answer = alone.post('/compare', data=data, content_type='multipart/form-data')
         assert answer.status_code == 413 and limits in answer.json['error']
     assert alone.post('/', data=fields(face)).status_code == 400
     assert alone.post('/').status_code == 400
@@ -264,26 +242,23 @@ def test_names_are_shown_as_text(alone, faces):
     assert '&lt;img src=x&gt;.jpg' in text and '<img src=x' not in text and '../' not in text
 
 
-def test_names_that_are_no_utf8_are_shown_everywhere(matcher, faces, tmp_path, weights, capsys):
-    folder = os.fsencode(tmp_path) + b'/caf\xe9'
-    os.mkdir(folder)
-    with open(folder + b'/caf\xe9.jpg', 'wb') as file:
-        file.write(faces[0].read_bytes())
-    archive = enrolment.read_folder(matcher, os.fsdecode(folder))
+def test_names_that_are_no_utf8_are_shown_everywhere(matcher, faces, tmp_path, weights, ask):
+    folder = tmp_path / os.fsdecode(b'caf\xe9')
+    face = folder / os.fsdecode(b'caf\xe9.jpg')
+    folder.mkdir()
+    shutil.copy(faces[0], face)
+    archive = enrolment.read_folder(matcher, str(folder))
     client = page.application(matcher, archive).test_client()
     assert 'caf\\xe9.jpg' in client.post('/', data=fields(faces[0])).text
     answer = client.post('/find', data=fields(faces[0])).json
     assert answer['found'][0]['photograph'] == 'caf\\xe9.jpg'
     assert answer['archive'].endswith('caf\\xe9')
-    line = [str(weights), '--find', str(faces[0]), os.fsdecode(folder)]
-    verify.run(verify.arguments([*line, '--out', str(tmp_path / 'found.png')]))
-    assert 'caf\\xe9.jpg' in capsys.readouterr().out and (tmp_path / 'found.png').exists()
-    pair = [os.fsdecode(folder + b'/caf\xe9.jpg'), str(faces[1])]
-    verify.run(verify.arguments([str(weights), *pair, '--out', str(tmp_path / 'pair.png')]))
-    assert 'caf\\xe9.jpg: aligned' in capsys.readouterr().out
+    _, out = ask(weights, '--find', faces[0], folder, '--out', tmp_path / 'found.png')
+    assert 'caf\\xe9.jpg' in out and (tmp_path / 'found.png').exists()
+    _, out = ask(weights, face, faces[1], '--out', tmp_path / 'pair.png')
+    assert 'caf\\xe9.jpg: aligned' in out
     (tmp_path / 'p.csv').write_bytes(b'caf\xe9/caf\xe9.jpg,' + os.fsencode(faces[1]))
-    line = [str(weights), '--pairs', str(tmp_path / 'p.csv'), '--out', str(tmp_path / 'out.csv')]
-    verify.run(verify.arguments(line))
+    ask(weights, '--pairs', tmp_path / 'p.csv', '--out', tmp_path / 'out.csv')
     assert 'caf\\xe9/caf\\xe9.jpg,' in (tmp_path / 'out.csv').read_text()
 
 
@@ -306,11 +281,8 @@ def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_pa
     assert client.get('/health').json['faces'] == 2
 
 
-def test_the_page_of_weights_without_a_threshold(weights, faces, tmp_path):
-    state = torch.load(weights)
-    del state['decision']
-    torch.save(state, tmp_path / 'old.pth')
-    known = verify.matcher(verify.arguments([str(tmp_path / 'old.pth'), '--serve']))
+def test_the_page_of_weights_without_a_threshold(undecided, faces):
+    known = verify.matcher(verify.arguments([str(undecided), '--serve']))
     client = page.application(known).test_client()
     assert 'no decision' in client.post('/', data=fields(*faces[:2])).text
-    assert page.application(known).test_client().get('/health').json['faces'] is None
+    assert client.get('/health').json['faces'] is None

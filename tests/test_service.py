@@ -9,6 +9,7 @@ from http.client import HTTPConnection
 
 import numpy as np
 import pytest
+from conftest import refused, serving
 from PIL import Image
 
 import utils
@@ -24,12 +25,8 @@ from verification import page, server  # noqa: E402
 @pytest.fixture(scope='module')
 def port(matcher, archive):
     """Of a server as verify.py starts it."""
-    running = server.create_server(page.application(matcher, archive), '127.0.0.1', 0)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    yield running.effective_port
-    running.close()
-    thread.join(10)
+    with serving(page.application(matcher, archive)) as port:
+        yield port
 
 
 class Slow:
@@ -95,12 +92,11 @@ def test_an_error_of_the_network_is_everybodys_answer_and_no_end(matcher, faces,
     assert client.post('/compare', data=fields(*faces[:2])).status_code == 200
 
 
-def multipart(*images):
+def body_of(paths):
+    """The form of a POST with these images."""
     head = '--b\r\nContent-Disposition: form-data; name="{}"; filename="a.jpg"\r\n\r\n'
-    parts = [
-        head.format(name).encode() + image + b'\r\n'
-        for name, image in zip(('first', 'second'), images, strict=False)
-    ]
+    both = zip(('first', 'second'), paths, strict=True)
+    parts = [head.format(name).encode() + path.read_bytes() + b'\r\n' for name, path in both]
     return b''.join(parts) + b'--b--\r\n'
 
 
@@ -115,7 +111,7 @@ def request(port, body, path='/compare'):
 
 
 def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
-    bodies = [multipart(*(path.read_bytes() for path in faces[k : k + 2])) for k in range(8)]
+    bodies = [body_of(faces[k : k + 2]) for k in range(8)]
     want = [json.loads(request(port, body)[1])['similarity'] for body in bodies]
 
     def ask(number):
@@ -134,8 +130,7 @@ def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
 
 
 def test_clients_that_stop_or_lie_harm_nobody(port, faces):
-    images = [path.read_bytes() for path in faces[:2]]
-    body = multipart(*images)
+    body = body_of(faces[:2])
     head = (
         b'POST /compare HTTP/1.1\r\nHost: 127.0.0.1\r\n'
         b'Content-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n'
@@ -156,7 +151,7 @@ def test_clients_that_stop_or_lie_harm_nobody(port, faces):
 
 
 def test_idle_connections_keep_nobody_out(port, faces):
-    body = multipart(*(path.read_bytes() for path in faces[:2]))
+    body = body_of(faces[:2])
     idle = [socket.create_connection(('127.0.0.1', port), 10) for _ in range(450)]
     assert request(port, body)[0] == 200
     for connection in idle:
@@ -190,9 +185,7 @@ def test_an_address_that_cant_be_had_is_one_line(matcher):
     app = page.application(matcher)
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(utils.UserError, match=f'{port}.*--port or --host names another'):
-            server.serve(app, '127.0.0.1', port)
+        said = f'{port}.*--port or --host names another'
+        refused(said, server.serve, app, '127.0.0.1', port)
     for host in ('no.such.host.invalid', '1.2.3', '192.0.2.1', 'a b', ''):
-        with pytest.raises(utils.UserError, match='host') as refused:
-            server.serve(app, host, port)
-        assert '\n' not in str(refused.value)
+        refused('host', server.serve, app, host, port)
