@@ -1,6 +1,7 @@
 """What several test files share: the tiny recipe, the drawn data set, a run of a program."""
 
 import contextlib
+import csv
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def listed(root, width=96):
+    """The Faces below a folder, of a list or in shards, of which names tell the age."""
+    from dataset import Faces
+
+    return Faces(root, r'_|\.', 1, width)
+
+
+def pixels_of(faces):
+    """(n, 112, 96 or 112, 3) uint8: every face."""
+    return faces.__getitems__(list(range(len(faces))))[0].permute(0, 2, 3, 1).numpy()
+
+
+def csv_rows(path):
+    with open(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+        return list(csv.DictReader(file))
 
 
 def log_rows(save):

@@ -1,16 +1,15 @@
 """Photographs to prepare, and files that are none."""
 
-import csv
 import os
 import zipfile
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from conftest import csv_rows
 from PIL import Image
 
 import prepare
-from preparation.target import TEXT
 from recognition.alignment import TEMPLATE
 from synthesis import drawing
 
@@ -46,8 +45,7 @@ def points_csv(path, rows):
 
 
 def table(target):
-    with open(target / 'report.csv', **TEXT) as file:
-        return {row['source']: row for row in csv.DictReader(file)}
+    return {row['source']: row for row in csv_rows(target / 'report.csv')}
 
 
 def command(*line):

@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import listed, pixels_of, refused
 from PIL import Image
 from test_images import encoded
 
-from dataset import Batches, Faces, training_loader
+from dataset import Batches, training_loader
 from storage.images import decode
 
 
@@ -19,15 +19,6 @@ def folder(drawn, tmp_path):
     """A copy of the drawn training faces that a test may spoil."""
     shutil.copytree(drawn / 'train', tmp_path / 'set' / 'train')
     return tmp_path / 'set' / 'train'
-
-
-def listed(root):
-    return Faces(root, r'_|\.', 1)
-
-
-def everything(faces):
-    """(n, 112, 96 or 112, 3): the pixels of all faces."""
-    return faces.__getitems__(list(range(len(faces))))[0].permute(0, 2, 3, 1).numpy()
 
 
 def test_bad_folders(folder, tmp_path):
@@ -66,9 +57,9 @@ def test_unreadable_files(folder, size, kind):
 def test_a_set_of_both_sizes_is_of_the_wanted_width(folder, width, cache):
     wide = encoded(kind='PNG', size=(112, 112))
     (folder / 'p00000' / 'wide_20.png').write_bytes(wide)
-    faces = Faces(folder, r'_|\.', 1, width)
+    faces = listed(folder, width)
     assert faces.check(cache) == [] and bool(faces.pixels) == cache
-    images = everything(faces)
+    images = pixels_of(faces)
     assert images.shape == (41, 112, width, 3)
     for index in range(len(faces)):
         assert (images[index] == decode(faces.encoded(index), width)).all()
@@ -77,7 +68,7 @@ def test_a_set_of_both_sizes_is_of_the_wanted_width(folder, width, cache):
 def test_each_width_has_a_file_of_decoded_faces(folder):
     paths = []
     for width in (96, 112, 96, 112):
-        faces = Faces(folder, r'_|\.', 1, width)
+        faces = listed(folder, width)
         faces.check()
         paths.append(os.path.basename(faces.pixels.path))
     assert paths[:2] == paths[2:] and paths[1] == paths[0].replace('.npy', '-112.npy')
@@ -85,7 +76,7 @@ def test_each_width_has_a_file_of_decoded_faces(folder):
     assert [np.load(folder.parent / name).shape[2] for name in paths[:2]] == [96, 112]
     (folder / 'p00000' / 'more_20.jpg').write_bytes(encoded())
     del faces  # which holds its file
-    Faces(folder, r'_|\.', 1).check()
+    listed(folder).check()
     assert len(list(folder.parent.glob('.train.*'))) == 1, 'those of the set as it was are gone'
 
 
@@ -102,7 +93,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     again = listed(folder)
     again.check()
     assert again.pixels.path == str(first)
-    assert (everything(pickle.loads(pickle.dumps(again))) == everything(plain)).all()
+    assert (pixels_of(pickle.loads(pickle.dumps(again))) == pixels_of(plain)).all()
     del cached, again  # which hold the file
     changed = next(folder.glob('p00003/*'))
     changed.write_bytes(encoded())
@@ -111,7 +102,7 @@ def test_cache_gives_the_same_pixels_and_follows_the_folder(folder):
     (second,) = folder.parent.glob('.train.*.npy')
     assert second != first
     index = [third.path(i) for i in range(len(third))].index(str(changed))
-    assert (everything(third)[index] == decode(changed.read_bytes())).all()
+    assert (pixels_of(third)[index] == decode(changed.read_bytes())).all()
 
 
 def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch):
@@ -121,23 +112,13 @@ def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch)
     assert faces.__getitems__([0, 1])[0].shape == (2, 3, 112, 96)
 
 
-def test_an_image_that_rots_later_is_left_out_and_named(folder):
-    faces = listed(folder)
-    faces.check(cache=False)
-    name = os.path.basename(faces.path(7))
-    os.truncate(faces.path(7), 100)
-    images, labels, ages, unreadable = faces.__getitems__([6, 7, 8])
-    assert len(images) == len(labels) == len(ages) == 2 and name in unreadable[0]
-    refused(name, faces.__getitems__, [7])
-
-
 def test_skipping_corrupt_images_at_the_start(folder):
     clean = listed(folder)
     (folder / 'p00000' / 'bad_20.jpg').write_bytes(b'junk')
     faces = listed(folder)
     (notice,) = faces.check(skip_corrupt=1)
     assert '1 image(s) left out: p00000/bad_20.jpg' in notice and len(faces) == len(clean)
-    assert (everything(faces) == everything(clean)).all()
+    assert (pixels_of(faces) == pixels_of(clean)).all()
 
 
 def test_batches_are_a_function_of_seed_and_epoch():

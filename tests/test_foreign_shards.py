@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import refused
+from conftest import listed, refused
 from PIL import Image
-from test_shards import assert_same_faces, everything, folder, listed, pattern  # noqa: F401
+from test_shards import assert_same_faces, everything, folder, pattern  # noqa: F401
 
 
 def jpeg(shade=100):

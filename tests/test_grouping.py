@@ -1,6 +1,5 @@
 """Groups of faces: the linkage, what a person corrects and knows, and the files."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, python, refused
+from conftest import ROOT, csv_rows, python, refused
 from PIL import Image, ImageOps
 from test_calibration import stored
 
@@ -149,13 +148,8 @@ def family(tmp_path):
     return vectors, labels, ages, archive_of(vectors, labels, ages, tmp_path / 'photographs')
 
 
-def table(path):
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
-
-
 def correct(path, change):
-    rows = table(path)
+    rows = csv_rows(path)
     for row in rows:
         change(row)
     people_files.write_table(path, list(rows[0]), rows)
@@ -167,7 +161,7 @@ def test_files_and_numbers(family, tmp_path):
     after, rows, said = grouped(archive, out)
     assert partition(np.array([after[k] for k in range(24)])) == partition(labels)
     assert '24 faces in 4 groups of two or more, 0 alone' in said[0] and 'P of belonging' in said[1]
-    kept = table(out / 'people.csv')
+    kept = csv_rows(out / 'people.csv')
     assert list(kept[0]) == people_files.COLUMNS and kept[0]['box'] == '0 10 60 80'
     of_first = [row for row in kept if row['group'] == '1']
     years = [float(row['age']) for row in of_first]
@@ -254,14 +248,14 @@ def test_an_accepted_suggestion_joins(tmp_path):
     archive, out = archive_of(vectors, labels, ages, tmp_path / 'a'), tmp_path / 'out'
     before, *_ = grouped(archive, out, sure=0.9, suggest=True)
     assert before[0] != before[6]
-    pair = table(out / 'suggestions.csv')[0]
+    pair = csv_rows(out / 'suggestions.csv')[0]
     assert float(pair['probability']) > 0.5
     assert {int(pair['first']), int(pair['second'])} == {before[0], before[6]}
     assert int(pair['first_face']) // 6 + int(pair['second_face']) // 6 == 1
     correct(out / 'suggestions.csv', lambda row: row.update(accept='yes' if row == pair else 'no'))
     after, _, said = grouped(archive, out)
     assert after[0] == after[6] == min(before[0], before[6]) and 'is now of group' in said[0]
-    assert all(row['accept'] == 'no' for row in table(out / 'suggestions.csv'))
+    assert all(row['accept'] == 'no' for row in csv_rows(out / 'suggestions.csv'))
 
 
 def test_files_that_are_no_corrections(family, tmp_path):
@@ -332,4 +326,4 @@ def test_a_kill_and_the_same_command_again(weights, drawn, tmp_path):
     done = python(tmp_path, *line)
     assert done.returncode == 0 and '36 faces in' in done.stdout, done.stderr
     sheets = {path.stem for path in (out / 'sheets').iterdir()}
-    assert sheets == {f'{int(row["group"]):04}' for row in table(out / 'people.csv')}
+    assert sheets == {f'{int(row["group"]):04}' for row in csv_rows(out / 'people.csv')}

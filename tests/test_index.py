@@ -4,13 +4,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, python, refused
+from conftest import refused
 from PIL import Image
 from test_verify import Stub, no_detector, photograph_of
 
@@ -265,18 +262,3 @@ def test_a_moved_archive_keeps_its_index(matcher, folder, update, tmp_path, imag
     again, counts = update(tmp_path / 'elsewhere', moved / 'a.index')
     assert counts == {'new': 0, 'changed': 0, 'gone': 0} and again.rows == first.rows
     assert os.path.exists(again.path(5)) and not images_read
-
-
-def test_a_kill_in_the_middle(weights, folder, tmp_path):
-    faces, file = sorted(folder.rglob('*.jpg')), tmp_path / 'a.index.journal'
-    for k in range(400):
-        shutil.copy(faces[k % 36], folder / f'{k}.jpg')
-    line = [ROOT / 'verify.py', weights, '--index', folder, 'a.index']
-    process = subprocess.Popen([sys.executable, *line], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (file.exists() and file.stat().st_size > 20_000):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    done = python(tmp_path, *line)
-    assert done.returncode == 0 and 'a.index: 436 faces in 436 images' in done.stdout, done.stderr
-    assert not file.exists()

@@ -66,11 +66,6 @@ def test_one_face_among_an_archive_on_the_page(client, archive, faces):
     assert names[0] == os.path.relpath(faces[7], archive.root)
 
 
-def test_names_go_on_in_the_next_line_after_a_separator(client, faces):
-    text = client.post('/', data=fields(faces[0])).text
-    assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
-
-
 def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, ask):
     answer = client.post('/compare', data=fields(*faces[:2]))
     a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import listed, pixels_of
 from test_images import encoded
 
 from dataset import Faces
@@ -30,24 +31,20 @@ def folder(tmp_path):
 
 
 def checked(folder):
-    faces = Faces(folder, r'_|\.', 1)
+    faces = listed(folder)
     assert faces.check() == [] and faces.pixels
     return faces
-
-
-def everything(faces):
-    return faces.__getitems__(list(range(len(faces))))[0]
 
 
 def test_a_file_that_a_run_uses_is_kept(folder):
     """A second run on the changed set begins while the first is at work."""
     first = checked(folder)
-    before, kept = everything(first), Path(first.pixels.path)
+    before, kept = pixels_of(first), Path(first.pixels.path)
     (folder / 'p0' / 'more_50.jpg').write_bytes(encoded())
     second = checked(folder)
     assert second.pixels.path != str(kept) and kept.exists()
     worker = pickle.loads(pickle.dumps(first))  # which opens it for itself
-    assert (everything(first) == before).all() and (everything(worker) == before).all()
+    assert (pixels_of(first) == before).all() and (pixels_of(worker) == before).all()
     del first, worker
     (folder / 'p0' / 'more_50.jpg').unlink()
     (folder / 'p0' / 'other_50.jpg').write_bytes(encoded())
@@ -64,18 +61,18 @@ def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
     old = folder.parent / f'.set.{"0" * 32}.tmp'
     old.write_bytes(b'')
     os.utime(old, (0, 0))  # there is something to sweep
-    faces = Faces(folder, r'_|\.', 1)
+    faces = listed(folder)
     (notice,) = faces.check()
     assert 'Read-only file system for ' in notice and 'every epoch decodes anew' in notice
-    assert len(everything(faces)) == 6
+    assert len(pixels_of(faces)) == 6
 
 
 def test_threads_write_faces_that_numpy_reads(folder):
-    faces = Faces(folder, r'_|\.', 1)
+    faces = listed(folder)
     faces.check(workers=4)
     kept = np.load(faces.pixels.path)
     assert kept.shape == (6, 112, 96, 3)
-    for index, image in enumerate(everything(faces).permute(0, 2, 3, 1).numpy()):
+    for index, image in enumerate(pixels_of(faces)):
         assert (image == decode(faces.encoded(index))).all() and (image == kept[index]).all()
 
 
@@ -114,6 +111,6 @@ def test_on_a_terminal_there_is_a_bar_that_vanishes(folder, monkeypatch):
 
 def test_reading_a_set_says_how_far_it_is(folder, monkeypatch):
     monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(0.01))
-    faces = Faces(folder, r'_|\.', 1)
+    faces = listed(folder)
     text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False, workers=1))
     assert f'reading {folder}: 6 of 6 faces, ' in text

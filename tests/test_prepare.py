@@ -5,21 +5,10 @@ import os
 import tempfile
 
 import numpy as np
+import photographs
 import pytest
 from conftest import ROOT, python, refused
-from photographs import (
-    Forty,
-    bad_files,
-    command,
-    contents,
-    fgnet_marks,
-    job,
-    needs_detector,
-    photograph,
-    points_csv,
-    pts,
-    table,
-)
+from photographs import contents, job, needs_detector, photograph, points_csv
 from PIL import Image
 
 import meta
@@ -75,8 +64,8 @@ def test_every_name_survives(source, capsys):
 
 
 def test_skipped_files_and_reasons(source, capsys):
-    reasons = bad_files(source / 'source' / 'plain')
-    for name in ('plain/unknown.jpg', 'nobody.jpg', '.hidden/x.jpg'):
+    reasons = photographs.bad_files(source / 'source' / 'plain')
+    for name in ('plain/unknown.jpg', 'nobody.jpg', '.hidden/x.jpg', 'plain/@eaDir/hidden.jpg'):
         photograph(source / 'source' / name)
     rows = job(source)
     for name, reason in reasons.items():
@@ -131,7 +120,7 @@ def test_nothing_of_the_users_is_written_over(source):
     report.write_bytes(b''.join(line for line in lines if b'plain/001_21' not in line))
     assert 'is none of this run' in job(source)['plain/01.png']['reason']
     assert mine.read_bytes() == b'mine'
-    refused('lies in', command, source / 'source', source / 'source' / 'target')
+    refused('lies in', photographs.command, source / 'source', source / 'source' / 'target')
     report.write_text('a,b\n')
     refused('not a report', job, source)
 
@@ -142,7 +131,8 @@ def test_people_from_names_and_fgnets_own_points(tmp_path):
     for name in ('001A02', '001A16', '002A07b'):
         path = tmp_path / 'source' / f'{name}.JPG'
         points = photograph(path, seed=int(name[:3]), age=int(name[4:6]), format='JPEG')
-        (tmp_path / 'points' / f'{name.lower()}.pts').write_text(pts(fgnet_marks(points)))
+        marks = photographs.pts(photographs.fgnet_marks(points))
+        (tmp_path / 'points' / f'{name.lower()}.pts').write_text(marks)
     job(tmp_path, '--ages', 'fgnet', '--people', 'fgnet', '--landmarks', tmp_path / 'points')
     faces = [str(path.relative_to(tmp_path / 'target')) for path in tmp_path.glob('target/*/*')]
     assert sorted(faces) == ['001/000_2.jpg', '001/001_16.jpg', '002/000_7.jpg']
@@ -163,7 +153,7 @@ def test_no_face_and_many_faces(tmp_path):
 
 
 def test_estimates_fill_what_the_table_leaves_open(source, monkeypatch):
-    monkeypatch.setattr(ages, 'Offline', Forty)
+    monkeypatch.setattr(ages, 'Offline', photographs.Forty)
     (source / 'ages.csv').write_text('path,age\n00.png,77\n')
     rows = job(source, '--ages', source / 'ages.csv', 'estimate')
     found = [(row['age'], row['age_from']) for row in (rows['plain/00.png'], rows['plain/01.png'])]
@@ -223,16 +213,6 @@ def test_one_line_on_the_command_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
     assert not (tmp_path / 'target').exists()
-
-
-def test_folders_and_files_of_the_system_are_nobodys(tmp_path):
-    one(tmp_path, 'A/0.png', 'path,age\n0.png,20\n')
-    for name in ('@eaDir', '__MACOSX', 'lost+found', '$RECYCLE.BIN', '.AppleDouble'):
-        photograph(tmp_path / 'source' / name / '0.png')
-        photograph(tmp_path / 'source/A' / name / '0.png')
-    photograph(tmp_path / 'source/A/._0.png')
-    assert len(job(tmp_path)) == 1
-    assert [path.name for path in (tmp_path / 'target').iterdir() if path.is_dir()] == ['A']
 
 
 def test_links_to_folders(tmp_path):
@@ -337,7 +317,7 @@ def test_terminals_that_are_not_utf8(tmp_path):
         assert done.returncode == 0 and done.stderr == b''
         assert b'1 faces of 1 people' in done.stdout
     assert (tmp_path / odd / 'Zoë/000_30.jpg').exists()
-    assert table(tmp_path / odd)['Zoë/a_30.png']['target'] == 'Zoë/000_30.jpg'
+    assert photographs.table(tmp_path / odd)['Zoë/a_30.png']['target'] == 'Zoë/000_30.jpg'
 
 
 def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
 """The shards that are made of .rec files."""
 
-import csv
 import io
 import json
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import csv_rows, refused
 from packs import PEOPLE, image, with_identities, without_header
 from photographs import command, needs_estimator
 from PIL import Image
@@ -25,8 +24,7 @@ def source(tmp_path):
 
 
 def table(target):
-    with open(target / 'report.csv', newline='') as file:
-        return {int(row['key']): row for row in csv.DictReader(file)}
+    return {int(row['key']): row for row in csv_rows(target / 'report.csv')}
 
 
 class Bright:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused, same
+from conftest import listed, refused, same
 
 import utils
 from dataset import Batches, Faces, training_loader
@@ -17,10 +17,6 @@ from evaluation import protocols
 from preparation.sharding import write_shards
 from storage import shards
 from storage.shards import Shards
-
-
-def listed(root):
-    return Faces(root, r'_|\.', 1)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Folders and lists as people have them: what is read, what is left out and said, or refused."""
 
-import codecs
 import os
 import shutil
 import tarfile
@@ -8,17 +7,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import refused, same, state_dict_of
+from conftest import listed, refused, same, state_dict_of
 from test_images import encoded
 from torchvision.datasets import ImageFolder
 
-from dataset import Faces
 from preparation.sharding import write_shards
-from storage.files import find, images_below, is_system, numbered_lines_of
-
-
-def listed(root):
-    return Faces(root, r'_|\.', 1)
+from storage.files import images_below, is_system
 
 
 def face(path):
@@ -140,32 +134,6 @@ def test_roots_from_elsewhere_and_from_home(root, tmp_path, monkeypatch):
     assert len(listed('~/set')) == 4 and len(listed(Path('~/set'))) == 4
 
 
-def test_a_name_as_a_list_writes_it(tmp_path):
-    composed, apart = (unicodedata.normalize(form, 'Zoë/é_3.jpg') for form in ('NFC', 'NFD'))
-    assert composed != apart
-    face(tmp_path / composed)
-    face(tmp_path / 'b' / 'x_3.jpg')
-    assert find(tmp_path, composed) == find(tmp_path, apart) == composed
-    assert find(tmp_path, 'b\\x_3.jpg') == 'b/x_3.jpg'
-    assert find(tmp_path, 'b/y_3.jpg') is None and find(tmp_path, 'x' * 5000) is None
-    assert find(tmp_path, 'b\0') is None
-
-
-TEXTS = ['a\tZoë\r\n\r\nb\u2028c\n'.encode(), codecs.BOM_UTF8 + 'a\tZoë\r\rb\u2028c'.encode()]
-TEXTS += ['a\tZoë\r\n \r\nb\u2028c'.encode('utf-16')]
-TEXTS += [codecs.BOM_UTF16_BE + 'a\tZoë\nb\u2028c\n'.encode('utf-16-be')]
-
-
-@pytest.mark.parametrize('data', TEXTS)
-def test_lines_of_text(data):
-    assert [line for _, line in numbered_lines_of(data)] == ['a\tZoë', 'b\u2028c']
-
-
-def test_lines_that_are_no_text_keep_their_bytes():
-    lines = [os.fsencode(line) for _, line in numbered_lines_of(b'caf\xe9\n\xff\xff')]
-    assert lines == [b'caf\xe9', b'\xff\xff']
-
-
 # lists of `path label age`
 
 
@@ -179,7 +147,7 @@ def rows(faces):
 @pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
 def test_a_list_holds_the_faces_of_its_folder(root, sep, coding):
     name = 'l.csv' if sep in ',;' else 'l' if sep == '  ' else 'l.txt'
-    (root / 'Ada' / '001_40.jpg').rename(root / 'Ada' / '001 b_40.jpg')
+    (root / 'Ada' / '001_40.jpg').rename(root / 'Ada' / '001 b\u2028_40.jpg')
     lines = [sep.join(row) for row in [('path', 'label', 'age'), *reversed(rows(listed(root)))]]
     (root / name).write_bytes('\r\n'.join(lines).encode(coding))
     ours, theirs = listed(root / name), listed(root)
@@ -187,7 +155,7 @@ def test_a_list_holds_the_faces_of_its_folder(root, sep, coding):
     assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
     assert ours.ages.dtype == theirs.ages.dtype and ours.labels.dtype == theirs.labels.dtype
     assert ours.check() == [] and os.path.dirname(ours.pixels.path) == str(root)
-    assert ours.path(1) == str(root / 'Ada' / '001 b_40.jpg')
+    assert ours.path(1) == str(root / 'Ada' / '001 b\u2028_40.jpg')
 
 
 def test_a_list_names_images_anywhere_and_people_as_it_likes(root, tmp_path):
@@ -205,10 +173,12 @@ def test_a_list_names_images_anywhere_and_people_as_it_likes(root, tmp_path):
     assert shards.classes == faces.classes and sorted(shards.ages) == sorted(faces.ages)
 
 
-def test_labels_are_one_whichever_way_accents_are_written(root):
+def test_labels_are_text_whichever_way_accents_are_written(root):
     composed, apart = (unicodedata.normalize(form, 'Zoë') for form in ('NFC', 'NFD'))
-    (root / 'a.txt').write_text(f'Ada/000_12.jpg {composed} 3\nAda/001_40.jpg {apart} 4\n', 'utf-8')
-    assert listed(root / 'a.txt').classes == [composed]
+    labels = zip(names(listed(root)), (composed, apart, '0', '0.0'), strict=True)
+    text = ''.join(f'{name} {label} 3\n' for name, label in labels)
+    (root / 'a.txt').write_text(text, 'utf-8')
+    assert listed(root / 'a.txt').classes == ['0', '0.0', composed]
 
 
 FACE = 'Ada/000_12.jpg'
@@ -242,11 +212,6 @@ def test_lines_that_repeat_count_once(root, again):
     faces = listed(root / 'a.txt')
     assert names(faces) == ['Ada/000_12.jpg', 'Bob/000_7.jpg']
     assert faces.check() == [f'{root}/a.txt: 1 line(s) repeat others, and count once']
-
-
-def test_labels_are_text(root):
-    (root / 'a.txt').write_text('Ada/000_12.jpg 0 12\nBob/000_7.jpg 0.0 7\n')
-    assert listed(root / 'a.txt').classes == ['0', '0.0']
 
 
 def test_decoded_faces_of_a_list_follow_it(root):

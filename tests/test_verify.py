@@ -39,8 +39,9 @@ class Stub:
         return self.faces
 
 
-def test_similarity_is_the_models_and_the_decision_validations(weights, faces, ask):
-    _, printed = ask(weights, faces[0], faces[1])
+def test_similarity_is_the_models_and_the_decision_validations(weights, faces, tmp_path, ask):
+    _, printed = ask(weights, faces[0], faces[1], '--out', tmp_path / 'pair.png')
+    assert np.asarray(Image.open(tmp_path / 'pair.png').convert('L')).std() > 20
     two = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in faces[:2]]))
     a, b = DALModel.load(weights).embed(two.permute(0, 3, 1, 2))
     threshold = torch.load(weights)['decision']['threshold']
@@ -179,8 +180,3 @@ def test_a_gallery_without_faces(weights, faces, tmp_path, ask):
     (tmp_path / 'junk.jpg').write_bytes(b'junk')
     line = weights, '--find', faces[0], tmp_path, '--out', tmp_path / 'a.png'
     refused('no face in any of its 1 images', ask, *line)
-
-
-def test_the_pair_is_drawn(weights, faces, tmp_path, ask):
-    ask(weights, faces[0], faces[1], '--out', tmp_path / 'pair.png')
-    assert np.asarray(Image.open(tmp_path / 'pair.png').convert('L')).std() > 20
