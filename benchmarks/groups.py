@@ -4,8 +4,8 @@
     python3 benchmarks/groups.py --picture SHEETS groups.jpg    # the largest groups' sheets as one
 
 A file of vectors has `x` (faces, 2, D), the features of a face and of its mirror, `identities`,
-and `ages` in years, as export.py writes them. On the people of FIT the decision by ages is fitted,
-R is solved in closed form; on 200 of them each way finds its best threshold.
+and `ages` in years. On the people of FIT the decision by ages is fitted,
+R is solved in closed form as zero epochs do; on 200 of them each way finds its best threshold.
 `P = ½` is what verify.py --group does, with no threshold of its own. Pieces are groups a person;
 mixed is the share of faces in groups of more than one person.
 """
@@ -14,20 +14,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import rivals  # noqa: E402
 import tables  # noqa: E402
 
-import dal  # noqa: E402
 from evaluation import age_calibration  # noqa: E402
 from evaluation.age_thresholds import AgeDecision  # noqa: E402
 from verification import grouping  # noqa: E402
 from verification.grouping import LogOdds  # noqa: E402
 
 COSINES, ODDS = np.arange(0.1, 0.8, 0.05), np.arange(-1, 8, 0.5)
-RIDGE, VARIATES = 0.05, 4
 THRESHOLDS = 200  # people of FIT that thresholds are taken from
 OLD = 18  # years up to which a face is a child's
 NONE = np.empty((0, 2), int)
@@ -41,17 +39,10 @@ def read(path):
         return file['x'].astype(float), labels, file['ages'].astype(float)
 
 
-def solve(x, ages):
-    """Mean (D,) and the map (D, D) that takes the age out: R in closed form."""
-    rows = x.reshape(-1, x.shape[-1])
-    z = dal.age_variates(torch.from_numpy(ages), VARIATES).numpy().astype(float)
-    z = np.repeat(z - z.mean(0), x.shape[1], 0)
-    centred = rows - rows.mean(0)
-    covariance = centred.T @ centred / len(rows)
-    factor = np.linalg.cholesky(covariance + RIDGE * np.diag(np.diag(covariance)))
-    basis = np.linalg.qr(np.linalg.solve(factor, centred.T @ z / len(rows)))[0]
-    gone = np.linalg.solve(factor.T, basis) @ (factor @ basis).T
-    return rows.mean(0), np.eye(len(covariance)) - gone
+def solve(x, labels, ages):
+    """Mean (D,) and the map (D, D) of zero epochs: R in closed form, as the recipe has it."""
+    rows, sides = x.reshape(-1, x.shape[-1]), x.shape[1]
+    return rows.mean(0), rivals.recipe(rows, labels.repeat(sides), ages.repeat(sides))
 
 
 def embed(x, mean=0.0, change=None):
@@ -161,7 +152,7 @@ def measure(way, fit, sets, decision):
 def run(args):
     fit, sets, rows = read(args.fit), dict(pair.split('=', 1) for pair in args.sets), []
     sets = {name: read(path) for name, path in sets.items()}
-    for features, change in (('untouched', ()), ('after R', solve(fit[0], fit[2]))):
+    for features, change in (('untouched', ()), ('after R', solve(*fit))):
         known = embed(fit[0], *change), *fit[1:]
         stored = age_calibration.fit(age_calibration.score_pairs(*known))
         decision = AgeDecision(stored)

@@ -268,20 +268,22 @@ COLUMNS = {
 
 
 def markdown(report, test, by_people='', maps='', columns=''):
-    """The table of one test set: every map, or some by the number of people they are fitted on.
+    """The table of test sets: every map, or some by the number of people they are fitted on.
 
-    `maps` and `columns` are those to show, separated by semicolons; all by default.
+    `test`, `maps` and `columns` are those to show, separated by semicolons; the latter two are all
+    by default.
     """
-    rows = [row for row in report['rows'] if row['test'] == test]
+    tests = test.split(';')
+    rows = [row for row in report['rows'] if row['test'] in tests]
     most = max(row['fitted_on'] for row in rows)
     names = maps.split(';') if maps else list(BY_PEOPLE if by_people else MAPS)
     shown = {title: COLUMNS[title] for title in columns.split(';')} if columns else COLUMNS
     cells = [
-        [row['map'], *(column(row) for column in shown.values())]
+        [*[row['test']] * (len(tests) > 1), row['map'], *(column(row) for column in shown.values())]
         for row in rows
         if row['map'] in names and (by_people or row['fitted_on'] == most)
     ]
-    return tables.markdown(['', *shown], cells)
+    return tables.markdown([*['people'] * (len(tests) > 1), '', *shown], cells)
 
 
 def main():

@@ -113,3 +113,26 @@ def test_bfloat16_is_the_network_as_it_is():
     with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
         wanted = model.features(faces(3, 96).contiguous(memory_format=torch.channels_last))[0]
     assert (inference.ready(model, 'cpu', bf16=True)(faces(3, 96))[0] == wanted.float()).all()
+
+
+@pytest.mark.parametrize('name', ['sface', 'iresnet18', None])
+@pytest.mark.parametrize('factor, wins', [(0, True), (1e9, False)])
+def test_after_many_faces_onnxruntime_takes_over_if_it_is_faster(name, factor, wins, monkeypatch):
+    pytest.importorskip('onnxruntime')
+    sessions, Session = [], inference._Session
+    monkeypatch.setattr(
+        inference, '_Session', lambda *of: sessions.append(Session(*of)) or sessions[0]
+    )
+    monkeypatch.setattr(inference, '_may_be_faster', lambda: True)
+    monkeypatch.setattr(inference, 'MANY', 5)
+    monkeypatch.setattr(inference, 'CLEARLY', factor)
+    model = network(backbones.build(name) if name else Backbone((1, 1), (8, 16), 12))
+    ready = inference.ready(model, 'cpu')
+    for count in (3, 4, 2):
+        with torch.inference_mode():
+            wanted = model.features(faces(count, model.width))
+        for one, other in zip(ready(faces(count, model.width)), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    assert len(sessions) == 1 and not model.training
+    monkeypatch.setattr(sessions[0], 'features', lambda _: (torch.zeros(1),) * 3)
+    assert (ready(faces(2, model.width))[0].numel() == 1) == wins
