@@ -61,15 +61,12 @@ NO_DATES = [('yesterday', '2010'), ('1983-12-21', ''), ('0000', '1990'), ('2010'
 NO_DATES += [('1980-13-45', '2010'), ('1980-13-0', '2010'), ('1980', '2001-02-30')]
 
 
-@pytest.mark.parametrize('birth, taken, years', YEARS)
-def test_years_between(birth, taken, years):
-    assert years_between(birth, taken) == years
-
-
-@pytest.mark.parametrize('birth, taken', NO_DATES)
-def test_no_dates(birth, taken):
-    with pytest.raises(ValueError):
-        years_between(birth, taken)
+def test_years_between():
+    for birth, taken, years in YEARS:
+        assert years_between(birth, taken) == years
+    for birth, taken in NO_DATES:
+        with pytest.raises(ValueError):
+            years_between(birth, taken)
 
 
 TABLES = {  # what is in it: the age of A/1.jpg, or why it has none
@@ -84,41 +81,63 @@ TABLES = {  # what is in it: the age of A/1.jpg, or why it has none
     'path,age\nA/1.jpg,twelve\n': "'twelve'",
     'path,age\nA/1.jpg,200\n': 'between',
 }
-NO_TABLES = [('', 'empty'), ('name,years\nA,12\n', 'expected columns')]
-NO_TABLES += [('path,age\na,1\na,2\n', 'two different rows')]
-NO_TABLES += [('path,age, Age\na,1,2\n', "2 columns 'age'")]
+PATHS = 'A\\1.jpg', './A/1.jpg', '/data/set/A/1.jpg', '1.jpg'
+TABLES |= {f'path,age\n{path},12\n': 12 for path in PATHS}
+AGES = '30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. '
+TABLES |= {f'path;age\nA/1.jpg;{age}\n': 30 for age in AGES}
+# of a semicolon and a comma, one each, the semicolon separates
+TABLES |= {'A/1.jpg;30,5\nA/2.jpg;31,5\n': 30}
+POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
+NO_TABLES = [('', 'the table is empty'), ('name,years\nA,12\n', 'expected columns')]
+NO_TABLES += [('path,age\na,1\na,2\n', 'two different rows'), (b'PK\3\4zip', 'a zip archive')]
+NO_TABLES += [('path,age, Age\na,1,2\n', "2 columns 'age'"), (b'\xff\xfea', 'expected columns')]
+NO_TABLES += [(POINTER, 'git lfs pull'), ('\n<!DOCTYPE html><html>', 'a web page')]
+NO_TABLES += [(b'\x1f\x8b\x08', 'gzip'), (b'\0\1\2', 'not a text')]
 
 
-def test_tables(tmp_path):
-    file, image = tmp_path / 'a.csv', str(tmp_path / 'dated.jpg')
-    exif = Image.Exif()
+@pytest.fixture
+def table(tmp_path):
+    """Makes the Table of a file that holds this text, or these bytes."""
+
+    def make(data, name='a.csv'):
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return Table(tmp_path / name, '/data/set')
+
+    return make
+
+
+@pytest.mark.parametrize('text, age', TABLES.items())
+def test_tables(tmp_path, table, text, age):
+    exif, image = Image.Exif(), str(tmp_path / 'dated.jpg')
     exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
     Image.new('RGB', (4, 4)).save(image, exif=exif)
-    for text, age in TABLES.items():
-        file.write_text(text)
-        if isinstance(age, int):
-            assert Table(file).age('A/1.jpg', 'A', image) == age, text
-        else:
-            with pytest.raises(ValueError, match=age):
-                Table(file).age('A/1.jpg', 'A', image)
-    file.write_text('person,birth\nA,1980-05-05\n')
+    if isinstance(age, int):
+        assert table(text).age('A/1.jpg', 'A', image) == age
+    else:
+        with pytest.raises(ValueError, match=age):
+            table(text).age('A/1.jpg', 'A', image)
+
+
+def test_no_date_of_capture(table):
     with pytest.raises(ValueError, match='no date of capture'):
-        Table(file).age('A/1.jpg', 'A', None)
-    for text, reason in NO_TABLES:
-        file.write_text(text)
-        refused(reason, Table, file)
+        table('person,birth\nA,1980-05-05\n').age('A/1.jpg', 'A', None)
+
+
+def test_files_that_are_no_tables(tmp_path, table):
+    for data, reason in NO_TABLES:
+        refused(f'a.csv: .*{reason}', table, data)
+    refused('a.xlsx: .*save it as CSV', table, b'PK\3\4', 'a.xlsx')
+    refused('a.xls: .*save it as CSV', table, b'\xd0\xcf\x11\xe0', 'a.xls')
     refused('No such file', Table, tmp_path / 'nowhere.csv')
 
 
-WAYS = ['Zoë\\1.jpg', unicodedata.normalize('NFD', 'Zoë/1.jpg'), './Zoë/1.jpg', '1.jpg']
-
-
-@pytest.mark.parametrize('row', [*WAYS, '/data/set/Zoë/1.jpg'])
-def test_ways_to_write_a_path(tmp_path, row):
-    (tmp_path / 'a.csv').write_text(f'path,age\n{row},12\n')
-    table = Table(tmp_path / 'a.csv', '/data/set')
-    for relative in ('Zoë/1.jpg', unicodedata.normalize('NFD', 'Zoë/1.jpg')):
-        assert table.age(relative, None, None) == 12
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
+def test_accents_in_any_form_and_encoding(table, encoding):
+    forms = [unicodedata.normalize(form, 'Zoë/ä.jpg') for form in ('NFC', 'NFD')]
+    for row in forms:
+        text = ('\ufeff' if encoding == 'utf-16-be' else '') + f'path,age\n{row},12\n'
+        known = table(text.encode(encoding))
+        assert [known.age(relative, None, None) for relative in forms] == [12, 12]
 
 
 def test_home(tmp_path, monkeypatch):
@@ -126,38 +145,20 @@ def test_home(tmp_path, monkeypatch):
     (tmp_path / 'a.csv').write_text('path,age\n~/set/A/1.jpg,12\n')
     assert Table(tmp_path / 'a.csv', tmp_path / 'set').age('A/1.jpg', None, None) == 12
     args = prepare.arguments(['~/set', '~/out', '--ages', '~/a.csv', '--landmarks=~/points'])
-    assert [*args.folders, *args.ages, args.landmarks] == [
-        str(tmp_path / name) for name in ('set', 'out', 'a.csv', 'points')
-    ]
+    paths = [str(tmp_path / name) for name in ('set', 'out', 'a.csv', 'points')]
+    assert [*args.folders, *args.ages, args.landmarks] == paths
 
 
-def test_a_table_that_does_not_fit(tmp_path):
+def test_a_table_that_does_not_fit(table):
     """Bare names that fit several photographs, and names that fit none, are refused before work."""
-    (tmp_path / 'a.csv').write_text('path,age\n1.jpg,12\n2.jpg,13\n')
-    table = Table(tmp_path / 'a.csv', '/set')
-    table.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
+    paths, people = table('path,age\n1.jpg,12\n2.jpg,13\n'), table('person,age\nA,12\n')
+    paths.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
     both = [('A/1.jpg', 'A'), ('B/1.jpg', 'B')]
-    refused('1.jpg fits A/1.jpg, B/1.jpg: write paths below /set', table.check, both)
-    reason = "of its 2 rows fits: it has 1.jpg, where /set has 'x/y'"
-    refused(reason, table.check, [('x/y', 'x')])
-    (tmp_path / 'a.csv').write_text('person,age\nA,12\n')
-    table = Table(tmp_path / 'a.csv')
-    table.check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
-    refused("has 'B': write each person", table.check, both[1:])
-
-
-POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
-JUNK = [('a.csv', POINTER, 'git lfs pull'), ('a.csv', b'\n<!DOCTYPE html><html>', 'a web page')]
-JUNK += [('a.csv', b'\x1f\x8b\x08', 'gzip'), ('a.csv', b'PK\x03\x04zip', 'a zip archive')]
-JUNK += [('a.xlsx', b'PK\x03\x04', 'save it as CSV'), ('a.csv', b'', 'the table is empty')]
-JUNK += [('a.xls', b'\xd0\xcf\x11\xe0', 'save it as CSV'), ('a.csv', b'\0\1\2', 'not a text')]
-JUNK += [('a.csv', b'\xff\xfea', 'expected columns')]
-
-
-@pytest.mark.parametrize('name, data, reason', JUNK)
-def test_files_that_are_no_tables(tmp_path, name, data, reason):
-    (tmp_path / name).write_bytes(data)
-    refused(f'{name}: .*{reason}', Table, tmp_path / name)
+    refused('1.jpg fits A/1.jpg, B/1.jpg: write paths below /data/set', paths.check, both)
+    reason = "of its 2 rows fits: it has 1.jpg, where /data/set has 'x/y'"
+    refused(reason, paths.check, [('x/y', 'x')])
+    people.check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
+    refused("has 'B': write each person", people.check, both[1:])
 
 
 def matlab_day(text):
@@ -254,92 +255,60 @@ def test_points_under_names_that_fit_two_people(tmp_path):
 # how ages, dates and names are written
 
 
-AGES = ['30', '30.5', '30,5', '30 years', '30 Years old', '30yrs', '30y', '30 y/o', ' 30 yr. ']
+def dates(births, taken='2010-12-20'):
+    rows = [f'{k}.jpg,{birth},{taken}\n' for k, birth in enumerate(births)]
+    return 'path,birth,taken\n' + ''.join(rows)
 
 
-@pytest.mark.parametrize('age', AGES)
-def test_ways_to_write_an_age(tmp_path, age):
-    (tmp_path / 'a.csv').write_text(f'path;age\nA/1.jpg;{age}\n')
-    assert Table(tmp_path / 'a.csv').age('A/1.jpg', None, None) == 30
+DATES = [(['21.12.1983', '20.12.1983'], [26, 27])]  # dots: the day is first
+DATES += [(['21/12/1983', '11/12/1983', '01/01/1983'], [26, 27, 27])]  # as the 21st tells
+DATES += [(['12/21/1983', '12/11/1983'], [26, 27]), (['12-21-1983 00:00', '1983-12-21'], [26, 26])]
+DATES += [(['05/05/1983', '31/31/1983', '1983'], [27, 'is no date', 27])]
 
 
-def test_decimal_commas_without_a_line_of_names(tmp_path):
-    """Of a semicolon and a comma, one each, the semicolon separates."""
-    (tmp_path / 'a.csv').write_text('A/1.jpg;30,5\nA/2.jpg;31,5\n')
-    assert Table(tmp_path / 'a.csv').age('A/2.jpg', None, None) == 31
-
-
-def write_dates(folder, *births, taken='2010-12-20'):
-    rows = ''.join(f'{k}.jpg,{birth},{taken}\n' for k, birth in enumerate(births))
-    (folder / 'a.csv').write_text('path,birth,taken\n' + rows)
-    return folder / 'a.csv'
-
-
-@pytest.mark.parametrize(
-    'births, years',
-    [
-        (['21.12.1983', '20.12.1983'], [26, 27]),  # dots: the day is first
-        (['21/12/1983', '11/12/1983', '01/01/1983'], [26, 27, 27]),  # as the 21st tells
-        (['12/21/1983', '12/11/1983'], [26, 27]),  # as the 21st tells
-        (['12-21-1983 00:00', '1983-12-21'], [26, 26]),
-        (['05/05/1983', '31/31/1983', '1983'], [27, None, 27]),
-    ],
-)
-def test_dates_that_begin_with_the_day_or_the_month(tmp_path, births, years):
-    table = Table(write_dates(tmp_path, *births))
+@pytest.mark.parametrize('births, years', DATES)
+def test_dates_that_begin_with_the_day_or_the_month(table, births, years):
+    known = table(dates(births))
     for k, age in enumerate(years):
-        if age is None:
-            with pytest.raises(ValueError, match='is no date'):
-                table.age(f'{k}.jpg', None, None)
+        if isinstance(age, int):
+            assert known.age(f'{k}.jpg', None, None) == age
         else:
-            assert table.age(f'{k}.jpg', None, None) == age
-    assert Table(write_dates(tmp_path, '1983-12-21', taken='20.12.2010')).age('0.jpg', '', '') == 26
+            with pytest.raises(ValueError, match=age):
+                known.age(f'{k}.jpg', None, None)
+    assert table(dates(['1983-12-21'], '20.12.2010')).age('0.jpg', None, None) == 26
 
 
 LONG = '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980'
 
 
 @pytest.mark.parametrize('births', ['01/05/1980 02/05/1980', LONG])
-def test_dates_that_may_begin_with_either(tmp_path, births):
+def test_dates_that_may_begin_with_either(table, births):
     reason = "1/0?./1980' is no date: day or month first\\? Write 1980-12-21"
     reason = f"a.csv: . of . ages can't be read, as that of .*{reason}"
-    refused(reason, Table, write_dates(tmp_path, *births.split()))
+    refused(reason, table, dates(births.split()))
 
 
-def test_ages_that_are_mostly_none(tmp_path):
+def test_ages_that_are_mostly_none(table):
     """Said once of the table; a few are said of their photographs."""
-    file = tmp_path / 'a.csv'
-    file.write_text('path,age\na,young\nb,old\nc,30\nd,\n')
-    refused("a.csv: 2 of 3 ages can't be read, .* of a: .*'young'", Table, file)
-    file.write_text('path,age\na,young\nb,31\nc,30\nd,\n')
-    assert Table(file).age('c', None, None) == 30
+    reason = "a.csv: 2 of 3 ages can't be read, .* of a: .*'young'"
+    refused(reason, table, 'path,age\na,young\nb,old\nc,30\nd,\n')
+    known = table('path,age\na,young\nb,31\nc,30\nd,\n')
+    assert known.age('c', None, None) == 30
     with pytest.raises(ValueError, match="'young'"):
-        Table(file).age('a', None, None)
-    file.write_text('path,age\n' + ''.join(f'{k},{1980 + k}\n' for k in range(3)))
-    refused('3 of 3 ages .*1980 is no age between 0 and 120', Table, file)
+        known.age('a', None, None)
+    reason = '3 of 3 ages .*1980 is no age between 0 and 120'
+    refused(reason, table, 'path,age\na,1980\nb,1981\nc,1982\n')
 
 
-def test_names_in_latin_1(tmp_path):
+def test_names_in_latin_1(table):
     """They are found where the photographs have the names that they stand for, else it is said."""
-    (tmp_path / 'a.csv').write_bytes('path,age\nZoë/ä.jpg,12\nA/1.jpg,13\n'.encode('cp1252'))
-    table = Table(tmp_path / 'a.csv')
-    table.check([('Zoë/ä.jpg', 'Zoë'), ('A/1.jpg', 'A')])
-    assert table.age('Zoë/ä.jpg', None, None) == 12 and table.age('A/1.jpg', None, None) == 13
-    (tmp_path / 'b.csv').write_bytes('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
-    table = Table(tmp_path / 'b.csv')
-    table.check([('A/1.jpg', 'A')])
-    reason = 'not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
-    refused(f'b.csv: {reason}', table.check, [('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
-    (tmp_path / 'c.csv').write_bytes(b'person,age\nZo\xeb,12\nA,13\n')
-    assert Table(tmp_path / 'c.csv').age('Zoë/1.jpg', 'Zoë', None) == 12
-    raw = 'Zo\udceb/1.jpg'  # and where the disk has the same bytes
-    (tmp_path / 'd.csv').write_bytes(b'path,age\nZo\xeb/1.jpg,12\n')
-    assert Table(tmp_path / 'd.csv').age(raw, None, None) == 12
-
-
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
-def test_encodings_of_tables(tmp_path, encoding):
-    text = 'path,age\nZoë/ä.jpg,12\n'
-    mark = '\ufeff' if encoding == 'utf-16-be' else ''
-    (tmp_path / 'a.csv').write_bytes((mark + text).encode(encoding))
-    assert Table(tmp_path / 'a.csv').age('Zoë/ä.jpg', None, None) == 12
+    known = table('path,age\nZoë/ä.jpg,12\nA/1.jpg,13\n'.encode('cp1252'))
+    known.check([('Zoë/ä.jpg', 'Zoë'), ('A/1.jpg', 'A')])
+    assert known.age('Zoë/ä.jpg', None, None) == 12 and known.age('A/1.jpg', None, None) == 13
+    known = table('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
+    known.check([('A/1.jpg', 'A')])
+    reason = 'a.csv: not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
+    refused(reason, known.check, [('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
+    assert table(b'person,age\nZo\xeb,12\nA,13\n').age('Zoë/1.jpg', 'Zoë', None) == 12
+    # and where the disk has the same bytes
+    assert table(b'path,age\nZo\xeb/1.jpg,12\n').age('Zo\udceb/1.jpg', None, None) == 12

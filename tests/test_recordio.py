@@ -52,6 +52,10 @@ def indexed(change, make=with_identities):
     return write
 
 
+def counted(path):
+    with_identities(path, no_image).write(classes=4)
+
+
 def cut(size):
     return lambda path: os.truncate(written(path), os.path.getsize(path) - size)
 
@@ -66,18 +70,12 @@ def labelled(**changes):
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\n'
 DISAGREE = [
-    (
-        lambda path: with_identities(path, no_image).write(classes=4),
-        'property: 4 identities; .*train.rec has 3',
-    ),
+    (counted, 'property: 4 identities; .*train.rec has 3'),
     (labelled(labels={4: 0}), '3 identities by the .idx, 2 by the labels'),
     (labelled(labels={1: 0.5}), 'key 1: its label 0.5 is no identity'),
     (labelled(labels={1: np.nan}), 'key 1: its label nan is no identity'),
     (labelled(first=5), r'the identity of key 5 has images \[1.0\]'),
-    (
-        indexed(lambda lines: lines[:-1]),
-        'keys 0 to 12, identities from 10 on; the .idx has 12 keys, up to 11',
-    ),
+    (indexed(lambda lines: lines[:-1]), 'keys 0 to 12, .* 10 on; the .idx has 12 keys, up to 11'),
     (indexed(lambda lines: lines + lines[-1:]), 'a key is there twice'),
     (indexed(lambda lines: ['x y']), 'expected lines of key and'),
     (indexed(lambda lines: []), 'train.idx: empty'),
@@ -85,10 +83,7 @@ DISAGREE = [
     (lambda path: written(path).with_suffix('.idx').unlink(), 'belongs beside the .rec'),
     (cut(200), 'cut short'),
     (cut(4), 'cut short at byte'),
-    (
-        indexed(lambda lines: lines[:6], without_header),
-        'goes on for .* bytes after the last record that train',
-    ),
+    (indexed(lambda lines: lines[:6], without_header), 'goes on for .* bytes after the last rec'),
     (replaced(POINTER), 'git lfs pull'),
     (replaced(b'hello'), 'not a .rec file'),
 ]
