@@ -87,10 +87,8 @@ def test_pairs_that_share_people_count_as_fewer():
         embeddings = np.append(rng.exponential(2, (200, 1)), rng.normal(size=(200, 16)), 1)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         labels = np.append(np.arange(199), 0)  # one pair of one person
-        first, second = (
-            calibration.score_pairs(embeddings[k], labels[k], np.full(100, 30.0))
-            for k in (np.r_[:99, 199], np.s_[99:199])
-        )
+        halves, ages = (np.r_[:99, 199], np.s_[99:199]), np.full(100, 30.0)
+        first, second = (calibration.score_pairs(embeddings[k], labels[k], ages) for k in halves)
         for confidence, found in beyond.items():
             decision = AgeDecision(calibration.fit(first, confidence=confidence))
             threshold = decision.threshold(30, 0, 0.01).value
@@ -204,15 +202,9 @@ def test_false_accepts_on_other_people_are_what_was_asked():
     assert max(row['single_far'] for row in rows) > 0.02
 
 
-DAMAGE = (
-    {'impostor': [1, 2]},
-    {'thresholds': 'x'},
-    {'slope': [1.0]},
-    {'offset': [math.nan] * 12},
-    {'oldest': None},
-    {'genuine': np.full(SHAPE, -1).tolist()},
-    {'thresholds': np.full((10, *SHAPE), 2.0).tolist()},
-)
+DAMAGE = [{'impostor': [1, 2]}, {'thresholds': 'x'}, {'slope': [1.0]}, {'oldest': None}]
+DAMAGE += [{'offset': [math.nan] * 12}, {'genuine': np.full(SHAPE, -1).tolist()}]
+DAMAGE += [{'thresholds': np.full((10, *SHAPE), 2.0).tolist()}]
 
 
 @pytest.mark.parametrize('damage', DAMAGE, ids=lambda damage: next(iter(damage)))

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811, a fixture is imported and is a parameter
 import io
+import json
 import os
 import sys
 import tarfile
@@ -67,22 +68,18 @@ def test_a_folder_as_tar_packs_it(drawn, folder, tmp_path, format):
 GOOD = {'jpg': jpeg(), 'json': b'{"identity": "Ada", "age": 35}'}
 
 
-ABOUTS = {
-    '{"identity": "Ada", "age": 121}': '121 is no age between 0 and 120',
-    '{"identity": "Ada", "age": -1}': '-1 is no age between',
-    '{"identity": "Ada", "age": NaN}': 'nan is no age between',
-    '{"identity": "Ada", "age": true}': 'True is no age',
-    '{"identity": "Ada", "age": "35 years"}': "'35 years' is no age",
-    '{"identity": "Ada"}': 'None is no age',
-    '{"identity": "Ada", "age": 1%s}' % ('0' * 400): 'no age between',
-    '{"age": 3}': 'its identity is None',
-    '{"identity": "", "age": 3}': "its identity is ''",
-    '{"identity": [1], "age": 3}': r'its identity is \[1\]',
-    '[1]': 'its .json is not {"identity"',
-    '{"identity": ': 'its .json is not',
-    '[' * 100_000: 'its .json is not',
-}
-CHANGES = [({'json': about.encode()}, message) for about, message in ABOUTS.items()]
+AGES = {121: '121 is no age between 0 and 120', -1: '-1 is no age between', None: 'None is no age'}
+AGES |= {float('nan'): 'nan is no age between', True: 'True is no age'}
+AGES |= {'35 years': "'35 years' is no age", 10**400: 'no age between'}
+IDENTITIES = [(None, 'its identity is None'), ('', "its identity is ''")]
+IDENTITIES += [([1], r'its identity is \[1\]')]
+ABOUTS = [({'identity': 'Ada', 'age': age}, message) for age, message in AGES.items()]
+ABOUTS += [({'identity': name, 'age': 3}, message) for name, message in IDENTITIES]
+ABOUTS = [(json.dumps(about), message) for about, message in ABOUTS]
+ABOUTS += [('{"age": 3}', 'its identity is None'), ('{"identity": "Ada"}', 'None is no age')]
+ABOUTS += [('[1]', 'its .json is not {"identity"'), ('{"identity": ', 'its .json is not')]
+ABOUTS += [('[' * 100_000, 'its .json is not')]
+CHANGES = [({'json': about.encode()}, message) for about, message in ABOUTS]
 CHANGES += [({'png': jpeg()}, 'it has 2 images'), ({'jpg': None}, 'it has 0 images')]
 CHANGES += [({'json': None, 'cls': b'3'}, "'' is no age")]
 CHANGES += [({'json': None, 'txt': b'30'}, "its identity is ''")]
@@ -117,15 +114,11 @@ def test_bad_images_are_named_and_counted_or_left_out(tmp_path):
     assert len(images) == 1 and unreadable.startswith(f'{tmp_path}/a/{first} as an image')
 
 
-PATTERNS = {
-    'train-{0..9}.tar.gz': 'not compressed',
-    'train.tgz': 'not compressed',
-    'http://host/train-{0..9}.tar': 'a mounted file system',
-    'pipe:cat train.tar': 'a mounted file system',
-    'train-{{0..9}.tar': 'not a pattern of shards',
-    'train-{0..9}.tar': '10 of 10 shard.s. missing: train-0.tar, ',
-    'train-${NOWHERE}.tar': 'not a pattern of shards',
-}
+PATTERNS = dict.fromkeys(('train-{0..9}.tar.gz', 'train.tgz'), 'not compressed')
+ELSEWHERE = 'http://host/train-{0..9}.tar', 'pipe:cat train.tar'
+PATTERNS |= dict.fromkeys(ELSEWHERE, 'a mounted file system')
+PATTERNS |= dict.fromkeys(('train-{{0..9}.tar', 'train-${NOWHERE}.tar'), 'not a pattern of shards')
+PATTERNS |= {'train-{0..9}.tar': '10 of 10 shard.s. missing: train-0.tar, '}
 
 
 @pytest.mark.parametrize('root, message', PATTERNS.items())

@@ -51,12 +51,9 @@ def test_nearest_is_the_brute_force_product():
     assert [face for face, _ in found] == best.tolist() and archive.name(best[0]) == '7000.jpg'
     np.testing.assert_allclose([score for _, score in found], scores[best], atol=1e-6)
     assert len(archive.nearest(query, 10**6)) == len(archive) == 18000
-
-
-def test_equal_faces_keep_their_order():
-    (one,) = made_up(np.random.default_rng(0), ['a'], faces=1)
-    archive = Index.of('root', [one._replace(name=f'{k}') for k in range(50)], False, 8)
-    assert [face for face, _ in archive.nearest(one.embeddings[0], 5)] == [0, 1, 2, 3, 4]
+    equal = Index.of('root', 25 * photographs[:1], False, 8)  # equal faces keep their order
+    query = photographs[0].embeddings[0]
+    assert [face for face, _ in equal.nearest(query, 5)] == [0, 2, 4, 6, 8]
 
 
 def test_an_answer_is_a_person_by_the_best_face():
@@ -202,14 +199,11 @@ def test_a_stopped_run_is_gone_on_from(update, tmp_path, monkeypatch, images_rea
     np.testing.assert_allclose(again.embeddings, whole.embeddings, atol=1e-6)
 
 
-def test_a_journal_in_use_or_of_another_job_is_refused(matcher, folder, update, tmp_path):
+def test_an_index_in_use_or_of_another_job_is_refused(matcher, folder, update, drawn, tmp_path):
     facts = {'weights': matcher.info.sha256, 'root': str(folder), 'people': False}
     with journal.Journal(tmp_path / 'a.index', facts, 8):
         refused('another process is at this index', update)
     refused('--people: remove it', update, people=True)
-
-
-def test_another_folder_is_refused(update, drawn):
     update()
     refused('name another file', update, drawn / 'train')
 
@@ -218,18 +212,6 @@ def test_photographs_need_the_detector(folder, update, monkeypatch):
     photograph_of(next(folder.rglob('*.jpg')), folder / 'large.png')
     monkeypatch.setattr(portraits, 'detector', no_detector)
     refused('requirements-prepare.txt', update)
-
-
-def test_what_was_left_out_is_tried_again(folder, update):
-    face = next(folder.rglob('*.jpg')).read_bytes()
-    (folder / 'a.jpg').write_bytes(b'')
-    (folder / 'b.png').write_bytes(b'')
-    assert len(update()[0].left_out) == 2
-    before = (folder / 'a.jpg').stat()
-    (folder / 'a.jpg').write_bytes(face)  # as when the library that reads it is installed
-    os.utime(folder / 'a.jpg', ns=(before.st_atime_ns, before.st_mtime_ns))
-    archive, counts = update()
-    assert len(archive) == 37 and len(archive.left_out) == counts['changed'] == 1
 
 
 PASSED_OVER = ['2 × .txt', 'album.tif: its pages 2 to 3; the first is read']
