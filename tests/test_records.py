@@ -1,21 +1,180 @@
-"""The shards that are made of .rec files."""
+"""InsightFace's .rec files: the reader, what is refused where files disagree, their shards."""
 
 import io
 import json
+import os
+import struct
 import tarfile
 
 import numpy as np
 import pytest
 from conftest import csv_rows, refused
-from packs import PEOPLE, image, with_identities, without_header
 from photographs import command, needs_estimator
 from PIL import Image
 
 import prepare
 from dataset import Faces
 from preparation import ages, records
+from preparation.recordio import MAGIC, RecordFile, Records
 from synthesis import drawing
 from utils import UserError
+
+PEOPLE = [3, 2, 4]  # images of each
+
+
+def face_of(person, number, wide=True):
+    """An encoded face, 112 wide or 96."""
+    face = np.pad(drawing.draw(person, 20 + 9 * number, number), ((0, 0), (8, 8), (0, 0)), 'edge')
+    file = io.BytesIO()
+    Image.fromarray(face if wide else face[:, 8:-8]).save(file, 'JPEG', quality=95)
+    return file.getvalue()
+
+
+def header(labels, key):
+    """IRHeader: one label stands in it, several behind it."""
+    if np.isscalar(labels):
+        return struct.pack('<IfQQ', 0, labels, key, 0)
+    return struct.pack('<IfQQ', len(labels), 0, key, 0) + np.asarray(labels, '<f4').tobytes()
+
+
+class Pack:
+    """Writes a .rec file and its .idx, as MXNet's writer does."""
+
+    def __init__(self, path):
+        self.path, self.data, self.index = path, bytearray(), []
+
+    def add(self, key, data):
+        """A record; where its data hold the magic at a multiple of four, it is cut there."""
+        self.index.append((key, len(self.data)))
+        cuts = [at for at in range(0, len(data) - 3, 4) if data[at : at + 4] == MAGIC]
+        starts, ends = [0, *(at + 4 for at in cuts)], [*cuts, len(data)]
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            flag = 0 if not cuts else 1 if not number else 3 if end == len(data) else 2
+            part = data[start:end]
+            self.data += MAGIC + struct.pack('<I', flag << 29 | len(part)) + part
+            self.data += bytes(-len(part) % 4)
+
+    def write(self, classes=None):
+        self.path.write_bytes(self.data)
+        lines = [f'{key}\t{at}\n' for key, at in self.index]
+        self.path.with_suffix('.idx').write_text(''.join(lines))
+        if classes is not None:
+            (self.path.parent / 'property').write_text(f'{classes},112,112')
+        return self.path
+
+
+def with_identities(path, images=face_of, people=PEOPLE, first=None, labels=None):
+    """A pack as InsightFace's: record 0, the images, a record an identity."""
+    pack, count = Pack(path), sum(people)
+    pack.add(0, header([first or count + 1, count + 1 + len(people)], 0))
+    key, ranges = 1, []
+    for person, number in enumerate(people):
+        ranges.append((key, key + number))
+        for shot in range(number):
+            pack.add(key, header((labels or {}).get(key, person), key) + images(person, shot))
+            key += 1
+    for start, end in ranges:
+        pack.add(key, header([start, end], key))
+        key += 1
+    return pack
+
+
+def without_header(path, images=face_of):
+    pack, keys = Pack(path), iter(range(99))
+    for person, number in enumerate(PEOPLE):
+        for shot in range(number):
+            key = next(keys)
+            # some packs have two labels, of which the first is the identity
+            pack.add(key, header(person if key % 2 else [person, 7], key) + images(person, shot))
+    return pack
+
+
+def test_records_in_parts(tmp_path):
+    """A record that holds the magic is cut there, once or more; the last part may be empty."""
+    pack, rng = Pack(tmp_path / 'a.rec'), np.random.default_rng(0)
+    bodies = [b'', rng.bytes(21), MAGIC + rng.bytes(9), rng.bytes(8) + 2 * MAGIC + rng.bytes(5)]
+    bodies += [rng.bytes(12) + MAGIC, rng.bytes(2) + MAGIC + rng.bytes(3)]
+    for key, body in enumerate(bodies):
+        pack.add(key, header(float(key), key) + body)
+    file = RecordFile(pack.write())
+    assert bytes(pack.data).count(MAGIC) > len(bodies)
+    for (key, offset), body in zip(pack.index, bodies, strict=True):
+        labels, data = file.record(offset)
+        assert labels.tolist() == [key] and data == body
+
+
+@pytest.mark.parametrize('make, first', [(with_identities, 1), (without_header, 0)])
+def test_images_and_identities(tmp_path, make, first):
+    """Without a header every key is an image."""
+    pack = Records(make(tmp_path / 'train.rec').write(len(PEOPLE)))
+    assert pack.keys.tolist() == list(range(first, first + 9))
+    assert pack.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert pack.file.record(int(pack.offsets[4]))[1] == face_of(1, 1)
+    assert pack.file.record(int(pack.offsets[8]))[1] == face_of(2, 3)
+
+
+def no_image(person, shot):
+    return b'image'
+
+
+def written(path, **changes):
+    return with_identities(path, no_image, **changes).write()
+
+
+def indexed(change, make=with_identities):
+    """What changes the lines of the index."""
+
+    def write(path):
+        index = make(path, no_image).write().with_suffix('.idx')
+        index.write_text('\n'.join(change(index.read_text().splitlines())))
+
+    return write
+
+
+def counted(path):
+    with_identities(path, no_image).write(classes=4)
+
+
+def cut(size):
+    return lambda path: os.truncate(written(path), os.path.getsize(path) - size)
+
+
+def replaced(data):
+    return lambda path: written(path).write_bytes(data)
+
+
+def labelled(**changes):
+    return lambda path: written(path, **changes)
+
+
+POINTER = b'version https://git-lfs.github.com/spec/v1\n'
+DISAGREE = [
+    (counted, 'property: 4 identities; .*train.rec has 3'),
+    (labelled(labels={4: 0}), '3 identities by the .idx, 2 by the labels'),
+    (labelled(labels={1: 0.5}), 'key 1: its label 0.5 is no identity'),
+    (labelled(labels={1: np.nan}), 'key 1: its label nan is no identity'),
+    (labelled(first=5), r'the identity of key 5 has images \[1.0\]'),
+    (indexed(lambda lines: lines[:-1]), 'keys 0 to 12, .* 10 on; the .idx has 12 keys, up to 11'),
+    (indexed(lambda lines: lines + lines[-1:]), 'a key is there twice'),
+    (indexed(lambda lines: ['x y']), 'expected lines of key and'),
+    (indexed(lambda lines: []), 'train.idx: empty'),
+    (indexed(lambda lines: [*lines[:-1], lines[-1][:-1] + '1']), 'no record at byte'),
+    (lambda path: written(path).with_suffix('.idx').unlink(), 'belongs beside the .rec'),
+    (cut(200), 'cut short'),
+    (cut(4), 'cut short at byte'),
+    (indexed(lambda lines: lines[:6], without_header), 'goes on for .* bytes after the last rec'),
+    (replaced(POINTER), 'git lfs pull'),
+    (replaced(b'hello'), 'not a .rec file'),
+]
+
+
+@pytest.mark.parametrize('change, reason', DISAGREE)
+def test_what_disagrees_is_refused(tmp_path, change, reason):
+    change(tmp_path / 'train.rec')
+    refused(reason, Records, tmp_path / 'train.rec')
+
+
+# the shards that are made of them
 
 
 @pytest.fixture
@@ -68,7 +227,7 @@ def test_estimated_ages(source, tmp_path, bright, capsys):
     copies, key = samples(tmp_path / 'out'), 1
     for person, number in enumerate(PEOPLE):
         for shot in range(number):
-            data = image(person, shot)  # as it was, 112 wide
+            data = face_of(person, shot)  # as it was, 112 wide
             pixels = np.asarray(Image.open(io.BytesIO(data)), float)[:, 8:-8]
             assert copies[key] == (str(person), round(pixels.mean() / 4), data)
             assert table(tmp_path / 'out')[key]['age_from'] == 'estimate'
@@ -135,7 +294,7 @@ def test_damaged_images_and_other_sizes(tmp_path, bright, capsys):
     """What is damaged is a row of the report, and is on no sheet and in no shard."""
 
     def images(person, shot):
-        data = image(person, shot, wide=shot > 0)
+        data = face_of(person, shot, wide=shot > 0)
         if person == 1:  # a PNG that decoders may show half of
             file = io.BytesIO()
             Image.open(io.BytesIO(data)).save(file, 'PNG')
