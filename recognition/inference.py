@@ -46,7 +46,7 @@ def ready(
         parts = images.split(CHUNK * torch.get_num_threads()) if folds else [images]
         seen += len(images)
         if seen > MANY and folds and _is_ours(model.backbone) and _may_be_faster():
-            network, seen = _faster(network, _Session(model), parts[0]), -math.inf
+            network, seen = _faster(network, Session(model), parts[0]), -math.inf
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             found = [network.features(part) for part in parts]
         return tuple(torch.cat(column).float() for column in zip(*found, strict=True))
@@ -71,8 +71,8 @@ def _faster(network, other, images):
     return other if CLEARLY * seconds[1] < seconds[0] else network
 
 
-class _Session:
-    """The network, its backbone run by onnxruntime on the same number of threads."""
+class Session:
+    """A DALModel whose backbone onnxruntime runs, on the same number of threads."""
 
     def __init__(self, model):
         import onnxruntime

@@ -119,9 +119,9 @@ def test_bfloat16_is_the_network_as_it_is():
 @pytest.mark.parametrize('factor, wins', [(0, True), (1e9, False)])
 def test_after_many_faces_onnxruntime_takes_over_if_it_is_faster(name, factor, wins, monkeypatch):
     pytest.importorskip('onnxruntime')
-    sessions, Session = [], inference._Session
+    sessions, Session = [], inference.Session
     monkeypatch.setattr(
-        inference, '_Session', lambda *of: sessions.append(Session(*of)) or sessions[0]
+        inference, 'Session', lambda *of: sessions.append(Session(*of)) or sessions[0]
     )
     monkeypatch.setattr(inference, '_may_be_faster', lambda: True)
     monkeypatch.setattr(inference, 'MANY', 5)
