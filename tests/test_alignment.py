@@ -15,17 +15,6 @@ def turned(angle, scale, shift):
     return np.array([[a.real, -a.imag, shift[0]], [a.imag, a.real, shift[1]]])
 
 
-TURNS = [(0, 1, (0, 0)), (25, 3.1, (210, 40)), (-170, 0.4, (200, 150)), (90, 12, (900, 30))]
-
-
-@pytest.mark.parametrize('angle, scale, shift', TURNS)
-def test_similarity_finds_the_transform_that_was_applied(angle, scale, shift):
-    matrix = turned(angle, scale, shift)
-    points = TEMPLATE @ matrix[:, :2].T + matrix[:, 2]
-    back = similarity(points)
-    assert np.abs(points @ back[:, :2].T + back[:, 2] - TEMPLATE).max() < 1e-9
-
-
 def test_similarity_is_the_least_squares_one():
     points = TEMPLATE * 2 + np.random.default_rng(0).normal(0, 3, (5, 2))
 
@@ -44,7 +33,7 @@ def test_similarity_refuses_what_is_no_face(points):
         similarity(points)
 
 
-@pytest.mark.parametrize('angle, scale', [(0, 1.0), (20, 2.7), (-35, 6.0), (10, 14.0)])
+@pytest.mark.parametrize('angle, scale', [(0, 1.0), (-170, 2.7), (-35, 6.0), (90, 14.0)])
 def test_points_land_on_the_template(angle, scale):
     """A spot at each point of a photograph has its centre of mass where the template has it."""
     side = int(160 * scale)
@@ -60,16 +49,6 @@ def test_points_land_on_the_template(angle, scale):
         y, x = np.indices(weight.shape)
         centre = (weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()
         assert np.abs(centre - TEMPLATE[k]).max() < 0.1
-
-
-def test_there_and_back():
-    face = Image.fromarray(drawing.draw(3, 40, 0))
-    large = face.resize((96 * 4, 112 * 4), Image.Resampling.BICUBIC)
-    large = large.rotate(15, Image.Resampling.BICUBIC, expand=True)
-    turn = turned(-15, 1, (0, 0))[:, :2]
-    points = ((TEMPLATE + 0.5) * 4 - [192, 224]) @ turn.T + np.array(large.size) / 2 - 0.5
-    back = np.asarray(align(large, points), float)
-    assert np.abs(back - np.asarray(face, float))[8:-8, 8:-8].mean() < 3
 
 
 def test_a_large_face_is_averaged_not_sampled():

@@ -201,15 +201,6 @@ def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
     assert len(pixels_of(faces)) == 40
 
 
-def test_threads_write_faces_that_numpy_reads(folder):
-    faces = listed(folder)
-    faces.check(workers=4)
-    kept = np.load(faces.pixels.path)
-    assert kept.shape == (40, 112, 96, 3)
-    for index, image in enumerate(pixels_of(faces)):
-        assert (image == decode(faces.encoded(index))).all() and (image == kept[index]).all()
-
-
 # how far it is
 
 
