@@ -66,16 +66,12 @@ def swap_red_and_blue(image):
 FIRST = 'train/train0/000_4.jpg'
 
 
-def first(root):
-    return root / FIRST
-
-
 def spoil(change):
-    return lambda root: replace(first(root), change)
+    return lambda root: replace(root / FIRST, change)
 
 
 def copied(place):
-    return lambda root: shutil.copy(first(root), root / place)
+    return lambda root: shutil.copy(root / FIRST, root / place)
 
 
 def ones(pattern):
@@ -117,7 +113,7 @@ NO_IMAGE = 'not readable as an image (not an image of a kind that is read here)'
 # what is done to the set at `root`, and what the doctor says of it
 FINDINGS = [
     (spoil(lambda face: face.resize((100, 112))), '1 of 9 images: 112 high × 100 wide: train0/000'),
-    (lambda root: first(root).write_bytes(b'x'), f'1 of 9 images: {NO_IMAGE}: train0/000_4.jpg: '),
+    (lambda root: (root / FIRST).write_bytes(b'x'), f'1 of 9 images: {NO_IMAGE}: train0/000_4'),
     (moved(FIRST, 'train/train0/x_x.jpg'), 'no age in its name: train0/x_x.jpg: rename them, or'),
     (lambda root: (root / 'train/nobody').mkdir(), '1 folders without an image: nobody'),
     (moved('val/val0', 'train/val7'), "'n_cls' is 3, the folders in train_root are 4"),
@@ -126,7 +122,7 @@ FINDINGS = [
     (copied('val/val0/003_4.jpg'), '1 images are in train_root and in val_root'),
     (moved('val/val0', 'val/train1'), '1 of the 2 people of val_root are in train_root too'),
     (ones('train/train0'), '1 of 3 people have one image, train0'),
-    (lambda root: first(root).unlink(), 'no image of the age group to 12'),
+    (lambda root: (root / FIRST).unlink(), 'no image of the age group to 12'),
     (spoil(lambda face: face.convert('L')), '1 of 9 images are grey: train0/000_4.jpg'),
     (spoil(swap_red_and_blue), '1 of 9 images are bluer than skin, train0/000_4.jpg'),
     (all_swapped, 'red and blue are probably exchanged'),
@@ -151,7 +147,7 @@ def test_the_entry_counts_what_training_counts(examine, tmp_path):
     """Folders of the system and files beside the folders are nobody; mend an empty one."""
     for name in ('@eaDir', '__MACOSX', 'lost+found', '.AppleDouble', '$RECYCLE.BIN'):
         shutil.copytree(tmp_path / 'train/train0', tmp_path / 'train' / name)
-    shutil.copy(first(tmp_path), tmp_path / 'train/train0/._000_4.jpg')
+    shutil.copy(tmp_path / FIRST, tmp_path / 'train/train0/._000_4.jpg')
     (tmp_path / 'train/nobody').mkdir()
     printed, rows = examine()
     assert "'n_cls': 3," in printed and '3 people, 9 images' in printed and rows == []
@@ -162,7 +158,7 @@ def test_the_entry_counts_what_training_counts(examine, tmp_path):
 
 def test_deeper_folders_and_other_suffixes_count(examine, tmp_path):
     (tmp_path / 'train/train0/deeper').mkdir()
-    first(tmp_path).rename(tmp_path / 'train/train0/deeper/000_4.jfif')
+    (tmp_path / FIRST).rename(tmp_path / 'train/train0/deeper/000_4.jfif')
     (tmp_path / 'train/train0/notes.txt').write_text('x')
     os.mkfifo(tmp_path / 'train/train0/pipe_30.jpg')
     printed, _ = examine()
@@ -223,7 +219,7 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     """A photograph saved anew, a person under two names; the feature is the picture."""
     train, again = tmp_path / 'train', tmp_path / 'train/train0/003_4.jpg'
     spoil(lambda image: image)(tmp_path)
-    with Image.open(first(tmp_path)) as image:
+    with Image.open(tmp_path / FIRST) as image:
         image.save(again, quality=60)
     stranger = shutil.copytree(train / 'train1', tmp_path / 'val/stranger')
     for path in stranger.iterdir():
@@ -234,7 +230,7 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     monkeypatch.setattr(survey, 'load_weights', lambda path: (model.eval(), None))
     printed, rows = examine('--weights', 'any.pth')
     found = {(row['file'], row['what'], row['other']) for row in rows}
-    assert (str(first(tmp_path)), 'same photograph', str(again)) in found
+    assert (str(tmp_path / FIRST), 'same photograph', str(again)) in found
     assert (f'{train}/train1', 'same person', str(stranger)) in found
     assert 'look like one photograph' in printed and 'may be of one person' in printed
 

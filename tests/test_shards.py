@@ -351,11 +351,6 @@ def test_patterns_that_are_none(root, message):
     refused(message, listed, root)
 
 
-def test_a_missing_shard(pattern):
-    os.remove(pattern.replace('{00000..00003}', '00002'))
-    refused('1 of 4 shard.s. missing: .*train-00002.tar: restore', listed, pattern)
-
-
 def test_a_shard_cut_short_anywhere(pattern):
     path = Path(pattern.replace('{00000..00003}', '00001'))
     whole, last = path.read_bytes(), max(listed(pattern).places['offset'])
