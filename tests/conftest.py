@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +11,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,15 +33,8 @@ def pytest_runtest_setup(item):
 
 TINY = ['layers=(0,0,0,1)', 'widths=(4,8,8,16)', 'dim=16', 'batch_size=8']
 # the paper's alternation from the first step on: of five steps the last two are the adversary's
-PHASES = (
-    'max_steps=2',
-    'min_steps=3',
-    'memory=0.',
-    'variate=learned',
-    'split=(0.,0.)',
-    'game=(0.,0.)',
-    'read_age=0.',
-)
+PHASES = ('max_steps=2', 'min_steps=3', 'memory=0.', 'variate=learned')
+PHASES += ('split=(0.,0.)', 'game=(0.,0.)', 'read_age=0.')
 
 
 def tiny(**values):
@@ -49,9 +46,70 @@ def tiny(**values):
 
 def python(folder, *line, text=True, **options):
     """`python3 line…` in `folder`, awaited: its exit status and what it wrote."""
-    return subprocess.run(
-        [sys.executable, *map(str, line)], cwd=folder, capture_output=True, text=text, **options
-    )
+    line = [sys.executable, *map(str, line)]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=text, **options)
+
+
+def noise(seed=0, width=112, height=112, kind='JPEG'):
+    """The bytes of an image file of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def random_faces(count, width=96, seed=0):
+    """(count, 3, 112, width), uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 112, width), dtype=torch.uint8, generator=generator)
+
+
+def batch(seed=0):
+    """Images, labels and ages of eight faces of four people."""
+    return random_faces(8, seed=seed), torch.arange(8) % 4, torch.arange(8) * 9.0
+
+
+def snapshot(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def moved(before, after):
+    """The names of what differs between a state dict and another, or what a module has now."""
+    after = after if isinstance(after, dict) else after.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+class Hostile:
+    """Its pickle runs a command."""
+
+    def __reduce__(self):
+        return os.system, ('echo this ran',)
+
+
+def tiny_model(seed=0, people=3):
+    """A DALModel of the network of TINY that nothing has trained."""
+    from model import Backbone, DALModel
+
+    torch.manual_seed(seed)
+    return DALModel(Backbone((0, 0, 0, 1), (4, 8, 8, 16), 16), people)
+
+
+def new_training(recipe, people=8):
+    """A Training of the recipe on the CPU."""
+    import main
+    import meta
+
+    names = [f'p{number:05d}' for number in range(people)]
+    return main.Training(recipe, names, meta.age_cutoffs, torch.device('cpu'))
+
+
+def save_weights(model, path, **others):
+    """A weights file of the model as a training leaves one, but for `others`; its path."""
+    state = {'model': model.state_dict(), 'backbone': model.backbone.config, 'epoch': 1}
+    people = [f'p{number}' for number in range(len(model.identity.weight))]
+    state |= {'classes': people, 'age_cutoffs': model.age.cutoffs.tolist()}
+    torch.save(state | others, path)
+    return path
 
 
 def refused(match, call, *line, **options):
@@ -79,19 +137,8 @@ def serving(app):
 
 def command_line(save, *line, settings=()):
     """sys.argv of `main.py line…` on the dict meta.here, with a tiny network."""
-    return [
-        'main.py',
-        '--recipe',
-        'small',
-        *map(str, line),
-        '--dataset',
-        'here',
-        '--save',
-        str(save),
-        '--set',
-        *TINY,
-        *settings,
-    ]
+    first = ['main.py', '--recipe', 'small', *map(str, line)]
+    return [*first, '--dataset', 'here', '--save', str(save), '--set', *TINY, *settings]
 
 
 def iterate(training, images, labels, ages, sizes=None):
@@ -141,10 +188,8 @@ def log_rows(save):
     """The rows of the log of a run, without its speed."""
     from training.log import read_log
 
-    return [
-        {key: value for key, value in row.items() if key != 'images_per_s'}
-        for row in read_log(save / 'log.jsonl')
-    ]
+    rows = read_log(save / 'log.jsonl')
+    return [{key: row[key] for key in row if key != 'images_per_s'} for row in rows]
 
 
 @pytest.fixture(scope='session')
@@ -258,13 +303,8 @@ def browser():
 @pytest.fixture(scope='session')
 def entry(drawn):
     """The meta.py dict of `drawn`."""
-    return {
-        'train_root': str(drawn / 'train'),
-        'val_root': str(drawn / 'val'),
-        'pat': r'_|\.',
-        'pos': 1,
-        'n_cls': 8,
-    }
+    roots = {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val')}
+    return roots | {'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
 
 
 @pytest.fixture(scope='session')
@@ -292,15 +332,19 @@ def train(entry, tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture
+def first(train, others, tmp_path):
+    """A backbone of ours, trained on other drawn people."""
+    return train(-1, 1, save=tmp_path / 'first', data=others) / 'epoch_001.pth'
+
+
 @pytest.fixture(scope='session')
 def one_rank(tmp_path_factory):
     """What one process computes on whole batches, by whether it computes in float64."""
     from processes import KINDS, run_steps
 
     folder = tmp_path_factory.mktemp('one')
-    return {
-        double: run_steps(folder / str(double), 0, KINDS, double=double) for double in (False, True)
-    }
+    return {double: run_steps(folder / str(double), 0, KINDS, double) for double in (False, True)}
 
 
 @pytest.fixture(scope='session')

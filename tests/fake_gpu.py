@@ -16,18 +16,8 @@ import main
 import meta
 
 # they end in a value on the host, or in a shape that depends on values: the host waits for either
-WAITING = {
-    '_local_scalar_dense',
-    'nonzero',
-    'masked_select',
-    'equal',
-    'is_nonzero',
-    '_unique2',
-    'unique_dim',
-    'unique_consecutive',
-    'bincount',
-    'repeat_interleave',
-}
+WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', 'is_nonzero', 'bincount'}
+WAITING |= {'_unique2', 'unique_dim', 'unique_consecutive', 'repeat_interleave'}
 
 
 class Waited(AssertionError):
@@ -41,11 +31,9 @@ class NoWaits(TorchDispatchMode):
         kwargs, name = kwargs or {}, operation.overloadpacket.__name__
         if name in WAITING and args[0].is_cuda:
             raise Waited(name)
-        if name.startswith('index') and any(
-            torch.is_tensor(index) and index.dtype in (torch.bool, torch.uint8)
-            for index in args[1] or ()
-            if name in ('index', 'index_put', 'index_put_')
-        ):
+        indices = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        masks = torch.bool, torch.uint8
+        if any(torch.is_tensor(index) and index.dtype in masks for index in indices or ()):
             raise Waited(f'{name} by a mask')
         result = operation(*args, **kwargs)
         if name == '_to_copy' and result.device != args[0].device:
@@ -80,6 +68,9 @@ def fake_gpu(capability=(9, 0)):
         for parameter in backward.parameters:
             parameter.grad = torch.empty_like(parameter)
 
+    def to_device(device, *tensors):  # without streams, which it has not
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
     backward.parameters = []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(nn.Module, 'to', _to)
@@ -89,13 +80,9 @@ def fake_gpu(capability=(9, 0)):
         patch.setattr(torch.cuda, 'get_device_capability', lambda *_: capability)
         patch.setattr(torch.cuda, 'is_bf16_supported', lambda *_: True)
         patch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
-        patch.setattr(
-            'torch.amp.grad_scaler.amp_definitely_not_available', lambda: False, raising=False
-        )
-        patch.setattr(
-            'utils.to_device',
-            lambda device, *tensors: [tensor.to(device, non_blocking=True) for tensor in tensors],
-        )  # it has no streams
+        scaler = 'torch.amp.grad_scaler.amp_definitely_not_available'
+        patch.setattr(scaler, lambda: False, raising=False)
+        patch.setattr('utils.to_device', to_device)
         yield torch.device('cuda', 0)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import PHASES, command_line, iterate
+from conftest import PHASES, command_line, iterate, snapshot
 from torch import nn
 from tqdm import tqdm
 
@@ -55,14 +55,9 @@ def launch(count, work, *args, out=None, **options):
     def run(rank):
         begin_child(out and f'{out}.{rank}')
         if count:
-            os.environ |= {
-                'RANK': str(rank),
-                'LOCAL_RANK': str(rank),
-                'WORLD_SIZE': str(count),
-                'MASTER_ADDR': '127.0.0.1',
-                'MASTER_PORT': str(port),
-                'TORCHELASTIC_RUN_ID': 'test',
-            }
+            os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)}
+            os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+            os.environ['TORCHELASTIC_RUN_ID'] = 'test'
         work(*args, **options)
 
     context = multiprocessing.get_context('fork')
@@ -86,18 +81,8 @@ class Tiny(nn.Sequential):
     """A backbone, without batch norm or with one."""
 
     def __init__(self, norm=nn.Identity):
-        super().__init__(
-            nn.Conv2d(3, 4, 5, 4),
-            nn.Tanh(),
-            nn.Conv2d(4, 8, 3, 3),
-            norm(8),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(8 * 9 * 7, 16),
-        )
-
-
-# single steps, on batches of noise
+        first = nn.Conv2d(3, 4, 5, 4), nn.Tanh(), nn.Conv2d(4, 8, 3, 3), norm(8), nn.Tanh()
+        super().__init__(*first, nn.Flatten(), nn.Linear(8 * 9 * 7, 16))
 
 
 def batches(count):
@@ -114,10 +99,6 @@ def batches(count):
         )
 
 
-def copied(tensors):
-    return {name: tensor.clone() for name, tensor in tensors}
-
-
 def steps(folder, kinds, double=False, batch_norm=False):
     """Two steps of each of `kinds`, recipes by name, on every rank.
 
@@ -127,18 +108,8 @@ def steps(folder, kinds, double=False, batch_norm=False):
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
     own.make_backbone = lambda recipe: Tiny(nn.BatchNorm2d if batch_norm else nn.Identity)
-    plain = dict(
-        precision='float32',
-        read_age=0.0,
-        warmup=0.0,
-        lr=0.01,
-        scale=1.0,
-        lambda_dal=0.1,
-        split=(0.0, 0.0),
-        game=(0.0, 0.0),
-        clip=1e9,
-        adversary_lr=0.01,
-    )
+    plain = dict(precision='float32', warmup=0.0, lr=0.01, scale=1.0, clip=1e9, read_age=0.0)
+    plain |= dict(split=(0.0, 0.0), game=(0.0, 0.0), lambda_dal=0.1, adversary_lr=0.01)
     with distributed.process_group(-1) as device:
         rank, world_size = distributed.rank(), distributed.world_size()
         for name, kind in kinds.items():
@@ -149,31 +120,21 @@ def steps(folder, kinds, double=False, batch_norm=False):
                 shares = [part.tensor_split(world_size) for part in batch]
                 sizes = [len(share) for share in shares[0]]
                 iterate(training, *(share[rank] for share in shares), sizes)
-                gradients = ((key, p.grad) for key, p in training.model.named_parameters())
-                found.append(
-                    {
-                        'gradients': copied(gradients),
-                        'means': training.means.flush(),
-                        'climbs': training.adversary_means.flush(),
-                        'model': copied(training.model.state_dict().items()),
-                        'mapping': copied(training.mapping.state_dict().items()),
-                    }
-                )
+                gradients = {name: p.grad.clone() for name, p in training.model.named_parameters()}
+                parts = dict(model=snapshot(training.model), mapping=snapshot(training.mapping))
+                means = dict(means=training.means.flush(), climbs=training.adversary_means.flush())
+                found.append(dict(gradients=gradients) | parts | means)
             torch.save(found, f'{folder}/{name}.{rank}')
 
 
-def run_steps(folder, count, kinds, **options):
+def run_steps(folder, count, kinds, double=False, batch_norm=False):
     """What `steps` found on `count` ranks, by kind and rank."""
     folder.mkdir()
-    statuses = join(launch(count, steps, folder, kinds, out=folder / 'out', **options))
+    arguments = folder, kinds, double, batch_norm
+    statuses = join(launch(count, steps, *arguments, out=folder / 'out'))
     assert statuses == [0] * max(count, 1), (folder / 'out.0').read_text()
-    return {
-        name: [
-            torch.load(folder / f'{name}.{rank}', weights_only=False)
-            for rank in range(max(count, 1))
-        ]
-        for name in kinds
-    }
+    ranks = range(max(count, 1))
+    return {name: [torch.load(folder / f'{name}.{rank}') for rank in ranks] for name in kinds}
 
 
 def assert_near(ours, theirs, tolerance):
@@ -184,13 +145,8 @@ def assert_near(ours, theirs, tolerance):
             assert a[kind].keys() == b[kind].keys() and (a[kind] or kind in ('means', 'climbs'))
             for name in a[kind]:
                 x, y = (torch.as_tensor(value[kind][name], dtype=torch.float64) for value in (a, b))
-                difference = (x - y).abs().max()
-                assert difference <= tolerance * max(1, y.abs().max()), (
-                    f'step {step}: {kind} {name}: {difference:.1e}'
-                )
-
-
-# whole trainings
+                bound = tolerance * max(1, y.abs().max())
+                assert (x - y).abs().max() <= bound, f'step {step}: {kind} {name}'
 
 
 def run_main(entry, save, *line, settings=(), prepare=lambda: None):
@@ -221,11 +177,8 @@ def state(save):
 def flat(value, name=''):
     """All tensors and numbers in a state, by name."""
     if isinstance(value, dict):
-        return {
-            key: tensor
-            for part in value
-            for key, tensor in flat(value[part], f'{name}.{part}').items()
-        }
+        parts = (flat(value[part], f'{name}.{part}') for part in value)
+        return {key: part[key] for part in parts for key in part}
     if torch.is_tensor(value) or isinstance(value, (int, float)):
         return {name: torch.as_tensor(value, dtype=torch.float64)}
     return {}

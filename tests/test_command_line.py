@@ -3,14 +3,9 @@
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import torch
-from conftest import ROOT, TINY, python, same, state_dict_of
+from conftest import ROOT, TINY, python, state_dict_of
 
 
 @pytest.fixture
@@ -18,10 +13,9 @@ def copy(tmp_path):
     """A copy of the program."""
     for file in ROOT.glob('*.py'):
         shutil.copy(file, tmp_path)
+    compiled = shutil.ignore_patterns('__pycache__')
     for file in ROOT.glob('*/__init__.py'):
-        shutil.copytree(
-            file.parent, tmp_path / file.parent.name, ignore=shutil.ignore_patterns('__pycache__')
-        )
+        shutil.copytree(file.parent, tmp_path / file.parent.name, ignore=compiled)
     return tmp_path
 
 
@@ -42,42 +36,36 @@ def append(file, text):
 @pytest.fixture
 def copy_on_drawn(copy, drawn):
     """A copy whose default data set is `drawn`."""
-    append(
-        copy / 'meta.py',
-        f"demo |= {{'train_root': '{drawn}/train', 'val_root': '{drawn}/val', 'n_cls': 8}}\n",
-    )
+    entry = {'train_root': f'{drawn}/train', 'val_root': f'{drawn}/val', 'n_cls': 8}
+    append(copy / 'meta.py', f'demo |= {entry}\n')
     return copy
 
 
-def test_the_predecessors_example_word_for_word(copy, drawn):
-    """A dict added to meta.py as its README has it, `dataset` and `save` edited, the three-word
-    command; then the same with weights."""
-    shutil.copytree(drawn, copy / 'your_dataset_name')
-    append(
-        copy / 'meta.py',
-        f"""
+PREDECESSORS = """
 your_dataset_name = {{
-    'train_root': '{copy}/your_dataset_name/train',      # root dir for training set
-    'val_root': '{copy}/your_dataset_name/val',          # root dir for validation set (optional, \
+    'train_root': '{root}/train',      # root dir for training set
+    'val_root': '{root}/val',          # root dir for validation set (optional, \
 set to None if not available).
     'pat': '_|\\.',                                      # pattern for re.split(), which split \
 000_12.jpg to [000, 12, jpg]
     'pos': 1,                                           # index for `[age]` after split
     'n_cls': 8                                         # number of classes
 }}
-""",
-    )
-    edit(
-        copy / 'main.py',
-        ("save = 'runs/demo'", "save = 'weights'"),
-        ('dataset = meta.demo', 'from meta import your_dataset_name\ndataset = your_dataset_name'),
-    )
-    edit(
-        copy / 'training/recipe.py',
-        ('batch_size: int = 64', 'batch_size: int = 8'),  # 40 faces
-        ('(3, 4, 10, 3)', '(0, 0, 0, 1)'),  # a small network: this is about the command line
-        ('(64, 128, 256, 512)', '(4, 8, 8, 16)'),
-    )
+"""
+
+
+def test_the_predecessors_example_word_for_word(copy, drawn):
+    """A dict added to meta.py as its README has it, `dataset` and `save` edited, the three-word
+    command; then the same with weights."""
+    shutil.copytree(drawn, copy / 'your_dataset_name')
+    append(copy / 'meta.py', PREDECESSORS.format(root=copy / 'your_dataset_name'))
+    dataset = 'from meta import your_dataset_name\ndataset = your_dataset_name'
+    saved = "save = 'runs/demo'", "save = 'weights'"
+    edit(copy / 'main.py', saved, ('dataset = meta.demo', dataset))
+    # 40 faces, and a small network: this is about the command line
+    batch = 'batch_size: int = 64', 'batch_size: int = 8'
+    network = ('(3, 4, 10, 3)', '(0, 0, 0, 1)'), ('(64, 128, 256, 512)', '(4, 8, 8, 16)')
+    edit(copy / 'training/recipe.py', batch, *network)
     first = python(copy, 'main.py', '-1', '1')
     assert first.returncode == 0, first.stderr
     assert 'your_dataset_name: 40 faces of 8 people' in first.stdout
@@ -88,61 +76,22 @@ set to None if not available).
 
 def test_help_and_errors_of_the_command_line(copy):
     out = python(copy, 'main.py', '-h').stdout
-    assert all(
-        flag in out
-        for flag in (
-            'ctx',
-            'epochs',
-            'weights',
-            '--dataset',
-            '--save',
-            '--resume',
-            '--batch-size',
-            '--lr',
-            '--workers',
-            '--seed',
-        )
-    )
+    options = 'dataset', 'save', 'resume', 'batch-size', 'lr', 'workers', 'seed'
+    words = 'ctx', 'epochs', 'weights', *(f'--{option}' for option in options)
+    assert all(word in out for word in words)
     wrong = python(copy, 'main.py', '-1', '1', '--dataset', 'cacd')
     assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1
     assert wrong.stderr.startswith('error: --dataset cacd: meta.py has demo, fgnet')
     gone = python(copy, 'main.py', '-1', '1', '--dataset', 'agedb')
-    message = (
-        r'error: data/agedb/train: No such file or directory, seen from .*: '
-        r'expected .*\n'
-    )
+    message = r'error: data/agedb/train: No such file or directory, seen from .*: expected .*\n'
     assert gone.returncode == 1 and re.fullmatch(message, gone.stderr)
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(copy_on_drawn, number):
-    copy, line = copy_on_drawn, ['main.py', '-1', '8', '--resume', '--set', *TINY]
-    process = subprocess.Popen(
-        [sys.executable, *line], cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not (copy / 'runs/demo/epoch_002.pth').exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and f'error: {number.name} after step' in error
-    step = torch.load(copy / 'runs/demo/last.pth', weights_only=True)['step']
-    assert 10 <= step < 40
-    assert python(copy, *line).returncode == 0
-    whole = python(copy, *line[:3], '--save', 'whole', *line[4:])
-    assert whole.returncode == 0, whole.stderr
-    assert same(state_dict_of(copy / 'whole/last.pth'), state_dict_of(copy / 'runs/demo/last.pth'))
 
 
 def test_any_module_stands_in_by_one_line(copy_on_drawn):
     """A torchvision ResNet, by changing the one line of main.py."""
-    edit(
-        copy_on_drawn / 'backbones/own.py',
-        (
-            'return Backbone(recipe.layers, recipe.widths, recipe.dim)',
-            'import torchvision; return torchvision.models.resnet18(num_classes=40)',
-        ),
-    )
+    ours = 'return Backbone(recipe.layers, recipe.widths, recipe.dim)'
+    theirs = 'import torchvision; return torchvision.models.resnet18(num_classes=40)'
+    edit(copy_on_drawn / 'backbones/own.py', (ours, theirs))
     result = python(copy_on_drawn, 'main.py', '-1', '1', '--batch-size', '8')
     assert result.returncode == 0, result.stderr
     weights = state_dict_of(copy_on_drawn / 'runs/demo/last.pth')

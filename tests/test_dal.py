@@ -22,20 +22,12 @@ def test_correlation_is_numpys():
         assert dal.canonical_correlation(a, b).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, 7.0, 1e12, 1e30])
-def test_correlation_ignores_scale(scale):
+@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, -1.0, 7.0, 1e12, 1e30])
+def test_correlation_ignores_scale_and_shift_and_carries_sign(scale):
     a, b = variates()
-    rho = dal.canonical_correlation(a, b)
-    assert dal.canonical_correlation(a * scale, b).item() == pytest.approx(rho.item(), abs=1e-6)
-    assert dal.canonical_correlation(a, b * scale).item() == pytest.approx(rho.item(), abs=1e-6)
-
-
-def test_correlation_ignores_shift_and_carries_sign():
-    a, b = variates()
-    rho = dal.canonical_correlation(a, b).item()
-    assert dal.canonical_correlation(a + 50, b - 20).item() == pytest.approx(rho, abs=1e-5)
-    assert dal.canonical_correlation(-a, b).item() == pytest.approx(-rho, abs=1e-6)
-    assert dal.canonical_correlation(a, 3 * a + 1).item() == pytest.approx(1, abs=1e-6)
+    rho = dal.canonical_correlation(a, b).item() * np.sign(scale)
+    assert dal.canonical_correlation(a * scale, b).item() == pytest.approx(rho, abs=1e-6)
+    assert dal.canonical_correlation(a + 50, b * scale).item() == pytest.approx(rho, abs=1e-5)
 
 
 def test_correlation_gradient_is_the_closed_form():
@@ -95,15 +87,6 @@ def test_ascent_reaches_the_first_canonical_correlation(seed):
         assert w.norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_ascend_leaves_no_gradient_in_features():
-    x, y = (f.requires_grad_() for f in correlated_features(64))
-    mapping = dal.CanonicalMapping(24, 24)
-    before = [w.clone() for w in mapping.parameters()]
-    dal.ascend(mapping, torch.optim.Adam(mapping.parameters(), 0.01, maximize=True), x, y)
-    assert x.grad is None and y.grad is None
-    assert all((w != old).any() for w, old in zip(mapping.parameters(), before, strict=True))
-
-
 def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
     """Against numpy on all faces at once. Each batch has fewer faces than features, so that no
     batch alone could tell."""
@@ -113,16 +96,11 @@ def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
     mapping = dal.CanonicalMapping(24, 1)
     for batch in range(400):
         part = slice(16 * batch, 16 * (batch + 1))
-        dal.solve(
-            mapping,
-            torch.from_numpy(x[part]).float(),
-            torch.from_numpy(age[part]).float(),
-            memory=0.99,
-        )
+        parts = (torch.from_numpy(values[part]).float() for values in (x, age))
+        dal.solve(mapping, *parts, memory=0.99)
     covariance = np.cov(x.T)
-    ridge = np.linalg.solve(
-        covariance + dal.RIDGE * np.diag(np.diag(covariance)), np.cov(x.T, age.T)[:24, 24]
-    )
+    ridge = covariance + dal.RIDGE * np.diag(np.diag(covariance))
+    ridge = np.linalg.solve(ridge, np.cov(x.T, age.T)[:24, 24])
     assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > 0.97
     assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5)
     assert not any(p.requires_grad for p in mapping.parameters())
@@ -201,9 +179,8 @@ def test_without_a_ridge_the_eraser_is_leace():
     length, axes = np.linalg.eigh(covariance)
     whiten, colour = (axes * length**power @ axes.T for power in (-0.5, 0.5))
     basis = np.linalg.qr(whiten @ cross)[0]
-    np.testing.assert_allclose(
-        erase.projection.T, colour @ basis @ basis.T @ whiten, rtol=1e-5, atol=1e-5
-    )
+    expected = colour @ basis @ basis.T @ whiten
+    np.testing.assert_allclose(erase.projection.T, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_whitening_after_the_eraser_evens_out_what_changes_within_people():
@@ -252,16 +229,3 @@ def test_an_eraser_of_few_ages(values):
         assert read_by_least_squares(x_id, ages) < 0.05
     else:
         assert (x - x_id).abs().max() < 1e-3
-
-
-def test_phases_are_a_function_of_the_global_step():
-    phases = [dal.is_max_step(step, 20, 50) for step in range(210)]
-    assert phases == ([False] * 50 + [True] * 20) * 3
-    assert not any(dal.is_max_step(step, 0, 50) for step in range(500))
-
-
-def test_ramp():
-    assert [dal.ramp(p, 0.3, 0.5) for p in (0, 0.3, 0.4, 0.5, 1)] == pytest.approx(
-        [0, 0, 0.5, 1, 1]
-    )
-    assert dal.ramp(0.0, 0.0, 0.0) == 1

@@ -1,6 +1,5 @@
 """Commands, links, names and code in README, docs/ and the tour are what they say."""
 
-import ast
 import contextlib
 import importlib
 import io
@@ -44,9 +43,6 @@ def benchmarks(monkeypatch):
 @pytest.fixture(params=PAGES)
 def page(request):
     return request.param
-
-
-# commands
 
 
 def code_blocks(text, language=r'\w*'):
@@ -121,9 +117,6 @@ def test_flags_exist(page, flags):
     assert flags.issuperset(re.findall(r'(?<![\w!-])--[a-z][a-z0-9-]*', text))
 
 
-# links, pictures, names
-
-
 def slugs(text):
     """Anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r'^#+ (.*)', text, re.MULTILINE)
@@ -165,17 +158,6 @@ def test_names_exist(page):
     for name in set(re.findall(r'`(\w+(?:\.\w+)+)`', PAGES[page])):
         if name.split('.')[0] in rooms and not name.endswith(('.py', '.pth')):
             pkgutil.resolve_name(name)
-
-
-# code
-
-
-def test_python_is_python(page):
-    for block in code_blocks(PAGES[page], 'python'):
-        with contextlib.suppress(SyntaxError):  # a key and its value of a dict
-            ast.parse(f'{{{block}}}')
-            continue
-        ast.parse(re.sub(r'^   ', '', block, flags=re.MULTILINE) if block[0] == ' ' else block)
 
 
 def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
@@ -264,9 +246,6 @@ def test_another_benchmark(monkeypatch, drawn, weights, tmp_path):
     evaluate.run(evaluate.arguments(list(map(str, line))))
     (report,) = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
     assert report['verification']['genuine'] == report['verification']['impostor'] == 4
-
-
-# layout
 
 
 def test_lines_end_by_column_100(page):

@@ -3,24 +3,21 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python, refused, save_weights
 from PIL import Image
 
 import backbones
 import export
-import utils
 import verify
-from model import DALModel, SolvedFactorization
+from model import Backbone, DALModel, ResidualFactorization, SolvedFactorization, normalize
 from recognition.weights import load_weights
 from training import pretrained
 from training.recipe import finetune
-from utils import DataError
 
 
 def run(*line):
@@ -33,9 +30,14 @@ def model(weights):
 
 
 def images(paths):
-    return torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(
-        0, 3, 1, 2
-    )
+    faces = np.stack([np.asarray(Image.open(path)) for path in paths])
+    return torch.from_numpy(faces).permute(0, 3, 1, 2)
+
+
+def session(file):
+    """onnxruntime's, on the CPU."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    return onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
 
 
 @pytest.fixture(scope='module')
@@ -48,10 +50,8 @@ def onnx_file(weights, tmp_path_factory):
 
 @pytest.mark.parametrize('n', [1, 2, 5, 33])
 def test_onnxruntime_gives_the_embeddings_of_pytorch(model, onnx_file, drawn, n):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    session = onnxruntime.InferenceSession(str(onnx_file), providers=['CPUExecutionProvider'])
     faces = images((sorted((drawn / 'val').rglob('*.jpg')) * 2)[:n])
-    (embeddings,) = session.run(None, {'faces': faces.numpy()})
+    (embeddings,) = session(onnx_file).run(None, {'faces': faces.numpy()})
     np.testing.assert_allclose(embeddings, model.embed(faces).numpy(), atol=1e-5)
 
 
@@ -60,21 +60,13 @@ def test_onnx_has_the_identity_branch_alone_and_says_what_it_takes(model, onnx_f
     loaded = onnx.load(onnx_file)
     onnx.checker.check_model(loaded, full_check=True)
     facts = {entry.key: entry.value for entry in loaded.metadata_props}
-    assert (
-        facts['threshold'] == json.dumps(torch.load(weights)['decision']['threshold'])
-        and facts['colour'] == 'RGB'
-    )
+    assert facts['threshold'] == json.dumps(torch.load(weights)['decision']['threshold'])
+    assert facts['colour'] == 'RGB'
     names = ' '.join(tensor.name for tensor in loaded.graph.initializer)
-    assert (
-        'backbone' in names
-        and 'factorization' in names
-        and 'identity' not in names
-        and 'model.age' not in names
-    )
-    assert [
-        axis.dim_param or axis.dim_value
-        for axis in loaded.graph.input[0].type.tensor_type.shape.dim
-    ] == ['N', 3, 112, 96]
+    assert 'backbone' in names and 'factorization' in names
+    assert 'identity' not in names and 'model.age' not in names
+    axes = loaded.graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in axes] == ['N', 3, 112, 96]
 
 
 def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
@@ -88,8 +80,7 @@ def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
             return [np.zeros((len(feed['faces']), 32), np.float32)]
 
     monkeypatch.setattr(onnxruntime, 'InferenceSession', Other)
-    with pytest.raises(utils.UserError, match='differ by'):
-        run('onnx', weights, tmp_path / 'other.onnx')
+    refused('differ by', run, 'onnx', weights, tmp_path / 'other.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -99,26 +90,16 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
     with safetensors.safe_open(tmp_path / 'tiny.safetensors', 'pt') as file:
         facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     assert (facts['height'], facts['width'], len(json.loads(facts['template']))) == ('112', '96', 5)
-    assert (
-        json.loads(facts['training'])['people'] == 8
-        and json.loads(facts['training'])['recipe']['dim'] == 16
-    )
-    from model import Backbone, ResidualFactorization, normalize
-
+    training = json.loads(facts['training'])
+    assert training['people'] == 8 and training['recipe']['dim'] == 16
     parts = Backbone(**json.loads(facts['backbone'])).eval(), ResidualFactorization(16)
     for part, name in zip(parts, ('backbone.', 'factorization.'), strict=True):
-        part.load_state_dict(
-            {
-                key.removeprefix(name): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(name)
-            }
-        )
+        below = [key for key in tensors if key.startswith(name)]
+        part.load_state_dict({key.removeprefix(name): tensors[key] for key in below})
     faces = images(sorted((drawn / 'val').rglob('*.jpg'))[:3])
     with torch.no_grad():
-        torch.testing.assert_close(
-            parts[1](parts[0](normalize(faces)))[1], model.features(faces)[2]
-        )
+        x_id = parts[1](parts[0](normalize(faces)))[1]
+        torch.testing.assert_close(x_id, model.features(faces)[2])
     again, info = load_weights(tmp_path / 'tiny.safetensors')  # it is read, without its heads
     torch.testing.assert_close(again.embed(faces), model.embed(faces))
     assert info.classes == [] and info.backbone == json.loads(facts['backbone'])
@@ -150,8 +131,7 @@ def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
 def test_the_eraser_is_the_split_of_the_network(weights, tmp_path, ending):
-    with pytest.raises(utils.UserError, match='no affine map.*main.py -1 0 --init'):
-        run('eraser', weights)
+    refused('no affine map.*main.py -1 0 --init', run, 'eraser', weights)
     torch.manual_seed(0)
     state, split = torch.load(weights), SolvedFactorization(16)
     split.mean.normal_()
@@ -170,71 +150,33 @@ def test_the_eraser_is_the_split_of_the_network(weights, tmp_path, ending):
 
 def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_path):
     (tmp_path / 'a.safetensors').write_text('mine')
-    for line, message in (
-        (('backbone', weights, tmp_path / 'a.safetensors'), 'is there already'),
-        (('backbone', weights, tmp_path / 'a.npz'), 'must end in'),
-        (('onnx', weights, tmp_path / 'no' / 'a.onnx'), 'there is no folder'),
-        (('backbone', tmp_path / 'gone.pth'), 'no such file'),
-    ):
-        with pytest.raises(utils.UserError, match=message):
-            run(*line)
-    with pytest.raises(DataError, match='no such folder'):
-        run('embeddings', weights, tmp_path / 'gone', tmp_path / 'e.npz')
-    assert [path.name for path in tmp_path.iterdir()] == ['a.safetensors'] and (
-        tmp_path / 'a.safetensors'
-    ).read_text() == 'mine'
+    refused('is there already', run, 'backbone', weights, tmp_path / 'a.safetensors')
+    refused('must end in', run, 'backbone', weights, tmp_path / 'a.npz')
+    refused('there is no folder', run, 'onnx', weights, tmp_path / 'no' / 'a.onnx')
+    refused('no such file', run, 'backbone', tmp_path / 'gone.pth')
+    refused('no such folder', run, 'embeddings', weights, tmp_path / 'gone', tmp_path / 'e.npz')
+    assert list(tmp_path.iterdir()) == [tmp_path / 'a.safetensors']
+    assert (tmp_path / 'a.safetensors').read_text() == 'mine'
 
 
 def test_packages_that_are_missing_are_named(weights, tmp_path, monkeypatch):
     for name in ('onnxscript', 'safetensors.numpy'):
         monkeypatch.setitem(sys.modules, name, None)
     for kind, package in (('onnx', 'onnxscript'), ('backbone', 'safetensors')):
-        with pytest.raises(
-            utils.UserError, match=f'{package}: pip install -r requirements-export.txt'
-        ):
-            run(kind, weights)
-
-
-def test_weights_of_before_have_no_threshold(weights, tmp_path):
-    state = torch.load(weights)
-    del state['decision']
-    torch.save(state, tmp_path / 'old.pth')
-    assert export.description(*load_weights(tmp_path / 'old.pth'))['threshold'] == 'null'
+        how = f'{package}: pip install -r requirements-export.txt'
+        refused(how, run, kind, weights)
 
 
 HUB = """
 import sys, torch
-import model, utils                       # the user's own
+import backbones, model, utils            # the user's own
 network = torch.hub.load(sys.argv[1], 'dal', source='local', weights=sys.argv[2])
 backbone = torch.hub.load(sys.argv[1], 'backbone', source='local', weights=sys.argv[2])
-assert model.mine and utils.mine and 'dataset' not in sys.modules
+assert backbones.mine and model.mine and utils.mine and 'dataset' not in sys.modules
 import dataset
 assert dataset.mine
-faces = torch.randint(0, 256, (2, 3, 112, 96), dtype=torch.uint8)
-print(network.embed(faces).norm(dim=1).tolist(), backbone(torch.zeros(1, 3, 112, 96)).shape)
-"""
-
-
-def test_torch_hub_among_modules_of_the_same_names(weights, tmp_path):
-    for name in ('model', 'utils', 'dataset', 'main'):
-        (tmp_path / f'{name}.py').write_text('mine = True')
-    (tmp_path / 'script.py').write_text(HUB)
-    done = subprocess.run(
-        [sys.executable, 'script.py', ROOT, weights],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and '[1, 16]' in done.stdout, done.stderr
-
-
-PUBLISHED = """
-import sys, torch
-import backbones, model                   # the user's own
-network = torch.hub.load(sys.argv[1], 'dal', source='local', weights=sys.argv[2])
-assert backbones.mine and model.mine
-torch.save(network.embed(torch.load(sys.argv[3])), sys.argv[4])
+faces = torch.load('faces.pt')
+torch.save((network.embed(faces), backbone(faces.float())), 'out.pt')
 """
 
 
@@ -243,29 +185,22 @@ def published(tmp_path_factory):
     """Weights whose backbone is one of backbones/, with random weights, which sees 112 columns."""
     torch.manual_seed(0)
     model = DALModel(backbones.build('mobilefacenet'), 2)
-    state = {
-        'model': model.state_dict(),
-        'backbone': model.backbone.config,
-        'classes': ['a', 'b'],
-        'age_cutoffs': model.age.cutoffs.tolist(),
-        'epoch': 1,
-    }
-    path = tmp_path_factory.mktemp('published') / 'best.pth'
-    torch.save(state, path)
-    return path, model.eval()
+    return save_weights(model, tmp_path_factory.mktemp('published') / 'best.pth'), model.eval()
 
 
-def test_torch_hub_rebuilds_a_published_backbone(published, tmp_path):
-    path, model = published
-    for name in ('model', 'backbones'):
+@pytest.mark.parametrize('whose', ['ours', 'published'])
+def test_torch_hub_among_modules_of_the_same_names(weights, model, published, tmp_path, whose):
+    path, model = (weights, model) if whose == 'ours' else published
+    for name in ('model', 'utils', 'dataset', 'main', 'backbones'):
         (tmp_path / f'{name}.py').write_text('mine = True')
-    (tmp_path / 'script.py').write_text(PUBLISHED)
-    faces = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    (tmp_path / 'script.py').write_text(HUB)
+    faces = torch.randint(0, 256, (2, 3, 112, 96), dtype=torch.uint8)
     torch.save(faces, tmp_path / 'faces.pt')
-    line = [sys.executable, 'script.py', ROOT, path, 'faces.pt', 'out.pt']
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python(tmp_path, 'script.py', ROOT, path)
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / 'out.pt'), model.embed(faces))
+    with torch.no_grad():
+        expected = model.embed(faces), model.backbone(faces.float())
+    torch.testing.assert_close(torch.load(tmp_path / 'out.pt'), expected)
 
 
 def test_a_hub_file_that_lies_about_its_backbone(published, tmp_path, monkeypatch):
@@ -281,27 +216,21 @@ def test_a_hub_file_that_lies_about_its_backbone(published, tmp_path, monkeypatc
 
 def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_path):
     pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
     path, model = published
     run('onnx', path, tmp_path / 'a.onnx')
-    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx', providers=['CPUExecutionProvider'])
-    assert session.get_inputs()[0].shape == ['N', 3, 112, 112]
-    facts = session.get_modelmeta().custom_metadata_map
+    network = session(tmp_path / 'a.onnx')
+    assert network.get_inputs()[0].shape == ['N', 3, 112, 112]
+    facts = network.get_modelmeta().custom_metadata_map
     assert facts['width'] == '112' and 'mean [123.675, 116.28, 103.53]' in facts['normalisation']
     faces = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
-    (found,) = session.run(None, {'faces': faces.numpy()})
+    (found,) = network.run(None, {'faces': faces.numpy()})
     np.testing.assert_allclose(found, model.embed(faces).numpy(), atol=1e-5)
 
 
-def test_the_script_of_the_documentation_finds_faces_without_torch(
-    weights, onnx_file, drawn, tmp_path
-):
+def test_the_documented_script_finds_faces_without_torch(weights, onnx_file, drawn, tmp_path):
     pytest.importorskip('onnxruntime')
-    verify.run(
-        verify.arguments(
-            [str(weights), '--index', str(drawn / 'val'), str(tmp_path / 'archive.index')]
-        )
-    )
+    line = weights, '--index', drawn / 'val', tmp_path / 'archive.index'
+    verify.run(verify.arguments(list(map(str, line))))
     shutil.copy(onnx_file, tmp_path / 'best.onnx')
     face = sorted((drawn / 'val').rglob('*.jpg'))[20]
     Image.open(face).save(tmp_path / 'face.png')
@@ -309,27 +238,13 @@ def test_the_script_of_the_documentation_finds_faces_without_torch(
     (script,) = re.findall(r'```python\n(import json\n.*?)```', page, re.DOTALL)
     assert len(script.splitlines()) < 25
     guard = "import sys; sys.modules['torch'] = None\n"
-    done = subprocess.run(
-        [sys.executable, '-c', guard + script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(tmp_path, '-c', guard + script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f'1.000 {face.relative_to(drawn / "val")}'
 
 
 def test_the_scripts_themselves(weights, drawn, tmp_path):
-    line = [
-        sys.executable,
-        ROOT / 'export.py',
-        'embeddings',
-        weights,
-        drawn / 'val' / 'p00008',
-        'here.npz',
-    ]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith('here.npz: 6 faces, 32 values each') and not done.stderr, (
-        done.stderr
-    )
+    line = ROOT / 'export.py', 'embeddings', weights, drawn / 'val' / 'p00008', 'here.npz'
+    done = python(tmp_path, *line)
+    assert done.stdout.startswith('here.npz: 6 faces, 32 values each'), done.stderr
+    assert not done.stderr

@@ -7,7 +7,7 @@ from operator import itemgetter
 import numpy as np
 import pytest
 import torch
-from conftest import iterate, log_rows, tiny
+from conftest import batch, iterate, log_rows, moved, new_training, refused, snapshot, tiny
 from processes import join, launch
 
 import backbones
@@ -22,66 +22,44 @@ from training.recipe import finetune, paper
 from training.schedule import parameter_groups
 
 
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.arange(8) * 9.0
-
-
 def training(**values):
-    result = main.Training(
-        tiny(warmup=0.0, **values), list('abcd'), meta.age_cutoffs, torch.device('cpu')
-    )
+    result = new_training(tiny(warmup=0.0, **values), people=4)
     result.total_steps = 4
     return result
 
 
-def backbone_of(run):
-    return {name: value.clone() for name, value in run.model.backbone.state_dict().items()}
-
-
-def moved(before, after):
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
 def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
     run = training(freeze=0.5)
-    states = [backbone_of(run)]
+    states = [snapshot(run.model.backbone)]
     for _ in range(4):
         iterate(run, *batch())
-        states.append(backbone_of(run))
+        states.append(snapshot(run.model.backbone))
     assert not moved(states[0], states[2]) and moved(states[2], states[3]) == set(states[0])
     assert all(p.requires_grad for p in run.model.backbone.parameters())
 
 
 def test_frozen_batch_norm_keeps_its_statistics_while_its_weights_move():
     run = training(batchnorm='frozen')
-    before = backbone_of(run)
+    before = snapshot(run.model.backbone)
     iterate(run, *batch())
     kept = {name for name in before if 'running' in name or 'num_batches' in name}
-    assert kept and moved(before, backbone_of(run)) == set(before) - kept
+    assert kept and moved(before, snapshot(run.model.backbone)) == set(before) - kept
 
 
 def test_the_backbone_learns_at_its_own_rate():
-    slow, plain = (
-        training(lr_backbone=factor, lr=0.01, momentum=0.0, weight_decay=0.0, clip=1e9)
-        for factor in (0.25, 1.0)
-    )
-    before, steps = backbone_of(slow), []
+    values = dict(lr=0.01, momentum=0.0, weight_decay=0.0, clip=1e9)
+    slow, plain = (training(lr_backbone=factor, **values) for factor in (0.25, 1.0))
+    before, steps = snapshot(slow.model.backbone), []
     for run in (slow, plain):
         iterate(run, *batch())
-        after = backbone_of(run)
+        after = snapshot(run.model.backbone)
         steps.append({name: after[name] - before[name] for name in before if 'weight' in name})
     for name in steps[0]:
         torch.testing.assert_close(steps[0][name], steps[1][name] / 4, rtol=1e-2, atol=1e-6)
     torch.testing.assert_close(slow.model.identity.weight, plain.model.identity.weight)
     groups = parameter_groups(slow.model, finetune)
-    assert [(group['factor'], group['weight_decay']) for group in groups] == [
-        (0.2, 5e-4),
-        (0.2, 0.0),
-        (1.0, 5e-4),
-        (1.0, 0.0),
-    ]
+    rates = [(group['factor'], group['weight_decay']) for group in groups]
+    assert rates == [(0.2, 5e-4), (0.2, 0.0), (1.0, 5e-4), (1.0, 0.0)]
     assert sum(len(group['params']) for group in groups) == len([*slow.model.parameters()])
     assert len(parameter_groups(slow.model, paper)) == 2
 
@@ -93,18 +71,14 @@ def centres(folder, root, sharded):
         recipe = tiny(shard_head=sharded, precision='float32')
         run = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
         pretrained.set_centres(run, faces)
-        torch.save(
-            (run.model.identity.weight.detach(), run.model.state_dict()),
-            f'{folder}/{distributed.rank()}',
-        )
+        found = run.model.identity.weight.detach(), run.model.state_dict()
+        torch.save(found, f'{folder}/{distributed.rank()}')
 
 
 @pytest.mark.parametrize('count, sharded', [(0, False), (2, False), (2, True), (3, True)])
 def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, sharded):
-    statuses = join(
-        launch(count, centres, tmp_path, drawn / 'train', sharded, out=tmp_path / 'out')
-    )
-    assert statuses == [0] * max(count, 1), (tmp_path / 'out.0').read_text()
+    ranks = launch(count, centres, tmp_path, drawn / 'train', sharded, out=tmp_path / 'out')
+    assert join(ranks) == [0] * max(count, 1), (tmp_path / 'out.0').read_text()
     found = [torch.load(tmp_path / str(k), weights_only=True) for k in range(max(count, 1))]
     faces, run = Faces(drawn / 'train', r'_|\.', 1), training(precision='float32')
     state = {name: value for name, value in found[0][1].items() if 'identity' not in name}
@@ -120,12 +94,6 @@ def test_centres_are_the_mean_directions_of_the_people(drawn, tmp_path, count, s
 
 
 FINETUNE = ('--recipe', 'finetune')
-
-
-@pytest.fixture
-def first(train, others, tmp_path):
-    """A backbone of ours, trained on other drawn people."""
-    return train(-1, 2, save=tmp_path / 'first', data=others) / 'epoch_002.pth'
 
 
 def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
@@ -164,20 +132,12 @@ def test_within_person_says_where_most_of_the_age_lies_between_people(years, cap
     assert 'rests on 4 people, 4 of them seen at two ages' in said and '4 people are few' in said
 
 
-def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
-    train, first, tmp_path, capsys, monkeypatch
-):
+def test_the_backbone_as_it_came_stays_the_best(train, first, tmp_path, capsys, monkeypatch):
+    """Where training hurts."""
     # of so few people the interval is so wide that any epoch is within it
     monkeypatch.setattr(posthoc, 'choose', lambda rows, _: max(rows, key=itemgetter('score')))
-    folder = train(
-        -1,
-        1,
-        '--init',
-        first,
-        *FINETUNE,
-        save=tmp_path / 'fine',
-        settings=('lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.'),
-    )
+    bad = ('lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.')
+    folder = train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', settings=bad)
     best = load_weights(folder / 'best.pth')
     assert best[1].epoch == 0 and 'best.pth is epoch 0' in capsys.readouterr().out
     untouched = load_weights(first)[0].backbone.state_dict()
@@ -185,13 +145,11 @@ def test_the_backbone_as_it_came_stays_the_best_where_training_hurts(
 
 
 def test_a_run_resumed_within_the_freeze_is_the_run(train, first, tmp_path):
-    settings = ('freeze=.7', 'batchnorm=frozen')
-    line = (-1, '--init', first, *FINETUNE, '--horizon', 3)
-    whole = train(line[0], 3, *line[1:], save=tmp_path / 'whole', settings=settings)
+    options = dict(settings=('freeze=.7', 'batchnorm=frozen'))
+    line = ('--init', first, *FINETUNE, '--horizon', 3)
+    whole = train(-1, 3, *line, save=tmp_path / 'whole', **options)
     for epochs in (1, 2, 3):
-        parts = train(
-            line[0], epochs, *line[1:], '--resume', save=tmp_path / 'parts', settings=settings
-        )
+        parts = train(-1, epochs, *line, '--resume', save=tmp_path / 'parts', **options)
     a, b = (torch.load(run / 'last.pth', weights_only=True) for run in (whole, parts))
     assert not moved(a['model'], b['model']) and not moved(a['mapping'], b['mapping'])
     assert log_rows(whole) == log_rows(parts)
@@ -225,44 +183,29 @@ def test_an_untouched_backbone_is_measured_with_the_same_tools(tmp_path):
     assert info.backbone == {'name': 'mobilefacenet'} and info.classes == []
 
 
-@pytest.mark.parametrize(
-    'change, line, message',
-    [
-        (lambda file: file.unlink(), (), 'no such file'),
-        (lambda file: file.write_text('<html>gone</html>'), (), 'web page'),
-        (lambda file: torch.save({'a': torch.zeros(3)}, file), (), 'the layout of no backbone'),
-        (
-            lambda file: None,
-            ('--backbone', 'iresnet18'),
-            'not the layout of iresnet18.*mobilefacenet',
-        ),
-        (lambda file: None, ('--backbone', 'iresnet19'), "no backbone 'iresnet19'"),
-        (lambda file: None, (), None),
-    ],
-)
-def test_what_can_not_be_a_start_is_one_line(train, tmp_path, change, line, message):
+def test_what_can_not_be_a_start_is_one_line(train, tmp_path):
     file = published(tmp_path)
-    change(file)
-    with pytest.raises(utils.UserError, match=message or 'give either weights or --init') as error:
-        train(-1, 1, *(() if message else [file]), '--init', file, *line)
-    assert '\n' not in str(error.value)
+    line = train, -1, 1, '--init', file
+    refused('give either weights or --init', train, -1, 1, file, '--init', file)
+    refused('not the layout of iresnet18.*mobilefacenet', *line, '--backbone', 'iresnet18')
+    refused("no backbone 'iresnet19'", *line, '--backbone', 'iresnet19')
+    torch.save({'a': torch.zeros(3)}, file)
+    refused('the layout of no backbone', *line)
+    file.write_text('<html>gone</html>')
+    refused('web page', *line)
+    file.unlink()
+    refused('no such file', *line)
 
 
 def test_validation_on_lists_of_pairs(train, entry, drawn, tmp_path, capsys):
     """Beside the people of val_root, or as the val_root; each by the name of its file."""
     faces = Faces(drawn / 'val', r'_|\.', 1)
-    rows = [
-        (
-            int(faces.labels[a] == faces.labels[b]),
-            faces.source.name(faces.places[a]),
-            faces.source.name(faces.places[b]),
-        )
-        for a in range(30)
-        for b in range(a)
-    ]
+    names, same = [faces.source.name(place) for place in faces.places], faces.labels
+    pairs = [(a, b) for a in range(30) for b in range(a)]
+    rows = [f'{int(same[a] == same[b])} {names[a]} {names[b]}\n' for a, b in pairs]
     shutil.copytree(drawn / 'val', tmp_path / 'pairs')
-    (tmp_path / 'pairs/drawn.txt').write_text('\n'.join(' '.join(map(str, row)) for row in rows))
     pairs = tmp_path / 'pairs/drawn.txt'
+    pairs.write_text(''.join(rows))
     beside = train(-1, 1, '--validate', pairs, save=tmp_path / 'a')
     alone = train(-1, 1, save=tmp_path / 'b', data=entry | {'val_root': str(pairs)})
     for folder in (beside, alone):

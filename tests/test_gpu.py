@@ -6,82 +6,44 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, iterate, tiny
+from conftest import ROOT, batch, iterate, moved, new_training, refused, tiny
 
-import main
-import meta
 import utils
 from recognition.weights import save_checkpoint
-from training.recipe import Recipe, paper
 from training.resume import start, state_of
 
-
-def batch(step=0):
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.arange(8) * 9.0
-
-
 # small enough to begin with that no step overflows
-SCALE = {
-    'scale': 1024.0,
-    'growth_factor': 2.0,
-    'backoff_factor': 0.5,
-    'growth_interval': 3,
-    '_growth_tracker': 0,
-}
+SCALE = dict(scale=1024.0, growth_factor=2.0, backoff_factor=0.5, growth_interval=3)
+SCALE['_growth_tracker'] = 0
 
 
 def training(**values):
-    result = main.Training(
-        tiny(warmup=0.0, scale=8.0, **values), list('abcd'), meta.age_cutoffs, torch.device('cpu')
-    )
+    result = new_training(tiny(warmup=0.0, scale=8.0, **values), people=4)
     result.total_steps = 8
     result.executor.restore_scale(SCALE)
     return result
 
 
-# precision
+def test_the_fastest_precision_of_a_gpu(monkeypatch):
+    for precision, capabilities in (
+        ('bf16', [(10, 0), (9, 0), (8, 0)]),
+        ('fp16', [(7, 5), (7, 0)]),
+        ('float32', [(6, 1)]),
+    ):
+        for found in capabilities:
+            monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=found: c)
+            assert utils.fastest_precision(torch.device('cuda', 0)) == precision
 
 
-@pytest.mark.parametrize(
-    'capability, precision',
-    [
-        ((10, 0), 'bf16'),
-        ((9, 0), 'bf16'),
-        ((8, 0), 'bf16'),
-        ((7, 5), 'fp16'),
-        ((7, 0), 'fp16'),
-        ((6, 1), 'float32'),
-    ],
-)
-def test_the_fastest_precision_of_a_gpu(monkeypatch, capability, precision):
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-    assert utils.fastest_precision(torch.device('cuda', 0)) == precision
-
-
-@pytest.mark.parametrize(
-    'capabilities, onednn, precision',
-    [
-        ({'avx512_bf16': True}, True, 'bf16'),
-        ({'amx_bf16': True}, True, 'bf16'),
-        ({'bf16': True}, True, 'bf16'),
-        ({'bf16': True}, False, 'float32'),
-        ({}, True, 'float32'),
-    ],
-)
-def test_the_fastest_precision_of_a_cpu(monkeypatch, capabilities, onednn, precision):
+@pytest.mark.parametrize('onednn', [True, False])
+@pytest.mark.parametrize('able', ['avx512_bf16', 'amx_bf16', 'bf16', None])
+def test_the_fastest_precision_of_a_cpu(monkeypatch, able, onednn):
     """macOS has bfloat16 from M2 on, but no oneDNN, without which it is emulated."""
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {able: True}, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: onednn)
-    assert utils.fastest_precision(torch.device('cpu')) == precision
+    expected = 'bf16' if able and onednn else 'float32'
+    assert utils.fastest_precision(torch.device('cpu')) == expected
     assert utils.fastest_precision(torch.device('mps')) == 'float32'
-
-
-def test_precision_is_one_of_four():
-    assert Recipe.of({}) == paper and paper.precision == 'auto'
-    with pytest.raises(utils.UserError, match="precision is 'tf32'; it must be 'auto' or"):
-        paper.override([('precision', 'tf32')])
 
 
 def test_float32_is_no_tf32():
@@ -98,9 +60,10 @@ def losses(run, steps):
     return found
 
 
-def test_fp16_trains_as_float32_does():
+@pytest.mark.parametrize('precision', ['fp16', 'bf16'])
+def test_half_precision_trains_as_float32_does(precision):
     """The scale of the loss is in no figure and in no weight."""
-    plain, half = (training(precision=precision) for precision in ('float32', 'fp16'))
+    plain, half = training(precision='float32'), training(precision=precision)
     for a, b in zip(losses(plain, 6), losses(half, 6), strict=True):
         assert a.keys() == b.keys() and a != b
         for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
@@ -118,12 +81,12 @@ def test_a_gradient_that_overflows_is_left_out(accumulate):
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.executor.scaler.update(2.0**40)
     iterate(run, *batch(1))
-    assert all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
+    assert not moved(before, dict(run.model.named_parameters()))
     assert run.executor.scaler.get_scale() == 2.0**39
     assert run.not_finite.first() is None and run.means.flush()['gradient'] > 0
     run.executor.scaler.update(2.0**10)
     iterate(run, *batch(2))
-    assert not all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
+    assert moved(before, dict(run.model.named_parameters()))
 
 
 def test_a_first_gradient_that_overflows_is_left_out():
@@ -135,8 +98,7 @@ def test_a_first_gradient_that_overflows_is_left_out():
     other.step = 1
     for each in (run, other):
         iterate(each, *batch(1))
-    for name, weight in run.model.named_parameters():
-        assert torch.equal(weight, other.model.state_dict()[name]), name
+    assert not moved(dict(run.model.named_parameters()), other.model)
 
 
 def test_a_run_in_fp16_resumes_exactly(tmp_path):
@@ -149,8 +111,7 @@ def test_a_run_in_fp16_resumes_exactly(tmp_path):
     assert second.executor.scaler.get_scale() == 2048.0
     losses(whole, 4)
     assert losses(whole, 4) == losses(second, 4)
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], tensor)
+    assert not moved(whole.model.state_dict(), second.model)
 
 
 def test_a_state_in_another_precision_is_resumed(tmp_path):
@@ -160,9 +121,6 @@ def test_a_state_in_another_precision_is_resumed(tmp_path):
         save_checkpoint(state_of(run, 8, tmp_path), tmp_path / 'last.pth')
         assert start(other, tmp_path / 'last.pth', True, 8)
         losses(other, 1)
-
-
-# the device
 
 
 @pytest.fixture
@@ -179,39 +137,29 @@ def gpu(monkeypatch):
     return become
 
 
-@pytest.mark.parametrize(
-    'capability, built',
-    [
+def test_a_gpu_that_pytorch_is_built_for(gpu):
+    for capability, built in (
         ((7, 5), ['sm_75', 'sm_80']),
         ((8, 9), ['sm_75', 'sm_80', 'sm_90']),
         ((12, 1), ['sm_75', 'sm_120']),
         ((13, 0), ['sm_120', 'compute_120']),
         ((9, 0), ['sm_80', 'sm_90a']),
         ((9, 4), ['gfx942']),
-    ],
-)
-def test_a_gpu_that_pytorch_is_built_for(gpu, capability, built):
-    gpu(capability, built)
-    assert utils.pick_device(0) == torch.device('cuda', 0)
+    ):
+        gpu(capability, built)
+        assert utils.pick_device(0) == torch.device('cuda', 0)
 
 
-@pytest.mark.parametrize(
-    'capability, built',
-    [
+def test_a_gpu_without_kernels_is_one_line(gpu):
+    for capability, built in (
         ((6, 1), ['sm_75', 'sm_80', 'compute_120']),
         ((8, 0), ['sm_75', 'sm_86']),
         ((12, 0), ['sm_80', 'sm_90']),
-    ],
-)
-def test_a_gpu_without_kernels_is_one_line(gpu, capability, built):
-    gpu(capability, built)
-    number = '.'.join(map(str, capability))
-    with pytest.raises(
-        utils.UserError,
-        match=f'ctx 0: Some GPU has compute capability {number}, '
-        f'and PyTorch .* is built for {built[0]}, .*: install',
     ):
-        utils.pick_device(0)
+        gpu(capability, built)
+        has = 'Some GPU has compute capability {}.{}'.format(*capability)
+        match = f'ctx 0: {has}, and PyTorch .* is built for {built[0]}, .*: install'
+        refused(match, utils.pick_device, 0)
 
 
 def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
@@ -220,11 +168,7 @@ def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
     assert utils.pick_device(0).type == 'cuda'
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert utils.pick_device(0).type == 'mps'
-    with pytest.raises(utils.UserError, match='ctx 1: this machine has 0'):
-        utils.pick_device(1)
-
-
-# compiled, copied, and the one command
+    refused('ctx 1: this machine has 0', utils.pick_device, 1)
 
 
 def test_a_compiled_backbone_trains_as_it_does():

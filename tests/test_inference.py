@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import moved, snapshot
+from conftest import random_faces as faces
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,11 +13,6 @@ from recognition import inference
 from recognition.embedding import extract
 
 NAMES = ['mobilefacenet', 'sface', 'iresnet18', 'adaface_ir18', 'inception_resnet_v1', 'resnet18']
-
-
-def faces(count, width=112):
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, 3, 112, width), generator=generator, dtype=torch.uint8)
 
 
 def network(backbone):
@@ -44,24 +41,21 @@ def agree(model, images, **options):
 @pytest.mark.parametrize('name', NAMES)
 def test_published_backbones(name):
     model = network(backbones.build(name))
-    agree(model, faces(2))
+    agree(model, faces(2, 112))
     assert inference._folded(model) is not model
-    batch_norms = [type(m).__name__ for m in inference._folded(model).modules()].count(
-        'BatchNorm2d'
-    )
-    assert batch_norms <= {'sface': 1, 'iresnet18': 9, 'adaface_ir18': 9}.get(
-        name, 0
-    )  # before conv
+    kinds = [type(module).__name__ for module in inference._folded(model).modules()]
+    before_convolutions = {'sface': 1, 'iresnet18': 9, 'adaface_ir18': 9}
+    assert kinds.count('BatchNorm2d') <= before_convolutions.get(name, 0)
 
 
 @pytest.mark.parametrize('count', [1, 19])
 def test_any_number_of_faces_of_both_widths(count, monkeypatch):
     monkeypatch.setattr(inference, 'CHUNK', 4)
     model = network(Backbone((1, 1), (8, 16), 12))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = snapshot(model)
     agree(model, faces(count, 96))
     agree(model, faces(count, 112))
-    assert not model.training and all((model.state_dict()[k] == state[k]).all() for k in state)
+    assert not model.training and not moved(state, model)
 
 
 def test_weights_are_those_of_now():

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import log_rows, tiny
+from conftest import log_rows, moved, new_training, random_faces, refused, state_dict_of, tiny
 
 import backbones
-import main
-import meta
 import utils
 from dataset import Faces
 from model import Backbone, normalize
@@ -19,40 +17,32 @@ from training import last_blocks
 FINETUNE = ('--recipe', 'finetune')
 
 
-def faces(count=2):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, 112, 112), dtype=torch.uint8, generator=generator)
+BLOCKS = {'iresnet18': 8, 'adaface_ir18': 8, 'mobilefacenet': 15, 'sface': 13, 'dal': 4}
+BLOCKS['inception_resnet_v1'] = 23
 
 
-@pytest.mark.parametrize(
-    'name, blocks',
-    [('iresnet18', 8), ('adaface_ir18', 8), ('mobilefacenet', 15), ('sface', 13), ('dal', 4)]
-    + [('inception_resnet_v1', 23)],
-)
+@pytest.mark.parametrize('name, blocks', BLOCKS.items())
 @torch.no_grad()
 def test_the_two_sides_of_a_split_are_the_network(name, blocks):
     if name == 'dal':
         backbone = Backbone((0, 0, 0, 0), (4, 8, 8, 16), 16).eval()
-        x = normalize(faces()[..., 8:104])
+        x = normalize(random_faces(2, 112)[..., 8:104])
     else:
         backbone = backbones.build(name).eval()
-        x = backbone.prepare(faces())
-    wanted = backbone(faces()) if name != 'dal' else backbone(x)
+        x = backbone.prepare(random_faces(2, 112))
+    wanted = backbone(random_faces(2, 112)) if name != 'dal' else backbone(x)
     for count in (1, 2, blocks):
         result = x
         for side in last_blocks.sides(backbone, count):
             for step in side:
                 result = step(result)
         torch.testing.assert_close(result, wanted)
-    with pytest.raises(utils.UserError, match=f'the backbone has {blocks} blocks'):
-        last_blocks.sides(backbone, blocks + 1)
+    refused(f'the backbone has {blocks} blocks', last_blocks.sides, backbone, blocks + 1)
 
 
 def test_a_backbone_without_blocks_is_said():
-    with pytest.raises(utils.UserError, match='resnet18 can only be trained whole'):
-        last_blocks.sides(backbones.build('resnet18'), 2)
-    with pytest.raises(utils.UserError, match='of your own needs a method sections'):
-        last_blocks.sides(torch.nn.Identity(), 2)
+    refused('resnet18 can only be trained whole', last_blocks.sides, backbones.build('resnet18'), 2)
+    refused('of your own needs a method sections', last_blocks.sides, torch.nn.Identity(), 2)
 
 
 @pytest.fixture
@@ -62,22 +52,8 @@ def set_of_mine(drawn, entry, tmp_path):
     return entry | {'train_root': str(tmp_path / 'set' / 'train')}
 
 
-@pytest.fixture
-def first(train, others, tmp_path):
-    """A backbone of ours, trained on other drawn people."""
-    return train(-1, 1, save=tmp_path / 'first', data=others) / 'epoch_001.pth'
-
-
 def activations(entry):
     return list(Path(entry['train_root']).parent.glob('.train.first-blocks.*.npy'))
-
-
-def model_of(folder, name='last.pth'):
-    return torch.load(folder / name, weights_only=True)['model']
-
-
-def moved(before, after):
-    return {name for name in {*before} & {*after} if not torch.equal(before[name], after[name])}
 
 
 def test_a_run_of_the_last_block(train, first, set_of_mine, tmp_path, capsys):
@@ -88,11 +64,11 @@ def test_a_run_of_the_last_block(train, first, set_of_mine, tmp_path, capsys):
     whole = train(-1, 2, *line, save=tmp_path / 'whole', **settings)
     (kept,) = activations(set_of_mine)
     assert 'activations of the first blocks: 0.00 GiB, kept beside' in capsys.readouterr().out
-    before, after = model_of(first.parent, first.name), model_of(whole)
-    changed = {name for name in moved(before, after) if name.startswith('backbone.')}
-    assert changed and all(
-        name.startswith(('backbone.stages.3.1', 'backbone.project')) for name in changed
-    )
+    before, after = state_dict_of(first), state_dict_of(whole / 'last.pth')
+    backbone = {name: before[name] for name in before if name.startswith('backbone.')}
+    changed = moved(backbone, after)
+    last = 'backbone.stages.3.1', 'backbone.project'
+    assert changed and all(name.startswith(last) for name in changed)
     good = kept.read_bytes()
     parts = train(-1, 1, *line, save=tmp_path / 'parts', **settings)
     assert 'activations of' not in capsys.readouterr().out, 'those of the first run'
@@ -103,18 +79,14 @@ def test_a_run_of_the_last_block(train, first, set_of_mine, tmp_path, capsys):
         shutil.copytree(parts, tmp_path / 'again')
         again = train(-1, 2, '--resume', *line, save=tmp_path / 'again', **settings)
         assert 'activations of' in capsys.readouterr().out
-        assert not moved(after, model_of(again)) and log_rows(whole) == log_rows(again)
+        assert not moved(after, state_dict_of(again / 'last.pth'))
+        assert log_rows(whole) == log_rows(again)
         assert activations(set_of_mine) == [kept] and kept.read_bytes() == good
 
 
 def test_a_step_on_activations_is_the_step_on_images(drawn):
     """But for activations of 16 bits: the features of faces and of their mirrors."""
-    training = main.Training(
-        tiny(last_blocks=1, precision='float32'),
-        list('abcdefgh'),
-        meta.age_cutoffs,
-        torch.device('cpu'),
-    )
+    training = new_training(tiny(last_blocks=1, precision='float32'))
     training.model.eval()
     faces = Faces(drawn / 'train', r'_|\.', 1)
     images = faces.__getitems__([0, 1, 2])[0]
@@ -127,19 +99,16 @@ def test_a_step_on_activations_is_the_step_on_images(drawn):
             wanted, found = (training.model.embed_mixed(x) for x in (one, other))
             torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
     frozen = [p for p in training.model.backbone.parameters() if not p.requires_grad]
-    assert frozen and not {id(p) for p in frozen} & {
-        id(p) for group in training.optimizer.param_groups for p in group['params']
-    }
+    trained = [p for group in training.optimizer.param_groups for p in group['params']]
+    assert frozen and not {id(p) for p in frozen} & {id(p) for p in trained}
 
 
 def test_no_start_and_no_room_are_said(train, first, set_of_mine, monkeypatch):
     settings = dict(settings=('last_blocks=1',), data=set_of_mine)
-    with pytest.raises(utils.UserError, match='the others must know faces'):
-        train(-1, 1, *FINETUNE, **settings)
+    refused('the others must know faces', train, -1, 1, *FINETUNE, **settings)
     full = shutil._ntuple_diskusage(1, 1, 0)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: full)
     with pytest.raises(utils.UserError, match='too little free space for .* of activations'):
         train(-1, 1, '--init', first, *FINETUNE, '--resume', **settings)
-    assert not [
-        name for name in os.listdir(Path(set_of_mine['train_root']).parent) if 'tmp' in name
-    ]
+    folder = Path(set_of_mine['train_root']).parent
+    assert not [name for name in os.listdir(folder) if 'tmp' in name]

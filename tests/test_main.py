@@ -3,48 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from conftest import iterate, tiny
+from conftest import batch, iterate, moved, new_training, snapshot, tiny
 
 import dal
-import main
-import meta
 from recognition.weights import load_weights, save_checkpoint
 from training import posthoc
-from training.recipe import paper
 from training.resume import weights_of
-
-
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (8, 3, 112, 96), dtype=torch.uint8, generator=generator)
-    return images, torch.arange(8) % 4, torch.tensor([3.0, 11, 12, 25, 40, 56, 70, 81])
 
 
 def training(**values):
     recipe = tiny(**dict(split=(0.0, 0.0), game=(0.0, 0.0), read_age=0.0, warmup=0.0) | values)
-    result = main.Training(recipe, list('abcd'), meta.age_cutoffs, torch.device('cpu'))
+    result = new_training(recipe, people=4)
     result.total_steps = 100
     result.schedule(0.1)
     result.layout.begin([8], 0)
     return result
 
 
-def snapshot(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def moved(before, module):
-    return {
-        name
-        for name, tensor in module.state_dict().items()
-        if not torch.equal(before[name], tensor)
-    }
-
-
 @pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_only_w_moves_in_max(batch, variate):
-    images, _, ages = batch
+def test_only_w_moves_in_max(variate):
+    images, _, ages = batch()
     run = training(variate=variate, memory=0.0)
     network, w = snapshot(run.model), snapshot(run.mapping)
     run.max_step(images, ages)
@@ -54,35 +32,35 @@ def test_only_w_moves_in_max(batch, variate):
 
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_everything_but_w_moves_in_min(batch, variate):
+def test_everything_but_w_moves_in_min(variate):
     run = training(variate=variate, memory=0.0)
     network, w = snapshot(run.model), snapshot(run.mapping)
-    run.min_step(*batch)
+    run.min_step(*batch())
     still = set(network) - moved(network, run.model)
     assert still == {'factorization.alpha'}
     assert not moved(w, run.mapping) and all(p.grad is None for p in run.mapping.parameters())
 
 
-def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network(batch):
+def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network():
     gradients = []
     for memory in (0.0, 0.5):
         run = training(variate='label', memory=memory, lambda_dal=1e-12)
         w = snapshot(run.mapping)
-        run.min_step(*batch)
+        run.min_step(*batch())
         assert moved(w, run.mapping) == ({'w_id', 'covariance', 'cross'} if memory else set())
         gradients.append(run.model.backbone.project.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
-def test_a_solved_factorization_stays_through_the_steps_and_its_file_holds_it(batch, tmp_path):
+def test_a_solved_factorization_stays_through_the_steps_and_its_file_holds_it(tmp_path):
     run = training(factorization='solved', variate='label', max_steps=0, lambda_dal=0.0)
-    x = run.model.eval().embed_mixed(batch[0])
+    x = run.model.eval().embed_mixed(batch()[0])
     fitter = dal.EraserFitter(run.model.dim, 2)
-    fitter.update(x, dal.age_variates(batch[2], 2), batch[1])
+    fitter.update(x, dal.age_variates(batch()[2], 2), batch()[1])
     posthoc.set_eraser(run.model, fitter.solve())
     network, w = snapshot(run.model), snapshot(run.mapping)
     for _ in range(3):
-        run.min_step(*batch)
+        run.min_step(*batch())
     still = set(network) - moved(network, run.model)
     assert still == {'factorization.alpha', 'factorization.mean', 'factorization.projection'}
     assert not moved(w, run.mapping)
@@ -91,23 +69,19 @@ def test_a_solved_factorization_stays_through_the_steps_and_its_file_holds_it(ba
     old['model'] |= {f'factorization.{name}': torch.zeros(3) for name in ('cross', 'filled')}
     save_checkpoint(old, tmp_path / 'weights.pth')
     model, _ = load_weights(tmp_path / 'weights.pth')
-    for ours, theirs in zip(
-        model.features(batch[0]), run.model.eval().features(batch[0]), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-    x, x_age, x_id = model.features(batch[0])
+    x, x_age, x_id = found = model.features(batch()[0])
+    torch.testing.assert_close(found, run.model.eval().features(batch()[0]))
     assert x_age.abs().max() > 0
     torch.testing.assert_close(x - x_age, x_id)
 
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_the_correlation_reaches_the_backbone_and_r(batch, variate):
-    images, labels, ages = batch
+def test_the_correlation_reaches_the_backbone_and_r(variate):
+    images, labels, ages = batch()
     run = training(variate=variate, memory=0.0)
     run.model.train()
     x_age, x_id, _, _ = run.model(images, labels)
-    dal_loss = main.dal.canonical_correlation(*run.mapping(x_id, run.variate(x_age, ages))).abs()
-    dal_loss.backward()
+    dal.canonical_correlation(*run.mapping(x_id, run.variate(x_age, ages))).abs().backward()
     assert run.model.backbone.project.weight.grad.abs().sum() > 0
     assert run.model.factorization.age[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in run.model.age.parameters()), 'the age head unlearns age'
@@ -123,41 +97,18 @@ def test_phases_cross_epochs():
 
 
 def test_ramps_reach_the_networks():
-    run = training(
-        split=(0.2, 0.4),
-        game=(0.4, 0.8),
-        lambda_dal=3.0,
-        margin_warmup=0.5,
-        margin=0.4,
-        lr=0.1,
-        warmup=0.1,
-        memory=0.0,
-        max_steps=20,
-    )
-    seen = []
+    ramps = dict(split=(0.2, 0.4), game=(0.4, 0.8), margin_warmup=0.5, warmup=0.1)
+    values = dict(lambda_dal=3.0, margin=0.4, lr=0.1, memory=0.0, max_steps=20)
+    run, seen = training(**ramps, **values), []
     for progress in (0.0, 0.3, 0.6, 1.0):
         run.schedule(progress)
-        seen.append(
-            (
-                run.model.factorization.alpha.item(),
-                run.lambda_dal,
-                run.model.identity.m,
-                run.optimizer.param_groups[1]['lr'],
-            )
-        )
+        alpha, rate = run.model.factorization.alpha.item(), run.optimizer.param_groups[1]['lr']
+        seen.append((alpha, run.lambda_dal, run.model.identity.m, rate))
     expected = [(0, 0, 0, 0), (0.5, 0, 0.24, 0.0883), (1, 1.5, 0.4, 0.0413), (1, 3, 0.4, 0)]
     np.testing.assert_allclose(seen, expected, atol=1e-3)
     run.step = 60
     run.schedule(0.3)
     assert not run.is_max_step(), 'the adversary waits for the game to begin'
-
-
-def test_the_paper_has_no_ramps():
-    keys = 'split', 'game', 'read_age', 'margin_warmup', 'lambda_dal'
-    run = training(**{key: getattr(paper, key) for key in keys})
-    run.schedule(0.0)
-    assert run.model.factorization.alpha == 1 and run.lambda_dal == 0.1
-    assert run.model.identity.m == 0.35
 
 
 def test_two_seeds_flip_differently():
@@ -167,10 +118,12 @@ def test_two_seeds_flip_differently():
     for seed in (0, 1, 0):
         run = training(seed=seed, batch_size=64)
         seen, features = [], run.executor.features
-        run.executor.features = lambda images, *more, seen=seen, features=features: (
-            seen.append(images[:, 0, 0, 0] > 0),
-            features(images, *more),
-        )[1]
+
+        def note(images, *more, seen=seen, features=features):
+            seen.append(images[:, 0, 0, 0] > 0)
+            return features(images, *more)
+
+        run.executor.features = note
         for _ in range(2):
             iterate(run, faces, torch.arange(64) % 4, torch.full((64,), 30.0) + torch.arange(64))
         first, second = seen

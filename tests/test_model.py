@@ -1,31 +1,13 @@
-"""The networks: the paper's shapes, margins against another implementation, loading in other
-people's scripts."""
+"""The networks: the paper's shapes, others' margins, loading in other people's scripts."""
 
 import math
 
 import pytest
 import torch
-from conftest import ROOT, python
+from conftest import ROOT, python, random_faces, save_weights, tiny_model
 from torch import nn
 
-from model import (
-    AgeGroups,
-    ArcFace,
-    Backbone,
-    CosFace,
-    DALModel,
-    OrdinalAge,
-    ResidualFactorization,
-    fit_width,
-    normalize,
-)
-
-TINY = {'layers': [0, 0, 0, 1], 'widths': [4, 8, 8, 16], 'dim': 16}
-
-
-def faces(n=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, 3, 112, 96), dtype=torch.uint8, generator=generator)
+from model import AgeGroups, ArcFace, Backbone, CosFace, DALModel, OrdinalAge, fit_width, normalize
 
 
 def test_default_backbone_is_the_papers_64_layers():
@@ -34,20 +16,17 @@ def test_default_backbone_is_the_papers_64_layers():
     assert len(convolutions) == 64 and all(conv.kernel_size == (3, 3) for conv in convolutions)
     strided = [conv.out_channels for conv in convolutions if conv.stride == (2, 2)]
     assert strided == [64, 128, 256, 512]
-    assert backbone.eval()(normalize(faces(1))).shape == (1, 512)
+    assert backbone.eval()(normalize(random_faces(1))).shape == (1, 512)
 
 
 def test_factorization_adds_up():
-    split, x = ResidualFactorization(16), torch.randn(5, 16)
+    split, x = tiny_model().factorization, torch.randn(5, 16)
     x_age, x_id = split(x)
     torch.testing.assert_close(x_age + x_id, x)
     assert (x_age >= 0).all()
     split.alpha.fill_(0.25)
     torch.testing.assert_close(split(x)[1], x - 0.25 * x_age)
-
-
-def test_detached_factorization_keeps_age_from_the_backbone():
-    split, x = ResidualFactorization(16), torch.randn(5, 16, requires_grad=True)
+    x.requires_grad_()
     split(x, detach=True)[0].sum().backward()
     assert x.grad is None and split.age[0].weight.grad.any()
 
@@ -66,28 +45,9 @@ def test_cosface_is_pytorch_metric_learnings():
     torch.testing.assert_close(ours_gradient, theirs_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_margin_only_with_labels():
-    head, features, labels = CosFace(16, 5), torch.randn(3, 16), torch.tensor([4, 0, 2])
-    difference = head(features) - head(features, labels)
-    expected = 64 * 0.35 * nn.functional.one_hot(labels, 5)
-    torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_every_parameter_gets_a_gradient():
-    torch.manual_seed(0)
-    model = DALModel(Backbone(**TINY), 5)
-    x_age, x_id, logits, age_logits = model(faces(8), torch.arange(8) % 5)
-    (logits.square().mean() + age_logits.square().mean() + x_age.mean()).backward()
-    assert not [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
-    ]
-
-
 def test_embedding_is_x_id_of_face_and_mirror():
-    model = DALModel(Backbone(**TINY), 5).eval()
-    images = faces()
+    model = tiny_model().eval()
+    images = random_faces(4)
     embedding = model.embed(images)
     expected = torch.cat([model.features(images)[2], model.features(images.flip(-1))[2]], 1)
     torch.testing.assert_close(embedding, nn.functional.normalize(expected))
@@ -101,9 +61,8 @@ class Flat(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24)
-        )
+        last = nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24)
+        self.layers = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), *last)
 
     def forward(self, images):
         return self.layers(images)
@@ -116,18 +75,11 @@ def test_any_backbone_can_stand_in(tmp_path):
     with pytest.raises(ValueError, match='pass it as backbone='):
         DALModel.load(tmp_path / 'w.pth')
     loaded = DALModel.load(tmp_path / 'w.pth', Flat())
-    torch.testing.assert_close(loaded.embed(faces()), model.eval().embed(faces()))
-
-
-def test_load_refuses_other_files(tmp_path):
-    torch.save({'layers': torch.zeros(3)}, tmp_path / 'w.pth')
-    with pytest.raises(ValueError, match='no weights file'):
-        DALModel.load(tmp_path / 'w.pth')
+    torch.testing.assert_close(loaded.embed(random_faces(4)), model.eval().embed(random_faces(4)))
 
 
 def test_backbone_from_another_script_needs_torch_alone(tmp_path):
-    model = DALModel(Backbone(**TINY), 5)
-    torch.save({'model': model.state_dict(), 'backbone': model.backbone.config}, tmp_path / 'w.pth')
+    save_weights(tiny_model(), tmp_path / 'w.pth')
     (tmp_path / 'model.py').write_text((ROOT / 'model.py').read_text())
     script = (
         'import sys, torch\n'
@@ -143,9 +95,8 @@ def test_backbone_from_another_script_needs_torch_alone(tmp_path):
 
 
 def test_age_groups_from_both_sides():
-    ages = torch.tensor(
-        [0.0, 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120]
-    )
+    years = [0.0, 11, 12, 12.5, 13, 18, 19, 25, 26, 35, 36, 45, 46, 55, 56, 65, 66, 120]
+    ages = torch.tensor(years)
     groups = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
     head = AgeGroups(16)
     assert head.groups(ages).tolist() == groups and head.groups(ages.long()).tolist()[:3] == [0] * 3
@@ -153,13 +104,9 @@ def test_age_groups_from_both_sides():
     sure = 100.0 * nn.functional.one_hot(torch.tensor(groups), 8)
     assert head.correct(sure, ages).all() and (head.loss(sure, ages) < 1e-6).all()
     assert not head.correct(sure.roll(1, 0), ages).all()
-
-
-def test_expected_age_of_a_sure_head_is_the_centre_of_its_group():
-    head = AgeGroups(16)
-    ages = head.years(100.0 * torch.eye(8))
-    assert ages.tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
-    assert head.groups(ages).tolist() == list(range(8))
+    expected = head.years(100.0 * torch.eye(8))  # of a sure head the centre of the group
+    assert expected.tolist() == pytest.approx([6, 15, 21.5, 30, 40, 50, 60, 77.5])
+    assert head.groups(expected).tolist() == list(range(8))
 
 
 def test_ordinal_age_against_its_closed_form():
@@ -169,25 +116,13 @@ def test_ordinal_age_against_its_closed_form():
     over = 1 / (1 + (-logits.double()).exp())
     expected = torch.stack([1 - over[:, 0], over[:, 0] - over[:, 1], over[:, 1]], 1)
     torch.testing.assert_close(head.probabilities(logits).double(), expected)
-    torch.testing.assert_close(
-        head.years(logits).double(), expected @ torch.tensor([5.0, 15, 55]).double()
-    )
+    years = expected @ torch.tensor([5.0, 15, 55]).double()
+    torch.testing.assert_close(head.years(logits).double(), years)
     loss = -(over[:, 0].log() + (1 - over[:, 1]).log())  # of ages over 10 and not over 20
     torch.testing.assert_close(head.loss(logits, torch.tensor([15.0, 20.0])).double(), loss)
     assert head.correct(logits, torch.tensor([15.0, 11.0])).tolist() == [True, False]
     x_age = torch.randn(6, 4)
     assert (head(x_age).diff(dim=1) < 0).all() and head(x_age).shape == (6, 2)
-
-
-def test_ordinal_age_learns_an_age_that_is_a_line_of_x():
-    torch.manual_seed(0)
-    x, head = torch.rand(256, 4), OrdinalAge(4, (10, 20, 40))
-    ages, optimizer = 60 * x[:, 0], torch.optim.Adam(head.parameters(), 0.02)
-    for _ in range(400):
-        optimizer.zero_grad()
-        head.loss(head(x), ages).mean().backward()
-        optimizer.step()
-    assert head.correct(head(x), ages).float().mean() > 0.9
 
 
 def test_arcface_is_pytorch_metric_learnings():
@@ -217,26 +152,20 @@ def test_accuracy_is_counted_on_cosines(head):
     true = (cosine.argmax(1) == labels).float().mean()
     _, right = head.loss(features, labels)
     assert abs(right.float().mean() - true) < 1e-3 and 0.5 < true < 0.8
-    undone = head(features, labels)
-    undone = undone.scatter_add(1, labels[:, None], torch.full((4000, 1), 32.0))
-    wrong = (undone.argmax(1) == labels).float().mean()
-    assert (abs(wrong - true) > 0.02) == isinstance(head, ArcFace)
 
 
-@pytest.mark.parametrize(
-    'images, message',
-    [
+def test_embed_refuses_what_are_not_pixels():
+    model = tiny_model().eval()
+    for images, message in (
         (torch.zeros(2, 112, 96, 3), 'channels last'),
         (torch.zeros(2, 3, 96, 112), 'aligned'),
         (torch.zeros(3, 112, 96), 'aligned'),
         (torch.rand(2, 3, 112, 96), '0 to 255'),
         (torch.rand(2, 3, 112, 112) * 2 - 1, '0 to 255'),
         (torch.full((2, 3, 112, 96), 256.0), '0 to 255'),
-    ],
-)
-def test_embed_refuses_what_are_not_pixels(images, message):
-    with pytest.raises(ValueError, match=message):
-        DALModel(Backbone(**TINY), 5).eval().embed(images)
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.embed(images)
 
 
 def test_faces_of_either_width_are_fitted():
@@ -245,6 +174,6 @@ def test_faces_of_either_width_are_fitted():
     assert fit_width(columns, 112) is columns
     padded = fit_width(columns[..., :96], 112)[0, 0, 0].tolist()
     assert padded == [0] * 8 + list(range(96)) + [95] * 8
-    model, images = DALModel(Backbone(**TINY), 5).eval(), faces()
+    model, images = tiny_model().eval(), random_faces(4)
     wide = fit_width(images, 112)
     torch.testing.assert_close(model.embed(wide), model.embed(images))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows
+from conftest import log_rows, refused
 
 import export
 import main
@@ -17,12 +17,6 @@ from training import posthoc
 
 SOLVED = ('--recipe', 'finetune')
 IN_TRAINING = ('whiten=.5', 'directions=1', 'age_powers=2')
-
-
-@pytest.fixture
-def first(train, others, tmp_path):
-    """A backbone of ours, trained on other drawn people."""
-    return train(-1, 1, save=tmp_path / 'first', data=others) / 'epoch_001.pth'
 
 
 def aging(people=60, each=6, dim=12, seed=0):
@@ -93,17 +87,11 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
     np.testing.assert_allclose(unit, ours['embedding'], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'line, settings, message',
-    [
-        ((), (), 'zero epochs take the age out of a backbone that knows faces: --init FILE'),
-        (('--init', 'first'), ('factorization=learned',), 'zero epochs solve R in closed form'),
-    ],
-)
-def test_zero_epochs_refuse(train, first, line, settings, message):
-    line = [first if part == 'first' else part for part in line]
-    with pytest.raises(utils.UserError, match=message):
-        train(-1, 0, *line, *SOLVED, settings=settings)
+def test_zero_epochs_refuse(train, first):
+    why = 'zero epochs take the age out of a backbone that knows faces: --init FILE'
+    refused(why, train, -1, 0, *SOLVED)
+    with pytest.raises(utils.UserError, match='zero epochs solve R in closed form'):
+        train(-1, 0, '--init', first, *SOLVED, settings=('factorization=learned',))
 
 
 def test_sface_on_drawn_faces(entry, tmp_path, monkeypatch, capsys):
@@ -121,10 +109,8 @@ def test_sface_on_drawn_faces(entry, tmp_path, monkeypatch, capsys):
 def test_the_end_of_a_training_solves_over_all_faces(train, first, tmp_path):
     folder = train(-1, 2, '--init', first, *SOLVED, settings=IN_TRAINING)
     report = json.loads((folder / 'best.json').read_text())
-    best, epoch = (
-        load_checkpoint(folder / name, ['model', 'figures'])
-        for name in ('best.pth', f'epoch_{report["epoch"]:03d}.pth')
-    )
+    files = folder / 'best.pth', folder / f'epoch_{report["epoch"]:03d}.pth'
+    best, epoch = (load_checkpoint(file, ['model', 'figures']) for file in files)
     assert best['figures']['epoch'] == report['epoch'] and epoch['figures'] is None
     for name, value in epoch['model'].items():  # of so few faces R was solved over all before
         torch.testing.assert_close(value, best['model'][name], rtol=1e-3, atol=1e-4)
@@ -133,16 +119,9 @@ def test_the_end_of_a_training_solves_over_all_faces(train, first, tmp_path):
 
 
 def test_of_epochs_that_recognise_alike_the_one_with_the_least_age_is_best():
-    rows = [
-        {'epoch': epoch, 'score': score, 'age_r2': age}
-        for epoch, score, age in (
-            (1, 0.80, 0.01),
-            (2, 0.93, 0.20),
-            (3, 0.95, 0.62),
-            (4, 0.94, 0.08),
-            (5, 0.94, 0.08),
-        )
-    ]
+    scores, ages = (0.80, 0.93, 0.95, 0.94, 0.94), (0.01, 0.20, 0.62, 0.08, 0.08)
+    epochs = zip(range(1, 6), scores, ages, strict=True)
+    rows = [{'epoch': epoch, 'score': score, 'age_r2': age} for epoch, score, age in epochs]
     assert posthoc.choose(rows, 0.92)['epoch'] == 5 and posthoc.choose(rows, 0.945)['epoch'] == 3
 
 
@@ -153,10 +132,8 @@ def test_ages_read_from_x_and_what_they_are_worth(tmp_path):
     assert found['r2'] > 0.85 and abs(found['mae'] - error['mae']) < 3
     far = estimator(torch.full((1, 12), 1e4))
     assert ages.min() <= far <= ages.max()
-    _, noise = posthoc.fit_estimator(
-        np.random.default_rng(0).normal(size=x.shape)[:, None], labels, ages
-    )
-    assert noise['r2'] < posthoc.KNOWN
+    noise = np.random.default_rng(0).normal(size=x.shape)[:, None]
+    assert posthoc.fit_estimator(noise, labels, ages)[1]['r2'] < posthoc.KNOWN
 
 
 def test_the_estimator_comes_with_the_network(tmp_path, weights):

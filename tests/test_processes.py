@@ -1,5 +1,4 @@
-"""Several ranks, or several micro-batches, train as one process does with the whole batch; a run
-goes on with any number of ranks."""
+"""Several ranks or micro-batches train as one process does; a run resumes on any number."""
 
 import pytest
 import torch
@@ -13,18 +12,12 @@ from training import distributed
 from utils import DataError, UserError
 
 
-def test_micro_batches_are_the_whole(one_rank, tmp_path):
-    kinds = {name: kind | {'accumulate': 3} for name, kind in KINDS.items()}
-    found = run_steps(tmp_path / 'run', 0, kinds, double=True)
-    for name in kinds:
-        assert_near(found[name][0], one_rank[True][name][0], 1e-11)
-
-
-@pytest.mark.parametrize('count', [2, 3])
-def test_several_ranks_are_one(one_rank, tmp_path, count):
-    """Losses, every gradient, |ρ|, the steps of both players. 8 faces on 3 ranks are 3, 3, 2; in
-    two micro-batches each 2 + 1, 2 + 1, 1 + 1."""
-    kinds = KINDS | {f'{name} in parts': kind | {'accumulate': 2} for name, kind in KINDS.items()}
+@pytest.mark.parametrize('count', [0, 2, 3])
+def test_several_ranks_and_micro_batches_are_one(one_rank, tmp_path, count):
+    """Losses, every gradient, |ρ|, the steps of both players. 8 faces in 3 micro-batches, or on 3
+    ranks, are 3, 3, 2; there in two micro-batches each 2 + 1, 2 + 1, 1 + 1."""
+    part = {'accumulate': 2 if count else 3}
+    kinds = KINDS | {f'{name} in parts': kind | part for name, kind in KINDS.items()}
     for double, tolerance in ((False, 1e-6), (True, 1e-11)):
         found = run_steps(tmp_path / str(double), count, kinds, double=double)
         for name, ranks in found.items():

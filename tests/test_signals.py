@@ -52,11 +52,9 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(entry, undisturbed, tmp_path,
 
 @pytest.mark.parametrize('moment', ['step', 'validation'])
 @pytest.mark.parametrize('signalled', [(0,), (1,), (0, 1, 1)])
-def test_a_signal_to_any_rank_saves_once_and_ends_all(
-    entry, undisturbed, tmp_path, signalled, moment
-):
-    """(0, 1, 1): to all and repeated, as where a scheduler signals the whole job and the launcher
-    passes it on."""
+def test_a_signal_to_any_rank_ends_all(entry, undisturbed, tmp_path, signalled, moment):
+    """And saves once. (0, 1, 1): to all and repeated, as where a scheduler signals the whole job
+    and the launcher passes it on."""
     if moment == 'validation' and signalled == (1,):
         pytest.skip('rank 0 validates, rank 1 waits for it')
 
@@ -68,9 +66,7 @@ def test_a_signal_to_any_rank_saves_once_and_ends_all(
         original, calls = getattr(owner, name), [0]
 
         def struck(self, *args, **options):
-            calls[0] += moment == 'step' or (
-                not self.training and torch.is_inference_mode_enabled()
-            )
+            calls[0] += moment == 'step' or torch.is_inference_mode_enabled() and not self.training
             if calls[0] == nth:
                 for _ in range(signalled.count(distributed.rank())):
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -100,27 +96,13 @@ def test_torchrun_restarts_what_was_killed(entry, tmp_path):
         f'sys.path.insert(0, {str(ROOT)!r})\n'
         f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
     )
-    torchrun = [
-        '-m',
-        'torch.distributed.run',
-        '--nproc-per-node',
-        '2',
-        '--max-restarts',
-        '1',
-        '--monitor-interval',
-        '.1',
-        '--standalone',
-        str(script),
-    ]
+    torchrun = ['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--max-restarts', '1']
+    torchrun += ['--monitor-interval', '.1', '--standalone', str(script)]
     _, *line = command_line(save, -1, 3, '--resume', '--save-every', 1, settings=SETTINGS)
-    process = subprocess.Popen(
-        [sys.executable, *torchrun, *line],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-    )
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    line = [sys.executable, *torchrun, *line]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, **output)
     while not (save / 'epoch_001.pth').exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)

@@ -86,6 +86,13 @@ def assert_same_run(ours, theirs):
     assert not list(ours.glob('.*.tmp'))
 
 
+def ends_as(reference, entry, save, *line, **options):
+    """The command line comes to its end, and its run is that of the folder `reference`."""
+    status, output = finish(entry, save, *line, **options)
+    assert status == 0, output
+    assert_same_run(save, reference)
+
+
 @contextlib.contextmanager
 def ended(process):
     """At its end the process is killed if it still runs, as where the test failed."""

@@ -1,23 +1,27 @@
-"""Disks that fill, folders that can't be written, faces that vanish or rot, killed workers: one
-line, and a state that resumes."""
+"""Disks that fill, faces that vanish or rot, killed workers: one line, a state that resumes."""
 
+import json
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import PHASES
-from kills import assert_same_run, finish
+from kills import ends_as, finish
 
 import main
 from dataset import Faces
 
 LINE = ('2', '--resume', '--save-every', '2')
+UNCACHED = dict(settings=(*PHASES, 'cache=False'))
+
+
+def last_step(folder):
+    return torch.load(folder / 'run/last.pth', weights_only=True)['step']
 
 
 @pytest.fixture(scope='module')
@@ -32,22 +36,7 @@ def whole(entry, tmp_path_factory):
 def own(entry, tmp_path):
     """A meta.py dict of faces that a test may spoil."""
     shutil.copytree(Path(entry['train_root']).parent, tmp_path / 'set', copy_function=shutil.copy)
-    return entry | {
-        'train_root': str(tmp_path / 'set/train'),
-        'val_root': str(tmp_path / 'set/val'),
-    }
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A disk of one megabyte."""
-    folder = tmp_path / 'tiny'
-    folder.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder]
-    if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip('only root may mount a small disk')
-    yield folder
-    subprocess.run(['umount', '--lazy', folder], check=True)
+    return entry | {f'{part}_root': str(tmp_path / 'set' / part) for part in ('train', 'val')}
 
 
 def errors(output):
@@ -58,6 +47,13 @@ def errors(output):
     # the thread of Python's own by which a worker hands over files may say that it was cut off
     assert not told or any('resource_sharer.py' in line for line in output), output
     return found[0]
+
+
+def fails(*args, **options):
+    """The one line by which finish(…) fails."""
+    status, output = finish(*args, **options)
+    assert status == 1
+    return errors(output)
 
 
 def limit(size):
@@ -77,26 +73,14 @@ def test_files_that_may_not_grow(entry, tmp_path, whole, room):
     assert status == 1 or room == 60_000
     if status:
         assert str(tmp_path / 'run') in errors(output)
-    assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES)[0] == 0
-    assert_same_run(tmp_path / 'run', whole)
-
-
-@pytest.mark.parametrize('left', [0, 100_000])
-def test_a_full_disk(entry, tmp_path, tiny, whole, left):
-    filler = tiny / 'filler'
-    filler.write_bytes(bytes((1 << 20) - left))
-    status, output = finish(entry, tiny / 'run', *LINE, settings=PHASES, out=tmp_path / 'out')
-    assert status == 1 and str(tiny / 'run') in errors(output)
-    filler.unlink()
-    assert finish(entry, tiny / 'run', *LINE, settings=PHASES, out=tmp_path / 'out')[0] == 0
-    assert_same_run(tiny / 'run', whole)
+    ends_as(whole, entry, tmp_path / 'run', *LINE, settings=PHASES)
 
 
 def test_folders_that_cannot_be_written(entry, tmp_path):
     (tmp_path / 'file').write_text('')
     for folder in (tmp_path / 'file' / 'run', Path('/proc/run')):
-        status, output = finish(entry, folder, 1, out=tmp_path / 'out')
-        assert status == 1 and errors(output).endswith('--save names a folder that can be written')
+        line = fails(entry, folder, 1, out=tmp_path / 'out')
+        assert line.endswith('--save names a folder that can be written')
 
 
 def struck(change, batches=3, every_worker=False):
@@ -123,39 +107,18 @@ def struck(change, batches=3, every_worker=False):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_data_set_that_vanishes_in_mid_epoch(own, tmp_path, whole, workers):
-    options = dict(settings=(*PHASES, 'cache=False'))
-    line = (*LINE, '--workers', workers)
+    line = tmp_path / 'run', *LINE, '--workers', workers
 
     def vanish(faces, _):
         if os.path.exists(faces.root):
             os.rename(faces.root, f'{faces.root}.gone')
 
-    status, output = finish(
-        own, tmp_path / 'run', *line, **options, prepare=struck(vanish, 1 if workers else 3)
-    )
-    assert status == 1 and 'No such file or directory' in errors(output)
-    assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] > 0
-    status, output = finish(own, tmp_path / 'run', *line, **options)
-    assert status == 1 and 'expected a folder with one folder per person' in errors(output)
+    prepare = struck(vanish, 1 if workers else 3)
+    assert 'No such file or directory' in fails(own, *line, **UNCACHED, prepare=prepare)
+    assert last_step(tmp_path) > 0
+    assert 'expected a folder with one folder per person' in fails(own, *line, **UNCACHED)
     os.rename(f'{own["train_root"]}.gone', own['train_root'])
-    assert finish(own, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', whole)
-
-
-def test_faces_to_validate_on_that_vanish(own, tmp_path, whole):
-    options = dict(settings=(*PHASES, 'cache=False'))
-
-    def vanish(faces, indices):
-        if faces.root.endswith('val'):
-            os.rename(faces.path(3), faces.path(3) + '.gone')
-
-    status, output = finish(own, tmp_path / 'run', *LINE, **options, prepare=struck(vanish))
-    assert status == 1 and 'No such file' in errors(output)
-    assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] == 5
-    (gone,) = Path(own['val_root']).rglob('*.gone')
-    gone.rename(str(gone).removesuffix('.gone'))
-    assert finish(own, tmp_path / 'run', *LINE, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', whole)
+    ends_as(whole, own, *line, **UNCACHED)
 
 
 @pytest.mark.parametrize('workers, allowed', [(0, 2), (2, 2), (2, 0)])
@@ -168,30 +131,22 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
             os.truncate(rotten, 100)
 
     options = dict(settings=(*PHASES, 'cache=False', f'skip_corrupt={allowed}'))
-    prepare = struck(rot, 0, every_worker=True)
-    status, output = finish(
-        own, tmp_path / 'run', '3', '--workers', workers, **options, prepare=prepare
-    )
+    prepare, line = struck(rot, 0, every_worker=True), (tmp_path / 'run', '3', '--workers', workers)
+    status, output = finish(own, *line, **options, prepare=prepare)
     if allowed:  # met in every epoch, and counted once
-        assert (
-            status == 0
-            and sum(f'warning: left out, 1 so far: {rotten}' in line for line in output) == 3
-        )
+        said = [f'warning: left out, 1 so far: {rotten}' in line for line in output]
+        assert status == 0 and sum(said) == 3
     else:
-        assert (
-            status == 1
-            and f'{rotten}: not readable as an image' in errors(output)
-            and errors(output).endswith('skip_corrupt=1 pass with --set')
-        )
-        again = '3', '--resume', '--workers', workers
-        assert finish(own, tmp_path / 'run', *again, **options)[0] == 1
+        assert status == 1 and f'{rotten}: not readable as an image' in errors(output)
+        assert errors(output).endswith('skip_corrupt=1 pass with --set')
+        assert finish(own, *line, '--resume', **options)[0] == 1
         rotten.write_bytes(whole)
-        assert finish(own, tmp_path / 'run', *again, **options)[0] == 0
+        assert finish(own, *line, '--resume', **options)[0] == 0
 
 
 def test_workers_killed_one_after_the_other(entry, tmp_path, whole):
     """As for want of memory, or by somebody."""
-    options, line = dict(settings=(*PHASES, 'cache=False')), (*LINE, '--workers', 2)
+    line = tmp_path / 'run', *LINE, '--workers', 2
     for number, worker in ((signal.SIGKILL, 0), (signal.SIGTERM, 1)):
 
         def kill(faces, _, number=number, worker=worker):
@@ -200,21 +155,20 @@ def test_workers_killed_one_after_the_other(entry, tmp_path, whole):
                 os.kill(os.getpid(), number)
 
         prepare = struck(kill, 1, every_worker=True)
-        status, output = finish(entry, tmp_path / 'run', *line, **options, prepare=prepare)
-        assert status == 1 and errors(output).endswith('--resume continues from the last save')
-        assert re.search(
-            r'DataLoader worker \(.*\) (is killed by signal: \w+|exited unexpectedly)\. It may ',
-            errors(output),
-        )
-    assert finish(entry, tmp_path / 'run', *line, **options)[0] == 0
-    assert_same_run(tmp_path / 'run', whole)
+        said = fails(entry, *line, **UNCACHED, prepare=prepare)
+        assert said.endswith('--resume continues from the last save')
+        ends = r'DataLoader worker \(.*\) (is killed by signal: \w+|exited unexpectedly)\. It may '
+        assert re.search(ends, said)
+    ends_as(whole, entry, *line, **UNCACHED)
 
 
 def test_after_a_nan_an_earlier_state_resumes(entry, tmp_path):
     bad = ('lr=4e9', 'clip=4e9', 'warmup=0.')
     assert finish(entry, tmp_path / 'run', 1)[0] == 0
-    status, output = finish(entry, tmp_path / 'run', 3, '--resume', settings=bad)
-    assert status == 1 and 'the loss is not finite' in errors(output)
+    assert 'the loss is not finite' in fails(entry, tmp_path / 'run', 3, '--resume', settings=bad)
+    report = json.loads((tmp_path / 'run' / 'nan.json').read_text())
+    assert None in report['losses'].values()
+    assert 5 < report['step'] < 10 and len(report['files']) == 8
     state = torch.load(tmp_path / 'run/last.pth', weights_only=True)
     assert state['step'] == 5 and all(tensor.isfinite().all() for tensor in state['model'].values())
     assert finish(entry, tmp_path / 'run', 3, '--resume')[0] == 0
@@ -228,16 +182,15 @@ def test_a_gradient_that_is_not_finite_spoils_no_state(entry, tmp_path):
 
         def spoilt(self, *batch):
             if self.step == 3:
-                next(self.model.backbone.parameters()).register_hook(
-                    lambda gradient: gradient * float('nan')
-                )
+                weight = next(self.model.backbone.parameters())
+                weight.register_hook(lambda gradient: gradient * float('nan'))
             return begin_step(self, *batch)
 
         main.Training.begin_step = spoilt
 
     status, output = finish(entry, tmp_path / 'run', 1, '--save-every', 1, prepare=prepare)
     assert status == 1 and 'step 3: the loss is not finite' in errors(output)
-    assert torch.load(tmp_path / 'run/last.pth', weights_only=True)['step'] == 3
+    assert last_step(tmp_path) == 3
 
 
 @pytest.mark.parametrize('junk', [b'\xff\xfe', b'5\n{"step": "x"}\n', b'[' * 100_000])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PHASES
-from kills import MOMENTS, assert_same_run, ended, finish, start
+from kills import MOMENTS, assert_same_run, ended, ends_as, finish, start
 
 from dataset import Faces
 from recognition.weights import load_checkpoint
@@ -81,22 +81,19 @@ def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp
     print(f'{kills} kills')
 
 
-@pytest.mark.parametrize(
-    'moment',
-    [
-        ('between steps', 5, signal.SIGTERM),
-        ('between steps', 10, signal.SIGINT),
-        ('before validation', 1, signal.SIGTERM),
-        ('after a report', 3, signal.SIGKILL),
-        ('half of a file', 4, signal.SIGKILL),
-    ],
-    ids=lambda moment: f'{moment[2].name} {moment[0]}',
-)
+ENDS = [('between steps', 5, signal.SIGTERM), ('between steps', 10, signal.SIGINT)]
+ENDS += [('before validation', 1, signal.SIGTERM), ('after a report', 3, signal.SIGKILL)]
+ENDS += [('half of a file', 4, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize('moment', ENDS, ids=str)
 def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
     """A step, a save that is due, validation, its report and two files fall together there."""
-    assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)[0] != 0
-    assert finish(entry, tmp_path / 'run', *LINE, settings=PHASES)[0] == 0
-    assert_same_run(tmp_path / 'run', whole['phases'][0])
+    number = moment[2]
+    status, output = finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)
+    said = number != signal.SIGKILL and f'error: {number.name} after step' in output[-1]
+    assert status == (1 if said else -signal.SIGKILL)
+    ends_as(whole['phases'][0], entry, tmp_path / 'run', *LINE, settings=PHASES)
 
 
 def wait_for(file, process):
@@ -113,9 +110,8 @@ def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
         status, output = finish(entry, tmp_path / 'run', *LINE)
         assert status == 1 and first.is_alive()
         holder = f'process {first.pid} on {os.uname().nodename}'
-        assert output == [
-            f'error: {tmp_path}/run: {holder} is training into it: --save DIR starts elsewhere'
-        ]
+        said = f'error: {tmp_path}/run: {holder} is training into it: --save DIR starts elsewhere'
+        assert output == [said]
 
 
 def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
@@ -135,10 +131,8 @@ def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, numb
         read = Faces.read
         Faces.read = lambda self, index: (time.sleep(0.05), read(self, index))[1]
 
-    line = ('--workers', 2, '--save-every', 1)
-    with ended(
-        start(entry, tmp_path / 'run', FOREVER, *line, settings=('cache=False',), prepare=slow)
-    ) as process:
+    line, options = ('--workers', 2, '--save-every', 1), dict(settings=('cache=False',))
+    with ended(start(entry, tmp_path / 'run', FOREVER, *line, **options, prepare=slow)) as process:
         wait_for(tmp_path / 'run/last.pth', process)
         time.sleep(0.2)
         os.killpg(process.pid, number)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,17 +20,11 @@ from storage.images import parse_age
 from training.recipe import paper
 from utils import DataError
 
-few = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+repeatable = dict(deadline=None, derandomize=True, database=None)
+few = settings(max_examples=60, suppress_health_check=list(HealthCheck), **repeatable)
 ages = st.one_of(st.integers(0, 120).map(str), st.decimals(0, 120, places=2).map(str))
-names = st.text(st.characters(codec='utf-8'), max_size=30) | st.text(
-    '0123456789_.AaMF-e²٣\n', max_size=20
-)
+odd = st.text('0123456789_.AaMF-e²٣\n', max_size=20)
+names = st.text(st.characters(codec='utf-8'), max_size=30) | odd
 
 
 @few
@@ -48,31 +43,12 @@ def test_any_name_has_an_age_or_says_why_not(name, pat, pos):
 
 
 VALUES = {field.name: getattr(paper, field.name) for field in dataclasses.fields(paper)}
+TEXTS = ['{[]: 1}', '\0', '(1, "a")', "('.3', .5)", '[1]', 'None', '(1,)', '((1,),)', '1j', '1e999']
+TEXTS += ['True', 'exit()', '1', '1.5', '(' * 5000, '1' * 5000, '9' * 400, '-' * 9000 + '1']
 
 
 @few
-@given(
-    st.sampled_from([*VALUES]),
-    st.text(max_size=30)
-    | st.sampled_from(
-        [
-            '{[]: 1}',
-            '(' * 5000,
-            '1' * 5000,
-            '1e999',
-            '9' * 400,
-            '-' * 9000 + '1',
-            '\0',
-            '(1, "a")',
-            "('.3', .5)",
-            '[1]',
-            'None',
-            '(1,)',
-            '((1,),)',
-            '1j',
-        ]
-    ),
-)
+@given(st.sampled_from([*VALUES]), st.text(max_size=30) | st.sampled_from(TEXTS))
 def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
     try:
         recipe = paper.override([(key, text)])
@@ -86,55 +62,37 @@ def test_any_value_is_of_the_kind_or_refused_in_one_line(key, text):
 
 
 @few
-@given(
-    st.sampled_from([key for key, value in VALUES.items() if not isinstance(value, str)]), st.data()
-)
+@given(st.sampled_from([key for key in VALUES if not isinstance(VALUES[key], str)]), st.data())
 def test_a_value_that_is_written_is_the_value_that_is_read(key, data):
     like = 0 if VALUES[key] is None else VALUES[key]
-    kinds = {
-        bool: st.booleans(),
-        int: st.integers(0, 9),
-        float: st.floats(0, 1, allow_nan=False, allow_infinity=False),
-    }
-    value = data.draw(
-        st.lists(kinds[type(like[0])]).map(tuple) if isinstance(like, tuple) else kinds[type(like)]
-    )
+    kinds = {bool: st.booleans(), int: st.integers(0, 9), float: st.floats(0, 1)}
+    one = kinds[type(like[0] if isinstance(like, tuple) else like)]
+    value = data.draw(st.lists(one).map(tuple) if isinstance(like, tuple) else one)
     try:
         expected = dataclasses.replace(paper, **{key: value})
     except utils.UserError as error:  # a value that no recipe can have is refused as a text too
-        with pytest.raises(utils.UserError, match=re.escape(str(error))):
-            paper.override([(key, repr(value))])
+        refused(re.escape(str(error)), paper.override, [(key, repr(value))])
     else:
         assert paper.override([(key, repr(value))]) == expected
 
 
-lines = st.lists(
-    st.one_of(
-        st.text(max_size=20),
-        st.from_regex(r'[01] \w{1,3} \w{1,3}', fullmatch=True),
-        st.from_regex(r'\w{1,3} \d \d', fullmatch=True),
-        st.from_regex(r'\w{1,3} \d', fullmatch=True),
-    ),
-    max_size=9,
-).map('\n'.join)
+line = st.text(max_size=20)
+for regex in (r'[01] \w{1,3} \w{1,3}', r'\w{1,3} \d \d', r'\w{1,3} \d'):
+    line |= st.from_regex(regex, fullmatch=True)
+lines = st.lists(line, max_size=9).map('\n'.join)
+counted = lines.map(lambda text: b'1 1\n' + text.encode())
+LISTS = {
+    'pairs.txt': lambda folder: protocols.lfw(folder, 1, 1),
+    'pairs_CALFW.txt': lambda folder: protocols.calfw(folder, 1, 1),
+    'list': lambda folder: protocols.pair_list(folder / 'list'),
+    'a.bin': lambda folder: read_bin(folder / 'a.bin'),
+}
 
 
-@pytest.mark.parametrize(
-    'name, read',
-    [
-        ('pairs.txt', lambda folder: protocols.lfw(folder, 1, 1)),
-        ('pairs_CALFW.txt', lambda folder: protocols.calfw(folder, 1, 1)),
-        ('list', lambda folder: protocols.pair_list(folder / 'list')),
-        ('a.bin', lambda folder: read_bin(folder / 'a.bin')),
-    ],
-)
+@pytest.mark.parametrize('name, read', LISTS.items())
 def test_any_list_is_read_or_refused_in_one_line(name, read):
     @few
-    @given(
-        lines.map(str.encode)
-        | st.binary(max_size=60)
-        | lines.map(lambda text: b'1 1\n' + text.encode())
-    )
+    @given(lines.map(str.encode) | st.binary(max_size=60) | counted)
     def check(content):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, name).write_bytes(content)
@@ -146,18 +104,13 @@ def test_any_list_is_read_or_refused_in_one_line(name, read):
     check()
 
 
-faces = st.lists(
-    st.from_regex(r'(a|b)_3.jpg[ \t,]+\w{1,3}[ \t,]+[0-9]{1,3}', fullmatch=True), max_size=4
-).map('\n'.join)
+face = st.from_regex(r'(a|b)_3.jpg[ \t,]+\w{1,3}[ \t,]+[0-9]{1,3}', fullmatch=True)
+faces = st.lists(face, max_size=4).map('\n'.join)
+encoded = (lines | faces).map(str.encode) | faces.map(lambda text: text.encode('utf-16'))
 
 
 @few
-@given(
-    st.sampled_from(['a.txt', 'a.csv']),
-    st.binary(max_size=60)
-    | (lines | faces).map(str.encode)
-    | faces.map(lambda text: text.encode('utf-16')),
-)
+@given(st.sampled_from(['a.txt', 'a.csv']), st.binary(max_size=60) | encoded)
 def test_any_list_of_faces_is_read_or_refused_in_one_line(name, content):
     with tempfile.TemporaryDirectory() as folder:
         for image in ('a_3.jpg', 'b_3.jpg'):
@@ -170,14 +123,12 @@ def test_any_list_of_faces_is_read_or_refused_in_one_line(name, content):
             assert str(error).isprintable() and len(str(error)) < 1000
 
 
+name = st.from_regex(r'[0-9A-Za-z_٣²]{1,25}\.jpg', fullmatch=True)
+name |= st.from_regex(r'[0-9]{1,25}_1[MF][0-9]{1,9}\.jpg', fullmatch=True)
+
+
 @few
-@given(
-    st.lists(
-        st.from_regex(r'[0-9A-Za-z_٣²]{1,25}\.jpg', fullmatch=True)
-        | st.from_regex(r'[0-9]{1,25}_1[MF][0-9]{1,9}\.jpg', fullmatch=True),
-        max_size=5,
-    )
-)
+@given(st.lists(name, max_size=5))
 def test_any_names_are_a_set_or_refused_in_one_line(files):
     with tempfile.TemporaryDirectory() as folder:
         for name in files:
@@ -189,33 +140,26 @@ def test_any_names_are_a_set_or_refused_in_one_line(files):
                 assert str(error).isprintable()
 
 
-plain = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
+numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False)
+leaves = st.none() | st.booleans() | numbers | st.text(max_size=9)
+keys = st.text(max_size=5)
+
+
+def nested(inner):
+    return st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+
+
+plain = st.recursive(leaves, nested, max_leaves=8)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool])
 
 
 @few
-@given(
-    plain,
-    st.lists(st.integers(0, 4), max_size=3),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]),
-)
+@given(plain, st.lists(st.integers(0, 4), max_size=3), dtypes)
 def test_what_is_saved_is_what_is_loaded(values, shape, dtype):
     tensor = (torch.randn(shape) * 9).to(dtype)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint({'values': values, 'tensor': tensor}, Path(folder, 'w.pth'))
         assert [path.name for path in Path(folder).iterdir()] == ['w.pth']
         state = load_checkpoint(Path(folder, 'w.pth'), {'values': object, 'tensor': torch.Tensor})
-    assert (
-        state['values'] == values
-        and torch.equal(state['tensor'], tensor)
-        and state['tensor'].dtype == dtype
-    )
+    assert state['values'] == values
+    assert torch.equal(state['tensor'], tensor) and state['tensor'].dtype == dtype
