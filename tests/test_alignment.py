@@ -1,4 +1,4 @@
-"""The warp to the template, and which face is taken."""
+"""The warp to the template, and the detector."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ from photographs import needs_detector, photograph
 from PIL import Image
 
 from recognition.alignment import TEMPLATE, align, open_photograph, similarity
-from recognition.detection import Face, choose
 from synthesis import drawing
 
 
@@ -70,12 +69,6 @@ def test_sixty_megapixels(tmp_path, recwarn):
     assert image.size == (9000, 6700) and not [w for w in recwarn if 'Bomb' in str(w.category)]
     aligned = align(image, (TEMPLATE + 0.5) * times - 0.5 + [2000, 1000])
     assert np.abs(np.asarray(aligned, float) - np.asarray(face, float))[4:-4, 4:-4].mean() < 4
-
-
-def test_choose():
-    faces = [Face((0, 0, 50, 60), TEMPLATE, 1.0), Face((90, 90, 110, 112), TEMPLATE, 0.99)]
-    assert choose(faces, (200, 200), 'largest') is faces[0]
-    assert choose(faces, (200, 200), 'central') is faces[1]
 
 
 @needs_detector

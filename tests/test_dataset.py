@@ -119,15 +119,6 @@ def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch)
     assert faces.__getitems__([0, 1])[0].shape == (2, 3, 112, 96)
 
 
-def test_skipping_corrupt_images_at_the_start(folder):
-    clean = listed(folder)
-    (folder / 'p00000' / 'bad_20.jpg').write_bytes(b'junk')
-    faces = listed(folder)
-    (notice,) = faces.check(skip_corrupt=1)
-    assert '1 image(s) left out: p00000/bad_20.jpg' in notice and len(faces) == len(clean)
-    assert (pixels_of(faces) == pixels_of(clean)).all()
-
-
 def test_batches_are_a_function_of_seed_and_epoch():
     batches = Batches(103, 10, seed=1)
     epochs = []

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, python, refused
+from conftest import ROOT, refused
 from photographs import command, photograph, points_csv
 
 from system.processes import each
@@ -37,36 +37,12 @@ def test_a_process_that_ends():
     refused('a process ended by itself', lambda: list(each(end, range(4), None, list, 2)))
 
 
-SLOW = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-from system.processes import each
-from system.locks import Interrupt
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_gone_on_with(tmp_path, number):
+    """A signal to the group of `prepare.py`, as a terminal sends it; then the same command again.
 
-def work(tool, item):
-    time.sleep(.01)
-    return item
-
-if __name__ == '__main__':
-    with Interrupt() as interrupt:
-        for item in each(work, range(400), None, list, 2):
-            if not item:
-                os.killpg(0, signal.SIGINT)  # as a terminal does
-            if interrupt.received:
-                print('stopped', interrupt.received)
-                sys.exit(3)
-"""
-
-
-def test_a_signal_to_the_whole_group(tmp_path):
-    """It is this process's to act on: the others, that have it too, say nothing."""
-    (tmp_path / 'slow.py').write_text(SLOW.format(root=str(ROOT)))
-    done = python(tmp_path, 'slow.py', start_new_session=True)
-    assert done.stdout == 'stopped SIGINT\n' and done.returncode == 3 and done.stderr == ''
-
-
-def test_stopped_and_gone_on_with(tmp_path):
-    """SIGTERM to the group of `prepare.py` over two processes; the same command then ends whole."""
+    It is the first process's to act on: the others, that have it too, say nothing.
+    """
     paths = [tmp_path / f'source/P{k % 3}/{k}.png' for k in range(24)]
     rows = {path.name: photograph(path, seed=k) for k, path in enumerate(paths)}
     points_csv(tmp_path / 'points.csv', rows)
@@ -79,9 +55,9 @@ def test_stopped_and_gone_on_with(tmp_path):
     while running.poll() is None and (not report.exists() or report.read_text().count('\n') < 2):
         pass
     if running.poll() is None:
-        os.killpg(running.pid, signal.SIGTERM)
+        os.killpg(running.pid, number)
     told = running.communicate()[1]
-    expected = 'error: SIGTERM: stopped; the same command goes on from here\n'
+    expected = f'error: {number.name}: stopped; the same command goes on from here\n'
     assert running.returncode == 0 or told == expected
     command(*folders, *files)
     assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24

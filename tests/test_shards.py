@@ -320,12 +320,6 @@ def test_samples_without_what_is_needed(tmp_path, change, message):
     assert error.isprintable() and len(error) < 500
 
 
-def test_bad_samples_are_counted(tmp_path):
-    pattern = foreign(tmp_path / 'a', [GOOD | {'json': b'{}'}] * 5, encoder=False)
-    said = '5 sample.*a-00.tar:0000, a-00.tar:0001, a-00.tar:0002, … .5 in all.'
-    refused(said, listed, pattern)
-
-
 def test_bad_images_are_named_and_counted_or_left_out(tmp_path):
     samples = [GOOD, GOOD | {'jpg': b'junk'}, GOOD | {'jpg': jpeg()[:300]}, GOOD, GOOD]
     pattern = foreign(tmp_path / 'a', samples, encoder=False)
