@@ -13,13 +13,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from training.distributed import rank, world_size
 
 RANKS, SHARE = 8, 2
-HEADS = {
-    'plain': {},
-    'arcface': dict(head='arcface'),
-    'sharded': dict(shard_head=True),
-    'sampled': dict(shard_head=True, sample_rate=0.5),
-    'sharded arcface': dict(shard_head=True, head='arcface'),
-}
+HEADS = {'plain': {}, 'arcface': dict(head='arcface'), 'sharded': dict(shard_head=True)}
+HEADS['sampled'] = dict(shard_head=True, sample_rate=0.5)
+HEADS['sharded arcface'] = dict(shard_head=True, head='arcface')
 
 
 @pytest.fixture

@@ -401,19 +401,6 @@ def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, c
     assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['notices']) == 2
 
 
-def test_lists_that_tell_nothing(weights, tmp_path):
-    for name in 'ab':
-        face(tmp_path / f'{name}.jpg')
-    for lines, why in (
-        ('1 a.jpg a.jpg\n0 a.jpg b.jpg\n', 'with itself'),
-        ('0 a.jpg b.jpg\n' * 9, 'all 9 pairs are of different people'),
-        ('1 a.jpg b.jpg\n0 b.jpg a.jpg', 'and different people'),
-    ):
-        (tmp_path / 'list').write_text(lines)
-        refused(why, run, -1, weights[0], 'pairs', tmp_path / 'list', '--out', tmp_path / 'out')
-        assert not (tmp_path / 'out').exists()
-
-
 @pytest.mark.parametrize('val', [True, False])
 def test_folder_may_be_an_entry_of_meta(weights, noise, tmp_path, monkeypatch, capsys, val):
     train_root, val_root = ('nowhere', str(noise)) if val else (str(noise), None)

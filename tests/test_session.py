@@ -184,7 +184,8 @@ def test_bad_data_is_said_before_training(train, entry):
 def test_bad_command_lines(train):
     refused('ctx 99: this machine has', train, 99, 1)
     refused('epochs is -1', train, -1, -1)
-    refused('zero epochs take the age out of a backbone', train, -1, 0)
+    why = 'zero epochs take the age out of a backbone that knows faces: --init FILE'
+    refused(why, train, -1, 0)
     refused('gone.pth: no such file', train, -1, 1, 'gone.pth')
     refused('batch_size is 1', train, -1, 1, '--batch-size', 1)
     refused('either weights or --resume', train, -1, 1, 'a', '--resume', 'b')

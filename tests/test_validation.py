@@ -4,18 +4,13 @@ import os
 import shutil
 
 import pytest
-from conftest import refused
+from conftest import listed, refused
 from test_images import encoded
 
-from dataset import Faces
 from evaluation import set_checks
 from evaluation.set_checks import check_ages, check_list, check_validation, shared_images
 from preparation.sharding import write_shards
 from utils import DataError
-
-
-def listed(root):
-    return Faces(root, r'_|\.', 1)
 
 
 @pytest.fixture
