@@ -1,7 +1,8 @@
 """One person, one group? B³ of groups of faces, by ways of grouping, at thresholds of other people.
 
     python3 benchmarks/groups.py --fit FIT.npz --sets NAME=SET.npz … [--network NAME] [--out JSON]
-    python3 benchmarks/groups.py --picture SHEETS groups.jpg    # the largest groups' sheets as one
+    python3 benchmarks/groups.py --scale 20000 200000 [--out JSON]    # of made-up vectors
+    python3 benchmarks/groups.py --picture SHEETS groups.jpg    # some groups' sheets as one
 
 A file of vectors has `x` (faces, 2, D), the features of a face and of its mirror, `identities`,
 and `ages` in years. On the people of FIT the decision by ages is fitted,
@@ -10,7 +11,11 @@ R is solved in closed form as zero epochs do; on 200 of them each way finds its 
 mixed is the share of faces in groups of more than one person.
 """
 
+import resource
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +34,8 @@ COSINES, ODDS = np.arange(0.1, 0.8, 0.05), np.arange(-1, 8, 0.5)
 THRESHOLDS = 200  # people of FIT that thresholds are taken from
 OLD = 18  # years up to which a face is a child's
 NONE = np.empty((0, 2), int)
+SPREAD = 1.2  # of a made-up person's faces, beside the distance between people
+ALL_PAIRS = 25_000  # faces of which all pairs are compared at most
 FIGURES = ('precision', 'recall', 'f', 'pieces', 'mixed_children', 'mixed_adults')
 
 
@@ -179,30 +186,59 @@ def run(args):
         tables.write(report, args.out)
 
 
-def markdown(report, of=None):
-    """The table of docs/verify.md; `of` is a set, by default the first."""
-    of = of or next(iter(report['sets']))
-    rows = [
-        [
-            row['way'],
-            row['features'],
-            *('–' if row[key] is None else f'{row[key]:.3f}' for key in FIGURES),
-        ]
-        for row in report['rows']
-        if row['set'] == of
-    ]
-    titles = ['way', 'features', 'B³ precision', 'recall', 'F', 'pieces a person']
-    return tables.markdown([*titles, 'children in mixed groups', 'adults'], rows)
+def markdown(report, features=''):
+    """A row a way: all figures of the first set, B³ F of the others; of `features` or of both."""
+    first, *others = report['sets']
+    found = {(row['set'], row['features'], row['way']): row for row in report['rows']}
+    rows = []
+    for name, kind, way in found:
+        if name == first and kind == (features or kind):
+            figures = [found[first, kind, way][key] for key in FIGURES]
+            figures += [found[other, kind, way]['f'] for other in others]
+            cells = ('–' if value is None else f'{value:.3f}' for value in figures)
+            rows.append([way, *[kind] * (not features), *cells])
+    titles = ['way', *['features'] * (not features), 'B³ precision', 'recall', 'F']
+    titles += ['pieces a person', 'children in mixed groups', 'adults']
+    return tables.markdown([*titles, *(f'F, {other}' for other in others)], rows)
 
 
-def picture(sheets, path, most=4):
-    """The sheets of the first groups, one below the other."""
-    images = [Image.open(sheet) for sheet in sorted(Path(sheets).glob('*.jpg'))[:most]]
+def picture(sheets, path, most=5):
+    """The sheets of the first groups that fill a row or less, one below the other."""
+    images = [Image.open(sheet) for sheet in sorted(Path(sheets).glob('*.jpg'))]
+    images = [image for image in images if image.height < 1.5 * images[-1].height][:most]
     size = max(image.width for image in images), sum(image.height for image in images)
     whole = Image.new('RGB', size, 'white')
     for k, image in enumerate(images):
         whole.paste(image, (0, sum(above.height for above in images[:k])))
     whole.save(path, quality=85)
+
+
+def grouped(count, way):
+    """{'seconds', 'GiB', 'f'} of `count` made-up faces, ten a person; in a process of its own."""
+    rng, labels, ages = np.random.default_rng(0), np.arange(count) // 10, np.full(count, 30.0)
+    x = rng.normal(size=(count // 10, 256))[labels] + SPREAD * rng.normal(size=(count, 256))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    grouping.DENSE = count + 1 if way == 'all pairs' else min(grouping.DENSE, count // 2)
+    began = time.perf_counter()
+    pairs = LogOdds(x, ages, threshold=0.3, slope=40.0)
+    groups = grouping.group(pairs, np.arange(count), NONE)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    f = b_cubed(labels, groups, ages)['f']
+    return {'seconds': round(seconds, 1), 'GiB': round(peak, 2), 'f': f}
+
+
+def scale(args):
+    """How long grouping takes and what comparing the nearest neighbours first costs."""
+    rows = []
+    for count in args.scale:
+        for way in ['all pairs'] * (count <= ALL_PAIRS) + ['neighbours first']:
+            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+                found = pool.submit(grouped, count, way).result()
+            rows.append({'faces': count, 'way': way, **found})
+            print(rows[-1], flush=True)
+    if args.out:
+        tables.write({'command': tables.command(), 'rows': rows}, args.out)
 
 
 def arguments():
@@ -212,6 +248,7 @@ def arguments():
     parser.add_argument('--network', default='', metavar='NAME', help='for the report')
     parser.add_argument('--out', type=Path, metavar='JSON')
     parser.add_argument('--picture', nargs=2, metavar=('SHEETS', 'JPG'))
+    parser.add_argument('--scale', nargs='+', type=int, default=[], metavar='FACES')
     return parser.parse_args()
 
 
@@ -219,5 +256,7 @@ if __name__ == '__main__':
     arguments_here = arguments()
     if arguments_here.picture:
         picture(*arguments_here.picture)
+    elif arguments_here.scale:
+        scale(arguments_here)
     else:
         run(arguments_here)
