@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, TINY, tiny
 
 import backbones
+import dal
 import meta
 from dataset import Faces
 
@@ -109,3 +110,19 @@ def test_a_summary_is_over_what_was_asked():
     assert entry['far']['worst_cell'] == pytest.approx(2) and entry['far']['cells_beyond'] == 1
     assert entry['far']['splits_beyond'] == pytest.approx(1 / 3) and entry['tar'] == 0.5
     assert entry['single_far']['cells_beyond'] == 2 and entry['single_tar'] is None
+
+
+def test_r_without_a_ridge_is_what_the_package_of_leace_computes():
+    """If the package keeps weak variates too, which it drops by default."""
+    concept_erasure = pytest.importorskip('concept_erasure')
+    rng = np.random.default_rng(0)
+    z = dal.age_variates(torch.from_numpy(rng.uniform(0, 80, 500)), 4).double()
+    noise = rng.normal(size=(500, 12)) @ rng.normal(size=(12, 12))
+    x = z @ torch.from_numpy(rng.normal(size=(4, 12))) + torch.from_numpy(noise)
+    ours, theirs = (
+        dal.EraserFitter(12, 4),
+        concept_erasure.LeaceFitter(12, 4, dtype=torch.float64, shrinkage=False, svd_tol=1e-9),
+    )
+    ours.update(x, z, torch.arange(500) // 5)
+    erased = ours.solve(ridge=0.0)(x)
+    torch.testing.assert_close(erased, theirs.update(x, z).eraser(x), rtol=0, atol=1e-5)

@@ -71,6 +71,8 @@ def test_one_face_among_an_archive_on_the_page(client, archive, faces):
     names = [name.replace('<wbr>', '') for name in re.findall(r'</b> (.*?)<br>', text)]
     assert 'of 36 faces' in text and len(names) == page.SHOWN
     assert names[0] == os.path.relpath(faces[7], archive.root)
+    # a name goes on in the next line after a separator
+    assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
 
 
 def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, ask):
