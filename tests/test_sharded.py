@@ -33,16 +33,20 @@ def test_a_sharded_head_is_the_plain_one(one_rank, tmp_path, count):
         assert max(rows) <= -(-5 // max(count, 1))
 
 
+def made(head, **options):
+    """The head of 40 people, and six faces with their labels."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
+    return head(8, 40, 4.0, 0.2, **options), features, labels
+
+
 def test_sampled_negatives():
     """The batch's people and as many others as asked. At half the people the loss is of those
     alone, and the others have no gradient."""
-    torch.manual_seed(0)
     layout = distributed.BatchLayout()
     layout.begin([6], 0)
-    half = sharded.sharded(CosFace)(8, 40, 4.0, 0.2, layout=layout, sample_rate=0.5)
-    plain = CosFace(8, 40, 4.0, 0.2)
-    plain.load_state_dict(half.state_dict())
-    features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
+    half, features, labels = made(sharded.sharded(CosFace), layout=layout, sample_rate=0.5)
+    plain, _, _ = made(CosFace)
     torch.manual_seed(1)
     loss, right = half.loss(features, labels)
     loss.sum().backward()
@@ -76,11 +80,8 @@ def slice_of_adaface(folder):
     """The loss and the gradient of a rank's slice and share of a batch."""
     with distributed.process_group(-1):
         rank, layout = distributed.rank(), distributed.BatchLayout()
-        torch.manual_seed(0)
-        features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
         layout.begin([4, 2], 0)
-        torch.manual_seed(1)
-        head = sharded.sharded(AdaFace)(8, 40, 4.0, 0.2, layout=layout)
+        head, features, labels = made(sharded.sharded(AdaFace), layout=layout)
         share = features.split(layout.sizes)[rank].requires_grad_()
         loss, right = head.loss(share, labels.split(layout.sizes)[rank])
         layout.mean(loss)[0].backward()
@@ -88,10 +89,7 @@ def slice_of_adaface(folder):
 
 
 def test_a_head_owns_its_loss_and_its_margin_in_slices_too(tmp_path):
-    torch.manual_seed(0)
-    features, labels = torch.randn(6, 8), torch.tensor([3, 3, 39, 0, 7, 20])
-    torch.manual_seed(1)
-    whole = AdaFace(8, 40, 4.0, 0.2)
+    whole, features, labels = made(AdaFace)
     loss, right = whole.loss(features, labels)
     loss.mean().backward()
     assert join(launch(2, slice_of_adaface, tmp_path, out=tmp_path / 'out')) == [0, 0]
