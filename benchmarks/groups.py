@@ -61,18 +61,14 @@ def embed(x, mean=0.0, change=None):
 
 def b_cubed(labels, groups, ages):
     """B³ precision, recall and F, pieces a person, and shares of faces in mixed groups."""
-    people, counts = np.unique(labels, return_counts=True)
-    table = np.zeros((len(people), groups.max() + 1))
-    np.add.at(table, (np.searchsorted(people, labels), groups), 1)
-    precision = (table**2).sum(0) / table.sum(0).clip(1)
-    recall = (table**2).sum(1) / counts
-    precision, recall = precision.sum() / len(labels), recall.sum() / len(labels)
-    mixed = ((table > 0).sum(0) > 1)[groups]
+    people, labels = np.unique(labels, return_inverse=True)
+    cells, counts = np.unique(labels * (groups.max() + 1) + groups, return_counts=True)
+    person, group = np.divmod(cells, groups.max() + 1)
+    precision = (counts**2 / np.bincount(groups)[group]).sum() / len(labels)
+    recall = (counts**2 / np.bincount(labels)[person]).sum() / len(labels)
+    mixed = (np.bincount(group) > 1)[groups]
     figures = [precision, recall, 2 * precision * recall / (precision + recall)]
-    figures += [
-        (table > 0).sum() / len(people),
-        *(mixed[part] for part in (ages <= OLD, ages > OLD)),
-    ]
+    figures += [len(cells) / len(people), *(mixed[part] for part in (ages <= OLD, ages > OLD))]
     figures = [float(np.mean(value)) if np.size(value) else None for value in figures]
     return {name: value and round(value, 4) for name, value in zip(FIGURES, figures, strict=True)}
 
