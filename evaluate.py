@@ -54,21 +54,16 @@ from evaluation.set_checks import fingerprint
 from recognition.embedding import FEATURES, extract_files
 from recognition.weights import load_weights
 
-FORMS = (
-    'ctx weights benchmark path',
-    '--compare weights weights [weights …] [ctx] benchmark path',
-    'embeddings path',
-)
+USAGE = """%(prog)s [options] ctx weights benchmark path
+       %(prog)s [options] --compare weights weights [weights …] [ctx] benchmark path
+       %(prog)s [options] embeddings path"""
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, checked; `weights` are the files, `ctx` the device."""
     parser = argparse.ArgumentParser(
-        usage='\n       '.join(f'%(prog)s [options] {form}' for form in FORMS),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=USAGE, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
     option = parser.add_argument
     option('models', nargs='*', metavar='ctx weights', help='the device and the weights file')
     option('benchmark', choices=READERS)
@@ -132,18 +127,12 @@ def run(args: argparse.Namespace) -> None:
             report['alignment'] = counts | {'share': float(missed.mean())}
         found[label] = report, one
     reports, evidences = ({k: v[at] for k, v in found.items()} for at in (0, 1))
-    result = {
-        'benchmark': name,
-        'path': args.path,
-        'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]]),
-        'seed': args.seed,
-        'device': device.type,
-        'bf16': args.bf16,
-        'versions': {'python': platform.python_version()}
-        | {library.__name__: library.__version__ for library in (torch, np)},
-        'notices': list(benchmark.notices),
-        'models': list(reports.values()),
-    }
+    versions = {library.__name__: library.__version__ for library in (torch, np)}
+    command = shlex.join(['python3', 'evaluate.py', *sys.argv[1:]])
+    result = {'benchmark': name, 'path': args.path, 'command': command}
+    result |= {'seed': args.seed, 'device': device.type, 'bf16': args.bf16}
+    result |= {'versions': {'python': platform.python_version()} | versions}
+    result |= {'notices': list(benchmark.notices), 'models': list(reports.values())}
     text = screen.table(name, reports)
     for label, report in reports.items():
         if report.get('by_age'):
@@ -253,10 +242,8 @@ def _of_vectors(vectors, model):
     parts = {'x': torch.from_numpy(vectors)}
     if model is not None:
         if model.dim != vectors.shape[1]:
-            raise utils.UserError(
-                f'the vectors have {vectors.shape[1]} values, the weights {model.dim}: give the '
-                'weights that were fitted on such vectors'
-            )
+            sizes = f'the vectors have {vectors.shape[1]} values, the weights {model.dim}'
+            raise utils.UserError(f'{sizes}: give the weights that were fitted on such vectors')
         with torch.inference_mode():
             factorization = model.factorization.cpu()
             parts['x_age'], parts['x_id'] = factorization(parts['x'])

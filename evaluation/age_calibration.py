@@ -83,21 +83,13 @@ def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
         here = (place == k) & ~pairs.same
         people = None if pairs.people is None else pairs.people[here]
         thresholds[:, k] = bounds(pairs.similarity[here], people, FARS, confidence)
-    return {
-        'impostor': kinds[0].reshape(SHAPE).tolist(),
-        'genuine': kinds[1].reshape(SHAPE).tolist(),
-        'thresholds': _with_none(thresholds.reshape(-1, *SHAPE)),
-        'oldest': float((pairs.younger + pairs.gap).max()),
-        'largest_gap': float(pairs.gap.max()),
-        'slope': [0.0] * TERMS,
-        'offset': [0.0] * TERMS,
-        'confidence': confidence,
-    }
-
-
-def _with_none(values):
-    """Lists for JSON, with None for NaN."""
-    return np.where(np.isnan(values), np.array(None), values).tolist()
+    impostor, genuine = (kind.reshape(SHAPE).tolist() for kind in kinds)
+    found: dict[str, Any] = {'impostor': impostor, 'genuine': genuine}
+    known = np.where(np.isnan(thresholds), np.array(None), thresholds)  # None in JSON
+    found['thresholds'] = known.reshape(-1, *SHAPE).tolist()
+    oldest, largest = float((pairs.younger + pairs.gap).max()), float(pairs.gap.max())
+    found |= {'oldest': oldest, 'largest_gap': largest, 'confidence': confidence}
+    return found | {'slope': [0.0] * TERMS, 'offset': [0.0] * TERMS}
 
 
 def bounds(
@@ -252,11 +244,9 @@ def table(found: dict) -> str:
     source = 'from validation'
     if found['halves']:
         source = 'fitted on a half of these people, whom validation knew, and measured on the other'
-    lines = [
-        f'thresholds by age, {source}; the expected calibration error of the probability is '
-        f'{found["reliability"]["ece"]:.3f}',
-        f'{"younger":>10}{"gap":>12}{"different":>11}{"one":>8}   {rates}',
-    ]
+    error = f'calibration error of the probability is {found["reliability"]["ece"]:.3f}'
+    lines = [f'thresholds by age, {source}; the expected {error}']
+    lines.append(f'{"younger":>10}{"gap":>12}{"different":>11}{"one":>8}   {rates}')
     cells = found['cells']
     for row in cells[: len(cells) // len(RATES)]:
         younger = age_thresholds.span(age_thresholds.YOUNGER, row['younger'])

@@ -70,10 +70,8 @@ class AgeDecision:
             return Threshold(float(known.max()), *counts, f'{few} {far:g} at any age')
         caution = None
         if younger + gap > self.oldest or gap > self.largest_gap:
-            caution = (
-                f'validation had faces up to {self.oldest:g} years and gaps up to '
-                f"{self.largest_gap:g}: a FAR of {far:g} can't be promised"
-            )
+            seen = f'faces up to {self.oldest:g} years and gaps up to {self.largest_gap:g}'
+            caution = f"validation had {seen}: a FAR of {far:g} can't be promised"
         if np.isfinite(table[here]):
             return Threshold(float(table[here]), *counts, caution)
         steps = abs(np.indices(SHAPE) - np.reshape(here, (2, 1, 1))).max(0)

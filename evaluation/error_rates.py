@@ -12,19 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import rates
 from evaluation.age_calibration import Scored, score_pairs
 from evaluation.metrics import FEW_ERRORS
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin
-from evaluation.rates import (
-    REPLICATES,
-    draws,
-    far_thresholds,
-    interval,
-    roc,
-    roc_figures,
-    share_interval,
-    supports,
-)
+from evaluation.rates import REPLICATES, interval, roc, roc_figures, share_interval, supports
 
 RATE = 1e-3  # the FMR of the global threshold, ten or a hundred times it if the pairs are few
 FPIRS = (0.1, 0.01)
@@ -35,11 +27,8 @@ def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
     """{'rate', 'errors', 'trials', 'few'} of errors (n,) bool, and with `people` (n,) 'interval',
     the 95 % over them."""
     count, trials = int(errors.sum()), len(errors)
-    found: dict[str, Any] = {
-        'rate': count / trials if trials else None,
-        'errors': count,
-        'trials': trials,
-    }
+    share = count / trials if trials else None
+    found: dict[str, Any] = {'rate': share, 'errors': count, 'trials': trials}
     if people is not None:
         found['interval'] = share_interval(errors, people) if trials else None
     return found | {'few': count < FEW_ERRORS}
@@ -48,7 +37,7 @@ def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
 def global_threshold(scores: np.ndarray, same: np.ndarray) -> dict | None:
     """{'fmr', 'threshold'} of n pairs: the asked FMR, RATE or what the pairs carry with 30 false
     matches, and the lowest threshold that keeps it. None if there are too few of either kind."""
-    found = far_thresholds(scores, same) if same.any() else {}
+    found = rates.far_thresholds(scores, same) if same.any() else {}
     for asked in (RATE, 10 * RATE, 100 * RATE):
         if (~same).sum() * asked >= FEW_ERRORS:
             return {'fmr': asked, 'threshold': float(found[str(asked)][0])} if found else None
@@ -78,11 +67,10 @@ def by_years(pairs: Scored, threshold: float) -> list[dict]:
     """The FNMR of each range of years elapsed: `rate` with 'years', over people."""
     same = pairs.same
     bins, errors = gap_bin(pairs.gap[same]), pairs.similarity[same] <= threshold
-    people = pairs.people[same, 0]
-    return [
-        {'years': GAP_NAMES[k], **rate(errors[bins == k], people[bins == k])}
-        for k in np.unique(bins)
-    ]
+    rows, people = [], pairs.people[same, 0]
+    for k in np.unique(bins):
+        rows.append({'years': GAP_NAMES[k], **rate(errors[bins == k], people[bins == k])})
+    return rows
 
 
 def slope(pairs: Scored, seed: int = 0) -> dict | None:
@@ -124,7 +112,7 @@ def det(
             yield 1 - tar[np.searchsorted(far, CURVE[known] + 1e-12, 'right') - 1]
 
     (middle,) = curves(None)
-    drawn = np.array([c for w in draws(people, REPLICATES, seed) for c in curves(w)])
+    drawn = np.array([c for w in rates.draws(people, REPLICATES, seed) for c in curves(w)])
     drawn = drawn[np.isfinite(drawn).all(1)]
     found = {'fmr': CURVE.tolist(), 'fnmr': middle}
     found |= dict(zip(('low', 'high'), np.quantile(drawn, (0.025, 0.975), axis=0), strict=True))
@@ -145,13 +133,8 @@ def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
     folds = np.unique(folds, return_inverse=True)[1]
-    kinds = np.array(
-        [
-            np.bincount(folds[same == kind], minlength=folds.max(initial=0) + 1)
-            for kind in (True, False)
-        ]
-    )
-    if kinds.shape[1] < 2 or (kinds == 0).any():
+    kinds = [np.unique(folds[same == kind]) for kind in (True, False)]
+    if folds.max(initial=0) < 1 or any(len(kind) <= folds.max() for kind in kinds):
         return None
     spread = ((scores - scores.mean()) / max(scores.std(), 1e-12))[:, None]
     probe = LogisticRegression(C=1e3, class_weight='balanced')
@@ -222,13 +205,9 @@ def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
 def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> dict:
     """Every figure of this file that an Evidence carries, ready for JSON; None for one that it
     doesn't. `cutoffs` bound the age groups, `missed` (N,) are photographs without a face."""
-    benchmark, pairs, scores, seed = (
-        getattr(evidence, x) for x in ('benchmark', 'pairs', 'scores', 'seed')
-    )
-    report = {
-        'det': det(scores, pairs.same, pairs.people, seed),
-        'cllr': cllr(scores, pairs.same, pairs.fold),
-    }
+    benchmark, pairs, scores = evidence.benchmark, evidence.pairs, evidence.scores
+    seed, report = evidence.seed, {'cllr': cllr(scores, pairs.same, pairs.fold)}
+    report['det'] = det(scores, pairs.same, pairs.people, seed)
     if missed is not None:
         report['failure_to_acquire'] = failures(missed, pairs, scores)
     if benchmark.labels is None:
@@ -241,7 +220,6 @@ def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> 
     if found:
         found['fmr_by_ages'] = by_ages(every, found['threshold'], cutoffs)
         found['fnmr_by_years'] = by_years(every, found['threshold'])
-        found['fnmr'] = rate(
-            every.similarity[every.same] <= found['threshold'], every.people[every.same, 0]
-        )
+        errors = every.similarity[every.same] <= found['threshold']
+        found['fnmr'] = rate(errors, every.people[every.same, 0])
     return report

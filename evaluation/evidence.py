@@ -46,9 +46,9 @@ class Evidence:
         probes; with intervals."""
         known, seed = self.benchmark, self.seed
         if not known.pairs:
-            found = self.probes, self.nearest
-            people = self.embeddings, known.labels, known.ages, seed, True, found
-            return metrics.people_report(*people) | {'interval_over': 'people'}
+            people = self.embeddings, known.labels, known.ages, seed
+            report = metrics.people_report(*people, found=(self.probes, self.nearest))
+            return report | {'interval_over': 'people'}
         facts = *known.pairs[2:5], known.thresholds, REPLICATES, seed
         report = metrics.verification(self.scores, *facts)
         count = None if known.pairs.people is None else len(np.unique(known.pairs.people))
@@ -124,9 +124,6 @@ def distractor_report(
     ranks, probe = distractor_ranks(embeddings, labels, distractors)
     if not len(ranks):
         raise DataError('no person has two images: nobody to look for among the distractors')
-    return {
-        'distractors': len(distractors),
-        'rank1': float((ranks == 1).mean()),
-        'rank1_interval': share_interval(ranks == 1, labels[probe], seed=seed),
-        'cmc': [float((ranks <= rank).mean()) for rank in range(1, RANKS + 1)],
-    }
+    cmc = [float((ranks <= rank).mean()) for rank in range(1, RANKS + 1)]
+    found = {'distractors': len(distractors), 'rank1': cmc[0], 'cmc': cmc}
+    return found | {'rank1_interval': share_interval(ranks == 1, labels[probe], seed=seed)}

@@ -26,9 +26,8 @@ def write_html(out: Path, result: dict, reports: dict, text: str) -> None:
         body.append(f'<h3>{name}</h3><img alt="{name}" src="data:image/png;base64,{data}">')
     body.append(f'<p><code>{_escape(result["command"])}</code></p>')
     head = f'<meta charset="utf-8"><title>{_escape(title)}</title><style>{STYLE}</style>'
-    page = (
-        f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-    )
+    page = f'<head>{head}</head><body>{"".join(body)}</body>'
+    page = f'<!doctype html><html lang="en">{page}</html>\n'
     write_whole(out / 'report.html', lambda file: file.write_text(page, encoding='utf-8'))
 
 
@@ -60,9 +59,8 @@ def tables(report: dict) -> list[str]:
         rows = [[key, *map(_share, lost[key].values())] for key in ('without', 'with')]
         words = f'{_share(lost["fta"]["rate"], lost["fta"]["few"])} % of the photographs'
         heads = 'failures', *lost['with']
-        blocks.append(
-            _table(f'Failures to acquire, {words}: rates without and with, %', heads, rows)
-        )
+        title = f'Failures to acquire, {words}: rates without and with, %'
+        blocks.append(_table(title, heads, rows))
     rows = []
     if found['cllr']:
         rows += [[name.replace('_', ' '), f'{value:.3f}'] for name, value in found['cllr'].items()]

@@ -9,19 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import rates
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
-from evaluation.rates import (
-    FARS,
-    GRID,
-    REPLICATES,
-    bootstrap,
-    cosines,
-    decide,
-    far_thresholds,
-    interval,
-    roc_figures,
-    share_interval,
-)
+from evaluation.rates import FARS, GRID, REPLICATES, bootstrap, cosines, decide, interval
 from recognition.embedding import check_finite
 
 # below as many pairs of either kind, one pair more or less moves every figure by points
@@ -60,31 +50,25 @@ def verification(
     both = same.any() and not same.all()  # else accepting all, or nothing, would be right
     right = None if reason else right
     by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
-    figures = {name: number(values[0]) for name, values in roc_figures(scores, same).items()}
-    report: dict[str, Any] = {
-        'pairs': len(scores),
-        'genuine': int(same.sum()),
-        'impostor': int((~same).sum()),
-        'accuracy': number(np.mean(by_fold)) if by_fold else None,
-        'accuracy_std': number(np.std(by_fold)) if by_fold else None,
-        'fold_accuracy': [number(value) for value in by_fold],
-        'threshold': best if both else None,
-        **figures,
-        'far': {
-            rate: {'threshold': float(values[0]), 'interval': None}
-            for rate, values in far_thresholds(scores, same).items()
-        },
-    }
+    figures = {name: number(values[0]) for name, values in rates.roc_figures(scores, same).items()}
+    report: dict[str, Any] = {'pairs': len(scores), 'genuine': int(same.sum())}
+    report['impostor'] = len(scores) - report['genuine']
+    mean, std = (number(f(by_fold)) if by_fold else None for f in (np.mean, np.std))
+    report |= {'accuracy': mean, 'accuracy_std': std}
+    report['fold_accuracy'] = [number(value) for value in by_fold]
+    report |= {'threshold': best if both else None, **figures}
+    at_far = rates.far_thresholds(scores, same).items()
+    report['far'] = {k: {'threshold': float(v[0]), 'interval': None} for k, v in at_far}
     report['few_errors'] = _few_errors(report)
     if reason:
         report['reason'] = reason
     if replicates and _few(same):
         report['intervals'] = dict.fromkeys(('accuracy', *figures))
     elif replicates:
-        drawn, at_far = bootstrap(scores, same, folds, right, people, replicates, seed)
+        drawn, drawn_at = bootstrap(scores, same, folds, right, people, replicates, seed)
         known = {name: values for name, values in drawn.items() if report[name] is not None}
         report['intervals'] = dict.fromkeys(drawn) | {k: interval(v) for k, v in known.items()}
-        for rate, values in at_far.items():
+        for rate, values in drawn_at.items():
             report['far'][rate]['interval'] = interval(values)
     return report
 
@@ -106,12 +90,9 @@ def _missing(same, folds):
         return 'there are no pairs'
     if same.all() or not same.any():
         return f'all pairs are of {"one person" if same.all() else "different people"}'
-    genuine = int(same.sum())
     if _few(same):
-        return (
-            f'{genuine} pairs of one person and {len(same) - genuine} of different people: '
-            f'accuracy and intervals need {ENOUGH} of each'
-        )
+        kinds = f'{same.sum()} pairs of one person and {(~same).sum()} of different people'
+        return f'{kinds}: accuracy and intervals need {ENOUGH} of each'
     counts = Counter(zip(folds.tolist(), same.tolist(), strict=True))
     names = sorted({fold for fold, _ in counts})
     if len(names) < 2:
@@ -170,19 +151,6 @@ def leave_one_out_rank1(embeddings: np.ndarray, labels: np.ndarray) -> float | N
     return number((labels[probes] == labels[nearest]).mean()) if len(probes) else None
 
 
-def rank1_report(
-    hits: np.ndarray, people: np.ndarray, intervals: bool = True, seed: int = 0
-) -> dict:
-    """{'rank1', 'rank1_probes', 'rank1_interval'} of the probes' hits (P,) bool and people (P,)."""
-    report: dict[str, Any] = {
-        'rank1': number(hits.mean()) if len(hits) else None,
-        'rank1_probes': len(hits),
-    }
-    if intervals:
-        report['rank1_interval'] = share_interval(hits, people, seed=seed) if len(hits) else None
-    return report
-
-
 def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
     """{'genuine', 'impostor'}: the scores (n,) of each kind as 101 percentiles, the 0th to the
     100th, lowest first; an empty list if there are none."""
@@ -214,21 +182,21 @@ def people_report(
     pairs = gap_pairs(labels, ages, seed)
     scores = cosines(embeddings, pairs.left, pairs.right)
     report = verification(scores, *pairs[2:5], None, replicates, seed)
+    counts = np.unique(labels, return_counts=True)[1]
     if not len(scores):
-        counts = np.unique(labels, return_counts=True)[1]
         report['reason'] = 'no pair of different people has the ages of a pair of one person'
         if len(counts) == 1:
             report['reason'] = 'there is one person alone'
         if counts.max() == 1:
             report['reason'] = 'every person has one image alone'
-    return {
-        'images': len(labels),
-        'people': len(np.unique(labels)),
-        **rank1_report(labels[probes] == labels[nearest], labels[probes], intervals, seed),
-        'verification': report,
-        'percentiles': percentiles(scores, pairs.same),
-        'by_gap': by_gap(scores, pairs, replicates, seed),
-    }
+    rows: dict[str, Any] = {'images': len(labels), 'people': len(counts), 'verification': report}
+    hits, who = labels[probes] == labels[nearest], labels[probes]
+    rows |= {'rank1': number(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
+    if intervals:
+        limits = rates.share_interval(hits, who, seed=seed) if len(hits) else None
+        rows['rank1_interval'] = limits
+    rows['percentiles'] = percentiles(scores, pairs.same)
+    return rows | {'by_gap': by_gap(scores, pairs, replicates, seed)}
 
 
 def decision(report: dict) -> dict | None:
@@ -266,14 +234,12 @@ def difference(
         point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
         facts = pairs.same, pairs.fold, right, pairs.people
         drawn.append(bootstrap(scores, *facts, replicates, seed)[0])
-    return {
-        name: {
-            'difference': point[1][name] - point[0][name],
-            'interval': interval(drawn[1][name] - drawn[0][name]),
-        }
-        for name in drawn[0]
-        if point[0][name] is not None and point[1][name] is not None
-    }
+    found = {}
+    for name in drawn[0]:
+        if point[0][name] is not None and point[1][name] is not None:
+            gain, limits = point[1][name] - point[0][name], drawn[1][name] - drawn[0][name]
+            found[name] = {'difference': gain, 'interval': interval(limits)}
+    return found
 
 
 def number(value: float) -> float | None:

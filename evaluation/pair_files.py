@@ -130,10 +130,8 @@ def root_of(path: Path, names: list[str], *below: str) -> Path:
         if any(os.path.exists(locate(root, name)) for name in names):
             return root
     places = some([str(Path(path, folder, names[0])) for folder in below])
-    raise DataError(
-        f'{some(names[:1])}, the first image of the list, is not there, nor any other: '
-        f'looked for {places}'
-    )
+    wrong = f'{some(names[:1])}, the first image of the list, is not there, nor any other'
+    raise DataError(f'{wrong}: looked for {places}')
 
 
 def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
@@ -208,9 +206,8 @@ def read_bin(path: Path | str) -> tuple[list[bytes], np.ndarray]:
         raise DataError(f'{path}: refused: {some([str(error)])}') from None
     except Exception as error:  # a damaged or hostile file can raise anything
         reason = f'{type(error).__name__}: {some([str(error)])}'
-        raise DataError(
-            f'{path}: not a pickle of (images, issame) that can be read ({reason}): fetch it again'
-        ) from None
+        wrong = f'not a pickle of (images, issame) that can be read ({reason})'
+        raise DataError(f'{path}: {wrong}: fetch it again') from None
     if not isinstance(images, list) or not isinstance(same, list):
         kinds = f'{type(images).__name__} and {type(same).__name__}'
         raise DataError(f'{path}: expected lists of images and of issame, found {kinds}')

@@ -102,14 +102,8 @@ def gap_pairs(
     other = _impostors(anchor, mate, person, ages, fold, rng)
     anchor, mate, other = (index[other >= 0] for index in (anchor, mate, other))
     left, right = np.tile(anchor, 2), np.concatenate([mate, other])
-    return Pairs(
-        left,
-        right,
-        np.repeat([True, False], len(anchor)),
-        fold[left],
-        np.stack([person[left], person[right]], 1),
-        np.abs(ages[left] - ages[right]),
-    )
+    same, people = np.repeat([True, False], len(anchor)), np.stack([person[left], person[right]], 1)
+    return Pairs(left, right, same, fold[left], people, np.abs(ages[left] - ages[right]))
 
 
 def genuine_pairs(
@@ -137,22 +131,14 @@ def _impostors(anchor, mate, person, ages, fold, rng):
     """For each genuine pair a face of somebody else of the mate's age, as gap_pairs says; −1 if
     there is none."""
     found, gaps = np.full(len(anchor), -1), gap_bin(np.abs(ages[anchor] - ages[mate]))
-    for in_fold, years, tries in (
-        (True, 0.5, 4),
-        (True, 2, 4),
-        (False, 0.5, 4),
-        (False, 2, 4),
-        (False, 10, 8),
-        (False, 200, 40),
-    ):
+    steps = [(in_fold, years, 4) for in_fold in (True, False) for years in (0.5, 2)]
+    for in_fold, years, tries in (*steps, (False, 10, 8), (False, 200, 40)):
         place = ages + in_fold * fold * 1000.0  # one axis: first the fold, then the age
         order = np.argsort(place)
         for _ in range(tries):
             todo = np.flatnonzero(found < 0)
-            low, high = (
-                np.searchsorted(place[order], place[mate[todo]] + shift, side)
-                for shift, side in ((-years, 'left'), (years, 'right'))
-            )
+            low = np.searchsorted(place[order], place[mate[todo]] - years)
+            high = np.searchsorted(place[order], place[mate[todo]] + years, 'right')
             # the mate itself is always between
             face = order[low + (rng.random(len(todo)) * (high - low)).astype(np.int64)]
             of_gap = gap_bin(np.abs(ages[anchor[todo]] - ages[face])) == gaps[todo]

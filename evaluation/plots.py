@@ -153,10 +153,9 @@ def draw_ages(found: dict, path: Path) -> None:
     error = np.clip([middle - low, high - middle], 0, None)
     years.errorbar(range(len(rows)), middle, error, fmt='o-', capsize=3)
     names = [f'{row["years"]}{"*" * row["few"]}\n({row["trials"]})' for row in rows]
-    years.set(
-        xticks=range(len(rows)), xticklabels=names, xlabel='years elapsed (pairs)', ylim=(0, None)
-    )
-    years.set(title='false non-match rate, %, at the same threshold')
+    years.set_xticks(range(len(rows)), names)
+    title = 'false non-match rate, %, at the same threshold'
+    years.set(title=title, xlabel='years elapsed (pairs)', ylim=(0, None))
     years.grid(alpha=0.3)
     save(figure, path)
 
@@ -203,10 +202,8 @@ def draw_gaps(models: dict, path: Path) -> None:
 def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path: Path) -> None:
     """How the scores (n,) of genuine and impostor pairs are spread, and the threshold."""
     figure = Figure(figsize=(6, 4), layout='constrained')
-    axis, bins = (
-        figure.subplots(),
-        np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60).tolist(),
-    )
+    axis = figure.subplots()
+    bins = np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60).tolist()
     for kind, name, colour in ((same, 'genuine', GENUINE), (~same, 'impostor', IMPOSTOR)):
         label = f'{name} ({kind.sum()})'
         axis.hist(scores[kind], bins, density=True, alpha=0.55, color=colour, label=label)
@@ -221,9 +218,10 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
     """The lowest-scoring genuine pairs of an Evidence over the highest-scoring impostor pairs, with
     ages if they are known, scores and file names."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
+    low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]
     kinds = (
-        ('same person, scored low', GENUINE, order[pairs.same[order]][:each]),
-        ('different people, scored high', IMPOSTOR, order[~pairs.same[order]][::-1][:each]),
+        ('same person, scored low', GENUINE, low),
+        ('different people, scored high', IMPOSTOR, high),
     )
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
     halves: Any = figure.subfigures(2, 1)

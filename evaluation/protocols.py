@@ -15,17 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset import Faces
-from evaluation.pair_files import (
-    EVERY_SCORE,
-    is_header,
-    locate,
-    pair_of,
-    read_bin,
-    read_bytes,
-    read_lines,
-    root_of,
-    why_no_pair,
-)
+from evaluation import pair_files
 from evaluation.pairs import Pairs
 from evaluation.rates import GRID
 from evaluation.set_checks import check_ages
@@ -35,15 +25,9 @@ from storage.images import some
 from utils import DataError
 
 # 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
-FGNET = re.compile(
-    rf'(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}',
-    re.IGNORECASE | re.ASCII,
-)
+FGNET = rf'(?ai)(?P<photograph>(?P<subject>\d{{3}})a(?P<age>\d{{1,2}})[a-z]?){TAIL}'
 # 009055_1M54.JPG: subject, picture, sex, age
-MORPH = re.compile(
-    rf'(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}',
-    re.IGNORECASE | re.ASCII,
-)
+MORPH = rf'(?ai)(?P<photograph>(?P<subject>\d{{1,18}})_\d+[MF](?P<age>\d{{1,3}})){TAIL}'
 NUMBER = re.compile(r'[0-9]{1,9}')
 # what LFW's archives unpack to
 LFW_FOLDERS = ('lfw', 'lfw_funneled', 'lfw-deepfunneled', 'lfw-deepfunneled/lfw-deepfunneled')
@@ -90,8 +74,8 @@ def of_pairs(
     either kind.
     """
     names = list(dict.fromkeys(name for row in rows for name in row[:2]))
-    root = root_of(path, names, *below)
-    paths = {name: locate(root, name) for name in names}
+    root = pair_files.root_of(path, names, *below)
+    paths = {name: pair_files.locate(root, name) for name in names}
     unique = {source: index for index, source in enumerate(dict.fromkeys(paths.values()))}
     left, right = np.array([[unique[paths[name]] for name in row[:2]] for row in rows]).T
     if people is not None:
@@ -110,12 +94,11 @@ def lfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
     file = Path(path, 'pairs.txt')
     if not file.exists() and file.parent.with_name('pairs.txt').exists():
         file = file.parent.with_name('pairs.txt')
-    lines, digest = read_lines(file)
+    lines, digest = pair_files.read_lines(file)
     if lines[0][1].split() != [str(folds), str(per_fold)]:
-        raise DataError(
-            f'{file}: the first line is {lines[0][1]!r}; LFW has {folds} folds of {per_fold} and '
-            f'{per_fold} pairs; a list of your own in this format is read by the benchmark `pairs`'
-        )
+        shape = f'LFW has {folds} folds of {per_fold} and {per_fold} pairs'
+        remedy = 'a list of your own in this format is read by the benchmark `pairs`'
+        raise DataError(f'{file}: the first line is {lines[0][1]!r}; {shape}; {remedy}')
     rows, people = _lfw_rows(file, lines[1:], per_fold, folds)
     return of_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
 
@@ -145,7 +128,7 @@ def calfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
     the impostors, token 0, a fold every 300.
     """
     file = Path(path, 'pairs_CALFW.txt')
-    lines, digest = read_lines(file)
+    lines, digest = pair_files.read_lines(file)
     if len(lines) != 4 * folds * per_fold:
         raise DataError(f'{file}: {len(lines)} lines; expected {4 * folds * per_fold}, two a pair')
     rows, people = [], []
@@ -170,21 +153,22 @@ def calfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
 def cacd_vs(path: str, folds: int = 10, per_fold: int = 200) -> Benchmark:
     """CACD-VS: path/0000_0.jpg and 0000_1.jpg to 3999, or below path/images; no list: in each 400
     pairs, 200 genuine and 200 not."""
-    rows = [
-        (f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
-        for i in range(2 * folds * per_fold)
-    ]
+    rows: list[tuple] = []
+    for i in range(2 * folds * per_fold):
+        rows.append(
+            (f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
+        )
     return of_pairs(rows, Path(path), ('images', ''), None)
 
 
 def bin_file(path: str) -> Benchmark:
     """InsightFace's .bin (lfw, agedb_30, cfp_fp, calfw, cplfw): ten contiguous folds, as
     InsightFace cuts them."""
-    images, same = read_bin(path)
+    images, same = pair_files.read_bin(path)
     index = np.arange(len(same))
     fold = np.repeat(np.arange(10), [len(part) for part in np.array_split(index, 10)])
     names = [f'{path}: image {i}' for i in range(len(images))]
-    digest = hashlib.sha256(read_bytes(path, '')).hexdigest()
+    digest = hashlib.sha256(pair_files.read_bytes(path, '')).hexdigest()
     return Benchmark(images, names, Pairs(2 * index, 2 * index + 1, same, fold), digest=digest)
 
 
@@ -197,7 +181,7 @@ def pair_list(path: str) -> Benchmark:
     every score`, as --write-pairs has it, makes the thresholds those of pairs drawn by age gap.
     """
     file = Path(path).expanduser()
-    lines, digest = read_lines(file)
+    lines, digest = pair_files.read_lines(file)
     first = lines[0][1]
     head = first.split()
     if len(lines) > 1 and len(head) < 3 and all(map(NUMBER.fullmatch, head)):
@@ -206,15 +190,15 @@ def pair_list(path: str) -> Benchmark:
         return of_pairs(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest, people)
     rows = []
     for number, line in lines:
-        pair = pair_of(line)
+        pair = pair_files.pair_of(line)
         if pair:
             rows.append(pair)
-        elif not line.startswith('#') and not (line == first and is_header(line)):
-            raise DataError(f'{file}, line {number}: {line!r:.200}: {why_no_pair(line)}')
+        elif not line.startswith('#') and not (line == first and pair_files.is_header(line)):
+            raise DataError(f'{file}, line {number}: {line!r:.200}: {pair_files.why_no_pair(line)}')
     if not rows:
         raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
     found = of_pairs(rows, file.parent, ('', 'images'), digest)
-    if first.startswith('#') and EVERY_SCORE in first:
+    if first.startswith('#') and pair_files.EVERY_SCORE in first:
         found = found._replace(every_score=True)
     folders = [str(Path(source).parent) for source in found.sources]
     people = np.unique(folders, return_inverse=True)[1][np.stack(found.pairs[:2], 1)]
@@ -228,11 +212,9 @@ def fgnet(path: str, images: int = 1002, people: int = 82) -> Benchmark:
     there = np.unique([int(Path(x).stem[:3]) for x in found.sources])
     if (len(found.sources), len(there)) != (images, people):
         absent = [str(number) for number in range(1, people + 1) if number not in there]
-        raise DataError(
-            f'{path}: {len(found.sources)} images of {len(there)} people named {form}; '
-            f'the published set has {images} of {people}'
-            + (f'; no image of subject {some(absent)}' if absent else '')
-        )
+        count = f'{len(found.sources)} images of {len(there)} people named {form}'
+        missing = f'; no image of subject {some(absent)}' if absent else ''
+        raise DataError(f'{path}: {count}; the published set has {images} of {people}{missing}')
     return found
 
 
@@ -315,7 +297,7 @@ def _named(path, pattern, form):
     """
     found, others, first = [], [], {}
     for file in images_below(path):
-        match = pattern.fullmatch(Path(file).stem)
+        match = re.fullmatch(pattern, Path(file).stem)
         if match:
             numbers = re.split(r'(\d+)', match.string)
             order = [int(text) if text.isdigit() else text.lower() for text in numbers]

@@ -163,18 +163,15 @@ def bootstrap(
         accuracy = np.full(len(weights), np.nan)
         if right is not None:
             count = weights @ in_fold
-            share = np.divide(
-                weights @ (in_fold * right[:, None]), count, where=count > 0, out=0 * count
-            )
+            share = weights @ (in_fold * right[:, None]) / np.where(count > 0, count, 1)
             with np.errstate(invalid='ignore'):  # NaN if no pair was drawn
                 accuracy = share.sum(1) / (count > 0).sum(1)
         figures = {'accuracy': accuracy, **roc_figures(scores, same, weights)}
         found.append((figures, far_thresholds(scores, same, weights)))
-    figures, thresholds = (
-        {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]}
-        for blocks in zip(*found, strict=True)
-    )
-    return figures, thresholds
+    joined = []
+    for blocks in zip(*found, strict=True):
+        joined.append({k: np.concatenate([one[k] for one in blocks]) for k in blocks[0]})
+    return joined[0], joined[1]
 
 
 def share_interval(

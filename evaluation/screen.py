@@ -18,12 +18,13 @@ def table(name: str, reports: dict) -> str:
         lines += [
             f'\n{name}, {label}: {report["images"]} images, {people}{found["pairs"]} pairs',
             f'{"":14}{"pairs":>7}  {"accuracy ± std":>15}  {heads}  threshold',
-            *(_row(title, row) for title, row in rows),
-            *_notes(rows),
-            *_thresholds(found['far']),
         ]
+        lines += [*(_row(*row) for row in rows), *_notes(rows), *_thresholds(found['far'])]
         if 'alignment' in report:
-            lines.append(alignment_line(report['alignment']))
+            lost = report['alignment']
+            count = f'{lost["not_found"]:,} of {lost["photographs"]:,} photographs'
+            share = f'{100 * lost["share"]:.2f} %'
+            lines.append(f'no face found in {count} ({share}): their middle was taken')
         if 'rank1' in report:
             figure = _percent(report['rank1'], report['rank1_interval'])
             lines.append(f'rank-1 {figure} of {report["rank1_probes"]} probes')
@@ -50,12 +51,6 @@ def _row(title, row):
     figures = [_percent(row[k], limits.get(k), k in few) for k in map(str.lower, COLUMNS)]
     figures = '  '.join(f'{figure:>18}' for figure in figures)
     return f'{title:14}{row["pairs"]:7}  {accuracy:>15}  {figures}  {threshold:>9}'
-
-
-def alignment_line(counts: dict) -> str:
-    """In how many photographs no face was found."""
-    share = f'{counts["not_found"]:,} of {counts["photographs"]:,} photographs'
-    return f'no face found in {share} ({100 * counts["share"]:.2f} %): their middle was taken'
 
 
 def _notes(rows):
@@ -112,18 +107,12 @@ def leakage_table(report: dict) -> str:
         lines.append(f'{name:>{len(head)}}  {figures}')
     if report['age']['x']['r2'] is None:
         lines.append('–  the age is not read: that needs five people, and ages that differ')
-    rho, shuffled, limit = (
-        _fixed(report['correlation'][key]) for key in ('rho', 'shuffled', 'shuffled_95')
-    )
+    rho, shuffled, limit, _ = map(_fixed, report['correlation'].values())
+    line = f'first canonical correlation of x_id and x_age, held out: {rho}'
+    line += f'; shuffled pairs {shuffled}, 95 % below {limit}'
     if rho == '–':
-        return '\n'.join(lines) + (
-            '\n–  x_id and x_age are not correlated: that needs four people and 80 images'
-        )
-    lines.append(
-        f'first canonical correlation of x_id and x_age, held out: {rho}; shuffled pairs '
-        f'{shuffled}, 95 % below {limit}'
-    )
-    return '\n'.join(lines)
+        line = '–  x_id and x_age are not correlated: that needs four people and 80 images'
+    return '\n'.join([*lines, line])
 
 
 def differences_table(row: dict) -> str:

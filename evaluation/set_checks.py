@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 READS = 50_000  # files of train_root that are compared with those of val_root at every start
 FILLED = 1.45  # numbers to a picture at most, if pictures are numbered and some were removed
 MEND = "'pat' and 'pos' in meta.py"
+NOTHING = 'what was trained on says nothing of new faces'
+BETTER = 'make validation look better than it is'
 
 
 def check_ages(faces: 'Faces') -> list[str]:
@@ -29,9 +31,7 @@ def check_ages(faces: 'Faces') -> list[str]:
     if len(faces) >= 20 and most >= 0.95 * len(faces):
         count = f'{most} of {len(faces)} faces are of age {usual:g}'
         return [f'{faces.root}: {count}: little {learnt}']
-    people = {
-        label: np.sort(faces.ages[faces.labels == label]) for label in np.unique(faces.labels)
-    }
+    people = {k: np.sort(faces.ages[faces.labels == k]) for k in np.unique(faces.labels)}
     people = {label: ages for label, ages in people.items() if len(ages) > 1}
     ask = f'is the number of the picture taken for the age? Mend {MEND}'
     if len(people) > 1 and _is_counter(faces.ages, people.values()):
@@ -82,24 +82,12 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     Raises DataError if all of its images are in `train` too, or if neither verification (different
     people, one of them twice) nor closed-set accuracy (people of `train`) can be measured.
     """
-    nothing = 'what was trained on says nothing of new faces'
     if val.source.beside.resolve() == train.source.beside.resolve():
-        raise DataError(
-            f'{val.root}: val_root is train_root: {nothing}; '
-            'move a tenth of the people to a folder of their own, or set val_root to None'
-        )
+        remedy = 'move a tenth of the people to a folder of their own, or set val_root to None'
+        raise DataError(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
     shared = shared_images(train, val)
-    if len(shared) == len(val):
-        raise DataError(
-            f'{val.root}: all {len(val)} images are in {train.root} too: {nothing}; '
-            'take them out of one of the two, or set val_root to None'
-        )
-    notices = []
-    if shared:
-        notices.append(
-            f'{val.root}: {len(shared)} of {len(val)} images are in {train.root} too, and make '
-            f'validation look better than it is: {some([val.path(index) for index in shared])}'
-        )
+    names = [val.path(index) for index in shared]
+    notices = _shared_notices(train, val.root, names, len(val), 'images')
     missing = None
     if len(val.classes) < 2:
         missing = 'one person: telling people apart takes two'
@@ -122,21 +110,24 @@ def check_list(train: 'Faces', path: str, names: list, sources: list) -> list[st
     folders = ['' if isinstance(x, bytes) else Path(x).parent.name for x in sources]
     sizes = np.array([len(x) if isinstance(x, bytes) else _size(x) for x in sources])
     shared = _shared(train, folders, sizes, lambda index: _digest_of(sources[index]))
-    if len(shared) == len(sources):
-        raise DataError(
-            f'{path}: all {len(sources)} images of the list are in {train.root} too: what was '
-            'trained on says nothing of new faces; take them out of one of the two'
-        )
-    notices, better = [], 'make validation look better than it is'
-    if shared:
-        some_names = some([names[index] for index in shared])
-        count = f'{len(shared)} of {len(sources)} images of the list are in {train.root} too'
-        notices.append(f'{path}: {count}, and {better}: {some_names}')
+    names = [names[index] for index in shared]
+    notices = _shared_notices(train, path, names, len(sources), 'images of the list')
     known = sorted(set(folders) & set(train.classes))
     if known:
         count = f'{len(known)} of {len(set(folders))} people of the list'
-        notices.append(f'{path}: {count} are in {train.root} too, and {better}: {some(known)}')
+        notices.append(f'{path}: {count} are in {train.root} too, and {BETTER}: {some(known)}')
     return notices
+
+
+def _shared_notices(train, where, names, total, images):
+    """A line if some of `total` images, called `names`, are in `train`. DataError if all are."""
+    known = f'{images} are in {train.root} too'
+    if len(names) == total:
+        remedy = '' if 'list' in images else ', or set val_root to None'
+        wrong = f'all {total} {known}: {NOTHING}'
+        raise DataError(f'{where}: {wrong}; take them out of one of the two{remedy}')
+    line = f'{where}: {len(names)} of {total} {known}, and {BETTER}: {some(names)}'
+    return [line] if names else []
 
 
 def fingerprint(names: list) -> str:
