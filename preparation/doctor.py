@@ -26,78 +26,50 @@ def examine(
 
     Raises DataError or UserError.
     """
-    roots = {
-        key: Root(entry[key], entry['pat'], entry['pos'], workers)
-        for key in ('train_root', 'val_root')
-        if entry[key]
-    }
+    keys = [key for key in ('train_root', 'val_root') if entry[key]]
+    roots = {key: Root(entry[key], entry['pat'], entry['pos'], workers) for key in keys}
     same = by_content(roots)
     close, akin = by_embedding(roots, weights) if weights else ([], [])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f'{out}: {error.strerror}: --out names a folder that can be written'
-        ) from None
-    sets = {
-        root.root: (
-            [face.age for face in root.faces if face.age is not None],
-            list(map(len, root.people.values())),
-        )
-        for root in roots.values()
-    }
+        remedy = '--out names a folder that can be written'
+        raise UserError(f'{out}: {error.strerror}: {remedy}') from None
+    sets, listed = {}, []
+    for root in roots.values():
+        known = [face.age for face in root.faces if face.age is not None]
+        sets[root.root] = known, list(map(len, root.people.values()))
+        listed += [(root.path(face), face.reason, '', '') for face in root.faces if face.wrong]
     draw_histograms(sets, cutoffs, out / 'ages.png')
-    listed = [
-        *(
-            (root.path(face), face.reason, '', '')
-            for root in roots.values()
-            for face in root.faces
-            if face.wrong
-        ),
-        *((a, 'same pixels', b, '') for a, b in same),
-        *((a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close),
-        *((a, 'same person', b, f'{cosine:.3f}') for a, b, cosine in akin),
-    ]
+    listed += [(a, 'same pixels', b, '') for a, b in same]
+    listed += [(a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close]
+    listed += [(a, 'same person', b, f'{cosine:.3f}') for a, b, cosine in akin]
     write_csv(out / 'findings.csv', [('file', 'what', 'other', 'cosine'), *listed])
     todo = findings(entry, roots, same, close, akin, cutoffs)
     people = len(roots['train_root'].people)  # empty folders are to be filled or removed
-    return '\n'.join(
-        [
-            *(line for root in roots.values() for line in describe(root, cutoffs)),
-            f'{out / "ages.png"}: the ages and the images a person; '
-            f'{out / "findings.csv"}: {len(listed)} findings, file by file',
-            '',
-            'To do:' if todo else 'Nothing to do.',
-            *(f'  {number}. {line}' for number, line in enumerate(todo, 1)),
-            '',
-            'For meta.py:',
-            '',
-            entry_text(name, entry | {'n_cls': people}),
-        ]
-    )
+    lines = [line for root in roots.values() for line in describe(root, cutoffs)]
+    found = f'{out / "findings.csv"}: {len(listed)} findings, file by file'
+    lines += [f'{out / "ages.png"}: the ages and the images a person; {found}', '']
+    lines.append('To do:' if todo else 'Nothing to do.')
+    lines += [f'  {number}. {line}' for number, line in enumerate(todo, 1)]
+    return '\n'.join([*lines, '', 'For meta.py:', '', entry_text(name, entry | {'n_cls': people})])
 
 
 def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
     """What is in one root, a few lines."""
     counts = sorted(map(len, root.people.values()))
-    lines = [
-        f'{root.root}: {len(root.people)} people, {len(root.faces)} images, '
-        f'{counts[0]} to {counts[-1]} a person (median {np.median(counts):g})'
-    ]
+    images = f'{counts[0]} to {counts[-1]} a person (median {np.median(counts):g})'
+    lines = [f'{root.root}: {len(root.people)} people, {len(root.faces)} images, {images}']
     known = [[face.age for face in faces if face.age is not None] for faces in root.people.values()]
     ages, spans = np.array(sum(known, [])), [np.ptp(ages) for ages in known if ages]
     if len(ages):
         groups = np.bincount(np.searchsorted(cutoffs, ages), minlength=len(cutoffs) + 1)
         names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
         shown = ', '.join(f'{group} {count}' for group, count in zip(names, groups, strict=True))
-        lines += [
-            f'  ages {ages.min():g} to {ages.max():g}; a person is seen over '
-            f'{np.median(spans):g} years (median), {np.max(spans):g} at most',
-            f'  images by age group: {shown}',
-        ]
+        seen = f'{np.median(spans):g} years (median), {np.max(spans):g} at most'
+        lines.append(f'  ages {ages.min():g} to {ages.max():g}; a person is seen over {seen}')
+        lines.append(f'  images by age group: {shown}')
     if root.others:
-        lines.append(
-            f'  {len(root.others)} files or folders that training does not read: '
-            f'{some(root.others)}'
-        )
+        unread = f'{len(root.others)} files or folders that training does not read'
+        lines.append(f'  {unread}: {some(root.others)}')
     return lines

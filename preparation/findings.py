@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from dataset import Faces, alike
-from evaluation.set_checks import check_ages
+from evaluation.set_checks import NOTHING, check_ages
 from preparation.survey import AGELESS, SIZE, UNREADABLE, Root
 from storage.images import some
 
@@ -37,31 +37,20 @@ def findings(
     todo = [line for root in roots.values() for line in _files(root)]
     people = len(train.people)
     if entry['n_cls'] not in (people, None):
-        kind = 'folders' if train.folder else 'people'
-        todo.append(
-            f"'n_cls' is {entry['n_cls']}, the {kind} in train_root are {people}: "
-            'paste the entry below'
-        )
+        kind = f'{"folders" if train.folder else "people"} in train_root are {people}'
+        todo.append(f"'n_cls' is {entry['n_cls']}, the {kind}: paste the entry below")
     if val is None:
-        todo.append(
-            'val_root is None: move a tenth of the folders there, or nothing tells whether '
-            'the training works'
-        )
+        remedy = 'move a tenth of the folders there, or nothing tells whether the training works'
+        todo.append(f'val_root is None: {remedy}')
     if val and os.path.realpath(val.root) == os.path.realpath(train.root):
-        todo.append(
-            f'{val.root}: val_root is train_root: what was trained on says nothing of new '
-            'faces; move a tenth of the people to a folder of their own'
-        )
+        remedy = 'move a tenth of the people to a folder of their own'
+        todo.append(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
     else:
         todo += _duplicates(roots, same, close, akin)
         todo += _validation(train, val) if val else []
     for root in roots.values():
-        todo += [
-            *alike(root.root, root.people),
-            *check_ages(cast(Faces, root)),
-            *_people(root),
-            *_colours(root),
-        ]
+        todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root))]
+        todo += [*_people(root), *_colours(root)]
     return todo + list(_groups(train, cutoffs))
 
 
@@ -76,50 +65,38 @@ def _files(root) -> Iterator[str]:
         number = f'{root.root}: {len(faces)} of {len(root.faces)} images'
         yield f'{number}: {faces[0].reason}: {names}: {REMEDIES[wrong]}'
     if root.empty:
-        yield (
-            f'{root.root}: {len(root.empty)} folders without an image: {some(root.empty)}: '
-            'fill or remove them'
-        )
+        count = f'{len(root.empty)} folders without an image'
+        yield f'{root.root}: {count}: {some(root.empty)}: fill or remove them'
 
 
 def _duplicates(roots, same, close, akin) -> Iterator[str]:
-    place = {
-        root.path(face): (name, face.person) for name, root in roots.items() for face in root.faces
-    }
+    place = dict[str, tuple[str, str]]()
+    for name, root in roots.items():
+        place |= {root.path(face): (name, face.person) for face in root.faces}
     across = [(a, b) for a, b in same if place[a][1] != place[b][1]]
     leaked = [(a, b) for a, b in same if place[a][0] != place[b][0]]
     within = len(same) - len({*across, *leaked})
     copied = {b for _, b in leaked}
     if leaked and len(copied) == sum(bool(face.pixels) for face in roots['val_root'].faces):
-        yield (
-            f'{roots["val_root"].root}: a copy of images of {roots["train_root"].root}: '
-            'what was trained on says nothing of new faces; take out of train_root the '
-            'people to validate on'
-        )
+        copy = f'{roots["val_root"].root}: a copy of images of {roots["train_root"].root}'
+        yield f'{copy}: {NOTHING}; take out of train_root the people to validate on'
     elif leaked:
-        yield (
-            f'{len(leaked)} images are in train_root and in val_root: '
-            f'{some(b for _, b in leaked)}: remove them from one'
-        )
+        count = f'{len(leaked)} images are in train_root and in val_root'
+        yield f'{count}: {some(b for _, b in leaked)}: remove them from one'
     if across:
-        yield (
-            f'{len(across)} images are in the folders of different people: '
-            f'{some(f"{a} = {b}" for a, b in across)}: remove the wrong one'
-        )
+        pairs = some(f'{a} = {b}' for a, b in across)
+        count = f'{len(across)} images are in the folders of different people'
+        yield f'{count}: {pairs}: remove the wrong one'
     if within:
-        yield (
-            f'{within} images are twice in the folder of their person: '
-            'remove the copies (findings.csv)'
-        )
+        count = f'{within} images are twice in the folder of their person'
+        yield f'{count}: remove the copies (findings.csv)'
     fresh = [f'{a} ~ {b}' for a, b, _ in close if (a, b) not in set(same)]
     if fresh:
         yield f'{len(fresh)} pairs look like one photograph: {some(fresh)}: keep one of each'
     if akin:
         pairs = some(f'{a} ~ {b} ({cosine:.2f})' for a, b, cosine in akin)
-        yield (
-            f'{len(akin)} pairs of folders may be of one person: {pairs}: '
-            'look at them, and join what is one'
-        )
+        count = f'{len(akin)} pairs of folders may be of one person'
+        yield f'{count}: {pairs}: look at them, and join what is one'
 
 
 def _validation(train, val) -> Iterator[str]:
@@ -131,11 +108,9 @@ def _validation(train, val) -> Iterator[str]:
         yield f'{val.root}: one image of each person: recognising somebody takes two: {nothing}'
     both = sorted(train.people.keys() & val.people.keys())
     if both and len(both) < len(val.people):
-        yield (
-            f'{len(both)} of the {len(val.people)} people of val_root are in '
-            f'train_root too: {some(both)}: all of them (closed set) or none '
-            '(verification) makes a figure that can be read'
-        )
+        count = f'{len(both)} of the {len(val.people)} people of val_root are in train_root too'
+        remedy = 'all of them (closed set) or none (verification) makes a figure that can be read'
+        yield f'{count}: {some(both)}: {remedy}'
 
 
 def _people(root) -> Iterator[str]:
@@ -148,30 +123,25 @@ def _people(root) -> Iterator[str]:
         )
     alone = [person for person, faces in root.people.items() if len(faces) == 1]
     if len(alone) > 0.1 * len(root.people):
-        yield (
-            f'{root.root}: {len(alone)} of {len(root.people)} people have one image, '
-            f'{some(alone)}: they teach nothing of ageing; add images, or leave them out'
-        )
+        count = f'{len(alone)} of {len(root.people)} people have one image, {some(alone)}'
+        remedy = 'they teach nothing of ageing; add images, or leave them out'
+        yield f'{root.root}: {count}: {remedy}'
 
 
 def _colours(root) -> Iterator[str]:
     """What the colours of a root say: grey images, red and blue exchanged."""
     read = [face for face in root.faces if face.pixels]
     grey = [f'{face.person}/{face.name}' for face in read if face.grey]
-    blue = [
-        f'{face.person}/{face.name}' for face in read if face.redness < BLUISH and not face.grey
-    ]
-    coloured = len(read) - len(grey)
+    coloured = [face for face in read if not face.grey]
+    blue = [f'{face.person}/{face.name}' for face in coloured if face.redness < BLUISH]
     if grey:
-        yield (
-            f'{root.root}: {len(grey)} of {len(read)} images are grey: {some(grey)}: '
-            'no harm if people and ages are as mixed among them as elsewhere'
-        )
+        count = f'{len(grey)} of {len(read)} images are grey: {some(grey)}'
+        harm = 'no harm if people and ages are as mixed among them as elsewhere'
+        yield f'{root.root}: {count}: {harm}'
     if blue:
-        yield (
-            f'{root.root}: {len(blue)} of {coloured} images are bluer than skin, {some(blue)}: '
-            'red and blue are probably exchanged (by a program that counts BGR): write them again'
-        )
+        count = f'{len(blue)} of {len(coloured)} images are bluer than skin, {some(blue)}'
+        cause = 'red and blue are probably exchanged (by a program that counts BGR)'
+        yield f'{root.root}: {count}: {cause}: write them again'
 
 
 def _groups(root, cutoffs) -> Iterator[str]:
@@ -180,8 +150,6 @@ def _groups(root, cutoffs) -> Iterator[str]:
     known = [face.age for face in root.faces if face.age is not None]
     missing = set(range(len(names))) - set(np.searchsorted(cutoffs, known).tolist())
     if known and missing:
-        yield (
-            f'{root.root}: no image of the age group '
-            f'{", ".join(names[group] for group in sorted(missing))}: nothing is learnt of it; '
-            'fewer age_cutoffs, or more images'
-        )
+        groups = ', '.join(names[group] for group in sorted(missing))
+        remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
+        yield f'{root.root}: no image of the age group {groups}: {remedy}'

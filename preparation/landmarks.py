@@ -59,10 +59,8 @@ class Landmarks:
             fits[self._key(relative)].append(relative)
         for key, paths in fits.items():
             if key is not None and len(set(map(os.path.dirname, paths))) > 1:
-                raise DataError(
-                    f'{self.where}: the points of {some([key])} fit {some(paths)}: '
-                    'give them the folders of the photographs too'
-                )
+                wrong = f'{self.where}: the points of {some([key])} fit {some(paths)}'
+                raise DataError(f'{wrong}: give them the folders of the photographs too')
 
     def of(self, relative: str) -> np.ndarray:
         """Five points (5, 2) of the photograph; ValueError says why there are none."""
@@ -83,11 +81,9 @@ def _plain(path):
 
 def _pts_files(folder):
     """{path below the folder, and name alone if only one has it, without suffix: file}."""
-    paths = {
-        _plain(str(file.relative_to(folder).with_suffix(''))): str(file)
-        for file in sorted(Path(folder).rglob('*'))
-        if file.suffix.lower() == '.pts' and file.is_file()
-    }
+    files = [x for x in sorted(Path(folder).rglob('*')) if x.suffix.lower() == '.pts']
+    files = [file for file in files if file.is_file()]
+    paths = {_plain(str(x.relative_to(folder).with_suffix(''))): str(x) for x in files}
     if not paths:
         raise DataError(f'{folder}: no .pts files in this folder or below')
     names = Counter(map(os.path.basename, paths))

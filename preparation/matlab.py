@@ -23,33 +23,27 @@ def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
     from scipy.io import loadmat  # slow to import
 
     if data.startswith((b'MATLAB 7.3', b'\x89HDF')):
-        raise DataError(
-            f"{file}: a .mat file of version 7.3: save it in MATLAB with '-v7', "
-            'or path and age as CSV'
-        )
+        remedy = "save it in MATLAB with '-v7', or path and age as CSV"
+        raise DataError(f'{file}: a .mat file of version 7.3: {remedy}')
     try:
         variables = loadmat(io.BytesIO(data), squeeze_me=True)
     except Exception as error:  # of any kind, if the file is damaged
-        raise DataError(
-            f'{file}: not readable as a .mat file ({error}): save path and age as CSV'
-        ) from None
+        reason = f'not readable as a .mat file ({error})'
+        raise DataError(f'{file}: {reason}: save path and age as CSV') from None
     for columns in _structs(variables):
         path = next((name for name in PATHS if name in columns), None)
         known = [name for name in FIELDS if name in columns]
         # CACD2000 has a second struct, of people: name and birth
         if path and ('age' in known or path != 'name' and {'dob', 'birth'} & set(known)):
-            texts = [
-                [_text(name, value) for value in np.atleast_1d(columns[name])]
-                for name in (path, *known)
-            ]
+            texts = []
+            for name in (path, *known):
+                texts.append([_text(name, value) for value in np.atleast_1d(columns[name])])
             if len(set(map(len, texts))) == 1:
                 titles = ['path', *(FIELDS[name] for name in known)]
                 return [titles, *map(list, zip(*texts, strict=True))]
-    names = ', '.join(name for name in variables if not name.startswith('__'))
-    raise DataError(
-        f'{file}: holds {names or "nothing"}; expected full_path, path or name, the '
-        'file names, with age, or dob and photo_taken: save path and age as CSV'
-    )
+    names = ', '.join(name for name in variables if not name.startswith('__')) or 'nothing'
+    form = 'full_path, path or name, the file names, with age, or dob and photo_taken'
+    raise DataError(f'{file}: holds {names}; expected {form}: save path and age as CSV')
 
 
 def _structs(variables) -> Iterator[dict]:

@@ -30,6 +30,7 @@ from utils import DataError, write_whole
 # faces are written under their own names with these suffixes; any other becomes .jpg
 KEPT = '.jpg .jpeg .jpe .jfif .png .bmp .ppm .tif .tiff .webp'.split()
 OPTIONS = {'JPEG': {'quality': 95, 'subsampling': 0}, 'WEBP': {'lossless': True}}
+NOBODY = 'no person: it lies in no folder of one, or its name does not tell'
 # what a run changes of the faces of runs before
 RENAMED = 'renamed: another age is known now'
 WITHDRAWN = 'removed: no longer in SOURCE'
@@ -65,10 +66,10 @@ def find(source: str | os.PathLike, people: str) -> list[Photograph]:
     found = []
     for relative in [*there.images, *there.others, *wrong]:
         folder, name = os.path.split(relative)
-        named = (
-            fields_in(name, people).get('person') if people in NAMES else folder.split(os.sep)[0]
-        )
-        found.append(Photograph(relative, named or None, 0, wrong.get(relative, '')))
+        named = folder.split(os.sep)[0] or None
+        if people in NAMES:
+            named = fields_in(name, people).get('person')
+        found.append(Photograph(relative, named, 0, wrong.get(relative, '')))
     if not found:
         raise DataError(f'{source}: no files in this folder or below')
     return sorted(found, key=lambda item: list(map(os.fsencode, item.relative.split(os.sep))))
@@ -174,9 +175,7 @@ class Converter:
             if photograph.wrong:
                 raise ValueError(photograph.wrong)
             if photograph.person is None and not self.keep_names:
-                raise ValueError(
-                    'no person: it lies in no folder of one, or its name does not tell'
-                )
+                raise ValueError(NOBODY)
             image = open_photograph(path)
             age, origin = self.known_age(photograph)
             points, faces = self._points(relative, image)
@@ -184,10 +183,8 @@ class Converter:
             face = middle(image, size) if points is None else align(image, points, size)
             if age is None and self.estimator:
                 age, origin = round(self.estimator.estimate(image, points)), self.estimate
-            if self.keep_names:
-                target = kept_name(relative)
-            else:
-                target = os.path.join(photograph.person or '', f'{photograph.number:03d}_{age}.jpg')
+            target = os.path.join(photograph.person or '', f'{photograph.number:03d}_{age}.jpg')
+            target = kept_name(relative) if self.keep_names else target
             written = self._write(face, target)
         except ValueError as error:  # DataError among them
             return Outcome(relative, reason=str(error).removeprefix(f'{path}: '))

@@ -12,6 +12,7 @@ first key of its images and one past the last. Some packs lack these: then every
 
 import os
 import struct
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class RecordFile:
             self.file = open(path, 'rb', buffering=0)
         except OSError as error:
             raise DataError(f'{path}: {error.strerror}') from None
+        weakref.finalize(self, self.file.close)
         self.size = os.fstat(self.file.fileno()).st_size
         head = self._bytes(foreign.READ, 0)
         if not head.startswith(MAGIC):
@@ -53,10 +55,8 @@ class RecordFile:
         while flag not in (WHOLE, LAST):
             head = self._bytes(8, offset)
             if len(head) < 8 or head[:4] != MAGIC:
-                raise DataError(
-                    f'{self.path}: no record at byte {offset} of {self.size}, where the .idx has '
-                    f'one: {TWO_SETS}'
-                )
+                wrong = f'no record at byte {offset} of {self.size}, where the .idx has one'
+                raise DataError(f'{self.path}: {wrong}: {TWO_SETS}')
             before, (length,) = flag, struct.unpack('<I', head[4:])
             flag, length = length >> 29, length & (1 << 29) - 1
             parts.append(self._bytes(length, offset + 8))
@@ -74,12 +74,8 @@ class RecordFile:
         start = HEADER.size + 4 * flag
         if len(data) < start:
             raise DataError(f'{self.path}: the record at byte {offset} is too short for its header')
-        labels = (
-            np.frombuffer(data[HEADER.size : start], '<f4')
-            if flag
-            else np.array([label], np.float32)
-        )
-        return labels, data[start:]
+        labels = np.frombuffer(data[HEADER.size : start], '<f4')
+        return labels if flag else np.array([label], np.float32), data[start:]
 
 
 def identity_of(labels: np.ndarray, where: str) -> int:
@@ -112,10 +108,8 @@ class Records:
         else:
             # records of identities tell of all keys; here only the file's end does
             if end < self.file.size:
-                raise DataError(
-                    f'{path} goes on for {self.file.size - end} bytes after the last '
-                    f'record that {index.name} has: {TWO_SETS}'
-                )
+                more = f'{path} goes on for {self.file.size - end} bytes after the last record'
+                raise DataError(f'{more} that {index.name} has: {TWO_SETS}')
             listed = progress(keys.tolist(), f'listing {path}', len(keys), unit=' records')
             self.keys, self.offsets = keys, offsets
             self.labels = np.array(list(map(self._label, listed, offsets.tolist())))
@@ -132,26 +126,22 @@ class Records:
         """The keys of the images and their identities; `labels` are those of record 0."""
         first, end = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
         if not 1 < first < end or not np.array_equal(keys, np.arange(end)):
-            raise DataError(
-                f'{self.name}: record 0 tells of keys 0 to {end - 1}, identities from {first} on; '
-                f'the .idx has {len(keys)} keys, up to {keys[-1]}: {TWO_SETS}'
-            )
+            told = f'record 0 tells of keys 0 to {end - 1}, identities from {first} on'
+            there = f'the .idx has {len(keys)} keys, up to {keys[-1]}'
+            raise DataError(f'{self.name}: {told}; {there}: {TWO_SETS}')
         owner = np.full(first, -1)
         for key in range(first, end):
             labels = self.file.record(int(offsets[key]))[0]
             start, stop = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
             if not 1 <= start < stop <= first or (owner[start:stop] >= 0).any():
-                raise DataError(
-                    f'{self.name}: the identity of key {key} has images {labels.tolist()}, '
-                    f'which are not its own among 1 to {first - 1}: {TWO_SETS}'
-                )
+                images = f'{labels.tolist()}, which are not its own among 1 to {first - 1}'
+                wrong = f'{self.name}: the identity of key {key} has images {images}'
+                raise DataError(f'{wrong}: {TWO_SETS}')
             owner[start:stop] = self._label(start, int(offsets[start]))
         people = len(np.unique(owner[1:]))
         if (owner[1:] < 0).any() or people != end - first:
-            raise DataError(
-                f'{self.name}: {end - first} identities by the .idx, {people} by the labels of '
-                f'their images: {TWO_SETS}'
-            )
+            counts = f'{end - first} identities by the .idx, {people} by the labels of their images'
+            raise DataError(f'{self.name}: {counts}: {TWO_SETS}')
         return np.arange(1, first), owner[1:]
 
     def _check_property(self, path):
@@ -160,9 +150,8 @@ class Records:
         except (OSError, ValueError):
             return  # not every pack has it
         if classes != self.people:
-            raise DataError(
-                f'{path}: {classes} identities; {self.file.path} has {self.people}: {TWO_SETS}'
-            )
+            there = f'{self.file.path} has {self.people}'
+            raise DataError(f'{path}: {classes} identities; {there}: {TWO_SETS}')
 
 
 def _read_index(path):

@@ -47,10 +47,8 @@ class Examiner:
             labels, data = self.file.record(int(offset))
             where = f'{self.file.path}, key {key}'
             if identity_of(labels, where) != identity:
-                raise DataError(
-                    f'{where}: its label is {labels[0]:g}, its identity in the .idx '
-                    f'{identity}: they are of two sets: fetch both again'
-                )
+                two = f'its label is {labels[0]:g}, its identity in the .idx {identity}'
+                raise DataError(f'{where}: {two}: they are of two sets: fetch both again')
             try:
                 pixels = decode(data)
             except DataError as error:
@@ -107,9 +105,7 @@ def run(
     """
     records, folder = Records(source), Path(target)
     tables = [Table(kind) for kind in ages if kind != 'estimate']
-    images = [
-        (str(key), str(label)) for key, label in zip(records.keys, records.labels, strict=True)
-    ]
+    images = list(zip(map(str, records.keys), map(str, records.labels), strict=True))
     for table in tables:
         table.check(images)
     state = State(records, images, tables, folder / 'report.csv')
@@ -123,11 +119,9 @@ def run(
         indices = np.flatnonzero(faces.labels == label)[:8].tolist()
         shown[faces.classes[label]] = [(faces.encoded(k), faces.ages[k]) for k in indices]
     contact_sheet(shown, folder / 'sheet.jpg')
-    lines = [
-        f'{len(faces)} faces of {len(faces.classes)} people in {target}, of {len(records)} '
-        f'images; what became of each: {state.path}',
-        *(f'{number:7} skipped: {reason}' for reason, number in reasons.most_common(8)),
-    ]
+    made = f'{len(faces)} faces of {len(faces.classes)} people in {target}'
+    lines = [f'{made}, of {len(records)} images; what became of each: {state.path}']
+    lines += [f'{number:7} skipped: {reason}' for reason, number in reasons.most_common(8)]
     shards = folder / Path(source).stem
     if _outdated(shards, faces):
         lines.append('The shards are written anew: ages or faces changed')
@@ -142,13 +136,7 @@ class State:
     examined   (n,) whether an image was decoded
     """
 
-    def __init__(
-        self,
-        records: Records,
-        images: Sequence[tuple[str, str]],
-        tables: Sequence[Table],
-        path: Path,
-    ):
+    def __init__(self, records: Records, images: Sequence, tables: Sequence[Table], path: Path):
         self.records, self.images, self.path, n = records, images, path, len(records)
         self.known, self.estimated = np.full((2, n), np.nan)
         self.examined, self.origin, self.wrong = np.zeros(n, bool), [''] * n, {}
@@ -168,18 +156,14 @@ class State:
     def examine(self, estimates: bool, dex: str | None, workers: int) -> None:
         """Decodes what wasn't yet, over `workers` processes, and estimates the ages not known."""
         wanted = np.isnan(self.known) & estimates
-        self.origin = [
-            ('dex' if dex else 'estimate') if estimate else origin
-            for estimate, origin in zip(wanted, self.origin, strict=True)
-        ]
+        for place in np.flatnonzero(wanted).tolist():
+            self.origin[place] = 'dex' if dex else 'estimate'
         wanted &= np.isnan(self.estimated)
         wanted[list(self.wrong)] = False
         todo = np.flatnonzero(~self.examined | wanted)
         columns = (self.records.keys, self.records.offsets, self.records.labels, wanted)
-        batches = [
-            tuple(column[todo[start : start + BATCH]] for column in columns)
-            for start in range(0, len(todo), BATCH)
-        ]
+        parts = [todo[start : start + BATCH] for start in range(0, len(todo), BATCH)]
+        batches = [tuple(column[part] for column in columns) for part in parts]
         make = functools.partial(Examiner, self.records.file.path, estimates, dex)
         self._write()
         with contextlib.closing(each(Examiner.examine, batches, make(), make, workers)) as done:
@@ -208,11 +192,8 @@ class State:
     def _row(self, place):
         age = self.known[place] if np.isfinite(self.known[place]) else self.estimated[place]
         wrong = self.wrong.get(place) or (NO_AGE if np.isnan(age) else '')
-        return (
-            *self.images[place],
-            *(('', '') if wrong else (f'{age:g}', self.origin[place])),
-            wrong,
-        )
+        known = ('', '') if wrong else (f'{age:g}', self.origin[place])
+        return *self.images[place], *known, wrong
 
     def _write(self):
         write_csv(self.path, itertools.chain([FIELDS], self.rows()))

@@ -38,14 +38,8 @@ def write_shards(
     target, shards = Path(target), -(-len(faces) // per_shard)
     width = max(5, len(str(shards - 1)))
     pattern = f'{target}-{{{0:0{width}}..{shards - 1:0{width}}}}.tar'
-    plan = {
-        'pattern': Path(pattern).name,
-        'faces': len(faces),
-        'people': len(faces.classes),
-        'per_shard': per_shard,
-        'seed': seed,
-        'fingerprint': faces.fingerprint,
-    }
+    plan = {'pattern': Path(pattern).name, 'faces': len(faces), 'people': len(faces.classes)}
+    plan |= {'per_shard': per_shard, 'seed': seed, 'fingerprint': faces.fingerprint}
     about = target.with_name(f'{target.name}.json')
     there = sorted(target.parent.glob(f'{glob.escape(target.name)}-{"[0-9]" * 5}*.tar'))
     try:
@@ -53,10 +47,8 @@ def write_shards(
     except (OSError, ValueError):
         same = not there and not about.exists()
     if not same:
-        raise DataError(
-            f'{(there or [about])[0]}: there are shards of this name already, of other faces or '
-            'another number in each: choose another name'
-        )
+        taken = 'there are shards of this name already, of other faces or another number in each'
+        raise DataError(f'{(there or [about])[0]}: {taken}: choose another name')
     faces.check(cache=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, f'.{glob.escape(target.name)}-*.tar.*.tmp')
@@ -75,10 +67,8 @@ def write_shards(
 def _write(faces, indices, path):
     with open(path, 'wb') as file, library().TarWriter(file, encoder=False, mtime=0) as tar:
         for index in indices:
-            name, person = (
-                faces.source.name(faces.places[index]),
-                faces.classes[faces.labels[index]],
-            )
+            name = faces.source.name(faces.places[index])
+            person = faces.classes[faces.labels[index]]
             about = {'identity': person, 'age': float(str(faces.ages[index])), 'file': name}
             sample = {'__key__': f'{index:09d}', 'json': json.dumps(about).encode()}
             suffix = os.path.splitext(name)[1][1:].lower()

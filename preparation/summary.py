@@ -26,18 +26,14 @@ def of_photographs(report: Report, changes: Counter, keep_names: bool) -> str:
     cut = sum(row.faces == '0' for row in made)
     counts = dict(changes) | {f'skipped: {reason}': number for reason, number in shown.items()}
     counts['skipped for other reasons'] = reasons.total() - sum(shown.values())
-    counts['photograph(s) of several faces: look at report.csv, column faces'] = sum(
-        row.faces not in ('', '0', '1') for row in made
-    )
-    counts[
-        f'photograph(s) without a face that was found, {100 * cut / max(1, len(made)):.1f} %: '
-        'cut from the middle (column faces: 0)'
-    ] = cut
-    lines = [
-        f'{len(made)} faces of {len(faces)} {"folder(s)" if keep_names else "people"} in '
-        f'{report.target}, of {len(rows)} files; what became of each: {report.path}',
-        *(f'{number:7} {what}' for what, number in counts.items() if number),
-    ]
+    several = sum(row.faces not in ('', '0', '1') for row in made)
+    counts['photograph(s) of several faces: look at report.csv, column faces'] = several
+    share = f'photograph(s) without a face that was found, {100 * cut / max(1, len(made)):.1f} %'
+    counts[f'{share}: cut from the middle (column faces: 0)'] = cut
+    written = f'{len(made)} faces of {len(faces)} {"folder(s)" if keep_names else "people"}'
+    files = f'{report.target}, of {len(rows)} files; what became of each: {report.path}'
+    lines = [f'{written} in {files}']
+    lines += [f'{number:7} {what}' for what, number in counts.items() if number]
     if faces and not keep_names:
         entry = _entry(report.target, report.target, len(faces))
         name = identifier(report.target)
@@ -53,10 +49,8 @@ def of_records(target: str, pattern: str, people: int, lines: Sequence[str]) -> 
 
 def _entry(target, root, people):
     values = {'train_root': os.path.abspath(root), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
-    return (
-        f'Look at {Path(target, "sheet.jpg")}, then paste into meta.py:\n\n'
-        f'{entry_text(identifier(target), values | {"n_cls": people})}'
-    )
+    text = entry_text(identifier(target), values | {'n_cls': people})
+    return f'Look at {Path(target, "sheet.jpg")}, then paste into meta.py:\n\n{text}'
 
 
 def _warnings(report, faces):
@@ -65,24 +59,18 @@ def _warnings(report, faces):
     strangers = [path for path in below(report.target).images if os.path.dirname(path)]
     strangers = [path for path in strangers if path not in ours]
     if strangers:
-        line = (
-            f'{len(strangers):7} image(s) in {report.target} that this did not make, and '
-            f'that training counts: {some(strangers)}: remove what does not belong there'
-        )
+        line = f'{len(strangers):7} image(s) in {report.target} that this did not make, and that'
+        line += f' training counts: {some(strangers)}: remove what does not belong there'
         people = {*faces, *(path.split(os.sep)[0] for path in strangers)}
         if len(people) > len(faces):
-            line += (
-                f"; training finds {len(people)} identities with them, and 'n_cls': "
-                f'{len(faces)} below is without'
-            )
+            line += f'; training finds {len(people)} identities with them'
+            line += f", and 'n_cls': {len(faces)} below is without"
         lines.append(line)
     with contextlib.suppress(DataError):  # of a stranger without an age
         lines += [f'Beware: {line}' for line in check_ages(Faces(report.target, r'_|\.', 1))]
     if len(faces) > 2 and all(len(files) == 1 for files in faces.values()):
-        lines.append(
-            f'Beware: each of the {len(faces)} people has one image, as '
-            f'{some(list(faces)[:1])}: is that their names? See --people'
-        )
+        one = f'each of the {len(faces)} people has one image, as {some(list(faces)[:1])}'
+        lines.append(f'Beware: {one}: is that their names? See --people')
     return lines
 
 

@@ -62,9 +62,8 @@ class Root:
         self.folder = not are_shards(self.root) and not is_list(self.root)
         listed = self._listed(pat, pos) if self.folder else self._of_faces(pat, pos)
         if not listed:
-            raise DataError(
-                f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
-            )
+            form = f'{self.root}/<identity>/000_[age].jpg'
+            raise DataError(f'{self.root}: no images; expected {form}')
         with ThreadPoolExecutor(workers) as pool:
             faces = pool.map(lambda item: _face(*item), listed)
             self.faces = list(progress(faces, f'reading {self.root}', len(listed), unit=' faces'))
@@ -72,12 +71,8 @@ class Root:
         for face in self.faces:
             self.people[face.person].append(face)
         self.good = [face for face in self.faces if not face.wrong]
-        self.classes, self.labels = [], np.array([], int)
-        if self.good:
-            people, self.labels = np.unique(
-                [face.person for face in self.good], return_inverse=True
-            )
-            self.classes = people.tolist()
+        self.classes = sorted({face.person for face in self.good})
+        self.labels = np.searchsorted(self.classes, [face.person for face in self.good])
         self.ages = np.array([face.age for face in self.good])
 
     def __len__(self) -> int:
@@ -90,10 +85,8 @@ class Root:
     def _listed(self, pat, pos):
         """(person, name, age, its encoded bytes when called) of each face in a folder."""
         if not os.path.isdir(self.root):
-            raise DataError(
-                f'{self.root}: no such folder{seen_from(self.root)}: '
-                'expected one with a folder per person'
-            )
+            where = f'no such folder{seen_from(self.root)}'
+            raise DataError(f'{self.root}: {where}: expected one with a folder per person')
         listed = []
         for person in sorted(os.listdir(self.root)):
             folder = os.path.join(self.root, person)
@@ -101,9 +94,8 @@ class Root:
                 self.others.append(person)
                 continue
             there = below(folder, (self.root,))
-            self.others += [
-                f'{person}/{name}' for name in there.others + there.loops + there.special
-            ]
+            unread = there.others + there.loops + there.special
+            self.others += [f'{person}/{name}' for name in unread]
             self.empty += [] if there.images else [person]
             for name in there.images:
                 try:
@@ -116,11 +108,11 @@ class Root:
 
     def _of_faces(self, pat, pos):
         faces = Faces(self.root, pat, pos)
-        people = [faces.classes[label] for label in faces.labels]
-        return [
-            (people[k], faces.path(k), float(faces.ages[k]), functools.partial(faces.encoded, k))
-            for k in range(len(faces))
-        ]
+        listed = []
+        for k, label in enumerate(faces.labels):
+            face = faces.classes[label], faces.path(k), float(faces.ages[k])
+            listed.append((*face, functools.partial(faces.encoded, k)))
+        return listed
 
 
 def _face(person: str, name: str, age: float | None, encoded: Callable[[], bytes]) -> Face:
@@ -155,19 +147,16 @@ def by_embedding(roots: Mapping[str, Root], weights: str | os.PathLike) -> tuple
     of the rest of their own folder.
     """
     if not all(root.folder for root in roots.values()):
-        raise UserError(
-            '--weights compares image files: of shards and lists only pixels are compared'
-        )
+        reason = 'of shards and lists only pixels are compared'
+        raise UserError(f'--weights compares image files: {reason}')
     model, _ = load_weights(weights)
     faces = [(root, face) for root in roots.values() for face in root.good]
     paths = [root.path(face) for root, face in faces]
-    vectors = extract_files(
-        model, paths, torch.device('cpu'), keep=('embedding',), progress=Path(weights).name
-    )[0]['embedding']
-    vectors = torch.from_numpy(vectors)
-    folders, numbers = np.unique(
-        [os.path.join(root.root, face.person) for root, face in faces], return_inverse=True
-    )
+    cpu, title = torch.device('cpu'), Path(weights).name
+    features, _ = extract_files(model, paths, cpu, keep=('embedding',), progress=title)
+    vectors = torch.from_numpy(features['embedding'])
+    people = [os.path.join(root.root, face.person) for root, face in faces]
+    folders, numbers = np.unique(people, return_inverse=True)
     labels, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
     sums = torch.zeros(len(folders), vectors.shape[1]).index_add_(0, labels, vectors)
     close = [(paths[a], paths[b], cosine) for a, b, cosine in _above(vectors, SAME_IMAGE)]
@@ -186,8 +175,6 @@ def _above(vectors, threshold, block=1024):
     starts = range(0, len(vectors), block)
     for start in progress(starts, 'comparing', len(starts), unit=f' times {block} faces'):
         cosines = (vectors[start : start + block] @ vectors[start:].T).triu(1)
-        found += [
-            (start + int(i), start + int(j), float(cosines[i, j]))
-            for i, j in (cosines > threshold).nonzero()
-        ]
+        for i, j in (cosines > threshold).nonzero().tolist():
+            found.append((start + i, start + j, float(cosines[i, j])))
     return sorted(found, key=lambda pair: -pair[2])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -62,16 +63,13 @@ class Table:
             titles = UNTITLED.get(len(titles), titles)
         column = next((name for name in KEYS if name in titles), None)
         if column is None or not {'age', 'birth'} & set(titles):
-            raise DataError(
-                f'{self.kind}: its first line is {",".join(titles)!r:.200}; '
-                'expected columns path or person, and age or birth'
-            )
+            first = f'its first line is {",".join(titles)!r:.200}'
+            form = 'expected columns path or person, and age or birth'
+            raise DataError(f'{self.kind}: {first}; {form}')
         for name in (*KEYS, 'age', 'birth', 'taken'):
             if titles.count(name) > 1:
-                raise DataError(
-                    f'{self.kind}: {titles.count(name)} columns {name!r}: which one is meant? '
-                    'Remove the other'
-                )
+                several = f'{titles.count(name)} columns {name!r}: which one is meant?'
+                raise DataError(f'{self.kind}: {several} Remove the other')
         return titles, column, rows
 
     def _path(self, name):
@@ -90,10 +88,8 @@ class Table:
                 except ValueError as error:
                     wrong.append((key, error))
         if 2 * len(wrong) > stated:
-            raise DataError(
-                f"{self.kind}: {len(wrong)} of {stated} ages can't be read, as that of "
-                f'{some([wrong[0][0]])}: {wrong[0][1]}'
-            )
+            (key, why), count = wrong[0], f"{len(wrong)} of {stated} ages can't be read"
+            raise DataError(f'{self.kind}: {count}, as that of {some([key])}: {why}')
 
     def _key(self, relative, person):
         """The key of the photograph's row; None if there is none."""
@@ -120,26 +116,20 @@ class Table:
             elif not relative.isascii():
                 left = left or relative
         if not fits:
-            raise DataError(
-                f'{self.kind}: none of its {len(self.rows)} rows fits: it has '
-                f'{some(list(self.rows)[:1])}, where {self.source} has {example!r}: '
-                f'write each {self.key} as it is there'
-            )
-        western = {
-            key for key in self.rows if any('\udc80' <= letter <= '\udcff' for letter in key)
-        }
+            none = f'{self.kind}: none of its {len(self.rows)} rows fits'
+            first = f'it has {some(list(self.rows)[:1])}, where {self.source} has {example!r}'
+            raise DataError(f'{none}: {first}: write each {self.key} as it is there')
+        western = {key for key in self.rows if re.search('[\udc80-\udcff]', key)}
         if left and western and not western & set(fits):
-            raise DataError(
-                f'{self.kind}: not UTF-8, and {some(western)} fit no photograph, where '
-                f'{self.source} has {some([left])}: save it as UTF-8'
-            )
+            wrong = f'{self.kind}: not UTF-8, and {some(western)} fit no photograph'
+            there = f'{self.source} has {some([left])}'
+            raise DataError(f'{wrong}, where {there}: save it as UTF-8')
         several = {key: paths for key, paths in fits.items() if len(paths) > 1}
         if several and self.key == 'path':
             key, paths = next(iter(several.items()))
-            raise DataError(
-                f'{self.kind}: {len(several)} bare name(s) fit several photographs: {some([key])} '
-                f'fits {some(paths)}: write paths below {self.source}, as {paths[0]!r}'
-            )
+            several_fit = f'{len(several)} bare name(s) fit several photographs: {some([key])}'
+            remedy = f'write paths below {self.source}, as {paths[0]!r}'
+            raise DataError(f'{self.kind}: {several_fit} fits {some(paths)}: {remedy}')
 
     def age(self, relative: str, person: str | None, path: str | None) -> int:
         """Age in whole years of a photograph, by its path below the source or its person.

@@ -17,11 +17,8 @@ import utils
 from system import locks
 from utils import UserError, write_whole
 
-TEXT: dict[str, Any] = {
-    'newline': '',
-    'encoding': 'utf-8',
-    'errors': 'surrogateescape',
-}  # any name survives
+# any name survives
+TEXT: dict[str, Any] = {'newline': '', 'encoding': 'utf-8', 'errors': 'surrogateescape'}
 
 
 class Outcome(NamedTuple):
@@ -69,21 +66,18 @@ def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
                 before['ages'] = settings['ages']
             changed = [name for name in settings if before[name] != settings[name]]
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f'{file} is damaged: remove it to go on with the options of this command'
-            ) from None
+            remedy = 'remove it to go on with the options of this command'
+            raise UserError(f'{file} is damaged: {remedy}') from None
         made = (path.suffix.lower() in ('.jpg', '.png', '.tar') for path in target.rglob('*'))
         if changed and any(made):
-            raise UserError(
-                f'{target} was begun with another {", ".join(changed)}, {before[changed[0]]!r}, '
-                f'now it is {settings[changed[0]]!r}: repeat the options, or choose another TARGET'
-            )
+            names, first = ', '.join(changed), changed[0]
+            options = f'{before[first]!r}, now it is {settings[first]!r}: repeat the options'
+            another = f'{target} was begun with another {names}'
+            raise UserError(f'{another}, {options}, or choose another TARGET')
     elif target.is_dir() and not Path(target, 'report.csv').exists():
         if set(os.listdir(target)) - {'.lock'}:
-            raise UserError(
-                f'{target} is there already and is not of prepare.py: '
-                'TARGET is a new folder, or one to go on with'
-            )
+            remedy = 'TARGET is a new folder, or one to go on with'
+            raise UserError(f'{target} is there already and is not of prepare.py: {remedy}')
     with locks.claim(target, 'TARGET', 'writing'):
         for stale in target.rglob('.*.????????.tmp'):  # write_whole's, of a process that was killed
             stale.unlink()
@@ -118,9 +112,8 @@ def append_csv(path: str | os.PathLike, rows: Iterable[Iterable]) -> None:
         for row in rows:
             csv.writer(file).writerow(row)
             if interrupt.received:
-                raise UserError(
-                    f'{interrupt.received}: stopped; the same command goes on from here'
-                )
+                stopped = f'{interrupt.received}: stopped'
+                raise UserError(f'{stopped}; the same command goes on from here')
 
 
 class Report:
@@ -130,9 +123,8 @@ class Report:
         self.target, self.path = Path(target), Path(target, 'report.csv')
         rows = [Outcome(*row) for row in read_report(self.path, Outcome._fields)]
         # what was skipped is tried again, and what was deleted
-        self.rows = {
-            row.source: row for row in rows if row.target and (self.target / row.target).is_file()
-        }
+        rows = [row for row in rows if row.target and (self.target / row.target).is_file()]
+        self.rows = {row.source: row for row in rows}
         self.rewrite()
 
     def rewrite(self) -> None:
