@@ -30,7 +30,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import nn
 
 import utils
 from backbones import PretrainedBackbone
@@ -38,34 +37,21 @@ from evaluation import protocols
 from model import HEIGHT, DALModel, SolvedFactorization
 from recognition.alignment import TEMPLATE
 from recognition.embedding import extract_files
+from recognition.inference import MethodOf
 from recognition.weights import WeightsInfo, load_weights
+from storage.files import write_npz
 from system.names import shown
 from verification.decision import Decision
 
+FEATURE = 'x_id of face and mirror, concatenated, unit length'
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
-
-
-class Embedder(nn.Module):
-    """DALModel.embed as a module, without the parts that only training needs."""
-
-    def __init__(self, model: DALModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        return self.model.embed(faces)
 
 
 def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
     """The facts that a user of the weights must know, and how they were trained."""
     decision = Decision.of(info.decision, info.path)
-    training = {
-        'epoch': info.epoch,
-        'best': info.best,
-        'recipe': info.recipe,
-        'people': len(info.classes),
-        'accuracy': decision.accuracy,
-    }
+    training = {'epoch': info.epoch, 'best': info.best, 'recipe': info.recipe}
+    training |= {'people': len(info.classes), 'accuracy': decision.accuracy}
     facts = {
         'height': HEIGHT,
         'width': model.width,
@@ -73,29 +59,25 @@ def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
         'layout': 'N, 3, height, width',
         'normalisation': _normalisation(model.backbone),
         'template': TEMPLATE.tolist(),
-        'feature': 'x_id of face and mirror, concatenated, unit length; '
-        'similarity is the inner product',
+        'feature': f'{FEATURE}; similarity is the inner product',
         'threshold': decision.threshold,
         'age_cutoffs': info.age_cutoffs,
         'backbone': info.backbone,
         'training': training,
         'weights_sha256': info.sha256,
     }
-    return {
-        key: value if isinstance(value, str) else json.dumps(value, default=str)
-        for key, value in facts.items()
-    }
+    texts = {key: value for key, value in facts.items() if isinstance(value, str)}
+    return {key: json.dumps(value, default=str) for key, value in facts.items()} | texts
 
 
 def _normalisation(backbone):
     if not isinstance(backbone, PretrainedBackbone):  # whose input is its publisher's
         return '(value - 127.5) / 128, of 0 to 255'
     scale, shift = backbone.scale.double().flatten(), backbone.shift.double().flatten()
+    mean, deviation = ((x / scale).numpy().round(3).tolist() for x in (-shift, 1))
     return (
         f'(value - mean) / deviation, of 0 to 255; {"BGR" if backbone.bgr else "RGB"}; '
-        f'mean {(-shift / scale).numpy().round(3).tolist()}, '
-        f'deviation {(1 / scale).numpy().round(3).tolist()}; '
-        f'resized to {" × ".join(map(str, backbone.size))}'
+        f'mean {mean}, deviation {deviation}; resized to {" × ".join(map(str, backbone.size))}'
     )
 
 
@@ -112,18 +94,10 @@ def needed(name: str) -> ModuleType:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, str]) -> None:
     """An .npz or a .safetensors of arrays and a description, by the ending of `path`."""
     if path.suffix == '.npz':
-        arrays = arrays | {name: np.array(value) for name, value in facts.items()}
-
-        def fill(temporary: Path) -> None:
-            with open(temporary, 'wb') as file:  # given a name, savez would add .npz to it
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+        write_npz(path, arrays | {name: np.array(value) for name, value in facts.items()})
     else:
         save = needed('safetensors.numpy').save_file
-
-        def fill(temporary: Path) -> None:
-            save(arrays, temporary, facts)
-
-    utils.write_whole(path, fill)
+        utils.write_whole(path, lambda temporary: save(arrays, temporary, facts))
 
 
 def onnx(args: argparse.Namespace) -> None:
@@ -131,7 +105,7 @@ def onnx(args: argparse.Namespace) -> None:
     needed('onnxscript')
     runtime = needed('onnxruntime')
     network, info = load_weights(args.weights, backbone=args.backbone)
-    embedder = Embedder(network).eval()
+    embedder = MethodOf(network, 'embed').eval()
     shape, drawn = (5, 3, HEIGHT, network.width), torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
     program = torch.onnx.export(
@@ -152,10 +126,8 @@ def onnx(args: argparse.Namespace) -> None:
         for part in (faces[:1], faces)
     )
     if not apart <= AGREE:
-        raise utils.UserError(
-            f'{args.out}: not written: onnxruntime and PyTorch differ by {apart:.1e}, '
-            f'more than {AGREE:.0e}'
-        )
+        differ = f'differ by {apart:.1e}, more than {AGREE:.0e}'
+        raise utils.UserError(f'{args.out}: not written: onnxruntime and PyTorch {differ}')
     utils.write_whole(args.out, lambda temporary: temporary.write_bytes(data))
     print(
         f'{args.out}: opset {program.model.opset_imports[""]}, {len(data) / 1e6:.1f} MB; '
@@ -168,11 +140,9 @@ def backbone(args: argparse.Namespace) -> None:
     """Writes the tensors that make the embedding, with `description` as metadata."""
     needed('safetensors.numpy')
     model, info = load_weights(args.weights, backbone=args.backbone)
-    arrays = {
-        name: tensor.contiguous().numpy()
-        for name, tensor in model.state_dict().items()
-        if name.startswith(('backbone.', 'factorization.'))
-    }
+    parts, state = ('backbone.', 'factorization.'), model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in kept.items()}
     write_arrays(args.out, arrays, description(model, info))
     values = sum(array.size for array in arrays.values())
     print(f'{args.out}: {len(arrays)} tensors, {values / 1e6:.1f} M values')
@@ -206,9 +176,8 @@ def eraser(args: argparse.Namespace) -> None:
     tensors = {name: tensor.double() for name, tensor in split.state_dict().items()}
     projection = tensors['alpha'] * tensors['projection']
     matrix, offset = torch.eye(len(projection)) - projection, tensors['mean'] @ projection
-    facts = description(model, info) | {
-        'feature': 'x_id = x @ matrix + offset; x is a row of D numbers, before unit length'
-    }
+    facts = description(model, info)
+    facts['feature'] = 'x_id = x @ matrix + offset; x is a row of D numbers, before unit length'
     arrays = {'matrix': matrix.float().numpy(), 'offset': offset.float().numpy()}
     write_arrays(args.out, arrays, facts)
     print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers{_effect(info)}')

@@ -19,8 +19,6 @@ found above the threshold; 4 no threshold is known; 1 an error; 2 a wrong comman
 """
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -33,6 +31,7 @@ from system.locks import Interrupt, Interrupted
 from verification import answers, decision, enrolment, pairs, portraits
 from verification.index import Index
 from verification.matcher import Matcher
+from verification.people_files import table_text
 
 SAME, OTHER, UNDECIDED = 0, 3, 4  # exit statuses; 1 is an error's, 2 argparse's
 
@@ -41,32 +40,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, share = parser.add_argument, between(1e-9, 1 - 1e-9)
+    add, share, years = parser.add_argument, between(1e-9, 1 - 1e-9), between(0, 120)
+    count, port = between(1, 1e6, int), between(1, 2**16 - 1, int)
     add('weights', help='best.pth, epoch_*.pth or last.pth of a training')
     add('images', nargs='*', metavar='image', help='two images to compare')
     add('--find', nargs=2, metavar=('FACE', 'WHERE'), help='look for FACE in an index or a folder')
     add('--pairs', type=Path, metavar='CSV', help='compare many pairs; images from its folder on')
     add('--index', nargs='+', metavar='FOLDER', help='make or update an index: FOLDER [FILE]')
     add('--group', nargs='+', metavar='INDEX', help='the people of an archive: INDEX [OUT]')
-    add(
-        '--serve',
-        nargs='*',
-        metavar='WHERE',
-        help='the page, of an INDEX and its groups: [INDEX [OUT]]',
-    )
+    add('--serve', nargs='*', metavar='WHERE', help='the page, of an archive: [INDEX [OUT]]')
     add('--calibrate', metavar='NAME', help='thresholds from an entry of meta.py')
     add('--json', action='store_true', help='answers as JSON')
     add('--out', type=Path, metavar='FILE', help='a drawing of the answer; --pairs: the table')
     add('--backbone', metavar='NAME', help='the weights are that network as others publish it')
     add('--ctx', type=int, default=-1, help='the GPU to use; below 0, the default, the CPU')
     add = parser.add_argument_group('how a pair is decided').add_argument
-    add(
-        '--ages',
-        nargs='+',
-        type=between(0, 120),
-        metavar='A',
-        help='ages of the two images, or of FACE',
-    )
+    add('--ages', nargs='+', type=years, metavar='A', help='ages of the two images, or of FACE')
     add('--far', type=share, metavar='RATE', help='accept this share of pairs of different people')
     add('--threshold', type=between(-1, 1), metavar='T', help='decide at this similarity, −1 to 1')
     add = parser.add_argument_group('with --group').add_argument
@@ -76,33 +65,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--suggest', action='store_true', help='list pairs of groups that may be one person')
     add('--xmp', action='store_true', help='names and boxes into sidecars beside the photographs')
     add = parser.add_argument_group('with --index, --group, --find or --serve').add_argument
-    add(
-        '--people',
-        nargs='?',
-        const=True,
-        metavar='INDEX',
-        help='--index: folders below FOLDER are people; --group: an INDEX made so',
-    )
-    add(
-        '--top',
-        type=between(1, 1e6, int),
-        default=12,
-        metavar='K',
-        help='--find: how many (default 12)',
-    )
+    whose = '--index: folders below FOLDER are people; --group: an INDEX made so'
+    add('--people', nargs='?', const=True, metavar='INDEX', help=whose)
+    add('--top', type=count, default=12, metavar='K', help='--find: how many (default 12)')
     add('--host', default='127.0.0.1', help='--serve: the address to listen on (this machine only)')
-    add(
-        '--port',
-        type=between(1, 2**16 - 1, int),
-        default=8000,
-        help='--serve: the port (default 8000)',
-    )
+    add('--port', type=port, default=8000, help='--serve: the port (default 8000)')
     args = parser.parse_intermixed_args(argv)
     modes = [args.find, args.pairs, args.index, args.group, args.calibrate, args.serve]
     modes.append(args.images or None)
     of_group = args.sure or args.keep or args.same_photograph or args.suggest or args.xmp
     ages = 2 if args.images else 1 if args.find else 0
     people = args.people is True if args.index else args.people is not True if args.group else False
+    two = '--group and --serve take an index and, if you like, the folder of its groups'
     for right, message in (
         (
             sum(mode is not None for mode in modes) == 1 and len(args.images) in (0, 2),
@@ -111,10 +85,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         (args.far is None or args.threshold is None, 'give --far or --threshold, not both'),
         (len(args.ages or ()) in (0, ages), '--ages: two with two images, one with --find'),
         (len(args.index or ()) <= 2, '--index takes a folder and, if you like, a file'),
-        (
-            len(args.group or args.serve or ()) <= 2,
-            '--group and --serve take an index and, if you like, the folder of its groups',
-        ),
+        (len(args.group or args.serve or ()) <= 2, two),
         (not args.people or people, '--people belongs to --index, and with --group names an index'),
         (args.group or not of_group, '--sure --keep --suggest --xmp belong to --group'),
     ):
@@ -226,11 +197,7 @@ def compare_table(args: argparse.Namespace) -> int:
     if args.json:
         text = ''.join(json.dumps(result) + '\n' for result in results)
     else:
-        file = io.StringIO()
-        table = csv.DictWriter(file, results[0], lineterminator='\n')
-        table.writeheader()
-        table.writerows(results)
-        text = file.getvalue()
+        text = table_text(results[0], results)
     if args.out:
         utils.write_whole(args.out, lambda temporary: temporary.write_text(text, 'utf-8'))
         print(f'{args.out}: {len(results)} pairs', file=sys.stderr)
@@ -342,16 +309,9 @@ def run(args: argparse.Namespace) -> int:
         raise utils.UserError(f'{args.out} is there already: remove it, or name another with --out')
     if args.out and not args.out.absolute().parent.is_dir():
         raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
-    modes = (
-        (args.find, find),
-        (args.pairs, compare_table),
-        (args.index, index),
-        (args.group, group),
-        (args.calibrate, calibrate),
-        (args.images, compare),
-        (True, serve),
-    )
-    return next(work for asked, work in modes if asked)(args)
+    modes = [(args.find, find), (args.pairs, compare_table), (args.index, index)]
+    modes += [(args.group, group), (args.calibrate, calibrate), (args.images, compare)]
+    return next((work for asked, work in modes if asked), serve)(args)
 
 
 if __name__ == '__main__':

@@ -17,13 +17,8 @@ TAIL = r'(?:[-_ ]+(?:\d{1,3}|aligned|align|cropped|crop|face|mtcnn)|\s*\(\d+\))*
 # (x, y) of the eyes, the nose and the corners of the mouth, left to right in the picture;
 # (0, 0) is the middle of the first pixel
 TEMPLATE = np.array(
-    [
-        [30.2946, 51.6963],
-        [65.5318, 51.5014],
-        [48.0252, 71.7366],
-        [33.5493, 92.3655],
-        [62.7299, 92.2041],
-    ]
+    [[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366]]
+    + [[33.5493, 92.3655], [62.7299, 92.2041]]
 )
 
 
@@ -39,9 +34,8 @@ def open_photograph(
 
     def check(height, width):
         if most and width * height > most:
-            raise DataError(
-                f'{width} × {height}, more than {most / 1e6:.0f} megapixels: make it smaller'
-            )
+            limit = f'{most / 1e6:.0f} megapixels'
+            raise DataError(f'{width} × {height}, more than {limit}: make it smaller')
 
     try:
         data = read_file(path) if isinstance(path, (str, os.PathLike)) else path.read()
@@ -86,12 +80,9 @@ def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image
     # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
     shift = 0.5 - inverse @ (times * (matrix[:, 2] + 0.5))
-    large = image.transform(
-        (times * size[0], times * size[1]),
-        Image.Transform.AFFINE,
-        np.hstack([inverse, shift[:, None]]).ravel().tolist(),
-        Image.Resampling.BICUBIC,
-    )
+    whole = times * size[0], times * size[1]
+    data = np.column_stack([inverse, shift]).ravel().tolist()
+    large = image.transform(whole, Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
     return large.reduce(times) if times > 1 else large
 
 
@@ -110,9 +101,6 @@ def middle(image: Image.Image, width: int = WIDTH) -> Image.Image:
     Half of the shorter side becomes the height: about what a face fills in LFW's photographs.
     """
     scale = 2 * HEIGHT / min(image.size)
-    shift = [
-        (width - 1) / 2 - scale * (image.width - 1) / 2,
-        (HEIGHT - 1) / 2 - scale * (image.height - 1) / 2,
-    ]
+    shift = np.subtract((width, HEIGHT), 1) / 2 - scale * np.subtract(image.size, 1) / 2
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     return warp(image, matrix, (width, HEIGHT))

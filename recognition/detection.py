@@ -160,11 +160,9 @@ class Detector:
         x = x.permute(0, 3, 2, 1).flatten(1)
         x = functional.linear(x, weights['dense5.weight'], weights['dense5.bias'])
         x = functional.prelu(x, weights['prelu5.weight'])
-        kinds, points = (
-            functional.linear(x, weights[f'dense6_{k}.weight'], weights[f'dense6_{k}.bias'])
-            for k in (1, 3)
-        )
-        points = points.numpy().astype(float).reshape(-1, 2, 5).transpose(0, 2, 1)
+        kinds = functional.linear(x, weights['dense6_1.weight'], weights['dense6_1.bias'])
+        places = functional.linear(x, weights['dense6_3.weight'], weights['dense6_3.bias'])
+        points = places.numpy().astype(float).reshape(-1, 2, 5).transpose(0, 2, 1)
         return points, kinds.softmax(1)[:, 1].numpy()
 
 
@@ -197,7 +195,5 @@ def choose(faces: Sequence[Face], size: tuple[int, int], rule: str) -> Face:
     """
     if rule == 'largest':
         return max(faces, key=lambda face: face.area)
-    left, top, right, bottom = np.array([face.box for face in faces]).T
-    return faces[
-        int(np.argmin(np.hypot((left + right - size[0]) / 2, (top + bottom - size[1]) / 2)))
-    ]
+    boxes = np.array([face.box for face in faces])
+    return faces[int(np.linalg.norm(boxes[:, :2] + boxes[:, 2:] - size, axis=1).argmin())]

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from recognition.inference import ready
+from storage.files import write_npz
 from storage.images import HEIGHT, WIDTH, WIDTHS, decode, some
 from system import progress as bars
-from utils import DataError, write_whole
+from utils import DataError
 
 FEATURES = ('embedding', 'x', 'x_age', 'x_id')
 
@@ -58,13 +59,8 @@ def extract(
             images = images if torch.is_tensor(images) else images[0]
             images = images.to(device, non_blocking=True)
             x, x_age, x_id = features(torch.cat([images, images.flip(-1)]))
-            arrays = {
-                'embedding': F.normalize(torch.cat(x_id.chunk(2), dim=1)),
-                'x': x,
-                'x_mirror': x[len(images) :],
-                'x_age': x_age,
-                'x_id': x_id,
-            }
+            arrays = {'x': x, 'x_mirror': x[len(images) :], 'x_age': x_age, 'x_id': x_id}
+            arrays['embedding'] = F.normalize(torch.cat(x_id.chunk(2), dim=1))
             for name in keep:
                 found[name].append(arrays[name][: len(images)].cpu().numpy())
     finally:
@@ -105,14 +101,14 @@ def extract_files(
         return kept, digest
     batches = _Decoded(sources, names, getattr(model, 'width', WIDTH), batch_size)
     features = extract(model, batches, device, bf16, keep, progress)
-    for array in features.values():
-        try:
+    try:
+        for array in features.values():
             check_finite(array, names)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda temporary: _save(temporary, features))
+        write_npz(file, features)
     return features, digest
 
 
@@ -124,16 +120,8 @@ def _kept(file, keep, n):
             found = {name: arrays[name] for name in keep}
     except Exception:  # zip, header, key and checksum errors: whatever damage leads to
         return None
-    whole = all(
-        array.ndim == 2 and len(array) == n and array.dtype == np.float32
-        for array in found.values()
-    )
-    return found if whole else None
-
-
-def _save(path, arrays):
-    with open(path, 'wb') as file:  # given a name, savez would add .npz to it
-        np.savez(file, **arrays)
+    kinds = {(array.ndim, len(array), array.dtype.name) for array in found.values()}
+    return found if kinds == {(2, n, 'float32')} else None
 
 
 def digest_of(sources: list, names: list) -> str:

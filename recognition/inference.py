@@ -78,37 +78,31 @@ class Session:
         import onnxruntime
 
         self.factorization, graph = model.factorization, io.BytesIO()
-        faces = torch.zeros(2, 3, HEIGHT, model.width)
+        faces, axes = torch.zeros(2, 3, HEIGHT, model.width), {'faces': {0: 'n'}, 'x': {0: 'n'}}
+        names: dict = {'input_names': ['faces'], 'output_names': ['x'], 'dynamic_axes': axes}
+        network = MethodOf(model, 'embed_mixed').eval()  # or all would be left in training mode
         with warnings.catch_warnings():
             # the exporter that torch prefers takes ten times as long
             warnings.simplefilter('ignore')
-            torch.onnx.export(
-                _Mixed(model).eval(),  # or all would be left in training mode
-                (faces,),
-                graph,
-                dynamo=False,
-                input_names=['faces'],
-                output_names=['x'],
-                dynamic_axes={name: {0: 'n'} for name in ('faces', 'x')},
-            )
-        options = onnxruntime.SessionOptions()
+            torch.onnx.export(network, (faces,), graph, dynamo=False, **names)
+        options, providers = onnxruntime.SessionOptions(), ['CPUExecutionProvider']
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            graph.getvalue(), options, providers=['CPUExecutionProvider']
-        )
+        self.session = onnxruntime.InferenceSession(graph.getvalue(), options, providers)
 
     def features(self, images):
         (x,) = self.session.run(None, {'faces': images.float().contiguous().numpy()})
         return torch.from_numpy(x), *self.factorization(torch.from_numpy(x))
 
 
-class _Mixed(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+class MethodOf(nn.Module):
+    """A method of a model as a module, to be exported."""
 
-    def forward(self, faces):
-        return self.model.embed_mixed(faces)
+    def __init__(self, model: nn.Module, method: str):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return getattr(self.model, self.method)(faces)
 
 
 def _folded(model):

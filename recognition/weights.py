@@ -15,13 +15,8 @@ from model import AGE_CUTOFFS, DALModel, read_state
 from utils import UserError
 
 OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME'
-NEEDED = {
-    'model': dict,
-    'backbone': (dict, type(None)),
-    'classes': list,
-    'age_cutoffs': list,
-    'epoch': int,
-}
+NEEDED = {'model': dict, 'backbone': (dict, type(None)), 'classes': list}
+NEEDED |= {'age_cutoffs': list, 'epoch': int}
 
 
 @dataclass
@@ -30,15 +25,14 @@ class WeightsInfo:
 
     path: str
     sha256: str
-    classes: list  # names of the identities, in the head's order; of an untouched
-    # backbone none
+    classes: list  # names of the identities, in the head's order; none of an untouched backbone
     age_cutoffs: list  # inclusive upper bounds of the age groups, in years
     epoch: int
     best: float | None  # the best validation score of the run so far
     decision: dict | None  # what its validation says of similarities: evaluation.metrics.decision
     recipe: dict | None
-    backbone: dict | None  # arguments of Backbone, or with a name of backbones.build; None: the
-    # user's own module
+    # arguments of Backbone, or with a name of backbones.build; None: the user's own module
+    backbone: dict | None
     age_error: dict | None = None  # of model.estimator: {'mae', 'r2', 'people'}; None: not measured
     figures: dict | None = None  # of validation: {'epoch', 'auc', 'rank1', 'age_r2_id', …}
 
@@ -56,10 +50,7 @@ def load_weights(
     Raises UserError if the file is missing, damaged, not one of this repository, or does not fit.
     """
     try:
-        if backbone:
-            model, info = _untouched(path, backbone)
-        else:
-            model, info = _trained(path)
+        model, info = _untouched(path, backbone) if backbone else _trained(path)
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except ValueError as error:
@@ -68,10 +59,8 @@ def load_weights(
 
 
 def _trained(path):
-    if str(path).endswith('.safetensors'):
-        state = _exported(path)
-    else:
-        state = load_checkpoint(path, NEEDED)
+    of_export = str(path).endswith('.safetensors')
+    state = _exported(path) if of_export else load_checkpoint(path, NEEDED)
     try:
         model = DALModel.of(state, path, _backbone_of(state, path))
     except ValueError as error:
@@ -81,9 +70,9 @@ def _trained(path):
         raise UserError(f'{error}{hint}') from None
     said = [state.get(key) for key in ('best', 'decision', 'recipe')]
     known = state['classes'], state['age_cutoffs'], state['epoch'], *said, state['backbone']
-    info = WeightsInfo(str(path), _sha256(path), *known)
-    info.age_error, info.figures = state.get('age_error'), state.get('figures')
-    return model, info
+    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    measured = state.get('age_error'), state.get('figures')
+    return model, WeightsInfo(str(path), sha256, *known, *measured)
 
 
 def _exported(path):
@@ -107,10 +96,6 @@ def _untouched(path, name):
     return model, WeightsInfo(str(path), digest.hexdigest(), *none, network.config)
 
 
-def _sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None:
     """The arguments of the backbone in a weights file of this repository or of `export.py
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
@@ -123,15 +108,9 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     if not any(str(name).startswith('factorization.') for name in weights):
         return None
     files.check_tensors(path, weights)
-    return content.get('backbone'), _backbone_weights(weights)
-
-
-def _backbone_weights(weights):
-    return {
-        name.removeprefix('backbone.'): tensor
-        for name, tensor in weights.items()
-        if name.startswith('backbone.')
-    }
+    named = [item for item in weights.items() if item[0].startswith('backbone.')]
+    weights = {name.removeprefix('backbone.'): tensor for name, tensor in named}
+    return content.get('backbone'), weights
 
 
 def _backbone_of(state, path):
@@ -179,10 +158,8 @@ def load_checkpoint(path: Any, needed: Any) -> dict:
         )
     for key, kind in needed.items() if isinstance(needed, dict) else ():
         if not isinstance(state[key], kind):
-            raise UserError(
-                f'{path}: no weights file of this repository '
-                f'({key} is of type {type(state[key]).__name__})'
-            )
+            found = f'{key} is of type {type(state[key]).__name__}'
+            raise UserError(f'{path}: no weights file of this repository ({found})')
     if isinstance(state.get('model'), dict):
         state['model'] = _without_prefix(state['model'])
         try:

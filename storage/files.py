@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-EXTENSIONS = tuple(
-    '.jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .avif .heic '
-    '.heif'.split()
+import numpy as np
+
+import utils
+
+EXTENSIONS = (
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
+    *('.ppm', '.pgm', '.pbm', '.jp2', '.avif', '.heic', '.heif'),
 )
 # what systems and network disks put beside the files of people, in lower case: Synology and QNAP,
 # macOS, Linux, Windows and its chkdsk
@@ -65,32 +69,24 @@ def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
 
 def _walk(folder, path, above) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(path below the first folder, sorted (field of Below, name) of its files) of each folder."""
-    names, folders = [], []
+    names, above = [], (folder, *above)
     with os.scandir(folder) as entries:
         for entry in entries:
-            kind = _kind(entry)
-            if is_system(entry.name):
-                continue
-            if kind != 'folder':
-                names.append((kind, entry.name))
-            elif entry.is_symlink() and any(
-                os.path.samefile(entry.path, other) for other in (folder, *above)
-            ):
-                names.append(('loops', entry.name))
-            else:
-                folders.append(entry.name)
-    yield path, sorted(names)
-    for name in folders:
-        yield from _walk(os.path.join(folder, name), os.path.join(path, name), (folder, *above))
+            if not is_system(entry.name):
+                names.append((_kind(entry, above), entry.name))
+    yield path, sorted(name for name in names if name[0] != 'folder')
+    for name in [name for kind, name in names if kind == 'folder']:
+        yield from _walk(os.path.join(folder, name), os.path.join(path, name), above)
 
 
-def _kind(entry):
+def _kind(entry, above):
     try:
         mode = entry.stat().st_mode
     except OSError:  # a link that leads nowhere, or to itself: said when it is read
         mode = stat.S_IFREG
     if stat.S_ISDIR(mode):
-        return 'folder'
+        same = entry.is_symlink() and any(os.path.samefile(entry.path, one) for one in above)
+        return 'loops' if same else 'folder'
     return 'special' if not stat.S_ISREG(mode) else 'images' if is_image(entry.name) else 'others'
 
 
@@ -109,6 +105,16 @@ def read_file(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz of the arrays, whole or not at all."""
+
+    def fill(temporary):
+        with open(temporary, 'wb') as file:  # given a name, savez would add .npz to it
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    utils.write_whole(path, fill)
+
+
 def seen_from(path: str) -> str:
     """What a message adds if a relative path is not found: the folder it is relative to."""
     return '' if os.path.isabs(path) else f', seen from {os.getcwd()}'
@@ -123,10 +129,9 @@ def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
-    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
-    return [
-        (number, line.decode('utf-8', 'surrogateescape')) for number, line in lines if line.strip()
-    ]
+    lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
+    texts = [line.decode('utf-8', 'surrogateescape') for line in lines]
+    return [(number, text) for number, text in enumerate(texts, 1) if lines[number - 1].strip()]
 
 
 def find(folder: str | os.PathLike, name: str) -> str | None:

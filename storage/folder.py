@@ -11,16 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.files import (
-    Below,
-    below,
-    find,
-    is_image,
-    is_system,
-    numbered_lines_of,
-    read_file,
-    seen_from,
-)
+from storage import files
+from storage.files import Below, is_image, is_system, seen_from
 from storage.images import AGE, parse_age, some, to_age
 from utils import DataError
 
@@ -72,14 +64,11 @@ class Folder:
             for left_out, found in zip(passed, there, strict=True):
                 left_out += [f'{folder}/{name}' for name in found]
         if not names:
-            raise DataError(
-                f'{self.root}: no images; expected {self.root}/<identity>/000_[age].jpg'
-            )
+            form = f'{self.root}/<identity>/000_[age].jpg'
+            raise DataError(f'{self.root}: no images; expected {form}')
         if empty:
-            raise DataError(
-                f'{self.root}: {len(empty)} identity folder(s) without an image: {some(empty)}: '
-                'fill or remove them'
-            )
+            what = f'{len(empty)} identity folder(s) without an image'
+            raise DataError(f'{self.root}: {what}: {some(empty)}: fill or remove them')
         if bad:
             raise DataError(
                 f'{self.root}: {len(bad)} file name(s) without a readable age: '
@@ -99,10 +88,8 @@ class Folder:
         try:
             names = sorted(name for name in os.listdir(self.root) if not is_system(name))
         except OSError as error:
-            raise DataError(
-                f'{self.root}: {error.strerror}{seen_from(self.root)}: '
-                'expected a folder with one folder per person'
-            ) from None
+            where = f'{self.root}: {error.strerror}{seen_from(self.root)}'
+            raise DataError(f'{where}: expected a folder with one folder per person') from None
         people = [name for name in names if os.path.isdir(os.path.join(self.root, name))]
         # prepare.py writes a report, and its contact sheet beside it
         alone = {name for name in names if is_image(name)} - {*people}
@@ -113,7 +100,7 @@ class Folder:
     def _below(self, folder):
         path = os.path.join(self.root, folder)
         try:
-            return below(path, (self.root,))
+            return files.below(path, (self.root,))
         except OSError as error:
             raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
 
@@ -131,7 +118,7 @@ class Folder:
 
     def encoded(self, place: bytes) -> bytes:
         """The image file's bytes. Raises OSError."""
-        return read_file(self.path(place))
+        return files.read_file(self.path(place))
 
     def _stats(self, places):
         """(name, size, modification time in ns) of each place; size -1 for one that is missing."""
@@ -181,7 +168,7 @@ class List(Folder):
         faces: dict[str, tuple[str, float]] = {}
         missing, rows = [], self._rows()
         for number, name, label, age in rows:
-            found = find(self.root, name)
+            found = files.find(self.root, name)
             if found is None:
                 missing.append(name)
                 continue
@@ -197,9 +184,8 @@ class List(Folder):
                 f"paths are relative to the list's folder, {os.path.abspath(self.root)}"
             )
         if len(rows) > len(faces):
-            self.notices.append(
-                f'{self.file}: {len(rows) - len(faces)} line(s) repeat others, and count once'
-            )
+            repeated = f'{len(rows) - len(faces)} line(s) repeat others'
+            self.notices.append(f'{self.file}: {repeated}, and count once')
         order = sorted(faces, key=lambda name: (faces[name][0], name))
         people = np.array([faces[name][0] for name in order])
         classes, labels = np.unique(people, return_inverse=True)
@@ -209,11 +195,10 @@ class List(Folder):
     def _rows(self):
         """(line number, path, label, age) of each line."""
         try:
-            lines = numbered_lines_of(read_file(self.file))
+            lines = files.numbered_lines_of(files.read_file(self.file))
         except OSError as error:
-            raise DataError(
-                f'{self.file}: {error.strerror}{seen_from(self.file)}: expected a list of images'
-            ) from None
+            where = f'{self.file}: {error.strerror}{seen_from(self.file)}'
+            raise DataError(f'{where}: expected a list of images') from None
         if any('\0' in line for _, line in lines):
             raise DataError(f'{self.file}: no text file: save the list as text, in UTF-8')
         rows, bad = [], []
@@ -223,9 +208,8 @@ class List(Folder):
                 continue
             try:
                 if AGE.fullmatch(fields[0]) and any(map(is_image, fields[1:])):
-                    raise ValueError(
-                        'it begins with a number, as lists of mxnet do, which have no ages'
-                    )
+                    mxnet = 'as lists of mxnet do, which have no ages'
+                    raise ValueError(f'it begins with a number, {mxnet}')
                 if len(fields) != 3 or not all(fields):
                     raise ValueError('it has no path, label and age')
                 label = unicodedata.normalize('NFC', fields[1])
@@ -233,10 +217,8 @@ class List(Folder):
             except ValueError as error:
                 bad.append(f'line {number}: {line.strip()!r:.80}: {error}')
         if bad:
-            raise DataError(
-                f'{self.file}: {len(bad)} line(s) are not `path label age`, the age in years; '
-                f'{bad[0]}'
-            )
+            form = '`path label age`, the age in years'
+            raise DataError(f'{self.file}: {len(bad)} line(s) are not {form}; {bad[0]}')
         if not rows:
             raise DataError(f'{self.file}: the list is empty; expected `path label age` lines')
         return rows

@@ -154,10 +154,8 @@ def _open_with_pillow(data, check):
         inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
         image = Image.fromarray(255 - greys if inverted else greys)
     elif sixteen and np.asarray(image.convert('RGB')).max() < 16:
-        raise DataError(
-            'not readable as an image (colours of 16 bits of which only the lowest 12 are '
-            'used: save it with 8 bits)'
-        )
+        why = 'colours of 16 bits of which only the lowest 12 are used: save it with 8 bits'
+        raise DataError(f'not readable as an image ({why})')
     image.info.pop('transparency', None)  # which converting would warn of
     return _upright(np.asarray(image.convert('RGB')), orientation)
 

@@ -80,10 +80,8 @@ class Rows:
 
     def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
         """The rows (N, *shape). Raises DataError: the file was removed, or ends too early."""
-        rows, size = (
-            np.empty((len(indices), *self.layout.shape), self.layout.dtype),
-            self.layout.size,
-        )
+        rows = np.empty((len(indices), *self.layout.shape), self.layout.dtype)
+        size = self.layout.size
         try:
             number, places = self._number(), [self.start + int(index) * size for index in indices]
             for at in places if hasattr(os, 'posix_fadvise') else ():  # a disk reads all at once
@@ -92,10 +90,8 @@ class Rows:
                 if os.preadv(number, [row.data], at) != size:
                     raise OSError(None, 'cut short while in use')
         except OSError as error:
-            raise DataError(
-                f'{self.path}, the file of {self.layout.what}: {error.strerror}: '
-                'the next start makes it anew'
-            ) from None
+            what = f'{self.path}, the file of {self.layout.what}'
+            raise DataError(f'{what}: {error.strerror}: the next start makes it anew') from None
         return rows
 
     def __getstate__(self):

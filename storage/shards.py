@@ -13,8 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-import utils
-from storage.files import is_image, is_system, seen_from, sweep
+from storage.files import is_image, is_system, seen_from, sweep, write_npz
 from storage.images import parse_age, some, to_age
 from system.progress import progress
 from utils import DataError
@@ -22,6 +21,7 @@ from utils import DataError
 OPEN = 128  # shards that a process keeps open
 SMALL = 1 << 20  # bytes read at most of a .json, .cls or .txt
 KNOWN = ('.json', '.cls', '.txt')
+KEPT = 'classes', 'places', 'labels', 'ages'
 
 
 def library() -> ModuleType:
@@ -29,9 +29,8 @@ def library() -> ModuleType:
     try:
         import webdataset
     except ImportError:
-        raise DataError(
-            'tar shards need a library that is not installed here: pip install webdataset'
-        ) from None
+        remedy = 'pip install webdataset'
+        raise DataError(f'tar shards need a library that is not installed here: {remedy}') from None
     return webdataset
 
 
@@ -87,14 +86,15 @@ class Shards:
         digest = hashlib.sha256(f'{self.fingerprint(None)} {pat} {pos}'.encode()).hexdigest()[:16]
         kept = self.beside.with_name(f'.{self.beside.name}.{digest}.index.npz')
         try:
-            with np.load(kept) as index:
-                classes = json.loads(index['classes'].tobytes())
-                return classes, index['places'], index['labels'], index['ages']
+            with np.load(kept) as arrays:
+                classes, *index = (arrays[name] for name in KEPT)
+                return json.loads(classes.tobytes()), *index
         except Exception:  # not there, cut short, damaged: whatever the reason, it is made anew
             index = self._read_through(pat, pos)
         try:
             sweep(self.beside.parent, f'.{glob.escape(kept.name)}.*.tmp')
-            utils.write_whole(kept, functools.partial(_save, index))
+            names = np.frombuffer(json.dumps(index[0]).encode(), np.uint8)
+            write_npz(kept, dict(zip(KEPT, (names, *index[1:]), strict=True)))
             for stale in kept.parent.glob(f'.{glob.escape(self.beside.name)}.*.index.npz'):
                 if stale != kept:
                     stale.unlink(missing_ok=True)
@@ -126,18 +126,14 @@ class Shards:
                 f'anew{pattern if "splits" in why else ""}'
             )
         if not rows:
-            raise DataError(
-                f'{self.root}: no samples; expected key.jpg and key.json, '
-                '{"identity": "Ada", "age": 35}'
-            )
+            form = 'key.jpg and key.json, {"identity": "Ada", "age": 35}'
+            raise DataError(f'{self.root}: no samples; expected {form}')
         rows.sort(key=lambda row: row[:2])
         people, names, shards, offsets, sizes, ages = zip(*rows, strict=True)
         names, classes = np.array(names), sorted(set(people))
         rank = {identity: label for label, identity in enumerate(classes)}
         kinds = [('shard', 'i4'), ('offset', 'i8'), ('size', 'i8'), ('name', names.dtype)]
-        places = np.empty(len(names), kinds)
-        for (field, _), values in zip(kinds, (shards, offsets, sizes, names), strict=True):
-            places[field] = values
+        places = np.array([*zip(shards, offsets, sizes, names, strict=True)], kinds)
         labels = np.array([rank[identity] for identity in people])
         return classes, places, labels, np.array(ages, np.float32)
 
@@ -178,13 +174,6 @@ def _opened(path, size, time):
     return file
 
 
-def _save(index, path):
-    classes, places, labels, ages = index
-    names = np.frombuffer(json.dumps(classes).encode(), np.uint8)
-    with open(path, 'wb') as file:
-        np.savez(file, classes=names, places=places, labels=labels, ages=ages)
-
-
 def _samples(path) -> Iterator[dict]:
     """The library's samples of one shard: {'__key__': …, suffix: bytes, or (offset, size) of an
     image}. Raises DataError if the shard is damaged.
@@ -217,17 +206,13 @@ def _files(path):
             file.seek(tar.offset)
             # tarfile takes damage, and any end, for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(
-                    f'{path}: damaged or cut short at byte {tar.offset} of '
-                    f'{os.fstat(file.fileno()).st_size}: restore it'
-                )
+                at = f'{tar.offset} of {os.fstat(file.fileno()).st_size}'
+                raise DataError(f'{path}: damaged or cut short at byte {at}: restore it')
     except DataError:
         raise
     except Exception as error:  # damaged headers lead to whatever they like
-        raise DataError(
-            f'{path}: damaged, cut short, or not a plain tar file ({some([str(error)])}): '
-            'restore it'
-        ) from None
+        why = f'damaged, cut short, or not a plain tar file ({some([str(error)])})'
+        raise DataError(f'{path}: {why}: restore it') from None
 
 
 def _is_passed_over(name):
@@ -250,9 +235,8 @@ def _row(sample, pat, pos) -> tuple[str, str, float, tuple[int, int]]:
         except (ValueError, AttributeError, RecursionError):
             raise ValueError('its .json is not {"identity": …, "age": …}') from None
     elif 'cls' in known or 'txt' in known:
-        identity, age = (
-            known.get(suffix, b'').decode(errors='replace').strip() for suffix in ('cls', 'txt')
-        )
+        texts = (known.get(suffix, b'') for suffix in ('cls', 'txt'))
+        identity, age = (text.decode(errors='replace').strip() for text in texts)
     else:
         identity = os.path.basename(os.path.dirname(name))
         age = parse_age(os.path.basename(name), pat, pos)

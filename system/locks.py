@@ -1,6 +1,7 @@
 """A folder that one process at a time writes into, and signals that end its work between steps."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -9,11 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils import UserError
-
-try:
-    import fcntl
-except ImportError:  # on Windows nothing guards a folder against a second run
-    fcntl = None  # type: ignore[assignment]
 
 
 class Interrupted(UserError):
@@ -72,17 +68,16 @@ def claim(folder: str | os.PathLike, option: str = '--save', work: str = 'traini
     except OSError as error:
         raise _unwritable(folder, option, error) from None
     with file:
-        if fcntl:
-            try:
-                # goes with the process, however that ends; flock would stay with the decode
-                # workers, which outlive a kill by seconds
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise UserError(
-                    f'{folder}: {file.read().decode()} is {work} into it: {option} DIR '
-                    'starts elsewhere'
-                ) from None
+        try:
+            # goes with the process, however that ends; flock would stay with the decode
+            # workers, which outlive a kill by seconds
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            who = file.read().decode()
+            raise UserError(
+                f'{folder}: {who} is {work} into it: {option} DIR starts elsewhere'
+            ) from None
         try:
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

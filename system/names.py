@@ -10,8 +10,5 @@ def shown(name: str | bytes | os.PathLike) -> str:
     \\n … Any other name is returned as it is.
     """
     text = os.fsencode(name).decode('utf-8', 'backslashreplace')
-    if text.isprintable():
-        return text
-    return ''.join(
-        sign if sign.isprintable() else sign.encode('unicode_escape').decode() for sign in text
-    )
+    escaped = (x if x.isprintable() else x.encode('unicode_escape').decode() for x in text)
+    return text if text.isprintable() else ''.join(escaped)

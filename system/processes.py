@@ -51,9 +51,6 @@ def each(
 @contextlib.contextmanager
 def _signals_held():
     """Within it SIGINT and SIGTERM wait; a process that is started here never gets them."""
-    if not hasattr(signal, 'pthread_sigmask'):  # Windows
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

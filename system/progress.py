@@ -16,8 +16,7 @@ class _Lines:
         self.file = file
 
     def write(self, text):
-        text = text.strip('\r\n ')
-        if text:
+        if text := text.strip('\r\n '):
             self.file.write(f'{text}\n')
 
     def flush(self):
@@ -34,13 +33,6 @@ def progress(
     """
     options = {'leave': False} | options
     if not sys.stderr.isatty():
-        options |= {
-            'leave': False,
-            'file': _Lines(sys.stderr),
-            'bar_format': LINE,
-            'delay': SECONDS,
-            'mininterval': SECONDS,
-            'maxinterval': SECONDS,
-            'miniters': 1,
-        }
+        options |= dict.fromkeys(('delay', 'mininterval', 'maxinterval'), SECONDS)
+        options |= {'leave': False, 'file': _Lines(sys.stderr), 'bar_format': LINE, 'miniters': 1}
     return tqdm(iterable, desc, total, **options)

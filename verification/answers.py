@@ -38,22 +38,14 @@ def features_in(matcher: Matcher, row) -> Features:
 def about_age(features: Features) -> dict | None:
     if features.age is None:
         return None
-    return {
-        'years': round(features.age, 1),
-        'group': features.group,
-        'probability': _rounded(features.probability),
-        'by': features.by,
-    }
+    facts = {'years': round(features.age, 1), 'group': features.group}
+    return facts | {'probability': _rounded(features.probability), 'by': features.by}
 
 
 def about_face(portrait: Portrait, features: Features) -> dict:
     """A face that was given: its file, its place in it, its age."""
-    return {
-        'file': portrait.name,
-        'faces': portrait.faces,
-        'box': corners(portrait.box),
-        'age': about_age(features),
-    }
+    facts = {'file': portrait.name, 'faces': portrait.faces, 'box': corners(portrait.box)}
+    return facts | {'age': about_age(features)}
 
 
 def corners(box: Sequence[float]) -> list[float]:
@@ -62,26 +54,14 @@ def corners(box: Sequence[float]) -> list[float]:
 
 def about_pair(answer: Answer) -> dict:
     """The decision on one pair."""
-    impostor, genuine = answer.pairs or (None, None)
-    ages = answer.ages and {
-        'first': round(answer.ages.first, 1),
-        'second': round(answer.ages.second, 1),
-        'estimated': answer.ages.estimated,
-    }
-    return {
-        'similarity': _rounded(answer.similarity),
-        'same': answer.same,
-        'threshold': _rounded(answer.threshold),
-        'by': answer.by,
-        'far': answer.far,
-        'fitted_on': answer.fitted_on,
-        'probability': _rounded(answer.probability),
-        'ages': ages,
-        'pairs_of_different_people': impostor,
-        'pairs_of_one_person': genuine,
-        'caution': answer.caution,
-        'verdict': answer.verdict,
-    }
+    facts = answer._asdict() | {'verdict': answer.verdict}
+    pairs = facts.pop('pairs') or (None, None)
+    facts['pairs_of_different_people'], facts['pairs_of_one_person'] = pairs
+    facts |= {key: _rounded(facts[key]) for key in ('similarity', 'threshold', 'probability')}
+    if ages := answer.ages:
+        first, second = round(ages.first, 1), round(ages.second, 1)
+        facts['ages'] = {'first': first, 'second': second, 'estimated': ages.estimated}
+    return facts
 
 
 def most_alike(
@@ -103,18 +83,10 @@ def most_alike(
         row = index.faces[k]
         one = features_in(matcher, row)
         ages = pair_ages([features.age, one.age], (given, None))
-        person = index.person(k)
-        found.append(
-            {
-                'rank': rank,
-                'face': k,
-                'photograph': shown(index.name(k)),
-                'box': corners(row['box']),
-                'person': person and shown(person),
-                'age': about_age(one),
-                **about_pair(matcher.decision.answer(similarity, ages, far)),
-            }
-        )
+        person, photograph, box = index.person(k), shown(index.name(k)), corners(row['box'])
+        facts = {'rank': rank, 'face': k, 'photograph': photograph, 'box': box}
+        facts |= {'person': person and shown(person), 'age': about_age(one)}
+        found.append(facts | about_pair(matcher.decision.answer(similarity, ages, far)))
     return found
 
 
@@ -122,13 +94,8 @@ def search(
     portrait: Portrait, features: Features, where: str, index: Index, found: list[dict]
 ) -> dict:
     """A whole search: the face that was looked for, the index, and what `most_alike` found."""
-    return {
-        'looked_for': about_face(portrait, features),
-        'archive': shown(where),
-        'searched': len(index),
-        'left_out': len(index.left_out),
-        'found': found,
-    }
+    facts = {'looked_for': about_face(portrait, features), 'archive': shown(where)}
+    return facts | {'searched': len(index), 'left_out': len(index.left_out), 'found': found}
 
 
 def in_words(one: dict, aligned: bool) -> str:

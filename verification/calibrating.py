@@ -19,7 +19,7 @@ from system.names import shown
 from utils import DataError, UserError
 from verification.decision import write_calibration
 from verification.index import Index
-from verification.matcher import BY_PACKAGE, BY_WEIGHTS, Matcher
+from verification.matcher import BY_PACKAGE, BY_WEIGHTS, KEPT, Matcher
 from verification.portraits import age_model
 
 RATES = (0.1, 0.01)  # at which it is told how the thresholds do on other people
@@ -53,17 +53,14 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     if stored is None or ages is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
     write_calibration(stored | fitted, name, matcher.info, path)
-    people = len(faces.classes)
-    enough = AgeDecision(ages).supported(0.001)
+    enough = f'{AgeDecision(ages).supported(0.001)} of {np.prod(SHAPE)}'
     yield (
-        f'{path}: from {len(faces)} faces of {people} people in {root}; at a false accept rate of '
-        f'0.001 {enough} of {np.prod(SHAPE)} cells of ages have pairs enough'
+        f'{path}: from {len(faces)} faces of {len(faces.classes)} people in {root}; at a false '
+        f'accept rate of 0.001 {enough} cells of ages have pairs enough'
     )
     if by:
-        yield (
-            f'where ages are estimated, thresholds go by estimates of {by}, which are off by '
-            f'{abs(estimates[by] - faces.ages).mean():.1f} years here'
-        )
+        off = f'off by {abs(estimates[by] - faces.ages).mean():.1f} years here'
+        yield f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'
     yield from held_out(embeddings, faces.labels, faces.ages)
 
 
@@ -88,26 +85,19 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     too few pairs for any threshold.
     """
     index = Index.open(archive, matcher.info.sha256)
-    counts = np.array([row[-1] for row in index.rows], int)
-    starts, places = np.cumsum(counts) - counts, [np.triu_indices(count, 1) for count in counts]
-    first, second = (
-        np.concatenate([start + place[k] for start, place in zip(starts, places, strict=True)])
-        for k in (0, 1)
-    )
+    people = index.in_one_photograph()
+    first, second = people.T
+    photographs = len(np.unique(index.faces['photograph'][first]))
     similarity = np.einsum('nd,nd->n', index.embeddings[first], index.embeddings[second])
-    people = np.stack([first, second], 1)
     rates = age_calibration.bounds(similarity, people, THRESHOLD_FARS)
     if not np.isfinite(rates).any():
         raise DataError(
-            f'{archive}: {len(first)} pairs of faces stand in one photograph, in '
-            f'{(counts > 1).sum()} photographs: too few for a threshold at any rate'
+            f'{archive}: {len(first)} pairs of faces stand in one photograph, in {photographs} '
+            'photographs: too few for a threshold at any rate'
         )
-    stored = dict.fromkeys(('threshold', 'accuracy', 'genuine', 'ages')) | (
-        matcher.info.decision or {}
-    )
-    stored |= percentiles(similarity, np.zeros(len(similarity), bool)) | {
-        'genuine': stored['genuine']
-    }
+    stored = dict.fromkeys(('threshold', 'accuracy', 'genuine', 'ages'))
+    stored |= matcher.info.decision or {}
+    stored['impostor'] = percentiles(similarity, np.zeros(len(similarity), bool))['impostor']
     found = {str(far): t for far, t in zip(THRESHOLD_FARS, rates.tolist(), strict=True) if t == t}
     stored['far'] = {far: {'threshold': t, 'interval': None} for far, t in found.items()}
     known = (index.faces['group'][people] >= 0).all(1)
@@ -124,7 +114,7 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     alike = int(first[similarity.argmax()])
     yield (
         f'{path}: thresholds at false accept rates of {", ".join(found)} from {len(first)} pairs '
-        f'of faces that stand in one photograph, in {(counts > 1).sum()} photographs of {archive}'
+        f'of faces that stand in one photograph, in {photographs} photographs of {archive}'
     )
     yield (
         f'the two most alike are in {shown(index.name(alike))}, at {similarity.max():.3f}: if they '
@@ -135,26 +125,19 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
 def features_of(matcher: Matcher, faces: Faces) -> dict[str, np.ndarray]:
     """The features of a data set's faces: extract's. Raises DataError if one can't be read."""
     batches = evaluation_loader(faces)
-    names = 'embedding', 'x', 'x_age'
-    return extract(matcher.network, batches, matcher.device, keep=names, progress='faces')
+    return extract(matcher.network, batches, matcher.device, keep=KEPT, progress='faces')
 
 
 def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    half = age_calibration.halves(labels, seed)
-    first, second = (
-        age_calibration.score_pairs(embeddings[k], labels[k], np.asarray(ages)[k])
-        for k in (half, ~half)
-    )
+    half, score = age_calibration.halves(labels, seed), age_calibration.score_pairs
+    first, second = (score(embeddings[k], labels[k], np.asarray(ages)[k]) for k in (half, ~half))
     fitted = age_calibration.fit(first)
     if fitted is None or not second.same.any():
         return
     for far in RATES:
-        rows = [
-            row
-            for row in age_calibration.measure(fitted, second, far)
-            if row['impostor'] >= 200 and row['promised']
-        ]
+        cells = age_calibration.measure(fitted, second, far)
+        rows = [cell for cell in cells if cell['impostor'] >= 200 and cell['promised']]
         if rows:
             worst = max(rows, key=lambda row: row['far'])
             yield (

@@ -109,16 +109,15 @@ class Decision(NamedTuple):
         if stored is None:
             return cls(threshold, given=given)
         try:
-            best, accuracy = (_number(stored[key]) for key in ('threshold', 'accuracy'))
+            numbers = (stored[key] for key in ('threshold', 'accuracy'))
+            best, accuracy = (None if one is None else float(one) for one in numbers)
             genuine, impostor = (_percentiles(stored[kind]) for kind in ('genuine', 'impostor'))
             entries = (stored.get('far') or {}).items()
             far = {float(rate): float(entry['threshold']) for rate, entry in entries}
             if not all(map(math.isfinite, (best or 0, *far, *far.values()))):
                 raise ValueError
-            ages, estimated = (
-                AgeDecision(stored[name]) if stored.get(name) else None
-                for name in ('ages', 'estimated')
-            )
+            fitted = (stored.get(name) for name in ('ages', 'estimated'))
+            ages, estimated = (AgeDecision(one) if one else None for one in fitted)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f'{path}: what it says of its threshold is damaged: validate again, or train on'
@@ -137,7 +136,7 @@ class Decision(NamedTuple):
         threshold is known at `far`.
         """
         if self.given:
-            return self._by(similarity, self.threshold, by='threshold', ages=ages, fitted_on=None)
+            return self._by(similarity, self.threshold, 'threshold', ages, fitted_on=None)
         if self.ages and ages:
             by_age = self.estimated if ages.estimated and self.estimated else self.ages
             return self._by_ages(by_age, similarity, ages, far)
@@ -147,14 +146,14 @@ class Decision(NamedTuple):
         elif ages and not ages.estimated:
             caution = 'validation left no thresholds by age, so the ages decide nothing'
         if far is None:
-            return self._by(similarity, self.threshold, by='validation', ages=ages, caution=caution)
+            return self._by(similarity, self.threshold, 'validation', ages, caution)
         if not self.far or far not in self.far:
             known = ', '.join(f'{rate:g}' for rate in self.far or ()) or 'none'
             raise UserError(
                 f'--far {far:g}: these weights hold no threshold at this rate (there are: '
                 f'{known}): --calibrate NAME makes them from people of your own'
             )
-        return self._by(similarity, self.far[far], by='far', far=far, ages=ages, caution=caution)
+        return self._by(similarity, self.far[far], 'far', ages, caution, far=far)
 
     def _by_ages(self, by_age, similarity, ages, far):
         younger, gap = min(ages[:2]), abs(ages.first - ages.second)
@@ -168,31 +167,21 @@ class Decision(NamedTuple):
             raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
         else:
             threshold, pairs, caution = known.value, known[1:3], known.caution
-        return self._by(
-            similarity,
-            threshold,
-            by='ages',
-            far=far,
-            probability=by_age.probability(similarity, younger, gap),
-            ages=ages,
-            pairs=pairs,
-            caution=caution,
-        )
+        facts = {'probability': by_age.probability(similarity, younger, gap), 'pairs': pairs}
+        return self._by(similarity, threshold, 'ages', ages, far=far, caution=caution, **facts)
 
-    def _by(self, similarity, threshold, **facts):
+    def _by(self, similarity, threshold, by, ages, caution=None, **facts):
         if threshold is None:
-            return Answer(similarity, ages=facts['ages'], caution=facts.get('caution'))
-        facts = {'fitted_on': self.fitted_on} | facts
-        return Answer(similarity, similarity > threshold, threshold, **facts)
+            return Answer(similarity, ages=ages, caution=caution)
+        facts = {'fitted_on': self.fitted_on, 'ages': ages, 'caution': caution} | facts
+        return Answer(similarity, similarity > threshold, threshold, by, **facts)
 
     def meaning(self, similarity: float) -> str:
         """How usual such a similarity is, a clause; '' if validation left no scores."""
         if self.genuine is None or self.impostor is None:
             return ''
-        lower, higher = (
-            float(np.interp(similarity, row, np.linspace(0, 1, 101)))
-            for row in (self.genuine, self.impostor)
-        )
+        kinds, shares = (self.genuine, self.impostor), np.linspace(0, 1, 101)
+        lower, higher = (float(np.interp(similarity, kind, shares)) for kind in kinds)
         return (
             f'in validation {_share(lower)} of the pairs of one person were less similar than '
             f'this, and {_share(1 - higher)} of the pairs of different people more.'
@@ -235,10 +224,6 @@ def read_decision(info: WeightsInfo, threshold: float | None = None) -> Decision
     if sha256 != info.sha256:
         raise UserError(f'{path}: of other weights than {info.path}: remove it, or calibrate again')
     return Decision.of(stored, path, threshold, str(source))
-
-
-def _number(value):
-    return None if value is None else float(value)
 
 
 def _percentiles(values):

@@ -1,18 +1,14 @@
 """The picture of an answer: two faces, or one and those that are most like it."""
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.plots import GENUINE, IMPOSTOR, save
-from utils import DataError
-from verification import portraits
 from verification.decision import Answer, Decision
 from verification.index import Index
 from verification.matcher import Features
-from verification.portraits import Portrait
+from verification.portraits import Portrait, cut_again
 
 ROW = 6  # faces side by side
-GONE = np.full((112, 96, 3), 200, np.uint8)  # for a photograph that is no longer there
 
 
 def draw_pair(
@@ -27,10 +23,8 @@ def draw_pair(
     title = f'similarity {answer.similarity:.3f}: {answer.verdict}'.replace(' (', '\n(')
     faces.suptitle(title, color=tint, fontweight='bold')
     axis = scale.subplots()
-    kinds = (
-        (decision.impostor, 'different people', IMPOSTOR),
-        (decision.genuine, 'one person', GENUINE),
-    )
+    different = decision.impostor, 'different people', IMPOSTOR
+    kinds = different, (decision.genuine, 'one person', GENUINE)
     for height, (percentiles, name, bar) in enumerate(kinds):
         if percentiles is not None:
             low, high = percentiles[5], percentiles[95]
@@ -41,8 +35,7 @@ def draw_pair(
     axis.plot(answer.similarity, 0.5, marker='D', color=tint, markersize=9, clip_on=False)
     axis.set(xlim=(-1, 1), ylim=(-0.6, 1.6), yticks=[])
     beside = ': this pair, the threshold, and the middle 90 % of pairs in validation'
-    beside = '' if decision.genuine is None else beside
-    axis.set_xlabel(f'similarity{beside}', fontsize=8)
+    axis.set_xlabel(f'similarity{"" if decision.genuine is None else beside}', fontsize=8)
     axis.tick_params(labelsize=8)
     save(figure, path)
 
@@ -63,17 +56,9 @@ def draw_found(
         name = (one['person'] or one['photograph'])[-22:]
         age = f'about {one["age"]["years"]:.0f} years' if one['age'] else 'age unknown'
         title = f'{one["rank"]}: {one["similarity"]:.3f}\n{name}\n{age}'
-        _show(axis, face_of(archive, one['face']), title, colour(one['same']))
+        face = cut_again(archive.path(one['face']), archive.faces['points'][one['face']])
+        _show(axis, face, title, colour(one['same']))
     save(figure, path)
-
-
-def face_of(archive: Index, face: int) -> np.ndarray:
-    """A face of an index, cut out of its photograph again; GONE if that can't be."""
-    try:
-        image = portraits.open_file(archive.path(face), archive.name(face))
-    except DataError:
-        return GONE
-    return portraits.cut(image, archive.faces['points'][face])
 
 
 def colour(same: bool | None) -> str:

@@ -6,6 +6,7 @@ stopped goes on from it. When all is done the index is written whole, and the jo
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,10 +39,8 @@ def read_folder(matcher: Matcher, folder: str, people: bool = False) -> Index:
     """The faces of every image below a folder, in memory. Raises DataError if there are none."""
     names = _names(folder, below(folder).images)
     photographs = list(embed_files(matcher, folder, names, people))
-    archive = Index.of(folder, photographs, people, 2 * matcher.model.dim)
-    if not len(archive):
-        raise _nothing(folder, photographs)
-    return archive
+    _check_faces(folder, photographs)
+    return Index.of(folder, photographs, people, 2 * matcher.model.dim)
 
 
 def update(
@@ -55,12 +54,8 @@ def update(
     Raises UserError if the index is damaged, of other weights or another folder, or is being
     written.
     """
-    found = below(folder)
-    names, weights, root = (
-        _names(folder, found.images),
-        matcher.info.sha256,
-        os.path.abspath(folder),
-    )
+    found, weights, root = below(folder), matcher.info.sha256, os.path.abspath(folder)
+    names = _names(folder, found.images)
     old = _old(path, weights, root, people) if path.exists() else None
     before = {one.name: one for one in old.photographs()} if old else {}
     dim = 2 * matcher.model.dim
@@ -77,14 +72,11 @@ def update(
             ) from None
         known |= {one.name: one for one in journal.photographs()}
         photographs = [known[name] for name in names if name in known]
-        if not any(len(one.faces) for one in photographs):
-            raise _nothing(folder, photographs)
+        _check_faces(folder, photographs)
         now = {one.name: one[:4] for one in photographs}
-        counts = {
-            'new': len(now.keys() - before.keys()),
-            'changed': sum(now.get(name, one[:4]) != one[:4] for name, one in before.items()),
-            'gone': len(before.keys() - now.keys()),
-        }
+        changed = sum(now.get(name, one[:4]) != one[:4] for name, one in before.items())
+        new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+        counts = {'new': new, 'changed': changed, 'gone': gone}
         if old is None or old.root != root or any(counts.values()):
             index.write(path, root, weights, photographs, people, dim)
         journal.remove()
@@ -109,9 +101,10 @@ def _old(path, weights, root, people):
     return old
 
 
-def _nothing(folder, photographs):
-    first = f': {photographs[0].reason}' if photographs else ''
-    return DataError(f'{folder}: no face in any of its {len(photographs)} images{first}')
+def _check_faces(folder, photographs):
+    if not any(len(one.faces) for one in photographs):
+        first = f': {photographs[0].reason}' if photographs else ''
+        raise DataError(f'{folder}: no face in any of its {len(photographs)} images{first}')
 
 
 def _is_current(root, name, photograph):
@@ -127,13 +120,10 @@ def _is_current(root, name, photograph):
 def _passed_over(folder, found):
     """A line for each file that may hold a picture and isn't read, and for pages after the first;
     what is neither is counted by its ending."""
-    lines, others = [], {}
-    for name in found.others:
-        ending = os.path.splitext(name)[1].lower()
-        if ending in KINDS:
-            lines.append(f'{shown(name)}: {KINDS[ending]}')
-        else:
-            others[ending] = others.get(ending, 0) + 1
+    endings = [os.path.splitext(name)[1].lower() for name in found.others]
+    others = Counter(ending for ending in endings if ending not in KINDS)
+    kinds = zip(found.others, endings, strict=True)
+    lines = [f'{shown(name)}: {KINDS[ending]}' for name, ending in kinds if ending in KINDS]
     lines += [f'{shown(name)}: a pipe, a socket or a device' for name in found.special]
     lines += [f'{shown(name)}: a link to a folder above it' for name in found.loops]
     for name in found.images:
@@ -161,13 +151,15 @@ def embed_files(
     All faces, or the `largest` alone. They are embedded in batches of BATCH or so. Raises UserError
     if there are photographs and the detector isn't installed.
     """
-    waiting, faces = [], 0
-    for name, stat, found in progress(
-        _read_all(root, names, matcher.width), 'faces', len(names), unit=' images'
-    ):
-        found, reason = ([], found) if isinstance(found, str) else (found, '')
-        waiting.append((name, stat, found[:1] if largest else found, reason))
-        faces += len(waiting[-1][2])
+    waiting, faces, width = [], 0, matcher.width
+    workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
+    paths = [os.path.join(root, name) for name in names]
+    read = each(_read, paths, width, functools.partial(int, width), workers)
+    bar = progress(zip(names, read, strict=True), 'faces', len(names), unit=' images')
+    for name, (stat, found, reason) in bar:
+        if stat:
+            waiting.append((name, stat, found[:1] if largest else found, reason))
+            faces += len(waiting[-1][2])
         if faces >= BATCH:
             yield from _batch(matcher, waiting)
             waiting, faces = [], 0
@@ -190,23 +182,11 @@ def _batch(matcher, waiting):
         yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
 
 
-def _read_all(root, names, width):
-    """(name, its os.stat, its Portraits or why there are none) in order, over processes if there
-    are many; nothing of a file that has gone since it was listed."""
-    workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
-    paths = [os.path.join(root, name) for name in names]
-    found = each(_read, paths, width, functools.partial(int, width), workers)
-    for name, read in zip(names, found, strict=True):
-        if read is not None:
-            yield name, *read
-
-
 def _read(width, path):
+    """Its os.stat, None if it has gone since it was listed; its Portraits, and why it has none."""
+    stat = None
     try:
         stat = os.stat(path)
-    except OSError:
-        return None
-    try:
-        return stat, portraits.read_all(portraits.read_bytes(path), path, width)
-    except DataError as error:
-        return stat, str(error)
+        return stat, portraits.read_all(portraits.read_bytes(path), path, width), ''
+    except (OSError, DataError) as error:
+        return stat, [], str(error)

@@ -78,10 +78,8 @@ class LogOdds:
         pairs = np.diff(begin)[first] * np.diff(begin)[second]  # of cells: a group at an age
         totals = np.zeros(len(first))
         for part in np.array_split(np.arange(len(first)), pairs.sum() // 50_000 + 1):
-            which = np.repeat(part, pairs[part])
-            place = np.arange(len(which)) - np.repeat(
-                np.cumsum(pairs[part]) - pairs[part], pairs[part]
-            )
+            which, before = np.repeat(part, pairs[part]), np.cumsum(pairs[part]) - pairs[part]
+            place = np.arange(len(which)) - np.repeat(before, pairs[part])
             columns = np.diff(begin)[second[which]]
             a = begin[first[which]] + place // columns
             b = begin[second[which]] + place % columns

@@ -27,15 +27,9 @@ from utils import UserError
 
 MAGIC, VERSION = b'DALINDEX', 1
 FACE = np.dtype(
-    [
-        ('photograph', '<i4'),
-        ('person', '<i4'),
-        ('box', '<f4', 4),
-        ('points', '<f4', (5, 2)),
-        ('age', '<f4'),
-        ('group', '<i4'),
-        ('probability', '<f4'),
-    ]
+    [(name, '<i4') for name in ('photograph', 'person')]
+    + [('box', '<f4', 4), ('points', '<f4', (5, 2)), ('age', '<f4')]
+    + [('group', '<i4'), ('probability', '<f4')]
 )
 START = 24  # where the header begins
 BLOCK = 8192  # rows that are written at a time
@@ -94,11 +88,18 @@ class Index:
     def photographs(self) -> Iterator[Photograph]:
         """All of them, faces and embeddings as views."""
         start = 0
-        for name, size, mtime, reason, count in self.rows:
+        for *row, count in self.rows:
             end = start + count
-            found = name, size, mtime, reason
-            yield Photograph(*found, self.faces[start:end], self.embeddings[start:end])
+            yield Photograph._make([*row, self.faces[start:end], self.embeddings[start:end]])
             start = end
+
+    def in_one_photograph(self) -> np.ndarray:
+        """The pairs (n, 2) of faces that one photograph shows."""
+        counts = np.array([row[-1] for row in self.rows], int)
+        starts = np.cumsum(counts) - counts
+        places = [np.stack(np.triu_indices(count, 1), 1) for count in counts]
+        pairs = [start + place for start, place in zip(starts, places, strict=True)]
+        return np.concatenate([np.empty((0, 2), int), *pairs])
 
     def name(self, face: int) -> str:
         return self.rows[self.faces['photograph'][face]][0]
@@ -144,14 +145,10 @@ class Index:
     def _faces_of(self, path):
         """The faces of a file, by its real path."""
         here = os.path.realpath(path)
-        called = {os.path.basename(here), os.path.basename(path)}
-        names = [
-            k
-            for k, row in enumerate(self.rows)
-            if os.path.basename(row[0]) in called
-            and os.path.realpath(os.path.join(self.root, row[0])) == here
-        ]
-        return np.isin(self.faces['photograph'], names)
+        called = os.path.basename(here), os.path.basename(path)
+        paths = {k: row[0] for k, row in enumerate(self.rows) if row[0].endswith(called)}
+        real = {k: os.path.realpath(os.path.join(self.root, name)) for k, name in paths.items()}
+        return np.isin(self.faces['photograph'], [k for k, one in real.items() if one == here])
 
 
 def write(
@@ -161,26 +158,21 @@ def write(
     names, rows, faces = _table(photographs, people)
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
     header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
-    arrays: dict[str, tuple] = {
-        'embeddings': ('<f4', (len(faces), dim), _blocks(photographs, dim)),
-        'faces': (FACE.descr, faces.shape, [faces]),
-    }
-    offset, entries = 0, {}  # offsets count from the header's end, as its length isn't known yet
-    for name, (dtype, shape, _) in arrays.items():
-        entries[name] = {'dtype': dtype, 'shape': shape, 'offset': offset, 'crc': 2**32 - 1}
-        offset += _aligned(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    header['arrays'] = entries
+    end = _aligned(4 * len(faces) * dim)  # offsets count from the header's end
+    first = {'dtype': '<f4', 'shape': (len(faces), dim), 'offset': 0, 'crc': 2**32 - 1}
+    second = {'dtype': FACE.descr, 'shape': faces.shape, 'offset': end, 'crc': 2**32 - 1}
+    header['arrays'] = {'embeddings': first, 'faces': second}
     length = _aligned(START + len(json.dumps(header))) - START
 
     def fill(temporary):
         with open(temporary, 'wb') as file:
-            for name, (_, _, blocks) in arrays.items():
-                file.seek(START + length + entries[name]['offset'])
-                entries[name]['crc'] = 0
+            for entry, blocks in ((first, _blocks(photographs, dim)), (second, [faces])):
+                file.seek(START + length + entry['offset'])
+                entry['crc'] = 0
                 for block in blocks:
-                    entries[name]['crc'] = zlib.crc32(block, entries[name]['crc'])
+                    entry['crc'] = zlib.crc32(block, entry['crc'])
                     file.write(block)
-            file.truncate(START + length + offset)
+            file.truncate(START + length + end + _aligned(faces.nbytes))
             text = json.dumps(header).encode().ljust(length)
             file.seek(0)
             file.write(MAGIC + np.array([length, zlib.crc32(text)], '<u8').tobytes() + text)

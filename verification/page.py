@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from flask import (
-    Blueprint,
-    Flask,
-    Response,
-    abort,
-    jsonify,
-    render_template,
-    request,
-    send_from_directory,
-)
+import flask
+from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
 from markupsafe import Markup, escape
 from PIL import Image
 from werkzeug.exceptions import HTTPException
@@ -76,12 +68,10 @@ def application(
     groups, which is written to.
     """
     app = Flask('verify', template_folder=str(HERE), static_folder=None)
-    app.config.update(
-        MAX_CONTENT_LENGTH=2 * LARGEST + 2**16, MAX_FORM_PARTS=PARTS, MAX_FORM_MEMORY_SIZE=2**17
-    )
+    most = {'MAX_CONTENT_LENGTH': 2 * LARGEST + 2**16, 'MAX_FORM_PARTS': PARTS}
+    app.config.update(most, MAX_FORM_MEMORY_SIZE=2**17)
     served = None if archive is None else Archive(archive, path, matcher.info.sha256)
-    service = Service(matcher, waiting)
-    app.extensions['site'] = Site(service, served, far, is_loopback(host), people)
+    app.extensions['site'] = Site(Service(matcher, waiting), served, far, is_loopback(host), people)
     app.jinja_env.filters.update(at=_at, breakable=_breakable)
     app.register_blueprint(views)
     app.register_blueprint(people_page.views)
@@ -102,8 +92,7 @@ def given(*fields: str) -> list[Given]:
     service, uploads = site().service, [_upload(file) for _, file in images]
     found = [service.read(*upload) for upload in uploads]
     seen = service.features([one.face for one in found]) if found else []
-    aged = service.matcher.aged
-    features = [aged(one, face.years) for one, face in zip(seen, found, strict=True)]
+    features = map(service.matcher.aged, seen, [one.years for one in found])
     return [Given(*one) for one in zip(found, features, years, strict=True)]
 
 
@@ -131,14 +120,6 @@ def _rate():
     if far is not None and not 0 < far < 1:
         abort(400, 'far: a share of pairs between 0 and 1')
     return far
-
-
-def _most():
-    """How many faces are asked for."""
-    text = request.form.get('top', str(SHOWN))
-    if not re.fullmatch('[0-9]{1,3}', text) or not 1 <= int(text) <= MOST_SHOWN:
-        abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
-    return int(text)
 
 
 def compare(first: Given, second: Given) -> Answer:
@@ -184,7 +165,7 @@ def answered_page() -> Response:
 
 @views.get('/<any("page.js", "page.css"):name>')
 def static_file(name: str) -> Response:
-    return send_from_directory(HERE, name)
+    return flask.send_from_directory(HERE, name)
 
 
 @views.get('/face/<int:face>.jpg')
@@ -234,8 +215,10 @@ def find_json() -> Response:
         faces = given('first')
         if len(faces) != 1:
             abort(400, 'send an image, `first`, as multipart/form-data')
-        (one,) = faces
-        found = search(one, archive, _most())
+        (one,), most = faces, request.form.get('top', str(SHOWN))
+        if not re.fullmatch('[0-9]{1,3}', most) or not 1 <= int(most) <= MOST_SHOWN:
+            abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
+        found = search(one, archive, int(most))
         return jsonify(answers.search(one.portrait, one.features, archive.root, archive, found))
 
 
@@ -253,10 +236,9 @@ def refuse_other_sites() -> None:
         abort(400, 'this server is known by the names of this machine alone')
     host = urlsplit(request.headers.get('Origin', request.host_url)).netloc
     known = 'none' if host == request.host else 'cross-site'  # of a browser that doesn't say
-    if request.headers.get('Sec-Fetch-Site', known) not in ('same-origin', 'none'):
-        followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
-        if not followed:
-            abort(403, 'only from this page itself')
+    followed = request.method == 'GET' and request.path == '/'  # a link from elsewhere
+    if request.headers.get('Sec-Fetch-Site', known) not in ('same-origin', 'none') and not followed:
+        abort(403, 'only from this page itself')
 
 
 @views.after_app_request
@@ -276,10 +258,8 @@ def refuse(error: Exception) -> Response:
         status, text = error.code, error.description or ''
     if status == 413:
         text = f'At most two photographs of {LARGEST >> 20} MiB each, in at most {PARTS} fields.'
-    if request.path in ('/compare', '/find', '/health', '/people.json'):
-        response = jsonify(error=text)
-    else:
-        response = page(problem=text)
+    is_api = request.path in ('/compare', '/find', '/health', '/people.json')
+    response = jsonify(error=text) if is_api else page(problem=text)
     response.status_code = status or 500
     if status == 503:
         response.headers['Retry-After'] = '2'
@@ -289,13 +269,9 @@ def refuse(error: Exception) -> Response:
 def _person(one):
     """What the page shows of one of its photographs."""
     portrait = one.portrait
-    return {
-        'name': portrait.name,
-        'about': portrait.about,
-        'age': one.features.about,
-        'face': _data(Image.fromarray(portrait.face)),
-        'photograph': portrait.shown and _data(portrait.shown),
-    }
+    facts = {'name': portrait.name, 'about': portrait.about, 'age': one.features.about}
+    facts['photograph'] = portrait.shown and _data(portrait.shown)
+    return facts | {'face': _data(Image.fromarray(portrait.face))}
 
 
 def _encoded(image):

@@ -89,7 +89,8 @@ def compare_all(
     unique = sorted(set(found.values()))
     embedded = {one.name: one for one in embed_files(matcher, folder, unique, largest=True)}
     for row in rows:
-        result, ages, error = dict.fromkeys(KEYS), row.ages, row.error
+        result: dict = {}
+        ages, error = row.ages, row.error
         if not error:
             images = [embedded.get(found.get(name, '')) for name in row[:2]]
             for name, one in zip(row[:2], images, strict=True):
@@ -98,21 +99,15 @@ def compare_all(
                     break
             else:
                 result, ages = _decide(matcher, images, row.ages, far)
-        yield {
-            'first': shown(row.first),
-            'second': shown(row.second),
-            'first_age': ages[0],
-            'second_age': ages[1],
-            **result,
-            'error': error and shown(error),
-        }
+        facts = dict(zip(COLUMNS, (shown(row.first), shown(row.second), *ages), strict=True))
+        facts |= {key: result.get(key) for key in KEYS}
+        yield facts | {'error': error and shown(error)}
 
 
 def _decide(matcher, images, given, far):
-    """The decision on two embedded images, by KEYS, and the ages that it went by."""
+    """The decision on two embedded images, and the ages that it went by."""
     estimated = [answers.features_in(matcher, one.faces[0]).age for one in images]
     ages = answers.pair_ages(estimated, given)
     similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
     decided = answers.about_pair(matcher.decision.answer(similarity, ages, far))
-    used = given if ages is None else [round(age, 1) for age in ages[:2]]
-    return {key: decided[key] for key in KEYS}, used
+    return decided, given if ages is None else [round(age, 1) for age in ages[:2]]

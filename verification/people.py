@@ -10,7 +10,6 @@ OUT/suggestions.csv lists groups that may be one person: `yes` in its column `ac
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +78,8 @@ class Corrections:
             if key and face is not None:
                 labels[key][row['label']] += 1
                 if row['born'] and self.born.setdefault(key, row['born']) != row['born']:
-                    raise DataError(
-                        f'{path}: {key[1]} is born {self.born[key]} and {row["born"]}: correct one'
-                    )
+                    both = f'{self.born[key]} and {row["born"]}'
+                    raise DataError(f'{path}: {key[1]} is born {both}: correct one')
         every = [*(row['label'] for _, row in rows), *joined]
         self.free += max([int(x) for x in every if x.isdecimal()], default=0)
         self._number(labels, joined)
@@ -132,10 +130,10 @@ def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogO
             f'{matcher.info.path}: holds no threshold, so nothing says which faces are one person: '
             '--calibrate NAME makes one from people of your own, --threshold T gives one'
         )
-    if decision.given or decision.genuine is None or decision.impostor is None:
+    genuine, impostor = decision.genuine, decision.impostor
+    if decision.given or genuine is None or impostor is None:
         return LogOdds(embeddings, ages, None, decision.threshold, SLOPE)
-    kinds = decision.genuine, decision.impostor
-    slope = float(np.mean(kinds[0]) - np.mean(kinds[1])) / float(np.mean([x.var() for x in kinds]))
+    slope = float(2 * (genuine.mean() - impostor.mean()) / (genuine.var() + impostor.var()))
     return LogOdds(embeddings, ages, decision.ages, decision.threshold, max(slope, 1.0))
 
 
@@ -159,14 +157,13 @@ def group(
     known = Corrections(kept, archive)
     keys, embeddings, faces = [*known.keys], archive.embeddings, archive.faces
     if named is not None:
-        keys += [
-            ('name', person) if (person := named.person(k)) else None for k in range(len(named))
-        ]
+        whose = [named.person(k) for k in range(len(named))]
+        keys += [('name', person) if person else None for person in whose]
         embeddings = np.concatenate([embeddings, named.embeddings])
         faces = np.concatenate([faces, named.faces])
     ages = np.where(faces['group'] < 0, np.nan, faces['age']).astype(float)
     dates = {**_dates(archive), **known.taken} if known.born else known.taken
-    never = [] if same_photograph else [*_in_one_photograph(archive)]
+    never = [] if same_photograph else archive.in_one_photograph().tolist()
     never += _use_dates(ages, keys, known.born, dates, known.notes)
     order = {key: k for k, key in enumerate(dict.fromkeys(filter(None, keys)))}
     start = [len(order) + k if key is None else order[key] for k, key in enumerate(keys)]
@@ -176,29 +173,26 @@ def group(
     found = grouping.group(pairs, np.array(start), apart, fixed, sure)
     rest, other, value = grouping.belonging(pairs, found)
     count = int(found.max()) + 1
-    whose = {int(found[k]): key for k, key in enumerate(keys) if key}
-    numbers = _numbers(found[: len(archive)], whose, known)
-    now = [whose.get(int(k)) for k in found[: len(archive)]]
+    keyed = {int(found[k]): key for k, key in enumerate(keys) if key}
+    numbers = _numbers(found[: len(archive)], keyed, known)
+    now = [keyed.get(int(k)) for k in found[: len(archive)]]
     _use_dates(ages, now, known.born, dates, [])
     rows = []
     for k in range(len(archive)):
-        key, number = now[k], numbers[int(found[k])]
-        photograph, box = place_of(archive, k)
-        values = [k, photograph, box, number, key[1] if key and key[0] == 'name' else '']
+        key, near = now[k], numbers.get(int(other[k]), '') if other[k] >= 0 else ''
+        name = key[1] if key and key[0] == 'name' else ''
+        values = [k, *place_of(archive, k), numbers[int(found[k])], name]
         values += [_rounded(ages[k], 1), _rounded(probability(rest[k], count))]
-        near = numbers.get(int(other[k]), '') if other[k] >= 0 else ''
         values += [near, _rounded(probability(value[k], count)) if near else '']
         values += [known.born.get(key, '') if key else '', dates.get(k, '')]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     answered = {tuple(sorted((row['first'], row['second']))) for row in known.answers}
     suggestions = known.answers if known.answers or (out / 'suggestions.csv').exists() else None
     if suggest:
-        new = _suggestions(pairs, found, other, numbers, whose, apart, rows)
-        suggestions = known.answers + [
-            row
-            for row in new
-            if tuple(sorted((str(row['first']), str(row['second'])))) not in answered
-        ]
+        new = _suggestions(pairs, found, other, numbers, keyed, apart, rows)
+        both = [tuple(sorted((str(row['first']), str(row['second'])))) for row in new]
+        open_ = [row for row, pair in zip(new, both, strict=True) if pair not in answered]
+        suggestions = known.answers + open_
     rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
     _write(out, archive, matcher, rows, suggestions, sure)
     return rows, known.notes + [*_said(rows, suggestions if suggest else None, out)]
@@ -212,29 +206,20 @@ def _numbers(found, whose, known):
     return numbers | {k: number for number, k in enumerate(new, known.free)}
 
 
-def _in_one_photograph(archive) -> Iterator[tuple[int, int]]:
-    start = 0
-    for *_, count in archive.rows:
-        first, second = np.triu_indices(count, 1)
-        yield from zip((start + first).tolist(), (start + second).tolist(), strict=True)
-        start += count
-
-
 def _dates(archive):
     """{face: when its photograph was taken}, by EXIF or XMP, in the file or beside it."""
-    dates, start = {}, 0
-    for name, *_, count in progress(archive.rows, 'dates', unit=' photographs'):
-        path = Path(archive.root, name)
-        date = taken_on(str(path)) if count else None
-        for file in (path, Path(f'{path}.xmp'), path.with_suffix('.xmp')) if count else ():
+    dates, photographs = {}, archive.faces['photograph'].tolist()
+    for number in progress(sorted({*photographs}), 'dates', unit=' photographs'):
+        path = Path(archive.root, archive.rows[number][0])
+        date = taken_on(str(path))
+        for file in (path, Path(f'{path}.xmp'), path.with_suffix('.xmp')):
             if date is None and file.is_file():
                 with open(file, 'rb') as opened:
                     match = XMP_DATE.search(opened.read(2**19))
                 date = match[1].decode() if match else None
         if date:
-            dates |= dict.fromkeys(range(start, start + count), date[:10].replace(':', '-'))
-        start += count
-    return dates
+            dates[number] = date[:10].replace(':', '-')
+    return {face: dates[number] for face, number in enumerate(photographs) if number in dates}
 
 
 def _use_dates(ages, keys, born, dates, notes):
@@ -275,17 +260,10 @@ def _suggestions(pairs, found, other, numbers, whose, apart, rows):
     """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it."""
     near = np.unique(np.sort(np.stack([found, other], 1)[other >= 0], 1), axis=0)
     never = {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
-    near = np.array(
-        [
-            (a, b)
-            for a, b in near.tolist()
-            if (a, b) not in never
-            and a in numbers
-            and b in numbers
-            and not (whose.get(a, ' ')[0] == whose.get(b, ' ')[0] == 'name')
-        ],
-        int,
-    ).reshape(-1, 2)
+    named = {k for k, key in whose.items() if key[0] == 'name'}
+    near = [(a, b) for a, b in near.tolist() if a in numbers and b in numbers]
+    near = [pair for pair in near if pair not in never and not named.issuperset(pair)]
+    near = np.array(near, int).reshape(-1, 2)
     sizes = np.bincount(found)
     value = grouping.evidence(pairs.means(found, *near.T), sizes[near[:, 0]], sizes[near[:, 1]])
     likely, members = probability(value, len(sizes)), defaultdict(list)
@@ -299,10 +277,9 @@ def _suggestions(pairs, found, other, numbers, whose, apart, rows):
         scores = pairs.embeddings[members[a]] @ pairs.embeddings[members[b]].T
         i, j = np.unravel_index(scores.argmax(), scores.shape)
         first, second = rows[members[a][i]], rows[members[b][j]]
-        ages = [
-            [rows[face]['age'] for face in members[x] if rows[face]['age'] != ''] for x in (a, b)
-        ]
-        gap = _rounded(abs(np.mean(ages[0]) - np.mean(ages[1])), 0) if all(ages) else ''
+        ages = [[rows[face]['age'] for face in members[x]] for x in (a, b)]
+        years = [np.mean([age for age in known if age != ''] or [np.nan]) for known in ages]
+        gap = _rounded(abs(years[0] - years[1]), 0)
         values = ['', numbers[a], numbers[b], _rounded(likely[k]), gap, first['face']]
         values += [first['photograph'], second['face'], second['photograph']]
         result.append(dict(zip(PAIRS, values, strict=True)))
@@ -313,11 +290,11 @@ def _write(out, archive, matcher, rows, suggestions, sure):
     out.mkdir(parents=True, exist_ok=True)
     groups: dict[int, dict] = {}
     for row in rows:
-        entry = groups.setdefault(row['group'], {'group': row['group'], 'name': row['name']})
-        entry.setdefault('born', row['born'])
+        facts = {key: row[key] for key in ('group', 'name', 'born')} | {'faces': []}
         face = {key: None if row[key] == '' else row[key] for key in COLUMNS[5:9]}
-        face |= {'face': row['face'], 'photograph': row['photograph'], 'taken': row['taken']}
-        entry.setdefault('faces', []).append(face | {'box': [*map(int, row['box'].split())]})
+        face |= {key: row[key] for key in ('face', 'photograph', 'taken')}
+        face['box'] = [*map(int, row['box'].split())]
+        groups.setdefault(row['group'], facts)['faces'].append(face)
     facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
     text = json.dumps(utils.finite(facts | {'groups': [*groups.values()]}), indent=1) + '\n'
     utils.write_whole(out / 'people.json', lambda file: file.write_text(text, 'utf-8'))
@@ -330,15 +307,11 @@ def _said(rows, suggestions, out):
     sizes = Counter(row['group'] for row in rows)
     alone = sum(size == 1 for size in sizes.values())
     sure = [row['probability'] for row in rows if row['probability'] != '']
-    yield (
-        f'{out}/people.csv: {len(rows)} faces in {len(sizes) - alone} groups of two or more, '
-        f'{alone} alone'
-    )
+    groups = f'{len(sizes) - alone} groups of two or more, {alone} alone'
+    yield f'{out}/people.csv: {len(rows)} faces in {groups}'
     if sure:
-        yield (
-            f'P of belonging: {np.median(sure):.3f} in the middle, below 0.9 for '
-            f'{sum(p < 0.9 for p in sure)} of {len(sure)} faces'
-        )
+        below = f'below 0.9 for {sum(p < 0.9 for p in sure)} of {len(sure)} faces'
+        yield f'P of belonging: {np.median(sure):.3f} in the middle, {below}'
     if suggestions:
         yield f'{out}/suggestions.csv: {len(suggestions)} pairs of groups that may be one person'
 

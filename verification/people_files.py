@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ PAIRS = ['accept', 'first', 'second', 'probability', 'years_between']
 PAIRS += ['first_face', 'first_photograph', 'second_face', 'second_photograph']
 NEEDED = ['photograph', 'box', 'group']  # without these a row is of no face
 ROW, MOST = 10, 120  # faces side by side on a sheet, and of a group
-GREY = (200, 200, 200)  # for a photograph that is no longer there
 
 
 def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
@@ -44,17 +43,22 @@ def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str
     if missing:
         raise DataError(f'{path}: no column {missing[0]}: start from the file that --group wrote')
     empty = dict.fromkeys([*COLUMNS, *PAIRS], '')
-    return [
-        empty | {name: cell.strip() for name, cell in row.items() if name and cell} for row in table
-    ]
+    filled = ({key: cell.strip() for key, cell in row.items() if key and cell} for row in table)
+    return [empty | row for row in filled]
+
+
+def table_text(columns: Iterable[str], rows: list[dict]) -> str:
+    """The rows as CSV, a first line of titles before them."""
+    file = io.StringIO()
+    table = csv.DictWriter(file, [*columns], extrasaction='ignore', lineterminator='\n')
+    table.writeheader()
+    table.writerows(rows)
+    return file.getvalue()
 
 
 def write_table(path: Path, columns: list[str], rows: list[dict]) -> None:
-    file = io.StringIO()
-    table = csv.DictWriter(file, columns, extrasaction='ignore', lineterminator='\n')
-    table.writeheader()
-    table.writerows(rows)
-    write_whole(path, lambda temporary: temporary.write_text(file.getvalue(), 'utf-8'))
+    text = table_text(columns, rows)
+    write_whole(path, lambda temporary: temporary.write_text(text, 'utf-8'))
 
 
 def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
@@ -70,12 +74,10 @@ def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
     for number, members in groups.items():
         chosen = np.unique(np.linspace(0, len(members) - 1, min(len(members), MOST)).astype(int))
         faces = [members[k] for k in chosen]
-        name = f'group {number}: {faces[0]["name"]}' if faces[0]['name'] else f'group {number}'
-        title = f'{name}, {len(members)} faces'
-        parts = [
-            (archive.path(row['face']), archive.faces['points'][row['face']], _beneath(row))
-            for row in faces
-        ]
+        name = f': {faces[0]["name"]}' if faces[0]['name'] else ''
+        title, here = f'group {number}{name}, {len(members)} faces', [row['face'] for row in faces]
+        points, paths = archive.faces['points'][here], map(archive.path, here)
+        parts = [*zip(paths, points, map(_beneath, faces), strict=True)]
         path = folder / f'{number:04}.jpg'
         mark = hashlib.sha256(repr((title, [(a, c) for a, _, c in parts])).encode()).hexdigest()
         if not _is_drawn(path, mark):
@@ -108,12 +110,7 @@ def _draw(tool, job):
     draw.text((4, 4), title, 'black', font)
     for k, (photograph, points, beneath) in enumerate(parts):
         at = k % ROW * WIDTH, 24 + k // ROW * high
-        try:
-            face = portraits.cut(portraits.open_file(photograph, photograph), points)
-        except DataError:
-            sheet.paste(GREY, (*at, at[0] + WIDTH, at[1] + HEIGHT))
-        else:
-            sheet.paste(Image.fromarray(face), at)
+        sheet.paste(Image.fromarray(portraits.cut_again(photograph, points)), at)
         draw.text((at[0] + 4, at[1] + HEIGHT + 2), beneath, 'black', font)
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90, comment=mark))
 

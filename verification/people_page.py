@@ -33,9 +33,9 @@ def people_page() -> str:
     found, wanted = _groups(rows), request.args.get('page', '')
     pages = max(-(-len(found) // GROUPS), 1)
     number = int(wanted) if wanted.isdecimal() else 1
-    for place, one in enumerate(found):
-        if one['group'] == request.args.get('group'):
-            number = place // GROUPS + 1
+    numbers = [one['group'] for one in found]
+    if request.args.get('group') in numbers:
+        number = numbers.index(request.args['group']) // GROUPS + 1
     number = min(max(number, 1), pages)
     facts = {'groups': found[(number - 1) * GROUPS : number * GROUPS], 'page': number}
     facts |= {'pages': pages, 'count': len(found), 'said': request.args.get('said', '')[:200]}
@@ -83,10 +83,11 @@ def _groups(rows: Rows) -> list[dict]:
             continue
         group = groups.setdefault(row['group'], {'group': row['group'], 'name': '', 'faces': []})
         group['name'] = group['name'] or row['name']
-        facts = {key: _number(row[key]) for key in ('age', 'probability', 'nearest_probability')}
-        facts |= {key: row[key] or None for key in ('nearest', 'born', 'taken')}
-        box = [*map(float, row['box'].split())]
-        group['faces'].append({'face': face, 'photograph': row['photograph'], 'box': box} | facts)
+        facts: dict = {key: row[key] or None for key in ('photograph', 'nearest', 'born', 'taken')}
+        for key in ('age', 'probability', 'nearest_probability'):
+            facts[key] = float(row[key]) if row[key] else None
+        facts['box'] = [*map(float, row['box'].split())]
+        group['faces'].append(facts | {'face': face})
     for group in groups.values():
         group['faces'].sort(key=lambda face: (face['age'] is None, face['age'] or 0, face['face']))
         nearest = max(group['faces'], key=lambda face: face['nearest_probability'] or 0)
@@ -98,10 +99,6 @@ def _groups(rows: Rows) -> list[dict]:
 def _places(archive):
     """{photograph and box: the face's row} of an index."""
     return {place_of(archive, face): face for face in range(len(archive))}
-
-
-def _number(text):
-    return float(text) if text else None
 
 
 def _change():
@@ -129,24 +126,22 @@ def _name(rows, here, group):
         row['name'] = name
     if others:  # who has one name is one person
         return _merge(rows, here, others.pop())
-    return (f'Group {group} is {name}.' if name else f'Group {group} has no name.'), group
+    return f'Group {group} {f"is {name}" if name else "has no name"}.', group
 
 
 def _join(rows, here, group):
     into = request.form.get('into', '').strip()
-    there = [row for row in rows if row['group'] == into]
-    if not there or into == group:
+    if into == group or into not in {row['group'] for row in rows}:
         abort(400, f'into: no other group {into!r}')
     return _merge(rows, here, into)
 
 
 def _merge(rows, here, into):
-    there = [row for row in rows if row['group'] == into]
-    names = {row['name'] for row in (*here, *there)} - {''}
+    group, both = here[0]['group'], [*here, *(row for row in rows if row['group'] == into)]
+    names = {row['name'] for row in both} - {''}
     if len(names) > 1:
         abort(400, f'{" and ".join(sorted(names))} are different people: rename one before')
-    group = here[0]['group']
-    for row in (*here, *there):
+    for row in both:
         row['group'], row['name'] = into, next(iter(names), '')
     return f'Group {group} is joined with group {into}.', into
 

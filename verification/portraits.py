@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from preparation.ages import Offline
-from recognition.alignment import TEMPLATE, align, open_photograph, similarity, warp
+from recognition.alignment import TEMPLATE, align, open_photograph
 from recognition.detection import Detector
 from storage.images import HEIGHT, WIDTH, to_width
 from system.names import shown
 from utils import DataError, UserError
 
 ALIGNED = ((WIDTH, HEIGHT), (HEIGHT, HEIGHT))  # sizes (width, height) taken for aligned faces
+GONE = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
 SHOWN = 320  # pixels of the longer side of a photograph that is kept to be shown
 
 
@@ -99,12 +100,19 @@ def open_file(path: str | Path, name: str) -> Image.Image:
     return open_photograph(io.BytesIO(read_bytes(path)), name)
 
 
+def cut_again(path: str | Path, points: np.ndarray) -> np.ndarray:
+    """A face of a photograph, as `cut`; GONE if that can't be read any more."""
+    try:
+        return cut(open_file(path, shown(path)), points)
+    except DataError:
+        return GONE
+
+
 def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarray:
     """The face with these points (5, 2) in an upright RGB image -> (112, width, 3) uint8."""
     if image.size in ALIGNED:
         return to_width(np.asarray(image), width)
-    template = TEMPLATE + [(width - WIDTH) / 2, 0]
-    return np.asarray(warp(image, similarity(points, template), (width, HEIGHT)))
+    return np.asarray(align(image, points, width))
 
 
 def marked(image: Image.Image, points: np.ndarray, box, longest: int = SHOWN) -> Image.Image:
@@ -132,16 +140,11 @@ def _portraits(image, name, width):
         ) from None
     if not faces:
         raise DataError(f'{shown(name)}: no face found')
-    faces, model = sorted(faces, key=lambda face: -face.area), age_model()
-    years = model.estimate_all([align(image, one.points) for one in faces]) if model else None
+    faces = sorted(faces, key=lambda face: -face.area)
+    years: list = [None] * len(faces)
+    if model := age_model():
+        years = [*map(float, model.estimate_all([align(image, one.points) for one in faces]))]
     return [
-        Portrait(
-            name,
-            cut(image, one.points, width),
-            tuple(one.box),
-            one.points,
-            len(faces),
-            None if years is None else float(years[k]),
-        )
-        for k, one in enumerate(faces)
+        Portrait(name, cut(image, points, width), box, points, len(faces), age)
+        for (box, points, _), age in zip(faces, years, strict=True)
     ]

@@ -10,9 +10,7 @@ from utils import UserError
 from verification.service import WAITING
 
 CONNECTIONS = 200  # that are held: a further one ends the one that has been idle longest
-LARGEST_BODY = (
-    128 * 2**20
-)  # bytes; what is too large is read to its end, so that a browser sees why
+LARGEST_BODY = 2**27  # bytes; what is too large is read to its end, so that a browser sees why
 
 
 class _Channel(HTTPChannel):
@@ -35,19 +33,11 @@ def is_loopback(host: str) -> bool:
 def create_server(app: Flask, host: str, port: int):
     """A waitress server. Raises UserError if the address can't be had."""
     sockets: dict = {}
+    # more threads than requests may wait, so that those beyond are answered at once
+    limits = {'threads': WAITING + 8, 'connection_limit': 2 * CONNECTIONS, 'channel_timeout': 60}
+    options = limits | {'ident': None, 'max_request_body_size': LARGEST_BODY}
     try:
-        # more threads than requests may wait, so that those beyond are answered at once
-        server = waitress.create_server(
-            app,
-            sockets,
-            host=host.strip('[]'),
-            port=port,
-            threads=WAITING + 8,
-            connection_limit=2 * CONNECTIONS,
-            channel_timeout=60,
-            ident=None,
-            max_request_body_size=LARGEST_BODY,
-        )
+        server = waitress.create_server(app, sockets, host=host.strip('[]'), port=port, **options)
     except ValueError:
         raise UserError(
             f'--host {host}: no address of this machine: 127.0.0.1 is this machine alone, 0.0.0.0 '

@@ -38,17 +38,6 @@ REGION = (
     '</rdf:Description></rdf:li>'
 )
 NEAR = 0.02  # of the image's sides: centres of one region
-# the place (x, y) in the stored image of one in the upright image, both from 0 to 1
-STORED = {
-    1: lambda x, y: (x, y),
-    2: lambda x, y: (1 - x, y),
-    3: lambda x, y: (1 - x, 1 - y),
-    4: lambda x, y: (x, 1 - y),
-    5: lambda x, y: (y, x),
-    6: lambda x, y: (y, 1 - x),
-    7: lambda x, y: (1 - y, 1 - x),
-    8: lambda x, y: (1 - y, x),
-}
 
 
 def write(archive: Index, rows: list[dict]) -> list[str]:
@@ -97,19 +86,26 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
         bag, changed = next(rdf[-1].iter(_tag('rdf:Bag'))), True
     upright = np.array(size if turned < 5 else size[::-1])
     for box, name in regions:
-        corners = np.reshape(box, (2, 2)) / upright
-        first, second = (np.array(STORED.get(turned, STORED[1])(*corner)) for corner in corners)
+        first, second = _stored(np.reshape(box, (2, 2)) / upright, turned)
         middle, sides = (first + second) / 2, abs(first - second)
         here = next((item for item in bag if _is_at(item, middle)), None)
         if here is None:
-            here = ElementTree.fromstring(REGION.format(DECLARED, *middle, *sides))
+            here, changed = ElementTree.fromstring(REGION.format(DECLARED, *middle, *sides)), True
             bag.append(here)
-            changed = True
         if name and not _value(here, 'mwg-rs:Name'):
             inner = here.find('rdf:Description', SPACES)
             (here if inner is None else inner).set(_tag('mwg-rs:Name'), name)
             changed = True
     return ElementTree.tostring(root, 'utf-8', xml_declaration=True) if changed else before
+
+
+def _stored(places, turned):
+    """Places (n, 2) in the upright image, (x, y) from 0 to 1 -> those in the stored image."""
+    x, y = places.T
+    across, down = (y, x) if turned in (5, 6, 7, 8) else (x, y)
+    across = 1 - across if turned in (2, 3, 7, 8) else across
+    down = 1 - down if turned in (3, 4, 6, 7) else down
+    return np.stack([across, down], 1)
 
 
 def _tag(name):
@@ -127,7 +123,6 @@ def _value(item, name):
 
 def _is_at(item, middle):
     try:
-        at = [float(_value(item, f'stArea:{key}')) for key in 'xy']
+        return np.allclose(middle, [float(_value(item, f'stArea:{key}')) for key in 'xy'], 0, NEAR)
     except ValueError:
         return False
-    return bool((abs(middle - at) < NEAR).all())

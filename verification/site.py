@@ -10,17 +10,11 @@ from verification.service import Archive, Service
 
 
 class Site(NamedTuple):
-    """
-    far     the rate to decide at if a request names none
-    local   whether this machine alone is served
-    people  the file people.csv of the archive's groups, which need not be there
-    """
-
     service: Service
     archive: Archive | None
-    far: float | None
-    local: bool
-    people: Path | None
+    far: float | None  # the rate to decide at if a request names none
+    local: bool  # whether this machine alone is served
+    people: Path | None  # the people.csv of the archive's groups, which need not be there
 
 
 def site() -> Site:
