@@ -43,7 +43,7 @@ from storage.files import write_npz
 from system.names import shown
 from verification.decision import Decision
 
-FEATURE = 'x_id of face and mirror, concatenated, unit length'
+FEATURE = 'x_id of face and mirror, concatenated, unit length; similarity is the inner product'
 AGREE = 1e-4  # largest difference of a component of the unit vector between PyTorch and onnxruntime
 
 
@@ -52,22 +52,16 @@ def description(model: DALModel, info: WeightsInfo) -> dict[str, str]:
     decision = Decision.of(info.decision, info.path)
     training = {'epoch': info.epoch, 'best': info.best, 'recipe': info.recipe}
     training |= {'people': len(info.classes), 'accuracy': decision.accuracy}
-    facts = {
-        'height': HEIGHT,
-        'width': model.width,
+    facts = {'height': HEIGHT, 'width': model.width, 'template': TEMPLATE.tolist()}
+    facts |= {'threshold': decision.threshold, 'age_cutoffs': info.age_cutoffs}
+    facts |= {'backbone': info.backbone, 'training': training}
+    return {key: json.dumps(value, default=str) for key, value in facts.items()} | {
         'colour': 'RGB',
         'layout': 'N, 3, height, width',
         'normalisation': _normalisation(model.backbone),
-        'template': TEMPLATE.tolist(),
-        'feature': f'{FEATURE}; similarity is the inner product',
-        'threshold': decision.threshold,
-        'age_cutoffs': info.age_cutoffs,
-        'backbone': info.backbone,
-        'training': training,
+        'feature': FEATURE,
         'weights_sha256': info.sha256,
     }
-    texts = {key: value for key, value in facts.items() if isinstance(value, str)}
-    return {key: json.dumps(value, default=str) for key, value in facts.items()} | texts
 
 
 def _normalisation(backbone):
@@ -86,9 +80,8 @@ def needed(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise utils.UserError(
-            f'this needs {name.partition(".")[0]}: pip install -r requirements-export.txt'
-        ) from None
+        remedy = 'pip install -r requirements-export.txt'
+        raise utils.UserError(f'this needs {name.partition(".")[0]}: {remedy}') from None
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, str]) -> None:
@@ -108,23 +101,17 @@ def onnx(args: argparse.Namespace) -> None:
     embedder = MethodOf(network, 'embed').eval()
     shape, drawn = (5, 3, HEIGHT, network.width), torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
-    program = torch.onnx.export(
-        embedder,
-        (faces,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim('N', min=1)},),
-        input_names=['faces'],
-        output_names=['embedding'],
-        verbose=False,
-    )
+    names: dict = {'input_names': ['faces'], 'output_names': ['embedding']}
+    names['dynamic_shapes'] = ({0: torch.export.Dim('N', min=1)},)
+    program = torch.onnx.export(embedder, (faces,), dynamo=True, verbose=False, **names)
     assert program is not None  # with dynamo there is one
     program.model.metadata_props.update(description(network, info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
-    apart = max(
-        np.abs(session.run(None, {'faces': part.numpy()})[0] - embedder(part).numpy()).max()
-        for part in (faces[:1], faces)
-    )
+    apart = 0.0
+    for part in (faces[:1], faces):
+        (found,) = session.run(None, {'faces': part.numpy()})
+        apart = np.maximum(apart, np.abs(found - embedder(part).numpy()).max())
     if not apart <= AGREE:
         differ = f'differ by {apart:.1e}, more than {AGREE:.0e}'
         raise utils.UserError(f'{args.out}: not written: onnxruntime and PyTorch {differ}')
@@ -169,10 +156,8 @@ def eraser(args: argparse.Namespace) -> None:
     model, info = load_weights(args.weights)
     split = model.factorization
     if not isinstance(split, SolvedFactorization):
-        raise utils.UserError(
-            f'{args.weights}: its R is a network and no affine map: python3 main.py -1 0 --init '
-            'FILE --dataset NAME solves for one'
-        )
+        remedy = 'python3 main.py -1 0 --init FILE --dataset NAME solves for one'
+        raise utils.UserError(f'{args.weights}: its R is a network and no affine map: {remedy}')
     tensors = {name: tensor.double() for name, tensor in split.state_dict().items()}
     projection = tensors['alpha'] * tensors['projection']
     matrix, offset = torch.eye(len(projection)) - projection, tensors['mean'] @ projection

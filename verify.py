@@ -177,10 +177,8 @@ def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
         print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {line}')
     if found and found[0]['threshold'] is not None:
         which = 'for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}'
-        print(
-            f'* above the threshold {which}, which is meant for one pair: '
-            'among many faces other people pass it too'
-        )
+        many = 'which is meant for one pair: among many faces other people pass it too'
+        print(f'* above the threshold {which}, {many}')
     if found and found[0]['far'] is not None:
         print(decision.rate_holds(found[0]['fitted_on']))
     for caution in dict.fromkeys(one['caution'] for one in found if one['caution']):
@@ -274,9 +272,8 @@ def serve(args: argparse.Namespace) -> int:
     try:
         from verification import page, server
     except ImportError as error:
-        raise utils.UserError(
-            f'the page needs {error.name}: pip install -r requirements-serve.txt'
-        ) from None
+        remedy = 'pip install -r requirements-serve.txt'
+        raise utils.UserError(f'the page needs {error.name}: {remedy}') from None
     known = matcher(args)
     where, out = [*args.serve, '', ''][:2]
     archive = read_archive(known, where) if where else None

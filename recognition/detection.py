@@ -70,10 +70,9 @@ class Detector:
         keep_freed_memory()  # every layer of YuNet takes megabytes anew
         self.network = cv2.FaceDetectorYN.create(str(yunet), '', (320, 320), POSSIBLE, OVERLAP)
         weights = torch.load(onet, map_location='cpu', weights_only=True)
-        self.weights = {
-            name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-            for name, tensor in weights.items()
-        }
+        kernels = {name: tensor for name, tensor in weights.items() if tensor.ndim == 4}
+        last = torch.channels_last
+        self.weights = weights | {x: y.to(memory_format=last) for x, y in kernels.items()}
 
     def find(self, image: Image.Image) -> list[Face]:
         """The faces in an RGB image, the largest first."""

@@ -29,10 +29,8 @@ def check_finite(features: np.ndarray, names: list | None = None) -> None:
     faulty = np.flatnonzero(~np.isfinite(features).all(1))
     if len(faulty):
         first = f'image {faulty[0]} (counted from 0)' if names is None else names[faulty[0]]
-        raise ValueError(
-            f'{first}: its features are not finite (NaN or infinite), as are those of '
-            f'{len(faulty)} of {len(features)} images'
-        )
+        many = f'as are those of {len(faulty)} of {len(features)} images'
+        raise ValueError(f'{first}: its features are not finite (NaN or infinite), {many}')
 
 
 @torch.inference_mode()
@@ -139,10 +137,8 @@ def digest_of(sources: list, names: list) -> str:
         else:
             digest.update(b'%s\0%d\0%d\n' % (os.fsencode(source), stat.st_size, stat.st_mtime_ns))
     if missing:
-        raise DataError(
-            f'{len(missing)} of {len(sources)} images are missing: looked for '
-            f'{some(missing)}: add them, or name the folder that holds them'
-        )
+        what = f'{len(missing)} of {len(sources)} images are missing: looked for {some(missing)}'
+        raise DataError(f'{what}: add them, or name the folder that holds them')
     return digest.hexdigest()
 
 

@@ -204,6 +204,5 @@ class Convolution(nn.Module):
         how = layer.padding, layer.stride, layer.dilation, layer.groups
         if self.weight is None:
             self.weight = onednn._reorder_convolution_weight(layer.weight, *how, x.shape)
-        return onednn._convolution_pointwise(
-            x, self.weight, layer.bias, *how, *self.activation, None
-        )
+        last = layer.bias, *how, *self.activation, None
+        return onednn._convolution_pointwise(x, self.weight, *last)

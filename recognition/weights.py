@@ -133,9 +133,8 @@ def save_checkpoint(state: dict, path: Any) -> None:
         if 'DataLoader worker' in str(error):  # a killed one says so in whatever this process is at
             raise
         why = getattr(error, 'strerror', None) or 'the disk may be full'
-        raise UserError(
-            f'{path}: not written ({why}); the file before it is whole: make room and --resume'
-        ) from None
+        remedy = 'the file before it is whole: make room and --resume'
+        raise UserError(f'{path}: not written ({why}); {remedy}') from None
 
 
 def load_checkpoint(path: Any, needed: Any) -> dict:
@@ -153,9 +152,8 @@ def load_checkpoint(path: Any, needed: Any) -> dict:
         raise UserError(_why_unreadable(path) or str(error)) from None
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
-        raise UserError(
-            f'{path}: no weights file of this repository (it lacks {", ".join(missing)}){OTHERS}'
-        )
+        lacks = f'it lacks {", ".join(missing)}'
+        raise UserError(f'{path}: no weights file of this repository ({lacks}){OTHERS}')
     for key, kind in needed.items() if isinstance(needed, dict) else ():
         if not isinstance(state[key], kind):
             found = f'{key} is of type {type(state[key]).__name__}'

@@ -179,10 +179,9 @@ class List(Folder):
                     f'another label or age: {faces[found]}, now {(label, age)}'
                 )
         if missing:
-            raise DataError(
-                f'{self.file}: {len(missing)} image(s) of the list are missing: {some(missing)}: '
-                f"paths are relative to the list's folder, {os.path.abspath(self.root)}"
-            )
+            what = f'{len(missing)} image(s) of the list are missing: {some(missing)}'
+            where = f"paths are relative to the list's folder, {os.path.abspath(self.root)}"
+            raise DataError(f'{self.file}: {what}: {where}')
         if len(rows) > len(faces):
             repeated = f'{len(rows) - len(faces)} line(s) repeat others'
             self.notices.append(f'{self.file}: {repeated}, and count once')

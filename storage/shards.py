@@ -46,24 +46,20 @@ class Shards:
         self.root = root
         self.notices: list[str] = []
         if not root.endswith('.tar') or '://' in root or root.startswith('pipe:'):
-            raise DataError(
-                f'{root}: shards are read by position: they must be .tar files, not compressed, '
-                'on a disk or a mounted file system'
-            )
+            form = '.tar files, not compressed, on a disk or a mounted file system'
+            raise DataError(f'{root}: shards are read by position: they must be {form}')
         try:
             self.paths = library().shardlists.expand_urls(root)
         except (ValueError, AssertionError) as error:
-            raise DataError(
-                f'{root}: not a pattern of shards, as in train-{{00000..00099}}.tar: {error}'
-            ) from None
+            form = 'a pattern of shards, as in train-{00000..00099}.tar'
+            raise DataError(f'{root}: not {form}: {error}') from None
         self.folder = os.path.dirname(self.paths[0])
         self.beside = Path(os.path.abspath(self.folder), os.path.basename(root))
         missing = [path for path in self.paths if not os.path.isfile(path)]
         if missing:
-            raise DataError(
-                f'{root}: {len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}'
-                f'{seen_from(missing[0])}: restore them, or mend the pattern in meta.py'
-            )
+            which = f'{len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}'
+            remedy = 'restore them, or mend the pattern in meta.py'
+            raise DataError(f'{root}: {which}{seen_from(missing[0])}: {remedy}')
         stats = map(os.stat, self.paths)
         self.stats = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
 
@@ -99,10 +95,9 @@ class Shards:
                 if stale != kept:
                     stale.unlink(missing_ok=True)
         except OSError as error:
-            self.notices.append(
-                f'{self.beside.parent}: {error.strerror}: the index of the shards is not kept: '
-                'every start reads them through'
-            )
+            why = f'{self.beside.parent}: {error.strerror}'
+            kept_not = 'the index of the shards is not kept: every start reads them through'
+            self.notices.append(f'{why}: {kept_not}')
         return index
 
     def _read_through(self, pat, pos):

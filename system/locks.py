@@ -75,9 +75,8 @@ def claim(folder: str | os.PathLike, option: str = '--save', work: str = 'traini
         except (BlockingIOError, PermissionError):
             file.seek(0)
             who = file.read().decode()
-            raise UserError(
-                f'{folder}: {who} is {work} into it: {option} DIR starts elsewhere'
-            ) from None
+            remedy = f'{option} DIR starts elsewhere'
+            raise UserError(f'{folder}: {who} is {work} into it: {remedy}') from None
         try:
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

@@ -40,10 +40,8 @@ def each(
         while waiting:
             yield from waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError(
-            'a process ended by itself, perhaps out of memory: fewer --workers; '
-            'the same command goes on from here'
-        ) from None
+        remedy = 'fewer --workers; the same command goes on from here'
+        raise UserError(f'a process ended by itself, perhaps out of memory: {remedy}') from None
     finally:
         pool.shutdown(cancel_futures=True)
 

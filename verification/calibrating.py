@@ -91,10 +91,8 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     similarity = np.einsum('nd,nd->n', index.embeddings[first], index.embeddings[second])
     rates = age_calibration.bounds(similarity, people, THRESHOLD_FARS)
     if not np.isfinite(rates).any():
-        raise DataError(
-            f'{archive}: {len(first)} pairs of faces stand in one photograph, in {photographs} '
-            'photographs: too few for a threshold at any rate'
-        )
+        few = f'{len(first)} pairs of faces stand in one photograph, in {photographs} photographs'
+        raise DataError(f'{archive}: {few}: too few for a threshold at any rate')
     stored = dict.fromkeys(('threshold', 'accuracy', 'genuine', 'ages'))
     stored |= matcher.info.decision or {}
     stored['impostor'] = percentiles(similarity, np.zeros(len(similarity), bool))['impostor']
@@ -140,10 +138,8 @@ def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
         rows = [cell for cell in cells if cell['impostor'] >= 200 and cell['promised']]
         if rows:
             worst = max(rows, key=lambda row: row['far'])
-            yield (
-                f'asked for {far:g} of half of the people, the thresholds accept at most '
-                f'{worst["far"]:.3g} of the other half, in any of {len(rows)} cells of 200 pairs '
-                f'or more ({worst["cell"]})'
-            )
+            where = f'in any of {len(rows)} cells of 200 pairs or more ({worst["cell"]})'
+            most = f'the thresholds accept at most {worst["far"]:.3g} of the other half'
+            yield f'asked for {far:g} of half of the people, {most}, {where}'
     error = age_calibration.reliability(fitted, second)['ece']
     yield f'the probability is off by {100 * error:.1f} points on average, on the other half'

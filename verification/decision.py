@@ -119,9 +119,8 @@ class Decision(NamedTuple):
             fitted = (stored.get(name) for name in ('ages', 'estimated'))
             ages, estimated = (AgeDecision(one) if one else None for one in fitted)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            raise UserError(
-                f'{path}: what it says of its threshold is damaged: validate again, or train on'
-            ) from None
+            what = 'what it says of its threshold is damaged'
+            raise UserError(f'{path}: {what}: validate again, or train on') from None
         accuracy = None if accuracy is None or math.isnan(accuracy) else accuracy
         best = threshold if given else best
         return cls(best, accuracy, genuine, impostor, far, ages, given, fitted_on, estimated)
@@ -149,10 +148,9 @@ class Decision(NamedTuple):
             return self._by(similarity, self.threshold, 'validation', ages, caution)
         if not self.far or far not in self.far:
             known = ', '.join(f'{rate:g}' for rate in self.far or ()) or 'none'
-            raise UserError(
-                f'--far {far:g}: these weights hold no threshold at this rate (there are: '
-                f'{known}): --calibrate NAME makes them from people of your own'
-            )
+            what = f'these weights hold no threshold at this rate (there are: {known})'
+            remedy = '--calibrate NAME makes them from people of your own'
+            raise UserError(f'--far {far:g}: {what}: {remedy}')
         return self._by(similarity, self.far[far], 'far', ages, caution, far=far)
 
     def _by_ages(self, by_age, similarity, ages, far):

@@ -67,9 +67,8 @@ def update(
                 for photograph in embed_files(matcher, root, todo, people):
                     journal.add(photograph)
         except (Interrupted, KeyboardInterrupt):  # of a second signal
-            raise UserError(
-                f'stopped: {path}.journal has what was embedded; the same command goes on from it'
-            ) from None
+            kept = f'{path}.journal has what was embedded'
+            raise UserError(f'stopped: {kept}; the same command goes on from it') from None
         known |= {one.name: one for one in journal.photographs()}
         photographs = [known[name] for name in names if name in known]
         _check_faces(folder, photographs)

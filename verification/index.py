@@ -68,10 +68,9 @@ class Index:
         """The index in a file, made by weights of this sha256. Raises UserError, one line."""
         header, arrays = _read(path)
         if header['weights'] != weights:
-            raise UserError(
-                f'{path}: made by other weights ({header["weights"][:8]}…, not {weights[:8]}…): '
-                'name another file, or remove it and run --index again'
-            )
+            which = f'made by other weights ({header["weights"][:8]}…, not {weights[:8]}…)'
+            remedy = 'name another file, or remove it and run --index again'
+            raise UserError(f'{path}: {which}: {remedy}')
         root, beside = header['root'], Path(path).parent / header['beside']
         if not os.path.isdir(root) and beside.is_dir():  # both have moved
             root = os.path.abspath(beside)

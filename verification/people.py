@@ -7,7 +7,6 @@ OUT/suggestions.csv lists groups that may be one person: `yes` in its column `ac
 `no` ends the question.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -126,10 +125,9 @@ def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogO
     """By the decision of the weights, on ages if it has them. Raises UserError if it has none."""
     decision = matcher.decision
     if decision.threshold is None:
-        raise UserError(
-            f'{matcher.info.path}: holds no threshold, so nothing says which faces are one person: '
-            '--calibrate NAME makes one from people of your own, --threshold T gives one'
-        )
+        what = 'holds no threshold, so nothing says which faces are one person'
+        remedy = '--calibrate NAME makes one from people of your own, --threshold T gives one'
+        raise UserError(f'{matcher.info.path}: {what}: {remedy}')
     genuine, impostor = decision.genuine, decision.impostor
     if decision.given or genuine is None or impostor is None:
         return LogOdds(embeddings, ages, None, decision.threshold, SLOPE)
@@ -249,10 +247,9 @@ def _use_dates(ages, keys, born, dates, notes):
                 if k in here:
                     ages[k] = age
         if absurd:
-            notes.append(
-                f"{key[1]}, born {date}: {len(absurd)} photographs have a date that can't be "
-                f'({absurd[0]}): the age is an estimate there; correct `born` or `taken`'
-            )
+            what = f"{len(absurd)} photographs have a date that can't be ({absurd[0]})"
+            remedy = 'the age is an estimate there; correct `born` or `taken`'
+            notes.append(f'{key[1]}, born {date}: {what}: {remedy}')
     return never
 
 
@@ -296,8 +293,7 @@ def _write(out, archive, matcher, rows, suggestions, sure):
         face['box'] = [*map(int, row['box'].split())]
         groups.setdefault(row['group'], facts)['faces'].append(face)
     facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
-    text = json.dumps(utils.finite(facts | {'groups': [*groups.values()]}), indent=1) + '\n'
-    utils.write_whole(out / 'people.json', lambda file: file.write_text(text, 'utf-8'))
+    utils.write_json(facts | {'groups': [*groups.values()]}, out / 'people.json')
     if suggestions is not None:
         write_table(out / 'suggestions.csv', PAIRS, suggestions)
     write_table(out / 'people.csv', COLUMNS, rows)

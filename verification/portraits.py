@@ -133,11 +133,9 @@ def _portraits(image, name, width):
     try:
         faces = detector().find(image)
     except UserError:
-        raise UserError(
-            f'{shown(name)}: {image.height} high × {image.width} wide, so no aligned face of '
-            f'{HEIGHT} × {WIDTH}; to find faces in photographs: '
-            'pip install -r requirements-prepare.txt'
-        ) from None
+        size = f'{image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}'
+        remedy = 'to find faces in photographs: pip install -r requirements-prepare.txt'
+        raise UserError(f'{shown(name)}: {size}; {remedy}') from None
     if not faces:
         raise DataError(f'{shown(name)}: no face found')
     faces = sorted(faces, key=lambda face: -face.area)

@@ -39,14 +39,11 @@ def create_server(app: Flask, host: str, port: int):
     try:
         server = waitress.create_server(app, sockets, host=host.strip('[]'), port=port, **options)
     except ValueError:
-        raise UserError(
-            f'--host {host}: no address of this machine: 127.0.0.1 is this machine alone, 0.0.0.0 '
-            'all that reach it'
-        ) from None
+        known = '127.0.0.1 is this machine alone, 0.0.0.0 all that reach it'
+        raise UserError(f'--host {host}: no address of this machine: {known}') from None
     except OSError as error:
-        raise UserError(
-            f'{host} port {port}: {error.strerror}: --port or --host names another'
-        ) from None
+        where = f'{host} port {port}: {error.strerror}'
+        raise UserError(f'{where}: --port or --host names another') from None
     for one in sockets.values():
         one.channel_class = _Channel
     return server
