@@ -165,19 +165,12 @@ def eraser(args: argparse.Namespace) -> None:
     facts['feature'] = 'x_id = x @ matrix + offset; x is a row of D numbers, before unit length'
     arrays = {'matrix': matrix.float().numpy(), 'offset': offset.float().numpy()}
     write_arrays(args.out, arrays, facts)
-    print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers{_effect(info)}')
-
-
-def _effect(info):
-    """The size of the effect on the people of validation, if it was measured."""
-    after = info.figures or {}
+    after, effect = info.figures or {}, ''
     before = after.get('before') or {}
-    if before.get('auc') is None or before.get('age_r2_id') is None:
-        return ''
-    return (
-        f'; on the people of validation AUC {before["auc"]:.3f} → {after["auc"]:.3f}, '
-        f'R² of age {before["age_r2_id"]:.2f} → {after["age_r2_id"]:.2f}'
-    )
+    if before.get('auc') is not None and before.get('age_r2_id') is not None:
+        effect = f'; on the people of validation AUC {before["auc"]:.3f} → {after["auc"]:.3f}, '
+        effect += f'R² of age {before["age_r2_id"]:.2f} → {after["age_r2_id"]:.2f}'
+    print(f'{args.out}: x_id = x @ matrix + offset, {len(matrix)} numbers{effect}')
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -87,19 +87,15 @@ def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image
 
 
 def align(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> Image.Image:
-    """The face with these five points (5, 2) in an RGB image, aligned: 112 high, `width` wide.
-
-    A width of 112 is the field's 112 × 112: the same face, 8 columns more on either side.
-    """
+    """The face with these five points (5, 2) in an RGB image, aligned: 112 high, `width` wide; at
+    112, the field's 112 × 112, the same face with 8 columns more on either side."""
     template = TEMPLATE + [(width - WIDTH) / 2, 0]
     return warp(image, similarity(points, template), (width, HEIGHT))
 
 
 def middle(image: Image.Image, width: int = WIDTH) -> Image.Image:
-    """The middle of an RGB image in which no face is found, 112 high, `width` wide.
-
-    Half of the shorter side becomes the height: about what a face fills in LFW's photographs.
-    """
+    """The middle of an RGB image in which no face is found, 112 high, `width` wide. Half of the
+    shorter side becomes the height: about what a face fills in LFW's photographs."""
     scale = 2 * HEIGHT / min(image.size)
     shift = np.subtract((width, HEIGHT), 1) / 2 - scale * np.subtract(image.size, 1) / 2
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])

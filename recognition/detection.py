@@ -34,10 +34,8 @@ IN_SQUARE = (TEMPLATE - [0, 14] + 0.5) / 2 - 0.5
 
 
 class Face(NamedTuple):
-    """A face found: box (left, top, right, bottom) and points (5, 2) in pixels of the photograph.
-
-    The points (x, y) are in the template's order; the score is between 0 and 1.
-    """
+    """A face found: box (left, top, right, bottom) and points (5, 2), (x, y) in the template's
+    order, in pixels of the photograph; the score is between 0 and 1."""
 
     box: tuple
     points: np.ndarray
@@ -50,10 +48,7 @@ class Face(NamedTuple):
 
 
 class Detector:
-    """Finds faces on the CPU, with as many threads as torch has.
-
-    Raises UserError if a package that brings code or weights isn't installed.
-    """
+    """Finds faces on the CPU, on torch's threads. Raises UserError if a package isn't installed."""
 
     def __init__(self):
         try:
@@ -112,8 +107,7 @@ class Detector:
 
     def _begun(self, image, boxes, points):
         """The points (n, 5, 2) as O-Net sees them in the box or in the face that YuNet's points
-        bring upright, wherever it is surer of a face.
-        """
+        bring upright, wherever it is surer of a face."""
         middles, halves = boxes.mean(1, keepdims=True) - 0.5, np.ptp(boxes, 1).max(1) / 2
         squares = middles + halves[:, None, None] * [[-1], [1]]
         ways = [similarity(square, CORNERS) for square in squares]
@@ -124,8 +118,7 @@ class Detector:
 
     def placed(self, image: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The points (n, 5, 2) in the faces that these bring upright, and in their mirrors, which
-        halves the error; how sure O-Net is of each face (n,), from 0 to 1.
-        """
+        halves the error; how sure O-Net is of each face (n,), from 0 to 1."""
         upright = [similarity(five, IN_SQUARE) for five in points]
         found, scores = self._onet(image, 2 * upright, np.arange(2 * len(points)) >= len(points))
         placed = found.reshape(2, -1, 5, 2).mean(0)
@@ -188,10 +181,8 @@ def _inside(package, file):
 
 
 def choose(faces: Sequence[Face], size: tuple[int, int], rule: str) -> Face:
-    """One of `faces`, of which there is at least one, in an image of `size` (width, height).
-
-    `rule` is 'largest', or 'central': the one whose box's middle is nearest to the image's.
-    """
+    """One of `faces`, of which there is at least one, in an image of `size` (width, height), by
+    `rule`: 'largest', or 'central', whose box's middle is nearest to the image's."""
     if rule == 'largest':
         return max(faces, key=lambda face: face.area)
     boxes = np.array([face.box for face in faces])

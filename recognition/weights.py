@@ -61,13 +61,16 @@ def load_weights(
 def _trained(path):
     of_export = str(path).endswith('.safetensors')
     state = _exported(path) if of_export else load_checkpoint(path, NEEDED)
+    is_own = state['backbone'] is None  # the user's own code, which no file of weights can hold
     try:
-        model = DALModel.of(state, path, _backbone_of(state, path))
+        if is_own:
+            untrained = own.make_backbone(types.SimpleNamespace(**(state.get('recipe') or {})))
+        else:
+            untrained = backbones.rebuild(state, path)
+        model = DALModel.of(state, path, untrained)
     except ValueError as error:
-        hint = ''
-        if state['backbone'] is None:
-            hint = "; it was trained with another make_backbone than backbones/own.py's"
-        raise UserError(f'{error}{hint}') from None
+        hint = "; it was trained with another make_backbone than backbones/own.py's"
+        raise UserError(f'{error}{hint if is_own else ""}') from None
     said = [state.get(key) for key in ('best', 'decision', 'recipe')]
     known = state['classes'], state['age_cutoffs'], state['epoch'], *said, state['backbone']
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -99,8 +102,7 @@ def _untouched(path, name):
 def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None:
     """The arguments of the backbone in a weights file of this repository or of `export.py
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
-    FileNotFoundError.
-    """
+    FileNotFoundError."""
     content = files.read(path, say=lambda line: None)  # said by who reads another file
     if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
         return None
@@ -111,17 +113,6 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     named = [item for item in weights.items() if item[0].startswith('backbone.')]
     weights = {name.removeprefix('backbone.'): tensor for name, tensor in named}
     return content.get('backbone'), weights
-
-
-def _backbone_of(state, path):
-    """The untrained backbone of a file of weights; None if DALModel builds it."""
-    config = state['backbone']
-    if config is None:  # the user's own code, which no file of weights can hold
-        return own.make_backbone(types.SimpleNamespace(**(state.get('recipe') or {})))
-    try:
-        return backbones.rebuild(state, path)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def save_checkpoint(state: dict, path: Any) -> None:

@@ -38,15 +38,13 @@ def is_image(name: str) -> bool:
 
 def is_system(name: str) -> bool:
     """Whether a file or folder of this name is the system's or hidden (`.DS_Store`,
-    `._000_12.jpg`), and so no image and nobody's folder.
-    """
+    `._000_12.jpg`), and so no image and nobody's folder."""
     return SYSTEM.fullmatch(name.lower()) is not None
 
 
 class Below(NamedTuple):
     """What a folder holds, as paths below it: images, files that are none, links to a folder above,
-    and pipes, sockets and devices. The last two are not followed or opened.
-    """
+    and pipes, sockets and devices. The last two are not followed or opened."""
 
     images: list[str]
     others: list[str]
@@ -97,8 +95,7 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 
 def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of a file. Raises OSError, also for a pipe, a socket or a device: reading one may
-    never end.
-    """
+    never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(None, 'a folder, pipe, socket or device, which is not read', os.fspath(path))
     with open(path, 'rb') as file:

@@ -42,15 +42,16 @@ class Folder:
 
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """classes, the folders' names, sorted; places (n,); labels (n,) int64; ages (n,) float32 in
-        years.
-
-        Raises DataError for a missing or empty folder and for names without a readable age.
-        """
+        years. Raises DataError for a missing or empty folder and names without a readable age."""
         classes: list[str] = []
         names, labels, ages = [], [], []
         empty, bad, passed = [], [], Below([], [], [], [])
         for folder in self._people():
-            there = self._below(folder)
+            path = os.path.join(self.root, folder)
+            try:
+                there = files.below(path, (self.root,))
+            except OSError as error:
+                raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
             if not there.images:
                 empty.append(folder)
             for name in there.images:
@@ -97,13 +98,6 @@ class Folder:
         self._notice(sorted(alone), 'image(s) are in no folder of a person, and left out')
         return people
 
-    def _below(self, folder):
-        path = os.path.join(self.root, folder)
-        try:
-            return files.below(path, (self.root,))
-        except OSError as error:
-            raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
-
     def shard_of(self, places: np.ndarray) -> np.ndarray | None:
         """The number of the shard that each place is in (n,); None if there are no shards."""
         return None
@@ -134,10 +128,7 @@ class Folder:
         return np.array([size for _, size, _ in self._stats(places)], np.int64)
 
     def fingerprint(self, places: np.ndarray) -> str:
-        """sha256 of names, sizes and modification times, in hexadecimal.
-
-        A file that is missing is left out: that it is missing is said when it is read.
-        """
+        """sha256 of names, sizes and modification times of what isn't missing, in hexadecimal."""
         digest = hashlib.sha256()
         for values in self._stats(places):
             if values[1] >= 0:

@@ -218,10 +218,8 @@ def _inflate(data):
 
 
 class _Strict:
-    """Within it Pillow's warnings are errors, but HARMLESS ones. Threads may be in it at once.
-
-    The filters of warnings are the process's: the first thread sets them, the last sets them back.
-    """
+    """Within it Pillow's warnings are errors, but HARMLESS ones. Threads may be in it at once: the
+    filters are the process's, which the first thread sets and the last sets back."""
 
     def __init__(self):
         self.lock, self.inside = threading.Lock(), 0

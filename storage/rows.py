@@ -59,10 +59,8 @@ class Layout(NamedTuple):
 
 
 class Rows:
-    """The rows of a file that `is_whole`.
-
-    It is open, and so in use, from the beginning; a process that gets a copy opens it for itself.
-    """
+    """The rows of a file that `is_whole`, which is open, and so in use, from the beginning; a
+    process that gets a copy opens it for itself."""
 
     def __init__(self, path: str | Path, layout: Layout):
         self.path, self.layout, self.file = str(path), layout, None
@@ -99,11 +97,8 @@ class Rows:
 
 
 class NewRows:
-    """A file of a layout in the making, which takes the name `path` in the end.
-
-    `path` is .<root>.<16 hexadecimal digits>….npy; `error` is why it can't be made, an OSError or
-    None.
-    """
+    """A file of a layout in the making, which takes the name `path` in the end, .<root>.<16
+    hexadecimal digits>….npy; `error` is why it can't be made, an OSError or None."""
 
     def __init__(self, path: Path, layout: Layout):
         self.path, self.layout, self.file, self.error = path, layout, None, None
@@ -131,10 +126,8 @@ class NewRows:
             self.error = error
 
     def finish(self) -> Rows | None:
-        """The Rows of the file, which takes its name; None if there is an error.
-
-        Files of the same root with other digits are removed, except those that a run is using.
-        """
+        """The Rows of the file, which takes its name; None if there is an error. Files of the same
+        root with other digits are removed, except those that a run is using."""
         try:
             if self.file and not self.error:
                 os.fsync(self.file.fileno())

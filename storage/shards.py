@@ -171,8 +171,7 @@ def _opened(path, size, time):
 
 def _samples(path) -> Iterator[dict]:
     """The library's samples of one shard: {'__key__': …, suffix: bytes, or (offset, size) of an
-    image}. Raises DataError if the shard is damaged.
-    """
+    image}. Raises DataError if the shard is damaged."""
     try:
         yield from library().tariterators.group_by_keys(_files(path), lcase=False)
     except ValueError as error:  # the library's error for a name that is there twice
@@ -212,7 +211,7 @@ def _files(path):
 
 def _is_passed_over(name):
     """Whether a file in a tar is the library's own, or the system's (._000_12.jpg of macOS)."""
-    parts = [part for part in name.split('/') if part not in ('', '.', '..')]
+    parts = {*name.split('/')} - {'', '.', '..'}
     return bool(re.match(r'__[^/]*__($|/)', name)) or any(map(is_system, parts))
 
 

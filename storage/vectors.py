@@ -30,10 +30,7 @@ def is_vectors(path: str | os.PathLike | None) -> bool:
 
 def read_vectors(path: str | os.PathLike) -> StoredVectors:
     """The vectors in a file. In a .safetensors the identities are whole numbers, or a JSON list in
-    its metadata.
-
-    Raises: DataError if it can't be read, or its arrays don't fit each other.
-    """
+    its metadata. Raises DataError if it can't be read, or its arrays don't fit each other."""
     path = Path(path).expanduser()
     try:
         arrays = _safetensors(path) if path.suffix == '.safetensors' else _npz(path)
@@ -78,10 +75,7 @@ def _safetensors(path):
 
 class VectorFaces:
     """A data set of stored vectors, with what dataset.Faces says of its faces; `vectors` (N, D)
-    stand in for images.
-
-    Raises: DataError if identities or ages are missing.
-    """
+    stand in for images. Raises DataError if identities or ages are missing."""
 
     def __init__(self, root: str | os.PathLike):
         self.root = os.path.expanduser(root)

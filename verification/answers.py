@@ -16,10 +16,7 @@ NO_EMBEDDING = np.empty(0, np.float32)
 def pair_ages(
     estimated: Sequence[float | None], given: Sequence[float | None] = (None, None)
 ) -> Ages | None:
-    """The ages to decide by: those `given` in years, else what the network estimates.
-
-    None if one of them is unknown.
-    """
+    """The ages in years to decide by: those `given`, else the estimates; None if one is unknown."""
     first, second = (one if age is None else age for one, age in zip(estimated, given, strict=True))
     if first is None or second is None:
         return None

@@ -126,9 +126,9 @@ def features_of(matcher: Matcher, faces: Faces) -> dict[str, np.ndarray]:
     return extract(matcher.network, batches, matcher.device, keep=KEPT, progress='faces')
 
 
-def held_out(embeddings, labels, ages, seed: int = 0) -> Iterator[str]:
+def held_out(embeddings, labels, ages) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    half, score = age_calibration.halves(labels, seed), age_calibration.score_pairs
+    half, score = age_calibration.halves(labels, 0), age_calibration.score_pairs
     first, second = (score(embeddings[k], labels[k], np.asarray(ages)[k]) for k in (half, ~half))
     fitted = age_calibration.fit(first)
     if fitted is None or not second.same.any():

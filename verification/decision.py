@@ -208,9 +208,7 @@ def write_calibration(decision: dict, source: str, info: WeightsInfo, path: Path
 
 def read_decision(info: WeightsInfo, threshold: float | None = None) -> Decision:
     """The Decision of the calibration file beside the weights, else of the weights themselves.
-
-    Raises UserError if that file is damaged or of other weights.
-    """
+    Raises UserError if that file is damaged or of other weights."""
     path = calibration_file(info.path)
     if not path.exists():
         return Decision.of(info.decision, info.path, threshold)

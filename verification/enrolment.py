@@ -35,12 +35,12 @@ KINDS = {  # of files that hold pictures and aren't read
 }
 
 
-def read_folder(matcher: Matcher, folder: str, people: bool = False) -> Index:
+def read_folder(matcher: Matcher, folder: str) -> Index:
     """The faces of every image below a folder, in memory. Raises DataError if there are none."""
     names = _names(folder, below(folder).images)
-    photographs = list(embed_files(matcher, folder, names, people))
+    photographs = list(embed_files(matcher, folder, names))
     _check_faces(folder, photographs)
-    return Index.of(folder, photographs, people, 2 * matcher.model.dim)
+    return Index.of(folder, photographs, False, 2 * matcher.model.dim)
 
 
 def update(

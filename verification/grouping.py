@@ -65,10 +65,8 @@ class LogOdds:
         return values
 
     def means(self, groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Means (n,) over the pairs of faces of groups first (n,) and second (n,).
-
-        groups (N,) are numbers from 0 on. Exact: similarities are summed by years of age.
-        """
+        """Means (n,) over the pairs of faces of groups first (n,) and second (n,), of groups (N,)
+        from 0 on. Exact: similarities are summed by years of age."""
         order = np.lexsort((self.years, groups))
         keys = groups[order] * (OLDEST + 1) + self.years[order]
         starts = np.flatnonzero(np.diff(keys, prepend=-1))

@@ -117,10 +117,9 @@ class Index:
     def nearest(
         self, embedding: np.ndarray, most: int, but: str | None = None
     ) -> list[tuple[int, float]]:
-        """The `most` faces most like an embedding (2·D,): (face, similarity), the best first.
+        """The `most` faces most like an embedding (2·D,): (face, similarity), best first. Exact.
 
         If there are people, the best face of each. `but` is a file whose faces are left out.
-        Exact: a product with every face.
         """
         scores = self.similarities(embedding)
         if but is not None:

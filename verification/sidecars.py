@@ -41,10 +41,8 @@ NEAR = 0.02  # of the image's sides: centres of one region
 
 
 def write(archive: Index, rows: list[dict]) -> list[str]:
-    """Sidecars of all photographs with faces; returns a line for each that was left as it is.
-
-    `rows` are those of people.csv. A region that is there stays; if it has no name it gets ours.
-    """
+    """Sidecars of all photographs with faces, by the rows of people.csv; returns a line for each
+    that was left as it is. A region that is there stays; if it has no name it gets ours."""
     faces = defaultdict(list)
     for row in rows:
         faces[archive.path(row['face'])].append((archive.faces['box'][row['face']], row['name']))
