@@ -32,7 +32,6 @@ FACE = np.dtype(
     + [('group', '<i4'), ('probability', '<f4')]
 )
 START = 24  # where the header begins
-BLOCK = 8192  # rows that are written at a time
 
 
 class Photograph(NamedTuple):
@@ -61,7 +60,8 @@ class Index:
     def of(cls, root: str, photographs: list[Photograph], people: bool, dim: int) -> 'Index':
         """Photographs that are in memory. With `people`, the first folders below root are names."""
         names, rows, faces = _table(photographs, people)
-        return cls(root, names, rows, faces, np.concatenate([*_blocks(photographs, dim)]))
+        embeddings = [np.empty((0, dim), '<f4'), *(one.embeddings for one in photographs)]
+        return cls(root, names, rows, faces, np.concatenate(embeddings))
 
     @classmethod
     def open(cls, path: str | Path, weights: str) -> 'Index':
@@ -152,7 +152,7 @@ class Index:
 def write(
     path: Path, root: str, weights: str, photographs: list[Photograph], people: bool, dim: int
 ) -> None:
-    """The file, whole or not at all. Embeddings may be views of larger ones: blocks are read."""
+    """The file, whole or not at all."""
     names, rows, faces = _table(photographs, people)
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
     header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
@@ -164,12 +164,12 @@ def write(
 
     def fill(temporary):
         with open(temporary, 'wb') as file:
-            for entry, blocks in ((first, _blocks(photographs, dim)), (second, [faces])):
+            for entry, parts in (first, (one.embeddings for one in photographs)), (second, [faces]):
                 file.seek(START + length + entry['offset'])
                 entry['crc'] = 0
-                for block in blocks:
-                    entry['crc'] = zlib.crc32(block, entry['crc'])
-                    file.write(block)
+                for part in parts:
+                    entry['crc'] = zlib.crc32(part, entry['crc'])
+                    file.write(part)
             file.truncate(START + length + end + _aligned(faces.nbytes))
             text = json.dumps(header).encode().ljust(length)
             file.seek(0)
@@ -190,18 +190,6 @@ def _table(photographs, people):
     faces['person'] = np.repeat(np.array([number.get(who, -1) for who in whose], int), counts)
     rows = [[*one[:4], count] for one, count in zip(photographs, counts, strict=True)]
     return names, rows, faces
-
-
-def _blocks(photographs, dim):
-    """Embeddings of all photographs, BLOCK rows or so at a time."""
-    waiting, rows = [np.empty((0, dim), '<f4')], 0
-    for photograph in photographs:
-        waiting.append(photograph.embeddings)
-        rows += len(photograph.embeddings)
-        if rows >= BLOCK:
-            yield np.concatenate(waiting)
-            waiting, rows = [np.empty((0, dim), '<f4')], 0
-    yield np.concatenate(waiting)
 
 
 def _aligned(offset):
@@ -229,11 +217,9 @@ def _read(path):
         data, arrays = np.memmap(path, np.uint8, 'r', START + length), {}
         for name, dtype in (('embeddings', np.dtype('<f4')), ('faces', FACE)):
             entry = header['arrays'][name]
-            end = entry['offset'] + int(np.prod(entry['shape'])) * dtype.itemsize
-            array = data[entry['offset'] : end].view(dtype).reshape(entry['shape'])
-            if zlib.crc32(array) != entry['crc']:
+            arrays[name] = np.ndarray(entry['shape'], dtype, data, entry['offset'])
+            if zlib.crc32(arrays[name]) != entry['crc']:
                 raise ValueError('checksum')
-            arrays[name] = np.asarray(array)
         if len(arrays['faces']) != len(arrays['embeddings']):
             raise ValueError('another table')
         header['weights'][:8], header['root'], header['beside'], header['people']

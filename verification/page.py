@@ -22,8 +22,7 @@ from verification.index import Index
 from verification.matcher import Features, Matcher
 from verification.portraits import Portrait
 from verification.server import is_loopback
-from verification.service import WAITING, Archive, Busy, Service
-from verification.site import Site, index, site
+from verification.service import WAITING, Archive, Busy, Service, Site, index, site
 
 LARGEST = 16 * 2**20  # bytes of a photograph
 PARTS = 6  # fields of a form

@@ -7,6 +7,7 @@ OUT/suggestions.csv lists groups that may be one person: `yes` in its column `ac
 `no` ends the question.
 """
 
+import functools
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -46,24 +47,22 @@ class Corrections:
         self.taken: dict[int, str] = {}
         self.answers: list[dict] = []
         self.notes: list[str] = []
-        if path:
-            self._read(path, archive)
-
-    def _read(self, path, archive):
-        faces = {place_of(archive, face): face for face in range(len(archive))}
+        if path is None:
+            return
+        faces = faces_by_place(archive)
         rows = [(faces.get((row['photograph'], row['box'])), row) for row in read_table(path)]
         lost = sum(face is None for face, _ in rows)
         if lost:
             self.notes.append(f'{path}: {lost} rows are of no face of this archive: not used')
         joined = self._accepted(path.with_name('suggestions.csv'))
-        names = defaultdict(set)
+        names: dict[str, set] = defaultdict(set)
         for _, row in rows:
             row['label'] = joined.get(_label(row['group']), _label(row['group']))
             names[row['label']] |= {row['name']} - {''}
         for label, found in names.items():
             if len(found) > 1 and label in joined.values():
                 raise DataError(f'{path}: group {label} is of {" and ".join(sorted(found))}')
-        labels = defaultdict(Counter)
+        labels: dict[tuple, Counter] = defaultdict(Counter)
         for face, row in rows:
             known = {row['name']} - {''} or names[row['label']] if row['label'] else {row['name']}
             if len(known) > 1:  # a group of two names: the rows without one are open
@@ -119,6 +118,12 @@ def place_of(archive: Index, face: int) -> tuple[str, str]:
     """The columns `photograph` and `box`, by which a face is known however the index grows."""
     box = ' '.join(f'{side:.0f}' for side in archive.faces['box'][face])
     return shown(archive.name(face)), box
+
+
+@functools.lru_cache(maxsize=1)
+def faces_by_place(archive: Index) -> dict[tuple[str, str], int]:
+    """{photograph and box: the face's row} of an index."""
+    return {place_of(archive, face): face for face in range(len(archive))}
 
 
 def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogOdds:

@@ -3,16 +3,15 @@
 Every change is written to people.csv, which `verify.py --group` reads back.
 """
 
-import functools
 import threading
 from pathlib import Path
 
 from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
-from verification.people import place_of
+from verification.people import faces_by_place, place_of
 from verification.people_files import COLUMNS, PAIRS, read_table, write_table
-from verification.site import index, site
+from verification.service import index, site
 
 GROUPS = 20  # on a page
 LONGEST = 100  # characters of a name
@@ -75,7 +74,7 @@ def _version(path: Path) -> str:
 
 def _groups(rows: Rows) -> list[dict]:
     """The groups for JSON, the largest first, faces by age; `face` is the row in the index."""
-    here = _places(index())
+    here = faces_by_place(index())
     groups: dict[str, dict] = {}
     for row in rows:
         face = here.get((row['photograph'], row['box']))
@@ -93,12 +92,6 @@ def _groups(rows: Rows) -> list[dict]:
         nearest = max(group['faces'], key=lambda face: face['nearest_probability'] or 0)
         group['nearest'] = nearest['nearest']
     return sorted(groups.values(), key=lambda one: (-len(one['faces']), one['group'].zfill(9)))
-
-
-@functools.lru_cache(maxsize=1)
-def _places(archive):
-    """{photograph and box: the face's row} of an index."""
-    return {place_of(archive, face): face for face in range(len(archive))}
 
 
 def _change():

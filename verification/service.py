@@ -7,8 +7,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from flask import current_app
 
 from utils import UserError
 from verification import portraits
@@ -100,3 +103,22 @@ class Archive:
         with contextlib.suppress(OSError, TypeError):
             stat = os.stat(self.path)
             return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+class Site(NamedTuple):
+    """What the views of the page serve from."""
+
+    service: Service
+    archive: Archive | None
+    far: float | None  # the rate to decide at if a request names none
+    local: bool  # whether this machine alone is served
+    people: Path | None  # the people.csv of the archive's groups, which need not be there
+
+
+def site() -> Site:
+    return current_app.extensions['site']
+
+
+def index() -> Index | None:
+    archive = site().archive
+    return archive.current() if archive else None
