@@ -45,12 +45,10 @@ class AgeDecision:
         self.thresholds = np.array(stored['thresholds'], np.float64).reshape(len(FARS), *SHAPE)
         self.oldest, self.largest_gap = float(stored['oldest']), float(stored['largest_gap'])
         self.line = np.array([stored['slope'], stored['offset']], np.float64)  # (2, terms)
-        if (
-            not np.isfinite([self.oldest, self.largest_gap, *self.line.flat]).all()
-            or self.line.shape != (2, TERMS)
-            or min(self.impostor.min(), self.genuine.min()) < 0
-            or (abs(self.thresholds) > 1).any()
-        ):
+        known = np.isfinite([self.oldest, self.largest_gap, *self.line.flat]).all()
+        counted = min(self.impostor.min(), self.genuine.min()) >= 0
+        cosines = not (abs(self.thresholds) > 1).any()
+        if not (known and counted and cosines and self.line.shape == (2, TERMS)):
             raise ValueError('not a calibration by ages')
 
     def threshold(self, younger: float, gap: float, far: float) -> Threshold | None:
@@ -81,10 +79,9 @@ class AgeDecision:
         # the cell's threshold at an easier rate is a lower bound
         easier = self.thresholds[np.array(FARS) > far][:, here[0], here[1]]
         value = np.nanmax(np.append(easier, nearest[at]))
-        caution = (
-            f'validation had {counts[0]} pairs of different people with {name(here)}, too few: '
-            f"a FAR of {far:g} can't be promised; the most cautious neighbour decides, {name(at)}"
-        )
+        few = f'validation had {counts[0]} pairs of different people with {name(here)}, too few'
+        decides = f'the most cautious neighbour decides, {name(at)}'
+        caution = f"{few}: a FAR of {far:g} can't be promised; {decides}"
         return Threshold(float(value), *counts, caution)
 
     def supported(self, far: float) -> int:

@@ -61,9 +61,8 @@ def compare(first: Evidence, second: Evidence) -> dict:
     """What the second Evidence is better by than the first, each figure with its paired 95 %
     interval: pooled, by gap, rank-1."""
     pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
-    gains: dict[str, Any] = {
-        'verification': metrics.difference(first.scores, second.scores, pairs, grid, seed=seed)
-    }
+    gain = metrics.difference(first.scores, second.scores, pairs, grid, seed=seed)
+    gains: dict[str, Any] = {'verification': gain}
     if pairs.gap is not None:
         gaps, gains['by_gap'] = gap_bin(pairs.gap), []
         for k in np.unique(gaps):
@@ -72,9 +71,9 @@ def compare(first: Evidence, second: Evidence) -> dict:
             gain = metrics.difference(scores[0], scores[1], pairs.where(here), None, seed=seed)
             gains['by_gap'].append({'years': GAP_NAMES[k], **gain})
     if first.hits is not None and len(first.hits):
-        gain = second.hits.astype(float) - first.hits
-        limits = share_interval(gain, first.benchmark.labels[first.probes], seed=seed)
-        gains['rank1'] = {'difference': float(gain.mean()), 'interval': limits}
+        more = second.hits.astype(float) - first.hits
+        limits = share_interval(more, first.benchmark.labels[first.probes], seed=seed)
+        gains['rank1'] = {'difference': float(more.mean()), 'interval': limits}
     return gains
 
 

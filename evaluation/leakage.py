@@ -185,12 +185,8 @@ def held_out_correlation(
             fit, held = (rng.permutation(len(x)) if i else np.arange(len(x)) for x in (a, a_held))
             _, w_a, w_b = first_canonical_correlation(a, b[fit])
             rhos[i] += _correlation(a_held @ w_a, b_held[held] @ w_b) / 2
-    return {
-        'rho': float(rhos[0]),
-        'shuffled': float(rhos[1:].mean()),
-        'shuffled_95': float(np.quantile(rhos[1:], 0.95)),
-        'dimensions': size,
-    }
+    found = {'rho': float(rhos[0]), 'shuffled': float(rhos[1:].mean())}
+    return found | {'shuffled_95': float(np.quantile(rhos[1:], 0.95)), 'dimensions': size}
 
 
 def _reduce(fitted, held, size):

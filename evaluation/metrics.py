@@ -154,10 +154,9 @@ def leave_one_out_rank1(embeddings: np.ndarray, labels: np.ndarray) -> float | N
 def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
     """{'genuine', 'impostor'}: the scores (n,) of each kind as 101 percentiles, the 0th to the
     100th, lowest first; an empty list if there are none."""
-    return {
-        name: np.quantile(scores[kind], np.linspace(0, 1, 101)).tolist() if kind.any() else []
-        for name, kind in (('genuine', same), ('impostor', ~same))
-    }
+    kinds = {'genuine': scores[same], 'impostor': scores[~same]}
+    at = np.linspace(0, 1, 101)
+    return {k: np.quantile(v, at).tolist() if len(v) else [] for k, v in kinds.items()}
 
 
 def people_report(

@@ -219,13 +219,11 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
     ages if they are known, scores and file names."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
     low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]
-    kinds = (
-        ('same person, scored low', GENUINE, low),
-        ('different people, scored high', IMPOSTOR, high),
-    )
+    kinds = {'same person, scored low': (GENUINE, low)}
+    kinds |= {'different people, scored high': (IMPOSTOR, high)}
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
     halves: Any = figure.subfigures(2, 1)
-    for half, (title, colour, chosen) in zip(halves, kinds, strict=True):
+    for half, (title, (colour, chosen)) in zip(halves, kinds.items(), strict=True):
         half.suptitle(title, color=colour, fontweight='bold')
         axes = half.subplots(1, each, squeeze=False)[0]
         for axis in axes:

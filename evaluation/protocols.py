@@ -155,9 +155,8 @@ def cacd_vs(path: str, folds: int = 10, per_fold: int = 200) -> Benchmark:
     pairs, 200 genuine and 200 not."""
     rows: list[tuple] = []
     for i in range(2 * folds * per_fold):
-        rows.append(
-            (f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', i // per_fold % 2 == 0, i // (2 * per_fold))
-        )
+        fold, impostor = divmod(i // per_fold, 2)
+        rows.append((f'{i:04d}_0.jpg', f'{i:04d}_1.jpg', not impostor, fold))
     return of_pairs(rows, Path(path), ('images', ''), None)
 
 
@@ -320,15 +319,7 @@ def _named(path, pattern, form):
     return Benchmark(list(paths), list(paths), labels=labels, ages=ages, notices=notices)
 
 
-READERS: dict[str, Callable[..., Benchmark]] = {
-    'lfw': lfw,
-    'calfw': calfw,
-    'cacd-vs': cacd_vs,
-    'bin': bin_file,
-    'pairs': pair_list,
-    'fgnet': fgnet,
-    'morph': morph,
-    'folder': folder,
-    'embeddings': embeddings,
-}
+READERS: dict[str, Callable[..., Benchmark]] = {'lfw': lfw, 'calfw': calfw, 'cacd-vs': cacd_vs}
+READERS |= {'bin': bin_file, 'pairs': pair_list, 'fgnet': fgnet, 'morph': morph}
+READERS |= {'folder': folder, 'embeddings': embeddings}
 PUBLISHED = ('lfw', 'calfw', 'cacd-vs')  # taken as they are; other lists are checked

@@ -15,10 +15,9 @@ def table(name: str, reports: dict) -> str:
         rows = [('all', found)]
         rows += [(f'{row["years"]} years', row) for row in report.get('by_gap', [])]
         heads = '  '.join(f'{head:>18}' for head in COLUMNS)
-        lines += [
-            f'\n{name}, {label}: {report["images"]} images, {people}{found["pairs"]} pairs',
-            f'{"":14}{"pairs":>7}  {"accuracy ± std":>15}  {heads}  threshold',
-        ]
+        count = f'{report["images"]} images, {people}{found["pairs"]} pairs'
+        lines.append(f'\n{name}, {label}: {count}')
+        lines.append(f'{"":14}{"pairs":>7}  {"accuracy ± std":>15}  {heads}  threshold')
         lines += [*(_row(*row) for row in rows), *_notes(rows), *_thresholds(found['far'])]
         if 'alignment' in report:
             lost = report['alignment']

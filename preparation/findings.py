@@ -117,10 +117,8 @@ def _people(root) -> Iterator[str]:
     """People who teach nothing of ageing."""
     seen = [{face.age for face in faces} for faces in root.people.values() if len(faces) > 1]
     if len(seen) > 2 and all(len(ages) == 1 for ages in seen):
-        yield (
-            f'{root.root}: none of the {len(seen)} people with several images is seen at two '
-            "ages: age and identity can't be told apart; add images years apart"
-        )
+        none = f'none of the {len(seen)} people with several images is seen at two ages'
+        yield f"{root.root}: {none}: age and identity can't be told apart; add images years apart"
     alone = [person for person, faces in root.people.items() if len(faces) == 1]
     if len(alone) > 0.1 * len(root.people):
         count = f'{len(alone)} of {len(root.people)} people have one image, {some(alone)}'

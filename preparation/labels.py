@@ -10,39 +10,31 @@ from PIL import ExifTags, Image
 from recognition.alignment import TAIL
 from storage.images import kinds, parse_age, to_age
 
-# file names of well-known sets: the person, where one is named, and the age or the two dates
+DAY = r'\d{4}-\d{1,2}-\d{1,2}'
+
+# file names of well-known sets, up to a dot: the person, where one is named, and the age or the two
+# dates, as in nm0000002_rm1_1924-9-16_1974.jpg
 NAMES = {
-    # 000_12.jpg
-    'plain': r'[^_.]*_(?P<age>\d+)\..*',
-    # 001A43a.JPG
-    'fgnet': rf'(?P<person>\d{{3}})A(?P<age>\d{{1,2}})[a-z]?{TAIL}\..*',
-    # 009055_1M54.JPG
-    'morph': rf'(?P<person>\d+)_\d+[MF](?P<age>\d+){TAIL}\..*',
+    'plain': r'[^_.]*_(?P<age>\d+)',  # 000_12.jpg
+    'fgnet': rf'(?P<person>\d{{3}})A(?P<age>\d{{1,2}})[a-z]?{TAIL}',  # 001A43a.JPG
+    'morph': rf'(?P<person>\d+)_\d+[MF](?P<age>\d+){TAIL}',  # 009055_1M54.JPG
     # 53_Robert_Duvall_0001.jpg
-    'cacd2000': rf'(?P<age>\d+)_(?P<person>.+?)_(?:\d{{4}}{TAIL}|\d+)\..*',
-    # 0_MariaCallas_35_f.jpg
-    'agedb': rf'\d+_(?P<person>.+)_(?P<age>\d+)_[mf]{TAIL}\..*',
-    # 39_1_20170116174525125.jpg.chip.jpg
-    'utkface': rf'(?P<age>\d+)_[\d_]+{TAIL}\..*',
-    # nm0000002_rm1_1924-9-16_1974.jpg
-    'imdb-wiki': (
-        r'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>\d{4}-\d{1,2}-\d{1,2})'
-        rf'_(?P<taken>\d{{4}}){TAIL}\..*'
-    ),
+    'cacd2000': rf'(?P<age>\d+)_(?P<person>.+?)_(?:\d{{4}}{TAIL}|\d+)',
+    'agedb': rf'\d+_(?P<person>.+)_(?P<age>\d+)_[mf]{TAIL}',  # 0_MariaCallas_35_f.jpg
+    'utkface': rf'(?P<age>\d+)_[\d_]+{TAIL}',  # 39_1_20170116174525125.jpg.chip.jpg
+    'imdb-wiki': rf'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>{DAY})_(?P<taken>\d{{4}}){TAIL}',
 }
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
 # 21.12.1983, 21/12/1983, 12/21/1983
 LOCAL = re.compile(r'\s*(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d).*', re.DOTALL)
 # 30, 30.5, 30,5, 30 years
-YEARS = re.compile(
-    r'\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*', re.IGNORECASE
-)
+YEARS = re.compile(r'(?i)\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*')
 
 
 def fields_in(name: str, kind: str) -> dict[str, str]:
     """Person, age, birth and taken, as far as a file name of this kind of NAMES has them."""
-    match = re.fullmatch(NAMES[kind], name, re.IGNORECASE | re.DOTALL)
+    match = re.fullmatch(NAMES[kind] + r'\..*', name, re.IGNORECASE | re.DOTALL)
     return match.groupdict() if match else {}
 
 

@@ -39,17 +39,15 @@ class Face:
         open_h = 3.7 + 0.6 * p.eye_open + 1.9 * child - 0.9 * old - 0.5 * max(self.smile, 0)
         self.eye_h = max(1.7, open_h)
         self.nose_y = 72.5 + 1.2 * p.nose_length - 0.8 * child + 1.4 * old
-        self.nose_w = (
-            7.2 + 1.1 * p.nose_width + 0.9 * p.melanin + 0.6 * p.male - 2.2 * child + 0.7 * old
-        )
+        self.nose_w = 7.2 + 1.1 * p.nose_width + 0.9 * p.melanin + 0.6 * p.male - 2.2 * child
+        self.nose_w += 0.7 * old
         self.mouth_y = 92.0 + 0.8 * p.mouth_y - 2.5 * child
         self.mouth_w = 14.2 + 1.4 * p.mouth_width - 3.5 * child + 1.3 * max(self.smile, 0)
         self.chin_y = 109.5 + 1.6 * p.chin_length + p.male - 4 * child
         self.wide = 38 + 1.6 * p.width + 1.5 * child
         self.cheek = self.wide - 1.5 + 0.9 * p.cheek + 1.5 * child - 1.5 * old
-        self.jaw = (
-            29.5 + p.width + 2.2 * p.jaw + 1.3 * p.male + 3 * child + (1.5 + 0.7 * p.jowl) * old
-        )
+        self.jaw = 29.5 + p.width + 2.2 * p.jaw + 1.3 * p.male + 3 * child
+        self.jaw += (1.5 + 0.7 * p.jowl) * old
         self.chin = 13 + 1.8 * p.chin_width + 1.5 * p.male + child + old
         self.skull = [(0.97, 22), (0.8, 3), (0.45, -6), (0, -8)]
         xs = 0, self.chin, 0.55 * self.chin + 0.5 * self.jaw, self.jaw, self.cheek, self.wide

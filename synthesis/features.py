@@ -13,7 +13,8 @@ def eyes(face: Face) -> None:
     white = np.array((240, 236, 232)) - np.array((8, 14, 22)) * face.old
     balls, ink = face.layer('RGB', rgb(white))
     mask, hole = face.layer()
-    tilt, iris = 0.7 * p.eye_tilt + 0.5 - 1.2 * face.old, 3.5 + 0.6 * face.child
+    tilt = 0.7 * p.eye_tilt + 0.5 - 1.2 * face.old
+    iris, pupil = 3.5 + 0.6 * face.child, 1.6 + 0.2 * face.child
     inner, outer = (x - w, y + 1), (x + w, y - tilt)
     hood = (x + 0.6 * w, y - 0.75 * h - 0.4 * tilt + 0.8 * face.old)
     upper = curve([inner, (x - 0.5 * w, y - 0.8 * h), (x, y - h), hood, outer])
@@ -22,11 +23,8 @@ def eyes(face: Face) -> None:
         hole.polygon(face.flat(np.vstack([upper, lower]) * (side, 1), 1), fill=255)
         ink.line(face.flat((upper + (0, 0.6)) * (side, 1), 1), fill=(176, 168, 166), width=4)
         centre = np.array([side * x, y - 0.3]) + face.gaze * (1, 0.6)
-        for radius, colour in (
-            (iris, p.iris * 0.55),
-            (iris - 0.7, p.iris * 1.15),
-            (1.6 + 0.2 * face.child, (12, 10, 12)),
-        ):
+        discs = (iris, p.iris * 0.55), (iris - 0.7, p.iris * 1.15), (pupil, (12, 10, 12))
+        for radius, colour in discs:
             face.dot(ink, centre, 1.2, radius, radius, rgb(colour))
         face.dot(ink, centre + (1 + 0.5 * face.light, -1.3), 1.2, 0.7, 0.7, (255, 255, 255))
     face.canvas.paste(balls, mask=mask)
@@ -69,10 +67,9 @@ def mouth(face: Face) -> None:
     """Lips, the line between them or the teeth, a shine on the lower one."""
     p, w, y, gap = face.p, face.mouth_w, face.mouth_y, face.opening
     lift = 1.0 + 2.2 * face.smile + 0.5 * p.corners - 1.2 * face.old
-    up, low = (
-        (base + 0.8 * trait + 0.8 * p.melanin) * (1 - 0.42 * face.old)
-        for base, trait in ((2.9, p.upper_lip), (3.9, p.lower_lip))
-    )
+    fullness = 1 - 0.42 * face.old
+    up = (2.9 + 0.8 * p.upper_lip + 0.8 * p.melanin) * fullness
+    low = (3.9 + 0.8 * p.lower_lip + 0.8 * p.melanin) * fullness
     lips = face.skin * ((0.88, 0.62, 0.61) - (1 - p.male) * face.adult * np.array((0, 0.06, 0.04)))
     corner = (w, y - lift)
     above = mirrored([corner, (0.5 * w, y - 0.3 * lift + 0.2), (0, y + 0.4)])

@@ -4,6 +4,7 @@ import functools
 from types import SimpleNamespace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 TRAITS = """width jaw cheek chin_width chin_length eye_x eye_y eye_size eye_open eye_tilt crease
     lash brow_y brow_thick brow_arch brow_tilt brow_gap nose_length nose_width bridge tip mouth_y
@@ -11,24 +12,18 @@ TRAITS = """width jaw cheek chin_width chin_length eye_x eye_y eye_size eye_open
     undertone flush hair_shade freckles beard jowl""".split()
 
 # light to dark, dark to fair, brown to grey
-SKIN = np.array(
-    [(244, 210, 190), (236, 196, 170), (222, 176, 144), (200, 150, 116)]
-    + [(170, 120, 88), (134, 92, 66), (100, 68, 52)],
-    float,
-)
-HAIR = np.array([(30, 26, 28), (54, 38, 30), (90, 60, 40), (134, 94, 56), (188, 150, 96)], float)
-IRIS = np.array(
-    [(52, 32, 22), (92, 60, 34), (112, 98, 54), (84, 118, 92), (88, 128, 168), (116, 134, 146)],
-    float,
-)
+SKIN = [(244, 210, 190), (236, 196, 170), (222, 176, 144), (200, 150, 116), (170, 120, 88)]
+SKIN += [(134, 92, 66), (100, 68, 52)]
+HAIR = [(30, 26, 28), (54, 38, 30), (90, 60, 40), (134, 94, 56), (188, 150, 96)]
+IRIS = [(52, 32, 22), (92, 60, 34), (112, 98, 54), (84, 118, 92), (88, 128, 168), (116, 134, 146)]
 RED_HAIR, GREY_HAIR = np.array((150, 72, 36.0)), np.array((196, 194, 192.0))
 
 
-def mix(palette: np.ndarray, t: float) -> np.ndarray:
+def mix(palette: ArrayLike, t: float) -> np.ndarray:
     """The colour at t in 0..1 along a palette (n, 3)."""
-    return np.array(
-        [np.interp(t * (len(palette) - 1), range(len(palette)), channel) for channel in palette.T]
-    )
+    channels = np.array(palette, float).T
+    at, places = t * (len(channels[0]) - 1), range(len(channels[0]))
+    return np.array([np.interp(at, places, channel) for channel in channels])
 
 
 @functools.lru_cache(1)

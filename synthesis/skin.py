@@ -44,10 +44,8 @@ def creases(face: Face) -> np.ndarray:
         crease(0.5 * lined - 0.06 * k, 0.6, (2 * k - 21, -9, 0, 9, 20 - k), line, False)
     for k in (-1, 0, 1):  # crow's feet
         x, y = eye_x + face.eye_w, eye_y + 1.2 * k
-        strength, ys = (
-            (0.45 + 0.2 * laugh) * lined - 0.05,
-            (y, y + 0.9 * k + 0.3, y + 2.2 * k + 0.8),
-        )
+        strength = (0.45 + 0.2 * laugh) * lined - 0.05
+        ys = y, y + 0.9 * k + 0.3, y + 2.2 * k + 0.8
         crease(strength, 0.8, (x + 1.5, x + 4, x + 6), ys)
     crease(0.5 * lined - 0.12, 1.4, (2.5, 2), (eye_y - 9, eye_y - 5))
     ys = eye_y + 5.5, eye_y + 7.5 + face.old, eye_y + 6  # below the eyes
