@@ -7,7 +7,6 @@ gap. Every cell weighs its pairs of one person and of different people alike, so
 similarity says if both are equally likely beforehand.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,10 +92,7 @@ def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
 
 
 def bounds(
-    similarity: np.ndarray,
-    people: np.ndarray | None,
-    rates: Sequence[float],
-    confidence: float = CONFIDENCE,
+    similarity: np.ndarray, people: np.ndarray | None, rates: tuple, confidence: float = CONFIDENCE
 ) -> np.ndarray:
     """Thresholds that accept at most `rates` of different people's pairs with this confidence.
 
@@ -205,9 +201,9 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     for k in range(bins):
         here = weights * (place == k)
         if here.sum() > 0:
-            means = [float(here @ values / here.sum()) for values in (predicted, pairs.same)]
-            row = dict(zip(('predicted', 'observed'), means, strict=True))
-            rows.append(row | {'weight': float(here.sum() / total)})
+            said, was = (float(here @ values / here.sum()) for values in (predicted, pairs.same))
+            weight = float(here.sum() / total)
+            rows.append({'predicted': said, 'observed': was, 'weight': weight})
     ece = sum(row['weight'] * abs(row['predicted'] - row['observed']) for row in rows)
     return {'bins': rows, 'ece': float(ece)}
 
@@ -229,10 +225,9 @@ def report(
     here = halves(labels, seed) if refit else np.ones(len(labels), bool)
     if refit:
         other = score_pairs(embeddings[~here], labels[~here], np.asarray(ages)[~here])
-        again = fit(other, seed)
-        if not again or not here.any():
+        stored = fit(other, seed) or {}
+        if not stored or not here.any():
             return None
-        stored = again
     pairs = score_pairs(embeddings[here], labels[here], np.asarray(ages)[here])
     cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
     return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}

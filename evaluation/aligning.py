@@ -57,8 +57,7 @@ def _stem(source):
 
 
 def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
-    """Writes the face of one photograph; says what is wrong with the photograph, None if nothing
-    is."""
+    """Writes the face of one photograph; what is wrong with the photograph, None if nothing is."""
     source, target = job
     try:
         image = open_photograph(source)

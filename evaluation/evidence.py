@@ -27,19 +27,15 @@ class Evidence:
         labels, ages = benchmark.labels, benchmark.ages
         self.pairs = benchmark.pairs or gap_pairs(labels, ages, seed)
         self.scores = cosines(embeddings, self.pairs.left, self.pairs.right)
-        self.probes: Any = None
-        self.nearest: Any = None
-        self.hits: Any = None
-        if benchmark.pairs:
-            return
-        if benchmark.probes is None:
-            self.probes, self.nearest = metrics.leave_one_out(embeddings, labels)
-        else:
-            self.probes = benchmark.probes
-            gallery = np.setdiff1d(np.arange(len(embeddings)), self.probes)
-            similarity = embeddings[self.probes] @ embeddings[gallery].T
-            self.nearest = gallery[similarity.argmax(1)]
-        self.hits = labels[self.probes] == labels[self.nearest]
+        probes: Any = benchmark.probes
+        nearest: Any = None
+        if probes is not None:
+            gallery = np.setdiff1d(np.arange(len(embeddings)), probes)
+            nearest = gallery[(embeddings[probes] @ embeddings[gallery].T).argmax(1)]
+        elif not benchmark.pairs:
+            probes, nearest = metrics.leave_one_out(embeddings, labels)
+        self.probes, self.nearest = probes, nearest
+        self.hits = None if benchmark.pairs else labels[probes] == labels[nearest]
 
     def report(self) -> dict:
         """Counts, verification over the folds, by age gap if ages are known, rank-1 if there are

@@ -68,12 +68,7 @@ def gap_bin(gap: np.ndarray) -> np.ndarray:
 
 
 def gap_pairs(
-    labels: np.ndarray,
-    ages: np.ndarray,
-    seed: int = 0,
-    per_bin: int = 5000,
-    per_person: int = 30,
-    folds: int = 10,
+    labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int = 5000, per_person: int = 30
 ) -> Pairs:
     """Genuine pairs, each with an impostor pair of the same age gap.
 
@@ -98,7 +93,7 @@ def gap_pairs(
     kept = np.sort(np.concatenate(bins))
     swap = rng.random(len(kept)) < 0.5
     anchor, mate = np.where(swap, (second[kept], first[kept]), (first[kept], second[kept]))
-    fold = (rng.permutation(len(names)) % folds)[person]
+    fold = (rng.permutation(len(names)) % 10)[person]  # ten of people
     other = _impostors(anchor, mate, person, ages, fold, rng)
     anchor, mate, other = (index[other >= 0] for index in (anchor, mate, other))
     left, right = np.tile(anchor, 2), np.concatenate([mate, other])

@@ -219,18 +219,20 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
     ages if they are known, scores and file names."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
     low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]
-    kinds = {'same person, scored low': (GENUINE, low)}
-    kinds |= {'different people, scored high': (IMPOSTOR, high)}
+    titles = 'same person, scored low', 'different people, scored high'
+    kinds = zip(titles, (GENUINE, IMPOSTOR), (low, high), strict=True)
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
     halves: Any = figure.subfigures(2, 1)
-    for half, (title, (colour, chosen)) in zip(halves, kinds.items(), strict=True):
+    for half, (title, colour, chosen) in zip(halves, kinds, strict=True):
         half.suptitle(title, color=colour, fontweight='bold')
         axes = half.subplots(1, each, squeeze=False)[0]
         for axis in axes:
             axis.axis('off')
         for axis, k in zip(axes, chosen, strict=False):
             two = pairs.left[k], pairs.right[k]
-            axis.imshow(np.concatenate([_face(known.sources[i]) for i in two], axis=1))
+            sources = [known.sources[i] for i in two]
+            data = [x if isinstance(x, bytes) else Path(x).read_bytes() for x in sources]
+            axis.imshow(np.concatenate(list(map(decode, data)), axis=1))
             title, folders = f'score {one.scores[k]:.3f}', 1
             if known.ages is not None:
                 years = ' · '.join(f'{known.ages[i]:g}' for i in two)
@@ -240,10 +242,6 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
             place = {'ha': 'center', 'va': 'top', 'transform': axis.transAxes}
             axis.text(0.5, -0.04, names, fontsize=6.5, **place)
     save(figure, path)
-
-
-def _face(source):
-    return decode(source if isinstance(source, bytes) else Path(source).read_bytes())
 
 
 def draw_leakage(report: dict, path: Path) -> None:

@@ -15,12 +15,7 @@ from utils import UserError
 
 
 def examine(
-    name: str,
-    entry: dict,
-    cutoffs: Sequence[float],
-    out: Path,
-    weights: str | None = None,
-    workers: int = 1,
+    name: str, entry: dict, cutoffs: tuple, out: Path, weights: str | None = None, workers: int = 1
 ) -> str:
     """The report on a checked entry of meta.py, as text; picture and lists go to the folder `out`.
 
@@ -45,7 +40,7 @@ def examine(
     listed += [(a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close]
     listed += [(a, 'same person', b, f'{cosine:.3f}') for a, b, cosine in akin]
     write_csv(out / 'findings.csv', [('file', 'what', 'other', 'cosine'), *listed])
-    todo = findings(entry, roots, same, close, akin, cutoffs)
+    todo = findings(entry, roots, (same, close, akin), cutoffs)
     people = len(roots['train_root'].people)  # empty folders are to be filled or removed
     lines = [line for root in roots.values() for line in describe(root, cutoffs)]
     found = f'{out / "findings.csv"}: {len(listed)} findings, file by file'

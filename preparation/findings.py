@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset import Faces, alike
 from evaluation.set_checks import NOTHING, check_ages
-from preparation.survey import AGELESS, SIZE, UNREADABLE, Root
+from preparation.survey import AGELESS, SIZE, UNREADABLE
 from storage.images import some
 
 REMEDIES = {
@@ -20,18 +20,10 @@ REMEDIES = {
 BLUISH = -4  # red − blue in the middle of a face below which it is hardly skin
 
 
-def findings(
-    entry: dict,
-    roots: Mapping[str, Root],
-    same: Sequence[tuple],
-    close: Sequence[tuple],
-    akin: Sequence[tuple],
-    cutoffs: Sequence[float],
-) -> list[str]:
+def findings(entry: dict, roots: Mapping, twice: tuple, cutoffs: Sequence[float]) -> list[str]:
     """The list of what to do about an entry of meta.py, the gravest first; empty if all is well.
 
-    `same` are pairs of paths with the same pixels; `close` of the same photograph, `akin` pairs of
-    folders of the same person, both with their cosine.
+    `twice` are survey.by_content's pairs and the two lists of survey.by_embedding.
     """
     train, val = roots['train_root'], roots.get('val_root')
     todo = [line for root in roots.values() for line in _files(root)]
@@ -46,7 +38,7 @@ def findings(
         remedy = 'move a tenth of the people to a folder of their own'
         todo.append(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
     else:
-        todo += _duplicates(roots, same, close, akin)
+        todo += _duplicates(roots, *twice)
         todo += _validation(train, val) if val else []
     for root in roots.values():
         todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root))]

@@ -8,7 +8,6 @@ any other                variables, or the fields of a struct: path, and age or 
 import datetime
 import io
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,7 +29,10 @@ def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
     except Exception as error:  # of any kind, if the file is damaged
         reason = f'not readable as a .mat file ({error})'
         raise DataError(f'{file}: {reason}: save path and age as CSV') from None
-    for columns in _structs(variables):
+    values = [value for value in variables.values() if isinstance(value, np.ndarray)]
+    structs = [value for value in values if value.dtype.names and value.size]
+    tables = [dict(zip(x.dtype.names, x.reshape(-1)[0], strict=True)) for x in structs]
+    for columns in [variables, *tables]:
         path = next((name for name in PATHS if name in columns), None)
         known = [name for name in FIELDS if name in columns]
         # CACD2000 has a second struct, of people: name and birth
@@ -44,14 +46,6 @@ def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
     names = ', '.join(name for name in variables if not name.startswith('__')) or 'nothing'
     form = 'full_path, path or name, the file names, with age, or dob and photo_taken'
     raise DataError(f'{file}: holds {names}; expected {form}: save path and age as CSV')
-
-
-def _structs(variables) -> Iterator[dict]:
-    """{name: array} of the variables, and of each struct among them."""
-    yield variables
-    for value in variables.values():
-        if isinstance(value, np.ndarray) and value.dtype.names and value.size:
-            yield dict(zip(value.dtype.names, value.reshape(-1)[0], strict=True))
 
 
 def _text(name, value):

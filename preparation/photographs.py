@@ -107,9 +107,9 @@ def without_rivals(found: Sequence[Photograph]) -> list[Photograph]:
 
     The name is that of the photograph that has it already, else of the first that is an image.
     """
-    owners = dict[str, str]()
-    for photograph in sorted(found, key=_rank):
-        owners.setdefault(kept_name(photograph.relative), photograph.relative)
+    owners, names = dict[str, str](), [photograph.relative for photograph in found]
+    for name in sorted(names, key=lambda name: (name != kept_name(name), not is_image(name))):
+        owners.setdefault(kept_name(name), name)
     listed = []
     for photograph in found:
         name = kept_name(photograph.relative)
@@ -118,11 +118,6 @@ def without_rivals(found: Sequence[Photograph]) -> list[Photograph]:
             photograph = photograph._replace(wrong=wrong)
         listed.append(photograph)
     return listed
-
-
-def _rank(photograph):
-    name = photograph.relative
-    return name != kept_name(name), not is_image(name)
 
 
 class Converter:

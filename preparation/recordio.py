@@ -22,7 +22,7 @@ from system.progress import progress
 from utils import DataError
 
 MAGIC = struct.pack('<I', 0xCED7230A)
-WHOLE, FIRST, MIDDLE, LAST = range(4)  # the part flags
+WHOLE, FIRST, _, LAST = range(4)  # the part flags
 HEADER = struct.Struct('<IfQQ')
 TWO_SETS = 'they are of two downloads, or one is cut short: fetch both again'
 
