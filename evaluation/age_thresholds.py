@@ -102,8 +102,7 @@ class AgeDecision:
         return (1 - share) * self.thresholds[low] + share * self.thresholds[low + 1]
 
     def probabilities(self, similarity, younger, gap) -> np.ndarray:
-        """P(same | similarity, ages) of pairs (n,), if one person was as likely as different people
-        beforehand."""
+        """P(same | similarity, ages) of pairs (n,), if both kinds were as likely beforehand."""
         slope, offset = self.line @ smooth(younger, gap).T
         return 1 / (1 + np.exp(-np.clip(similarity * slope + offset, -500, 500)))
 

@@ -38,8 +38,7 @@ class Evidence:
         self.hits = None if benchmark.pairs else labels[probes] == labels[nearest]
 
     def report(self) -> dict:
-        """Counts, verification over the folds, by age gap if ages are known, rank-1 if there are
-        probes; with intervals."""
+        """Counts, verification, by age gap if ages are known, rank-1 of probes; with intervals."""
         known, seed = self.benchmark, self.seed
         if not known.pairs:
             people = self.embeddings, known.labels, known.ages, seed
@@ -54,8 +53,7 @@ class Evidence:
 
 
 def compare(first: Evidence, second: Evidence) -> dict:
-    """What the second Evidence is better by than the first, each figure with its paired 95 %
-    interval: pooled, by gap, rank-1."""
+    """What the second is better by, with paired 95 % intervals: pooled, by gap, rank-1."""
     pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
     gain = metrics.difference(first.scores, second.scores, pairs, grid, seed=seed)
     gains: dict[str, Any] = {'verification': gain}

@@ -14,8 +14,7 @@ NOTE = '* fewer than 30 errors beneath it: the true rate may be further than 30 
 
 
 def write_html(out: Path, result: dict, reports: dict, text: str) -> None:
-    """Writes out/report.html: the screen's `text`, the error rates of {label: report} as tables,
-    and every picture of the folder."""
+    """Writes out/report.html: the screen's `text`, tables of {label: report}, the pictures."""
     title = f'{result["benchmark"]}: {", ".join(reports)}'
     body = [f'<h1>{_escape(title)}</h1><pre>{_escape(text.strip())}</pre>']
     for label, report in reports.items():

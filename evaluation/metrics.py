@@ -114,8 +114,7 @@ def _few(same):
 
 
 def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0) -> list[dict]:
-    """verification(), thresholds included, within each age gap that has pairs; with 'years' and
-    'mean_gap'."""
+    """verification() within each age gap that has pairs; with 'years' and 'mean_gap'."""
     rows, gaps = [], gap_bin(pairs.gap)
     for k in np.unique(gaps):
         here = pairs.where(gaps == k)
@@ -145,8 +144,7 @@ def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 
 
 def leave_one_out_rank1(embeddings: np.ndarray, labels: np.ndarray) -> float | None:
-    """The share of probes whose nearest other image is of the same person (leave_one_out), None
-    without probes."""
+    """The share of leave_one_out's probes that find their person, None without probes."""
     probes, nearest = leave_one_out(embeddings, labels)
     return number((labels[probes] == labels[nearest]).mean()) if len(probes) else None
 

@@ -123,8 +123,7 @@ def genuine_pairs(
 
 
 def _impostors(anchor, mate, person, ages, fold, rng):
-    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs says; −1 if
-    there is none."""
+    """For each genuine pair a face of somebody else of the mate's age, as gap_pairs says, or −1."""
     found, gaps = np.full(len(anchor), -1), gap_bin(np.abs(ages[anchor] - ages[mate]))
     steps = [(in_fold, years, 4) for in_fold in (True, False) for years in (0.5, 2)]
     for in_fold, years, tries in (*steps, (False, 10, 8), (False, 200, 40)):

@@ -49,8 +49,7 @@ def _end(name, length=22):
 
 
 def draw_all(out: Path, reports: dict, evidence: dict) -> None:
-    """Every picture that the benchmark has something for, of the models' reports and Evidence,
-    {label: …}; score histograms, errors and leakage of each model."""
+    """Every picture that there is something for, of {label: report} and {label: Evidence}."""
     draw_roc({k: (one.scores, one.pairs.same) for k, one in evidence.items()}, out / 'roc.png')
     if all(report.get('by_gap') for report in reports.values()):
         draw_gaps({label: report['by_gap'] for label, report in reports.items()}, out / 'gaps.png')
@@ -80,8 +79,7 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
 
 
 def draw_curves(lines: dict, path, title, across, up, dotted=None, style='steps-post', **axes):
-    """A line (x, y) for each model, {label: (x, y)}, or with a band (x, y, low, high); `dotted`
-    (label, x, y) is a reference."""
+    """{label: (x, y)}, or with a band (x, y, low, high); `dotted` (label, x, y) is a reference."""
     figure = Figure(figsize=(6, 4.5), layout='constrained')
     axis = figure.subplots()
     for label, (x, y, *band) in lines.items():
@@ -161,8 +159,7 @@ def draw_ages(found: dict, path: Path) -> None:
 
 
 def draw_reliability(models: dict[str, dict], path: Path) -> None:
-    """How often pairs of a predicted probability of one person are one person's, of
-    {name: age_calibration.reliability}."""
+    """The share of one person over the predicted one, of {name: age_calibration.reliability}."""
     lines = {}
     for name, found in models.items():
         points = [[row[key] for row in found['bins']] for key in ('predicted', 'observed')]
@@ -174,8 +171,7 @@ def draw_reliability(models: dict[str, dict], path: Path) -> None:
 
 
 def draw_gaps(models: dict, path: Path) -> None:
-    """Accuracy, AUC and TAR over the age gap of {name: by_gap rows}, with 95 % intervals; below the
-    number of genuine pairs."""
+    """Accuracy, AUC and TAR over the age gap of {name: by_gap rows}, with 95 % intervals."""
     figure = Figure(figsize=(11, 3.8), layout='constrained')
     years = {row['years']: row['genuine'] for rows in models.values() for row in rows}
     places = {key: place for place, key in enumerate(years)}
@@ -215,8 +211,7 @@ def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path:
 
 
 def draw_errors(one, path: Path, each: int = 8) -> None:
-    """The lowest-scoring genuine pairs of an Evidence over the highest-scoring impostor pairs, with
-    ages if they are known, scores and file names."""
+    """The lowest-scoring genuine pairs of an Evidence over the highest-scoring impostor pairs."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
     low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]
     titles = 'same person, scored low', 'different people, scored high'

@@ -59,8 +59,7 @@ class Benchmark(NamedTuple):
 
     @property
     def thresholds(self) -> np.ndarray | None:
-        """The candidates, as rates.decide takes them: published lists are scored on the grid, pairs
-        that are drawn here at every score."""
+        """Of rates.decide: published lists are scored on the grid, drawn pairs at every score."""
         return GRID if self.pairs and not self.every_score else None
 
 
@@ -161,8 +160,7 @@ def cacd_vs(path: str, folds: int = 10, per_fold: int = 200) -> Benchmark:
 
 
 def bin_file(path: str) -> Benchmark:
-    """InsightFace's .bin (lfw, agedb_30, cfp_fp, calfw, cplfw): ten contiguous folds, as
-    InsightFace cuts them."""
+    """InsightFace's .bin (lfw, agedb_30, cfp_fp, calfw, cplfw), in its ten contiguous folds."""
     images, same = pair_files.read_bin(path)
     index = np.arange(len(same))
     fold = np.repeat(np.arange(10), [len(part) for part in np.array_split(index, 10)])
@@ -218,8 +216,7 @@ def fgnet(path: str, images: int = 1002, people: int = 82) -> Benchmark:
 
 
 def morph(path: str) -> Benchmark:
-    """MORPH Album 2: 009055_1M54.JPG …, anywhere below path; sources are sorted by subject and
-    picture number."""
+    """MORPH Album 2: 009055_1M54.JPG …, anywhere below path; sorted by subject and picture."""
     return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG')
 
 
@@ -290,10 +287,8 @@ def images_below(path: str) -> list[str]:
 
 
 def _named(path, pattern, form):
-    """Images whose names hold subject and age, in order of subject and of numbers in the name.
-
-    Raises DataError if two are of one photograph: they would be a pair that says nothing.
-    """
+    """Images whose names hold subject and age, sorted by these numbers. DataError if two are of one
+    photograph: they would be a pair that says nothing."""
     found, others, first = [], [], {}
     for file in images_below(path):
         match = re.fullmatch(pattern, Path(file).stem)

@@ -115,8 +115,7 @@ def leakage_table(report: dict) -> str:
 
 
 def differences_table(row: dict) -> str:
-    """Each figure's gain over the first model, in points, with its interval; a star if that leaves
-    out 0."""
+    """Each gain over the first model, in points, with its interval; a star if that leaves out 0."""
     unit = 'points of percent [95 % of a paired bootstrap]; * leaves out 0'
     lines = [f'\n{row["of"]} − {row["against"]}, {unit}']
     blocks = [('all', row['verification'])]

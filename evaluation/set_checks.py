@@ -47,9 +47,7 @@ def check_ages(faces: 'Faces') -> list[str]:
 
 
 def _is_counter(ages, people):
-    """Whether one counter runs over the set: no number twice, few missing, each person's side by
-    side. `people`: the sorted ages of each.
-    """
+    """Whether one counter runs over the set: no number twice, few missing, people one by one."""
     spans = sorted((ages[0], ages[-1]) for ages in people)
     apart = all(last < first for (_, last), (first, _) in itertools.pairwise(spans))
     several = len(np.unique(ages)) == len(ages) >= 12

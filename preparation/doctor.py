@@ -1,17 +1,28 @@
 """A set of faces examined before anybody trains on it: what is in it, what is wrong with it."""
 
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from preparation.findings import findings
+from dataset import Faces, alike
+from evaluation.set_checks import NOTHING, check_ages
 from preparation.pictures import draw_histograms
 from preparation.summary import entry_text
-from preparation.survey import Root, by_content, by_embedding
+from preparation.survey import AGELESS, SIZE, UNREADABLE, Root, by_content, by_embedding
 from preparation.target import write_csv
 from storage.images import some
 from utils import UserError
+
+REMEDIES = {
+    AGELESS: "rename them, or mend 'pat' and 'pos'",
+    UNREADABLE: 'copy or download them again, or remove them',
+    SIZE: 'align them (prepare.py), or remove them',
+}
+BLUISH = -4  # red − blue in the middle of a face below which it is hardly skin
 
 
 def examine(
@@ -68,3 +79,128 @@ def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
         unread = f'{len(root.others)} files or folders that training does not read'
         lines.append(f'  {unread}: {some(root.others)}')
     return lines
+
+
+def findings(entry: dict, roots: Mapping, twice: tuple, cutoffs: Sequence[float]) -> list[str]:
+    """The list of what to do about an entry of meta.py, the gravest first; empty if all is well.
+
+    `twice` are survey.by_content's pairs and the two lists of survey.by_embedding.
+    """
+    train, val = roots['train_root'], roots.get('val_root')
+    todo = [line for root in roots.values() for line in _files(root)]
+    people = len(train.people)
+    if entry['n_cls'] not in (people, None):
+        kind = f'{"folders" if train.folder else "people"} in train_root are {people}'
+        todo.append(f"'n_cls' is {entry['n_cls']}, the {kind}: paste the entry below")
+    if val is None:
+        remedy = 'move a tenth of the folders there, or nothing tells whether the training works'
+        todo.append(f'val_root is None: {remedy}')
+    if val and os.path.realpath(val.root) == os.path.realpath(train.root):
+        remedy = 'move a tenth of the people to a folder of their own'
+        todo.append(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
+    else:
+        todo += _duplicates(roots, *twice)
+        todo += _validation(train, val) if val else []
+    for root in roots.values():
+        todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root))]
+        todo += [*_people(root), *_colours(root)]
+    return todo + list(_groups(train, cutoffs))
+
+
+def _files(root) -> Iterator[str]:
+    """Files that can't be trained on, by what is wrong with them; empty folders."""
+    kinds = defaultdict(list)
+    for face in root.faces:
+        if face.wrong:
+            kinds[face.wrong].append(face)
+    for wrong, faces in kinds.items():
+        names = some([f'{face.person}/{face.name}' for face in faces])
+        number = f'{root.root}: {len(faces)} of {len(root.faces)} images'
+        yield f'{number}: {faces[0].reason}: {names}: {REMEDIES[wrong]}'
+    if root.empty:
+        count = f'{len(root.empty)} folders without an image'
+        yield f'{root.root}: {count}: {some(root.empty)}: fill or remove them'
+
+
+def _duplicates(roots, same, close, akin) -> Iterator[str]:
+    place = dict[str, tuple[str, str]]()
+    for name, root in roots.items():
+        place |= {root.path(face): (name, face.person) for face in root.faces}
+    across = [(a, b) for a, b in same if place[a][1] != place[b][1]]
+    leaked = [(a, b) for a, b in same if place[a][0] != place[b][0]]
+    within = len(same) - len({*across, *leaked})
+    copied = {b for _, b in leaked}
+    if leaked and len(copied) == sum(bool(face.pixels) for face in roots['val_root'].faces):
+        copy = f'{roots["val_root"].root}: a copy of images of {roots["train_root"].root}'
+        yield f'{copy}: {NOTHING}; take out of train_root the people to validate on'
+    elif leaked:
+        count = f'{len(leaked)} images are in train_root and in val_root'
+        yield f'{count}: {some(b for _, b in leaked)}: remove them from one'
+    if across:
+        pairs = some(f'{a} = {b}' for a, b in across)
+        count = f'{len(across)} images are in the folders of different people'
+        yield f'{count}: {pairs}: remove the wrong one'
+    if within:
+        count = f'{within} images are twice in the folder of their person'
+        yield f'{count}: remove the copies (findings.csv)'
+    fresh = [f'{a} ~ {b}' for a, b, _ in close if (a, b) not in set(same)]
+    if fresh:
+        yield f'{len(fresh)} pairs look like one photograph: {some(fresh)}: keep one of each'
+    if akin:
+        pairs = some(f'{a} ~ {b} ({cosine:.2f})' for a, b, cosine in akin)
+        count = f'{len(akin)} pairs of folders may be of one person'
+        yield f'{count}: {pairs}: look at them, and join what is one'
+
+
+def _validation(train, val) -> Iterator[str]:
+    """What a validation set lacks."""
+    nothing = 'nothing can be measured of new people'
+    if len(val.classes) < 2:
+        yield f'{val.root}: one person: telling people apart takes two: {nothing}'
+    elif max(map(len, val.people.values())) < 2:
+        yield f'{val.root}: one image of each person: recognising somebody takes two: {nothing}'
+    both = sorted(train.people.keys() & val.people.keys())
+    if both and len(both) < len(val.people):
+        count = f'{len(both)} of the {len(val.people)} people of val_root are in train_root too'
+        remedy = 'all of them (closed set) or none (verification) makes a figure that can be read'
+        yield f'{count}: {some(both)}: {remedy}'
+
+
+def _people(root) -> Iterator[str]:
+    """People who teach nothing of ageing."""
+    seen = [{face.age for face in faces} for faces in root.people.values() if len(faces) > 1]
+    if len(seen) > 2 and all(len(ages) == 1 for ages in seen):
+        none = f'none of the {len(seen)} people with several images is seen at two ages'
+        yield f"{root.root}: {none}: age and identity can't be told apart; add images years apart"
+    alone = [person for person, faces in root.people.items() if len(faces) == 1]
+    if len(alone) > 0.1 * len(root.people):
+        count = f'{len(alone)} of {len(root.people)} people have one image, {some(alone)}'
+        remedy = 'they teach nothing of ageing; add images, or leave them out'
+        yield f'{root.root}: {count}: {remedy}'
+
+
+def _colours(root) -> Iterator[str]:
+    """What the colours of a root say: grey images, red and blue exchanged."""
+    read = [face for face in root.faces if face.pixels]
+    grey = [f'{face.person}/{face.name}' for face in read if face.grey]
+    coloured = [face for face in read if not face.grey]
+    blue = [f'{face.person}/{face.name}' for face in coloured if face.redness < BLUISH]
+    if grey:
+        count = f'{len(grey)} of {len(read)} images are grey: {some(grey)}'
+        harm = 'no harm if people and ages are as mixed among them as elsewhere'
+        yield f'{root.root}: {count}: {harm}'
+    if blue:
+        count = f'{len(blue)} of {len(coloured)} images are bluer than skin, {some(blue)}'
+        cause = 'red and blue are probably exchanged (by a program that counts BGR)'
+        yield f'{root.root}: {count}: {cause}: write them again'
+
+
+def _groups(root, cutoffs) -> Iterator[str]:
+    """Age groups of which there is no image."""
+    names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
+    known = [face.age for face in root.faces if face.age is not None]
+    missing = set(range(len(names))) - set(np.searchsorted(cutoffs, known).tolist())
+    if known and missing:
+        groups = ', '.join(names[group] for group in sorted(missing))
+        remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
+        yield f'{root.root}: no image of the age group {groups}: {remedy}'

@@ -214,10 +214,7 @@ class Converter:
         raise ValueError('no face found')
 
     def _write(self, face, target):
-        """Writes the face; the digest of the file.
-
-        ValueError if another file of that name is there, OSError if it can't.
-        """
+        """Writes the face; the digest of the file. ValueError if another of that name is there."""
         file, path = io.BytesIO(), Path(self.settings['target'], target)
         kind = Image.registered_extensions()[path.suffix.lower()]
         face.save(file, kind, **OPTIONS.get(kind, {}))

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from synthesis.face import Face
-from synthesis.features import brows, eyes, mouth, nostrils_and_moles
-from synthesis.hair import glasses, hairdo
+from synthesis.features import brows, eyes, glasses, hairdo, mouth, nostrils_and_moles
 from synthesis.skin import beard, behind, complexion
 from system.progress import progress as progress_of
 
