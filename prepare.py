@@ -108,8 +108,7 @@ def make(args: argparse.Namespace) -> None:
         raise utils.UserError(f'{source} holds {packs[0].name}, not photographs: {command}')
     names = 'ages', 'pat', 'pos', 'dex', 'landmarks', 'face', 'size', 'keep_names', 'people'
     settings = {'source': os.path.abspath(source)} | {name: getattr(args, name) for name in names}
-    # what is missing is said before TARGET is made
-    converter = photographs.Converter(settings | {'target': target})
+    converter = photographs.Converter(settings | {'target': target})  # says what is missing
     with claim(target, settings):
         report = Report(target)
         changes = photographs.run(converter, args.workers, report)

@@ -76,9 +76,8 @@ class AgeDecision:
         closest = steps == steps[np.isfinite(table)].min()
         nearest = np.where(closest & np.isfinite(table), table, -np.inf)
         at = np.unravel_index(nearest.argmax(), SHAPE)
-        # the cell's threshold at an easier rate is a lower bound
         easier = self.thresholds[np.array(FARS) > far][:, here[0], here[1]]
-        value = np.nanmax(np.append(easier, nearest[at]))
+        value = np.nanmax(np.append(easier, nearest[at]))  # an easier rate's is a lower bound
         few = f'validation had {counts[0]} pairs of different people with {name(here)}, too few'
         decides = f'the most cautious neighbour decides, {name(at)}'
         caution = f"{few}: a FAR of {far:g} can't be promised; {decides}"

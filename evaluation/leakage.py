@@ -14,8 +14,7 @@ from evaluation.pairs import gap_pairs, genuine_pairs
 from evaluation.rates import cosines, roc_figures, share_interval
 from recognition.embedding import check_finite
 
-# a ridge's penalties on standardised features, beside their mean squares
-STRENGTHS = 10.0 ** np.arange(-4, 4)
+STRENGTHS = 10.0 ** np.arange(-4, 4)  # a ridge's penalties, beside the features' mean squares
 AGE_FIGURES = 'r2 mae r2_unit neighbours_r2 neighbours_mae order order_interval order_pairs groups'
 
 

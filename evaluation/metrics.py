@@ -14,8 +14,7 @@ from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
 from evaluation.rates import FARS, GRID, REPLICATES, bootstrap, cosines, decide, interval
 from recognition.embedding import check_finite
 
-# below as many pairs of either kind, one pair more or less moves every figure by points
-ENOUGH = 10
+ENOUGH = 10  # pairs of either kind: below, one more or less moves every figure by points
 FEW_ERRORS = 30  # with fewer beneath it, a rate's true value may be further than 30 % away
 
 

@@ -15,8 +15,7 @@ from recognition.embedding import check_finite
 GRID = 1 - np.arange(0, 4, 0.01) / 2
 FARS = {'tar@1e-1': 1e-1, 'tar@1e-2': 1e-2, 'tar@1e-3': 1e-3}
 THRESHOLD_FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-# a FAR is reported from this many expected false accepts up: fewer are an anecdote
-FALSE_ACCEPTS = 10
+FALSE_ACCEPTS = 10  # that a FAR must lead one to expect to be reported: fewer are an anecdote
 REPLICATES = 500
 
 

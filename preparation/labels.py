@@ -12,23 +12,21 @@ from storage.images import kinds, parse_age, to_age
 
 DAY = r'\d{4}-\d{1,2}-\d{1,2}'
 
-# file names of well-known sets, up to a dot: the person, where one is named, and the age or the two
-# dates, as in nm0000002_rm1_1924-9-16_1974.jpg
+# file names of well-known sets, up to a dot: the person, where one is named, and age or dates
 NAMES = {
     'plain': r'[^_.]*_(?P<age>\d+)',  # 000_12.jpg
     'fgnet': rf'(?P<person>\d{{3}})A(?P<age>\d{{1,2}})[a-z]?{TAIL}',  # 001A43a.JPG
     'morph': rf'(?P<person>\d+)_\d+[MF](?P<age>\d+){TAIL}',  # 009055_1M54.JPG
-    # 53_Robert_Duvall_0001.jpg
-    'cacd2000': rf'(?P<age>\d+)_(?P<person>.+?)_(?:\d{{4}}{TAIL}|\d+)',
+    'cacd2000': rf'(?P<age>\d+)_(?P<person>.+?)_(?:\d{{4}}{TAIL}|\d+)',  # 53_Robert_Duvall_0001.jpg
     'agedb': rf'\d+_(?P<person>.+)_(?P<age>\d+)_[mf]{TAIL}',  # 0_MariaCallas_35_f.jpg
     'utkface': rf'(?P<age>\d+)_[\d_]+{TAIL}',  # 39_1_20170116174525125.jpg.chip.jpg
+    # nm0000002_rm1_1924-9-16_1974.jpg
     'imdb-wiki': rf'(?P<person>[^_]+)_(?:rm\d+_)?(?P<birth>{DAY})_(?P<taken>\d{{4}}){TAIL}',
 }
 # 1983, 1983-12-21, EXIF's 1983:12:21 10:00:00
 DATE = re.compile(r'\s*(\d{4})(?:[-:/.](\d{1,2})[-:/.](\d{1,2})(?!\d).*)?\s*', re.DOTALL)
 # 21.12.1983, 21/12/1983, 12/21/1983
 LOCAL = re.compile(r'\s*(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d).*', re.DOTALL)
-# 30, 30.5, 30,5, 30 years
 YEARS = re.compile(r'(?i)\s*(\d+(?:[.,]\d+)?)\s*(?:years?(?: old)?|yrs?\.?|y\.?|y/?o\.?)?\s*')
 
 

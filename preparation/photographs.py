@@ -27,8 +27,7 @@ from system.processes import each
 from system.progress import progress
 from utils import DataError, write_whole
 
-# faces are written under their own names with these suffixes; any other becomes .jpg
-KEPT = '.jpg .jpeg .jpe .jfif .png .bmp .ppm .tif .tiff .webp'.split()
+KEPT = '.jpg .jpeg .jpe .jfif .png .bmp .ppm .tif .tiff .webp'.split()  # other suffixes: .jpg
 OPTIONS = {'JPEG': {'quality': 95, 'subsampling': 0}, 'WEBP': {'lossless': True}}
 NOBODY = 'no person: it lies in no folder of one, or its name does not tell'
 # what a run changes of the faces of runs before

@@ -17,8 +17,7 @@ from system import foreign
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
-# the columns of a table without titles
-UNTITLED = {2: ['path', 'age'], 3: ['path', 'label', 'age']}
+UNTITLED = {2: ['path', 'age'], 3: ['path', 'label', 'age']}  # columns, without titles
 
 
 class Table:

@@ -79,15 +79,11 @@ def make(
     workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 16)
     columns = list(zip(*jobs, strict=True))
     try:
-        # starts no process until the first map
         with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-            if workers > 1:
-                drawn = pool.map(write_person, *columns, chunksize=4)
-            else:
-                drawn = map(write_person, *columns)
+            here = map(write_person, *columns)  # and no process is started
+            drawn = pool.map(write_person, *columns, chunksize=4) if workers > 1 else here
             done = progress_of(drawn, 'drawing', len(jobs), unit=' people', disable=not progress)
-            for _ in done:
-                pass
+            list(done)
         os.rename(building, root)
     except OSError as error:
         error.filename, error.filename2 = root, None  # what the user knows

@@ -46,8 +46,7 @@ def person(identity: int) -> SimpleNamespace:
     light = np.clip(fair + 0.25 * rng.normal(), 0, 1) if p.melanin < 0.55 else 0.25 * rng.random()
     p.iris = mix(IRIS, light)
     p.curly = rng.random() < 0.1 + 0.5 * p.melanin
-    # how far down the hair reaches
-    p.length = rng.choice([52, 58, 64] if p.male else [62, 86, 125, 125])
+    p.length = rng.choice([52, 58, 64] if p.male else [62, 86, 125, 125])  # of the hair
     p.bald = rng.random() ** 1.5 if p.male else 0.15 * rng.random()
     p.glasses = rng.choice([0, 0, 0.2, 0.9])
     p.grey_at, p.wrinkled_at = rng.normal((54, 50), (8, 6))
