@@ -180,28 +180,18 @@ class EraserFitter:
         variance = covariance.diagonal()[:D]
         variance = variance.clamp(min=max(1e-6 * float(variance.mean()), TINY))  # dead features
         factor = torch.linalg.cholesky(covariance[:D, :D] + torch.diag(ridge * variance))
-        basis = _orthonormal(torch.linalg.solve_triangular(factor, cross, upper=False))
-        erase = torch.eye(D, dtype=torch.float64) - (
-            torch.linalg.solve_triangular(factor.T, basis, upper=True) @ (factor @ basis).T
-        )
+        whitened = torch.linalg.solve_triangular(factor, cross, upper=False)
+        basis, lengths, _ = torch.linalg.svd(whitened, full_matrices=False)
+        basis = basis * (lengths > NOTHING)  # ages of few values have variates that say the same
+        identity = torch.eye(D, dtype=torch.float64)
+        unwhitened = torch.linalg.solve_triangular(factor.T, basis, upper=True)
+        erase = identity - unwhitened @ (factor @ basis).T
         lengths, axes = torch.linalg.eigh(erase.T @ within[:D, :D] @ erase)
         lengths[D - directions :] = 0
         lengths = (lengths / lengths.mean().clamp(min=TINY)).clamp(NOTHING)
         gains = (whiten * lengths + 1 - whiten) ** -0.5
         gains[D - directions :] = 0
-        identity = torch.eye(D, dtype=torch.float64)
         return Eraser(mean[:D], identity - erase @ (axes * gains) @ axes.T)
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """Gram and Schmidt's basis of the columns (D, K); zeros for one that adds next to nothing, as
-    where ages of few values have variates that say the same. No pivot, for which it would wait."""
-    basis: list[Tensor] = []
-    for column in columns.T:
-        for other in basis:
-            column = column - (other @ column) * other
-        basis.append(F.normalize(column, dim=0) * (column.norm() > NOTHING))
-    return torch.stack(basis, 1)
 
 
 def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:

@@ -27,16 +27,12 @@ def check_for_eraser(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> No
             'within_person: nobody in the training set is seen at two ages; '
             '--set within_person=False takes out the age between people'
         )
-    print(
-        f'R in closed form rests on {len(people)} people, {seen_twice} of them seen at two ages or '
-        'more'
-    )
+    seen = f'{seen_twice} of them seen at two ages or more'
+    print(f'R in closed form rests on {len(people)} people, {seen}')
     rests_on = seen_twice if recipe.within_person else len(people)
     if rests_on < FEW_PEOPLE:
-        print(
-            f'warning: {rests_on} people are few for R in closed form: a map from more people '
-            'erases more of the age'
-        )
+        few = f'warning: {rests_on} people are few for R in closed form: a map from more people '
+        print(f'{few}erases more of the age')
     share = within.var() / max(ages.var(), 1e-9)
     if recipe.within_person and share < LITTLE:
         print(

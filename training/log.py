@@ -15,30 +15,22 @@ from training.recipe import Recipe
 
 
 class Log:
-    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard. Numbers that aren't
-    finite are written as null."""
+    """One JSON line a report in `log.jsonl`, the same numbers in TensorBoard."""
 
     def __init__(self, folder, step, epoch=math.inf):
         self.path = Path(folder, 'log.jsonl')
-        self._forget_after(step, epoch)
+        # a run resumed at `step`, with `epoch` epochs reported, writes what comes after them again
+        if self.path.exists():
+            rows = [row for row in read_log(self.path) if row['step'] <= step]
+            rows = [row for row in rows if row.get('epoch', 0) <= epoch]
+            kept = ''.join(json.dumps(row) + '\n' for row in rows)
+            utils.write_whole(self.path, lambda temporary: temporary.write_text(kept))
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.board = SummaryWriter(folder, purge_step=step + 1)
 
-    def _forget_after(self, step, epoch):
-        """A run resumed at `step`, with `epoch` epochs reported, writes what comes after them
-        again; a line that was cut short goes too."""
-        if self.path.exists():
-            kept = ''.join(
-                json.dumps(row) + '\n'
-                for row in read_log(self.path)
-                if row['step'] <= step and row.get('epoch', 0) <= epoch
-            )
-            utils.write_whole(self.path, lambda temporary: Path(temporary).write_text(kept))
-
     def report(self, kind, step, **values):
-        """`kind` is 'max', 'min' or 'epoch'; `step` the global step. Returns the values as
-        written."""
+        """`kind` is 'max', 'min' or 'epoch'. Returns the values as written: None if not finite."""
         values = {name: utils.finite(value) for name, value in values.items()}
         try:
             with open(self.path, 'a') as file:
@@ -70,26 +62,19 @@ def read_log(path):
 
 
 def plot_curves(rows, panels, path):
-    """Draws `panels`, a list of (title, [(kind, name, label), …]), from the rows of a log over
-    the global step."""
+    """Draws `panels`, {title: 'kind name label; …'}, from the rows of a log over the step."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, lines) in zip(axes, panels, strict=True):
-        for kind, name, label in lines:
-            points = [
-                (row['step'], row[name])
-                for row in rows
-                if row['kind'] == kind and row.get(name) is not None
-            ]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    label=label,
-                    linewidth=1.2,
-                    marker='.' if len(points) < 40 else None,
-                )
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for line in lines.split('; '):
+            kind, name, label = line.split(' ', 2)
+            drawn = [row for row in rows if row['kind'] == kind and row.get(name) is not None]
+            if drawn:
+                steps, values = [row['step'] for row in drawn], [row[name] for row in drawn]
+                marker = '.' if len(drawn) < 40 else None
+                axis.plot(steps, values, label=label, linewidth=1.2, marker=marker)
         axis.set_title(title)
         axis.set_xlabel('global step')
         if axis.lines:
@@ -100,15 +85,10 @@ def plot_curves(rows, panels, path):
 
 def run_summary(device):
     """Versions, hardware, and the git revision if there is one: a figure depends on them."""
-    git = None
+    git, root = None, Path(__file__).parents[1]
     if shutil.which('git'):
-        git = subprocess.run(
-            ['git', 'describe', '--always', '--dirty'],
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-        ).stdout.strip()
+        describe = ['git', 'describe', '--always', '--dirty']
+        git = subprocess.run(describe, text=True, cwd=root, capture_output=True).stdout.strip()
     name = platform.processor() or platform.machine()
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
@@ -131,7 +111,6 @@ def differences(path, summary):
     now = json.loads(json.dumps(utils.finite(summary)))
     try:
         before = json.loads(path.read_text())
-        # values that are newer than the run were the paper's
         before['recipe'] = Recipe.of(before['recipe']).as_dict()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f'{path} is damaged: whether this run is as it began is not known']

@@ -1,6 +1,7 @@
 """Running figures of a training: the host waits for the device once per report, not per step."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -8,58 +9,39 @@ from torch import Tensor
 
 
 class Mean:
-    """Running means of scalars that stay on the device: one wait for it per report, not per
-    step."""
+    """Running means of scalars that stay on the device."""
 
     def __init__(self) -> None:
-        # of names that are not added to now
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        # those that are, and their sums in one tensor
-        self.names: tuple[str, ...] = ()
-        self.total: Any = None
+        # by the names that were added together
+        self.totals: dict[tuple[str, ...], Tensor] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
 
     def add(self, **scalars: Tensor) -> None:
         names, values = tuple(scalars), stacked(scalars)
-        if names != self.names:
-            self.sums = self._apart()
-            known = [self.sums.pop(name, None) for name in names]
-            self.names = names
-            self.total = torch.stack(
-                [
-                    torch.zeros_like(value) if total is None else total
-                    for total, value in zip(known, values, strict=True)
-                ]
-            )
-        self.total = self.total + values
-        for name in names:
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def _apart(self):
-        """The sums, a tensor () a name."""
-        return self.sums | dict(
-            zip(self.names, () if self.total is None else self.total.unbind(), strict=True)
-        )
+        self.totals[names] = self.totals[names] + values if names in self.totals else values
+        self.counts[names] = self.counts.get(names, 0) + 1
 
     def __bool__(self):
         return bool(self.counts)
 
     def flush(self) -> dict[str, float]:
         """Means since the last call, as floats."""
-        sums = self._apart()
-        values = torch.stack(list(sums.values())).tolist() if sums else []
-        means = {name: value / self.counts[name] for name, value in zip(sums, values, strict=True)}
+        sums: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        for names, total in self.totals.items():
+            sums.update(dict(zip(names, total.tolist(), strict=True)))
+            counts.update(dict.fromkeys(names, self.counts[names]))
         Mean.__init__(self)
-        return means
+        return {name: value / counts[name] for name, value in sums.items()}
 
     def state_dict(self) -> dict:
-        sums = {name: total.clone() for name, total in self._apart().items()}
-        return {'sums': sums, 'counts': dict(self.counts)}
+        return {'totals': dict(self.totals), 'counts': dict(self.counts)}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        Mean.__init__(self)
-        self.sums = {name: total.to(device).reshape(()) for name, total in state['sums'].items()}
-        self.counts = {name: int(state['counts'][name]) for name in self.sums}
+        self.totals = {
+            names: total.to(device).reshape(len(names)) for names, total in state['totals'].items()
+        }
+        self.counts = {names: int(state['counts'][names]) for names in self.totals}
 
 
 class PhaseMean(Mean):
@@ -82,8 +64,7 @@ def stacked(scalars: dict[str, Tensor]) -> Tensor:
 
 
 class NotFinite:
-    """Notes the first step at which one of its scalars was not finite, without waiting for the
-    device at each."""
+    """Notes the first step at which one of its scalars was not finite."""
 
     def __init__(self):
         self.names: tuple[str, ...] = ()

@@ -18,7 +18,6 @@ from recognition.embedding import FEATURES, check_finite, extract
 from system.progress import progress
 from training.log import read_log
 from training.recipe import Recipe
-from training.reports import FIGURES
 from training.state import TrainingState
 from utils import UserError
 
@@ -28,6 +27,13 @@ FACES = 10_000  # that the ages are fitted to at most, whole people
 WAVES = 2048  # Fourier features of the age estimator
 WIDTH = 0.1  # of its kernel: exp(−WIDTH·d²/D) on standardised x
 PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their mean squares
+FIGURES = {  # that best.pth is reported with
+    'auc': 'AUC',
+    'auc_gap_21-30': 'at gaps of 21 to 30 years',
+    'auc_gap_31+': 'of 31 and more',
+    'rank1': 'rank-1',
+    'age_r2_id': 'R² of age in x_id',
+}
 KNOWN = 0.3  # the R² on people never seen below which ages are unknown
 
 
@@ -45,11 +51,10 @@ def embed(
     for tensor in training.model.backbone.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     path = folder / f'x-{kind}-{digest.hexdigest()[:16]}.npy'
-    if path.exists():
-        return np.load(path, mmap_mode='r')
-    for old in folder.glob(f'x-{kind}-*.npy'):
-        old.unlink()
-    utils.write_whole(path, lambda temporary: _embed_into(temporary, training, faces, check))
+    if not path.exists():
+        for old in folder.glob(f'x-{kind}-*.npy'):
+            old.unlink()
+        utils.write_whole(path, lambda temporary: _embed_into(temporary, training, faces, check))
     return np.load(path, mmap_mode='r')
 
 
@@ -241,15 +246,13 @@ def judge_ages(training: TrainingState, report: dict) -> None:
 
 def candidates(folder: Path) -> list[dict]:
     """{'epoch', 'score', 'age_r2'} of the epochs that best.pth may be."""
-    rows = {row['epoch']: row for row in read_log(folder / 'log.jsonl') if row.get('candidate')}
-    return [
-        {
-            'epoch': epoch,
-            'score': row.get('val_auc') or row['val_closed_set_accuracy'],
-            'age_r2': round(row.get('val_age_r2_id') or 0, 2),
-        }
-        for epoch, row in rows.items()
-    ]
+    found = {}
+    for row in read_log(folder / 'log.jsonl'):
+        if row.get('candidate'):
+            score = row.get('val_auc') or row['val_closed_set_accuracy']
+            age_r2 = round(row.get('val_age_r2_id') or 0, 2)
+            found[row['epoch']] = {'epoch': row['epoch'], 'score': score, 'age_r2': age_r2}
+    return list(found.values())
 
 
 def choose(rows: list[dict], low: float) -> dict:
@@ -272,19 +275,11 @@ def report(training: TrainingState, folder: Path) -> None:
     shown = {'epoch': after['epoch'], 'before': after['before'], 'after': after, 'ages': error}
     utils.write_json(shown, folder / 'best.json')
     print(f'{folder}/best.pth is epoch {training.epoch}' + (': before → after' if before else ''))
-    for title, key in FIGURES:
+    for key, title in FIGURES.items():
         if after.get(key) is not None:
             earlier = f'{before[key]:.3f} → ' if before.get(key) is not None else ''
             print(f'  {title:28}{earlier}{after[key]:.3f}')
     if error['mae'] is not None:
         known = '' if training.model.estimator else ': too little, so ages are unknown'
-        print(
-            f'  ages of people never seen ({error["people"]}): off by {error["mae"]:.1f} years on '
-            f'average, R² {error["r2"] or 0:.2f}{known}'
-        )
-
-
-def forget(folder: Path) -> None:
-    """Removes the features that `embed` kept."""
-    for path in folder.glob('x-*.npy'):
-        path.unlink()
+        off = f'off by {error["mae"]:.1f} years on average, R² {error["r2"] or 0:.2f}{known}'
+        print(f'  ages of people never seen ({error["people"]}): {off}')

@@ -4,7 +4,6 @@ decorrelated."""
 import time
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import backbones
@@ -19,75 +18,37 @@ from training.state import TrainingState
 REPORT_EVERY = 50  # steps between two lines of the log
 LARGE = 20  # millions of parameters from which a CPU's time is told before it is spent
 STUCK_AFTER = 3  # reports of a correlation at zero before the warning
-PANELS = [
-    ('losses', [('min', 'loss_id', 'L_id, identity'), ('min', 'loss_age', 'L_age, age')]),
-    (
-        'accuracy in training',
-        [('min', 'accuracy', 'identity, no margin'), ('min', 'age_accuracy', 'age group of x_age')],
-    ),
-    (
-        '|ρ| by phase',
-        [
-            ('max', 'rho_before', 'max: before'),
-            ('max', 'rho_after', 'max: after'),
-            ('min', 'rho', 'min'),
-            ('max', 'dead', 'dead fraction of x_age'),
-        ],
-    ),
-    (
-        'people of val_root',
-        [
-            ('epoch', 'val_auc', 'AUC'),
-            ('epoch', 'val_accuracy', 'accuracy'),
-            ('epoch', 'val_rank1', 'rank-1'),
-            ('epoch', 'val_age_r2_id', 'age in x_id, R²'),
-            ('epoch', 'val_age_r2_age', 'age in x_age, R²'),
-        ],
-    ),
-]
-COLUMNS = (
-    ('loss', 'loss'),
-    ('identity', 'loss_id'),
-    ('age', 'loss_age'),
-    ('|ρ|', 'rho'),
-    ('accuracy', 'accuracy'),
-    ('val: AUC', 'val_auc'),
-    ('accuracy', 'val_accuracy'),
-    ('rank-1', 'val_rank1'),
-    ('closed set', 'val_closed_set_accuracy'),
-    ('age R²', 'val_age_r2_id'),
-    ('images/s', 'images_per_s'),
-)
-
-FIGURES = (
-    ('AUC', 'auc'),
-    ('at gaps of 21 to 30 years', 'auc_gap_21-30'),
-    ('of 31 and more', 'auc_gap_31+'),
-    ('rank-1', 'rank1'),
-    ('R² of age in x_id', 'age_r2_id'),
+PANELS = {  # of curves.png: kind and name of a figure, and what it is called there
+    'losses': 'min loss_id L_id, identity; min loss_age L_age, age',
+    'accuracy in training': 'min accuracy identity, no margin; min age_accuracy age group of x_age',
+    '|ρ| by phase': 'max rho_before max: before; max rho_after max: after; min rho min; '
+    'max dead dead fraction of x_age',
+    'people of val_root': 'epoch val_auc AUC; epoch val_accuracy accuracy; epoch val_rank1 rank-1; '
+    'epoch val_age_r2_id age in x_id, R²; epoch val_age_r2_age age in x_age, R²',
+}
+ON_SCREEN = (  # name of a figure, and what it is called there
+    'loss loss; loss_id identity; loss_age age; rho |ρ|; accuracy accuracy; val_auc val: AUC; '
+    'val_accuracy accuracy; val_rank1 rank-1; val_closed_set_accuracy closed set; '
+    'val_age_r2_id age R²; images_per_s images/s'
 )
 
 
 def introduce(training: TrainingState, name, train, val, epochs, folder, state) -> None:
-    """Before the first of `epochs` (done, last): run.json and a line on the screen; and if a run
-    goes on, what is not as at its beginning.
-
-    `name` is the data set's; `state` the file that is resumed, or None.
-    """
+    """Before the first of `epochs` (done, last): run.json and a line on the screen; and if the file
+    `state` is resumed, what is not as at its beginning. `name` is the data set's."""
     (done, last), device, recipe = epochs, training.device, training.recipe
     horizon = recipe.horizon or last
     if horizon < last:
-        print(
-            f'warning: the horizon is {horizon} epochs: from there to epoch {last} the learning '
-            'rate is 0'
-        )
+        rest = f'from there to epoch {last} the learning rate is 0'
+        print(f'warning: the horizon is {horizon} epochs: {rest}')
     elif val and recipe.ramps_end * horizon > last:
-        print(
-            f'this call ends before the ramps do, at {recipe.ramps_end:.0%} of {horizon} epochs: '
-            'no best.pth yet'
-        )
+        ramps = f'the ramps do, at {recipe.ramps_end:.0%} of {horizon} epochs'
+        print(f'this call ends before {ramps}: no best.pth yet')
+    shown, backbone = recipe.as_dict(), training.model.backbone
+    if not isinstance(backbone, Backbone | backbones.PretrainedBackbone):  # the user's own
+        shown['backbone'] = f'{type(backbone).__module__}.{type(backbone).__qualname__}'
     summary = run_summary(device) | {
-        'recipe': recipe.as_dict() | own_backbone(training.model.backbone),
+        'recipe': shown,
         'dataset': name,
         'faces': len(train),
         'people': len(train.classes),
@@ -113,18 +74,8 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
     if device.type == 'cpu' and size > LARGE:
         rate = images_per_s(training)
         hours = (last - done) * len(train) / rate / world_size() / 3600
-        print(
-            f'about {rate:.0f} images/s on this CPU: {hours:.1f} hours for these epochs; '
-            '--recipe small, or --init FILE, is meant for a CPU'
-        )
-
-
-def own_backbone(backbone: nn.Module) -> dict:
-    """The recipe's values that a module of the user's own replaces, for run.json; else {}."""
-    if isinstance(backbone, Backbone | backbones.PretrainedBackbone):
-        return {}
-    kind = type(backbone)
-    return {'backbone': f'{kind.__module__}.{kind.__qualname__}'}
+        cost = f'about {rate:.0f} images/s on this CPU: {hours:.1f} hours for these epochs'
+        print(f'{cost}; --recipe small, or --init FILE, is meant for a CPU')
 
 
 @torch.no_grad()
@@ -153,17 +104,9 @@ class Reports:
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
         self.log = Log(folder, training.step, epoch) if is_rank_zero() else None
-        self.bar = progress(
-            None,
-            'training',
-            images,
-            initial=done,
-            unit=' images',
-            unit_scale=True,
-            leave=True,
-            disable=not is_rank_zero(),
-            dynamic_ncols=True,
-        )
+        how = dict(unit=' images', unit_scale=True, leave=True, dynamic_ncols=True)
+        quiet = not is_rank_zero()
+        self.bar = progress(None, 'training', images, initial=done, disable=quiet, **how)
 
     def write(self, kind, **values):
         return self.log.report(kind, self.training.step, **values) if self.log else values
@@ -180,9 +123,8 @@ class Reports:
         if training.means and due:
             check()
             row = self.write('min', **training.means.flush(), **settings(training))
-            self.bar.set_postfix(
-                {key: f'{row[key]:.2f}' for key in ('loss', 'accuracy', 'rho') if key in row}
-            )
+            shown = [key for key in ('loss', 'accuracy', 'rho') if key in row]
+            self.bar.set_postfix({key: f'{row[key]:.2f}' for key in shown})
 
     def _warn(self, row):
         rho, var_age, dead = (row[key] or 0 for key in ('rho_after', 'var_age', 'dead'))
@@ -197,32 +139,20 @@ class Reports:
 
     def epoch(self, epoch, rate, validation, best, candidate):
         """The epoch's row, before its state is saved."""
-        return self.write(
-            'epoch',
-            epoch=epoch,
-            images_per_s=rate,
-            best=best,
-            candidate=candidate,
-            **self.training.epoch_means.flush(),
-            **{f'val_{key}': value for key, value in validation.items()},
-        )
+        values = {'epoch': epoch, 'images_per_s': rate, 'best': best, 'candidate': candidate}
+        values |= self.training.epoch_means.flush()
+        values |= {f'val_{key}': value for key, value in validation.items()}
+        return self.write('epoch', **values)
 
     def draw(self, row, last):
         """The row on the screen, and the curves so far, after it."""
         if self.log:
             plot_curves(read_log(self.log.path), PANELS, self.folder / 'curves.png')
-        others = [
-            (key[4:-9], key)
-            for key in row  # the lists of pairs
-            if key.startswith('val_')
-            and key.endswith('_accuracy')
-            and key not in {name for _, name in COLUMNS}
-        ]
-        figures = '  '.join(
-            f'{title} {short(row[key])}'
-            for title, key in (*COLUMNS, *others)
-            if row.get(key) is not None
-        )
+        lists = [key for key in row if key.startswith('val_') and key.endswith('_accuracy')]
+        columns = dict(column.split(' ', 1) for column in ON_SCREEN.split('; '))
+        columns |= {key: key[4:-9] for key in lists if key not in columns}
+        shown = [key for key in columns if row.get(key) is not None]
+        figures = '  '.join(f'{columns[key]} {short(row[key])}' for key in shown)
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
 
     def close(self):

@@ -6,7 +6,7 @@ import torch
 
 import backbones
 from model import Backbone
-from recognition.weights import load_checkpoint, save_checkpoint
+from recognition.weights import NEEDED, load_checkpoint, save_checkpoint
 from training import sharded
 from training.distributed import on_rank_zero, raised_by_all
 from training.recipe import Recipe
@@ -76,19 +76,11 @@ def starting_point(args) -> tuple[Path, Path | None]:
 def refuse_to_overwrite(folder: Path, first: int, last: int) -> None:
     """Raises UserError if `folder` has weights of one of the epochs after `first` and up to
     `last`."""
-    taken = [
-        epoch
-        for epoch in range(first + 1, last + 1)
-        if (folder / f'epoch_{epoch:03d}.pth').exists()
-    ]
-    if taken:
-        raise raised_by_all(
-            UserError(
-                f'{folder} holds epoch_{taken[0]:03d}.pth already, which '
-                f'this run would write anew: --resume {folder}/last.pth '
-                '--save DIR takes its weights elsewhere'
-            )
-        )
+    for epoch in range(first + 1, last + 1):
+        if (folder / f'epoch_{epoch:03d}.pth').exists():
+            taken = f'{folder} holds epoch_{epoch:03d}.pth already, which this run would write anew'
+            elsewhere = f'--resume {folder}/last.pth --save DIR takes its weights elsewhere'
+            raise raised_by_all(UserError(f'{taken}: {elsewhere}'))
 
 
 def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
@@ -99,44 +91,27 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
     the factorization; optimizers, adversary, step and best score too if the file is a state and
     everything fits.
     """
-    state = load_checkpoint(
-        path,
-        {
-            'model': dict,
-            'backbone': (dict, type(None)),
-            'classes': list,
-            'age_cutoffs': list,
-            'epoch': int,
-        },
-    )
-    _check_heads(training.recipe, state, path)
+    state = load_checkpoint(path, NEEDED)
+    there = state.get('heads', {}).get('age', 'groups')
+    if there != training.recipe.age_head:  # margins of identity heads may differ, not their weights
+        ours = f"the recipe's {training.recipe.age_head!r}"
+        raise UserError(f'{path}: its age head is {there!r}, {ours}: --set age_head={there}')
     sharded.load_head(training, state, path.parent)
-    fresh = [
-        part
-        for part, same in (
-            ('identity', state['classes'] == training.classes),
-            ('age', state['age_cutoffs'] == training.cutoffs),
-        )
-        if not same
-    ]
+    fresh = {}
+    if state['classes'] != training.classes:
+        people = f'{len(state["classes"])} people there, {len(training.classes)} here'
+        fresh['identity'] = f'the identity head ({people})'
+    if state['age_cutoffs'] != training.cutoffs:
+        fresh['age'] = 'the age head'
     _load_network(training, state, fresh, path)
     training.pretrained = bool(state.get('pretrained', True))
     if fresh:
-        there, here = len(state['classes']), len(training.classes)
-        what = {
-            'identity': f'the identity head ({there} people there, {here} here)',
-            'age': 'the age head',
-        }
-        print(
-            f'{path}: other people or age groups: keeping the backbone, starting anew: '
-            f'{" and ".join(what[part] for part in fresh)}'
-        )
+        kept = f'{path}: other people or age groups: keeping the backbone'
+        print(f'{kept}, starting anew: {" and ".join(fresh.values())}')
         return False
     if 'optimizer' not in state:
-        print(
-            f'{path}: weights alone: optimizer and adversary start anew (last.pth would resume '
-            'exactly)'
-        )
+        alone = f'{path}: weights alone: optimizer and adversary start anew'
+        print(f'{alone} (last.pth would resume exactly)')
         training.epoch = max(0, state['epoch']) if same_run else 0
         training.step = training.epoch * steps_per_epoch
         training.best = _score(state) if same_run else None
@@ -153,23 +128,13 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
         ) from None
 
 
-def load_epoch(training: TrainingState, path: Path) -> None:
+def load_epoch(training: TrainingState, folder: Path, epoch: int) -> None:
     """Gives `training` the weights of an earlier epoch of its own."""
+    path = folder / f'epoch_{epoch:03d}.pth'
     state = load_checkpoint(path, {'model': dict, 'classes': list, 'epoch': int})
-    sharded.load_head(training, state, path.parent)
+    sharded.load_head(training, state, folder)
     _load_network(training, state, [], path)
     training.epoch = state['epoch']
-
-
-def _check_heads(recipe, state, path):
-    """Raises UserError if the age heads are of different kinds: their weights do not fit. (The
-    margins of identity heads may differ: their weights are the same.)"""
-    there = state.get('heads', {}).get('age', 'groups')
-    if there != recipe.age_head:
-        raise UserError(
-            f"{path}: its age head is {there!r}, the recipe's {recipe.age_head!r}: "
-            f'--set age_head={there}'
-        )
 
 
 def _load_network(training: TrainingState, state, fresh, path):
@@ -183,11 +148,11 @@ def _load_network(training: TrainingState, state, fresh, path):
     differ = [name for name in own if getattr(weights.get(name), 'shape', None) != own[name].shape]
     differ += [name for name in weights if name not in own]
     if differ:
+        saved = f'{state["backbone"]} and factorization='
+        saved += Recipe.of(state.get('recipe')).factorization
         raise UserError(
-            f'{path}: its network is not the one that main.py builds (first '
-            f'difference: {differ[0]!r}); it was saved with backbone '
-            f'{state["backbone"]} and factorization='
-            f'{Recipe.of(state.get("recipe")).factorization}: choose the same recipe, '
+            f'{path}: its network is not the one that main.py builds (first difference: '
+            f'{differ[0]!r}); it was saved with backbone {saved}: choose the same recipe, '
             'or set layers, widths, dim and factorization to these'
         )
     try:
@@ -207,9 +172,8 @@ def _restore(training: TrainingState, state, steps_per_epoch):
     for key, name in MEANS.items():
         getattr(training, name).load_state_dict(state['means'][key], training.device)
     rho = state['opening']  # at the start of the max phase under way
-    training.adversary_means.rho_at_start = (
-        None if rho is None else rho.to(training.device).reshape(())
-    )
+    rho = None if rho is None else rho.to(training.device).reshape(())
+    training.adversary_means.rho_at_start = rho
     training.decision = state.get('decision')
     training.epoch = state['epoch']
     training.step = state['step'] * steps_per_epoch // state['steps_per_epoch']

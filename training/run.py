@@ -59,8 +59,11 @@ def open_run(
         on_rank_zero(lambda: pair_lists.update(read_lists(lists, train)))
         interrupt = stack.enter_context(Interrupt(insistent=launched()))
         run = Run(plan_, args, device, train, val, pair_lists, bool(val or lists), interrupt)
-        with contextlib.closing(run):
+        try:
             yield run
+        finally:
+            if run.reports:
+                run.reports.close()
 
 
 class Run:
@@ -106,7 +109,10 @@ class Run:
             self.train, recipe.batch_size, recipe.seed, recipe.workers, cuda, rank(), world_size()
         )
         self.steps = len(self.loader)  # of an epoch
-        exact = self._load_start()
+        exact = False  # whether `training` stands where a state was saved
+        if plan.weights:
+            same_run = plan.weights.parent.resolve() == self.folder.resolve()
+            exact = on_every_rank(start, training, plan.weights, same_run, self.steps)
         first = training.epoch
         self.last_epoch = self.args.epochs if self.args.resume else first + self.args.epochs
         last = (self.folder / 'last.pth').resolve()
@@ -135,15 +141,7 @@ class Run:
         self.reports = Reports(training, self.folder, first, self.last_epoch * images, done)
         if before is not None:
             self.before = self.reports.epoch(0, None, before, False, False)
-            self._close_epoch(self.validate(), 'epoch_000.pth')
-
-    def _load_start(self) -> bool:
-        """Whether `training` now stands exactly where a state was saved."""
-        path = self.plan.weights
-        if path is None:
-            return False
-        same_run = path.parent.resolve() == self.folder.resolve()
-        return on_every_rank(start, self.training, path, same_run, self.steps)
+            self._close_epoch(self.validate())
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
         """The rest of an epoch: this rank's images, labels and ages, and all ranks' sizes.
@@ -195,19 +193,15 @@ class Run:
         """The weights of an epoch that is done, best.pth if it is the best, its row in the log, the
         state."""
         self.training.epoch += 1
-        self._close_epoch(report, f'epoch_{self.training.epoch:03d}.pth', rate=self.images_per_s)
+        self._close_epoch(report, self.images_per_s)
 
-    def _close_epoch(self, report, *names, rate=None):
-        training = self.training
+    def _close_epoch(self, report, rate=None):
+        training, names = self.training, [f'epoch_{self.training.epoch:03d}.pth']
         # no AUC if nobody has two images
         score = report.get('auc') or report.get('closed_set_accuracy')
         self.refuse_not_finite()
         ramped = training.step >= self.recipe.ramps_end * training.total_steps
-        better = (
-            score is not None
-            and (ramped or not names)
-            and (training.best is None or score > training.best)
-        )
+        better = score is not None and ramped and (training.best is None or score > training.best)
         training.best = score if better else training.best
         save_weights(training, self.folder, [*names, *['best.pth'] * better])
         candidate = score is not None and (ramped or training.step == 0)
@@ -239,8 +233,8 @@ class Run:
         training.figures = posthoc.figures(training, self.before, report)
         save_weights(training, self.folder, ['best.pth'])
         on_rank_zero(posthoc.report, training, self.folder)
-        if self.args.epochs:
-            on_rank_zero(posthoc.forget, self.folder)
+        for path in self.folder.glob('x-*.npy') if self.args.epochs and not rank() else ():
+            path.unlink()  # the features that posthoc.embed kept
 
     def _readable(self):
         """The faces of training, without those that could not be read meanwhile."""
@@ -254,18 +248,9 @@ class Run:
         """Gives `training` the weights of the epoch that is to be best.pth."""
         rows = on_rank_zero(posthoc.candidates, self.folder)
         best = max(rows, key=lambda row: row['score'])
-        self._load_epoch(best)
+        on_every_rank(load_epoch, self.training, self.folder, best['epoch'])
         low = (self.validate(intervals=True).get('auc_interval') or [best['score']])[0]
-        chosen = posthoc.choose(rows, low)
-        if chosen is not best:
-            self._load_epoch(chosen)
-
-    def _load_epoch(self, row):
-        on_every_rank(load_epoch, self.training, self.folder / f'epoch_{row["epoch"]:03d}.pth')
-
-    def close(self) -> None:
-        if self.reports:
-            self.reports.close()
+        on_every_rank(load_epoch, self.training, self.folder, posthoc.choose(rows, low)['epoch'])
 
     def save(self) -> None:
         """Writes last.pth, from which any training can be resumed."""
@@ -287,10 +272,10 @@ class Run:
             raise
         except Interrupted as signal:
             self.save()
-            said = f'{signal} after step {self.training.step}: saved; --resume continues from '
-            said += f'{self.folder}/last.pth'
-            if not self.args.epochs:
-                said = f'{signal}: the same command starts again'
+            said = f'{signal}: the same command starts again'
+            if self.args.epochs:
+                said = f'{signal} after step {self.training.step}: saved; --resume continues from '
+                said += f'{self.folder}/last.pth'
             raise raised_by_all(UserError(said)) from None
 
     def _leave_out(self, unreadable):
@@ -299,9 +284,5 @@ class Run:
         count = len(self.skipped)
         tqdm.write(f'warning: left out, {count} so far: {"; ".join(unreadable)}')
         if count > self.recipe.skip_corrupt:
-            raise raised_by_all(
-                DataError(
-                    f'{unreadable[-1]}: mend or remove it, or let skip_corrupt={count} pass '
-                    'with --set'
-                )
-            )
+            mend = f'mend or remove it, or let skip_corrupt={count} pass with --set'
+            raise raised_by_all(DataError(f'{unreadable[-1]}: {mend}'))

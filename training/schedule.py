@@ -25,19 +25,9 @@ def parameter_groups(model: DALModel, recipe: Recipe) -> list[dict]:
     backbone, groups = {id(p) for p in model.backbone.parameters()} if apart else set(), []
     for part, factor in ((True, recipe.lr_backbone), (False, 1.0)):
         weights = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == part]
-        if weights:
-            groups += [
-                {
-                    'params': [p for p in weights if p.ndim > 1],
-                    'factor': factor,
-                    'weight_decay': recipe.weight_decay,
-                },
-                {
-                    'params': [p for p in weights if p.ndim <= 1],
-                    'factor': factor,
-                    'weight_decay': 0.0,
-                },
-            ]
+        for decays, decay in ((True, recipe.weight_decay), (False, 0.0)) if weights else ():
+            params = [p for p in weights if (p.ndim > 1) == decays]
+            groups.append({'params': params, 'factor': factor, 'weight_decay': decay})
     return groups
 
 

@@ -42,9 +42,8 @@ def identity_head(recipe: Recipe, layout: BatchLayout) -> Callable[..., MarginHe
     MarginHead."""
     if not recipe.shard_head:
         return HEADS[recipe.head]
-    return functools.partial(
-        sharded(HEADS[recipe.head]), layout=layout, sample_rate=recipe.sample_rate
-    )
+    head = sharded(HEADS[recipe.head])
+    return functools.partial(head, layout=layout, sample_rate=recipe.sample_rate)
 
 
 def sharded(head: type[MarginHead]) -> type['ShardedHead']:
@@ -141,10 +140,6 @@ class ShardedHead(MarginHead):
         place = place.index_copy(0, chosen, torch.arange(kept, device=device))
         return self.weight[chosen], torch.where(columns >= 0, place[columns.clamp(min=0)], -1)
 
-    def slice_of(self, whole: Tensor) -> Tensor:
-        """This rank's rows of a tensor (classes, …)."""
-        return whole[self.begin : self.end].clone()
-
     @torch.no_grad()
     def whole(self) -> Tensor | None:
         """All centres (classes, D) on the CPU of rank 0, which must have room; None elsewhere."""
@@ -187,7 +182,8 @@ def save_head(training, state: dict, folder: Path) -> None:
     slice_ = {'weight': state['model'].pop('identity.weight')}
     if _has_momentum(moments):
         slice_['momentum'] = moments.pop(_place(training))['momentum_buffer']
-    state['head'] = on_rank_zero(_new_folder, folder)
+    state['head'] = on_rank_zero(lambda: f'head-{uuid.uuid4().hex[:8]}')
+    on_rank_zero((folder / state['head']).mkdir)
     file = folder / state['head'] / f'{head.begin}-{head.end}.pth'
     on_every_rank(save_checkpoint, {name: part.cpu() for name, part in slice_.items()}, file)
 
@@ -233,12 +229,6 @@ def remove_old_heads(folder: Path, name: str | None) -> None:
     for old in folder.glob('head-????????'):
         if old.name != name:
             shutil.rmtree(old)
-
-
-def _new_folder(folder):
-    path = folder / f'head-{uuid.uuid4().hex[:8]}'
-    path.mkdir()
-    return path.name
 
 
 def _read(folder, name, names, begin, end):
