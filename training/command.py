@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import backbones
 import meta
 from dataset import Faces, check_entry
 from evaluation.pair_files import is_pair_list
@@ -19,60 +20,42 @@ from training.resume import starting_point
 from utils import DataError, UserError
 
 # recipe values with a flag of their own
-FLAGS = {
-    'backbone': str,
-    'batch_size': int,
-    'accumulate': int,
-    'lr': float,
-    'workers': int,
-    'seed': int,
-    'horizon': int,
-    'save_every': int,
-}
+WHOLE = 'batch_size', 'accumulate', 'workers', 'seed', 'horizon', 'save_every'
+FLAGS: dict[str, type] = {'backbone': str, 'lr': float} | dict.fromkeys(WHOLE, int)
 
 
 def parse(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of main.py, whose docstring is the description."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    helps = {
-        'ctx': 'device: below 0 the CPU, else the ctx-th GPU; under torchrun each process takes '
-        'its own GPU',
-        'epochs': 'how many epochs to train in this call (with --resume: in total); 0 trains '
-        'nothing: one pass takes the age out of the backbone of --init, or out of stored vectors',
-        'weights': 'last.pth of a run resumes it exactly; a weights-only file (epoch_*.pth, '
-        'best.pth) starts with its weights, and with a new head if the people differ',
-        '--resume': 'continue from STATE, by default from last.pth in SAVE if there is one, up to '
-        '`epochs` in total and with the recipe in the file: a restarted job is the same command',
-        '--dataset': "a data set of meta.py, instead of main.py's `dataset`",
-        '--save': "where weights, state, log and curves go, instead of main.py's `save`; with "
-        '--dataset NAME it is runs/NAME',
-        '--recipe': 'one of training/recipe.py (by default demo for the drawn faces, finetune with '
-        '--init, else paper)',
-        '--set': "other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'",
-        '--init': 'start from a backbone that knows faces: a published file of its weights, sface, '
-        'or a weights file of this repository (docs/finetuning.md)',
-        '--validate': 'also validate on lists of pairs: InsightFace .bin files, or text files as '
-        'of `evaluate.py … pairs`',
-    }
-    options: dict[str, dict] = {
-        'ctx': {'type': int},
-        'epochs': {'type': int},
-        'weights': {'nargs': '?'},
-        '--resume': {'nargs': '?', 'const': True, 'metavar': 'STATE'},
-        '--dataset': {'metavar': 'NAME'},
-        '--save': {'metavar': 'DIR'},
-        '--recipe': {'choices': recipes},
-        '--set': {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'},
-        '--init': {'metavar': 'FILE'},
-        '--validate': {'nargs': '+', 'default': [], 'metavar': 'LIST'},
-    }
-    for name, how in options.items():
-        parser.add_argument(name, help=helps[name], **how)
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=as_it_is)
+    add = parser.add_argument
+    device = 'below 0 the CPU, else the ctx-th GPU; under torchrun each process takes its own GPU'
+    add('ctx', type=int, help=f'device: {device}')
+    many = 'how many epochs to train in this call (with --resume: in total); 0 trains nothing: one '
+    many += 'pass takes the age out of the backbone of --init, or out of stored vectors'
+    add('epochs', type=int, help=many)
+    start = 'last.pth of a run resumes it exactly; a weights-only file (epoch_*.pth, best.pth) '
+    start += 'starts with its weights, and with a new head if the people differ'
+    add('weights', nargs='?', help=start)
+    goes_on = 'continue from STATE, by default from last.pth in SAVE if there is one, up to '
+    goes_on += '`epochs` in total and with the recipe in the file: '
+    goes_on += 'a restarted job is the same command'
+    add('--resume', nargs='?', const=True, metavar='STATE', help=goes_on)
+    add('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
+    where = "where weights, state, log and curves go, instead of main.py's `save`; with --dataset "
+    add('--save', metavar='DIR', help=f'{where}NAME it is runs/NAME')
+    which = 'one of training/recipe.py (by default demo for the drawn faces, finetune with --init, '
+    add('--recipe', choices=recipes, help=f'{which}else paper)')
+    other = "other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'"
+    add('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help=other)
+    known = 'start from a backbone that knows faces: a published file of its weights, sface, or a '
+    known += 'weights file of this repository (docs/finetuning.md)'
+    add('--init', metavar='FILE', help=known)
+    lists = 'also validate on lists of pairs: InsightFace .bin files, or text files as of '
+    add('--validate', nargs='+', default=[], metavar='LIST', help=f'{lists}`evaluate.py … pairs`')
     for key, kind in FLAGS.items():
         flag = '--' + key.replace('_', '-')
-        parser.add_argument(flag, type=kind, help=f'the same as --set {key}=…')
+        add(flag, type=kind, help=f'the same as --set {key}=…')
     return parser.parse_args(argv)
 
 
@@ -90,19 +73,17 @@ class Plan(NamedTuple):
 
 def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = None) -> Plan:
     """The command line beside main.py's own `dataset`, `save` and `init`. Raises UserError."""
-    entry = getattr(meta, args.dataset, None) if args.dataset else dataset
-    name = args.dataset or next((n for n, value in vars(meta).items() if value is entry), 'dataset')
+    entries = {key: value for key, value in vars(meta).items() if isinstance(value, dict)}
+    known = [key for key in entries if not key.startswith('_')]
+    entry = entries.get(args.dataset) if args.dataset else dataset
+    name = args.dataset or next((key for key in known if entries[key] is entry), 'dataset')
     if entry is None:
-        known = [
-            key
-            for key, value in vars(meta).items()
-            if isinstance(value, dict) and not key.startswith('_')
-        ]
         raise UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
     args.save = args.save or (f'runs/{name}' if args.dataset else save)
     folder, weights = starting_point(args)
     recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
-    if is_vectors(entry['train_root']):
+    vectors = is_vectors(entry['train_root'])
+    if vectors:
         if args.epochs or init:
             raise UserError(f'{entry["train_root"]}: stored vectors take zero epochs and no --init')
         dim = read_vectors(entry['train_root']).embeddings.shape[1]
@@ -110,21 +91,17 @@ def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = 
         recipe = recipe.override(pair.partition('=')[::2] for pair in args.set)
         recipe = replace(recipe, backbone='vectors', dim=dim)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
-        raise UserError(
-            f'batch_size is {recipe.batch_size}; that is less than two faces for each '
-            f'of {world_size()} process(es) and {recipe.accumulate} micro-batch(es)'
-        )
+        parts = f'{world_size()} process(es) and {recipe.accumulate} micro-batch(es)'
+        less = f'batch_size is {recipe.batch_size}; that is less than two faces for each'
+        raise UserError(f'{less} of {parts}')
     if args.epochs < 0:
         raise UserError(f'epochs is {args.epochs}; it must be at least 0')
-    if not args.epochs and (weights or not (init or is_vectors(entry['train_root']))):
-        raise UserError(
-            'zero epochs take the age out of a backbone that knows faces: --init FILE names it '
-            '(a published file, sface, or weights of this repository)'
-        )
+    if not args.epochs and (weights or not (init or vectors)):
+        takes_out = 'zero epochs take the age out of a backbone that knows faces: --init FILE names'
+        raise UserError(f'{takes_out} it (a published file, sface, or weights of this repository)')
     if not args.epochs and recipe.factorization != 'solved':
-        raise UserError(
-            'zero epochs solve R in closed form: --recipe finetune, or --set factorization=solved'
-        )
+        how = '--recipe finetune, or --set factorization=solved'
+        raise UserError(f'zero epochs solve R in closed form: {how}')
     return Plan(name, entry, recipe, folder, weights, init)
 
 
@@ -148,7 +125,11 @@ def chosen_recipe(
         return pretrained.follow(recipe, stored['backbone'], weights) if follow else recipe, None
     if init is not None:
         return pretrained.read(init, recipe)[0], init
-    pretrained.check_name(recipe)
+    if recipe.backbone != 'dal':
+        try:
+            backbones.layout(recipe.backbone)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     return recipe, None
 
 
@@ -163,10 +144,8 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     train = _faces(entry, 'train_root')
     people = len(train.classes)
     if entry['n_cls'] not in (people, None):
-        raise DataError(
-            f"meta.py, {name}: 'n_cls' is {entry['n_cls']}, but {train.root} has "
-            f"{people} identities: set 'n_cls': {people}"
-        )
+        there = f"'n_cls' is {entry['n_cls']}, but {train.root} has {people} identities"
+        raise DataError(f"meta.py, {name}: {there}: set 'n_cls': {people}")
     if people < 2:
         raise DataError(f'{train.root}: one person; to tell people apart it takes two')
     val = None
@@ -175,10 +154,10 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     kinds = [hasattr(faces, 'vectors') for faces in (train, val) if faces]
     if any(kinds) and not all(kinds):
         raise DataError(f'meta.py, {name}: train_root and val_root must both be stored vectors')
-    for notice in [
-        *check_ages(train),
-        *(check_validation(train, val) if val and not any(kinds) else ()),
-    ]:
+    notices = check_ages(train)
+    if val and not any(kinds):
+        notices += check_validation(train, val)
+    for notice in notices:
         print(f'warning: {notice}')
     return train, val
 

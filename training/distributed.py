@@ -26,11 +26,6 @@ PATIENCE = datetime.timedelta(days=1)
 _patient = None  # the group in which they wait
 
 
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return dist.is_torchelastic_launched()
-
-
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -52,7 +47,7 @@ def process_group(ctx: int):
     Rank 0 alone prints; an error that all raise is printed by one.
     """
     global _patient
-    if not launched():
+    if not dist.is_torchelastic_launched():
         yield utils.pick_device(ctx)
         return
     device = utils.pick_device(int(os.environ['LOCAL_RANK']) if ctx >= 0 else ctx)
@@ -60,12 +55,8 @@ def process_group(ctx: int):
     if os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']:
         # one machine's launcher keeps its store over restarts, with the addresses of killed ranks
         store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
-    dist.init_process_group(
-        'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
-        store=store,
-        rank=rank_,
-        world_size=size,
-    )
+    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if not is_rank_zero():
@@ -78,10 +69,10 @@ def process_group(ctx: int):
                 sys.exit(1)
             lost = isinstance(error, dist.DistError)
             if lost or isinstance(error, RuntimeError) and 'gloo' in str(error):
+                why = f'{str(error).splitlines()[0]:.120}'
                 raise UserError(
-                    f'process {rank()} of {world_size()} lost the others, of which one '
-                    f'has ended or hangs ({str(error).splitlines()[0]:.120}); '
-                    '--resume continues from the last save'
+                    f'process {rank()} of {world_size()} lost the others, of which one has ended '
+                    f'or hangs ({why}); --resume continues from the last save'
                 ) from error
             raise
     dist.destroy_process_group()
@@ -105,8 +96,7 @@ def all_gather_object(value, group=None) -> list:
 
 
 def on_every_rank(work, *args):
-    """work(*args) on every rank; if it raises on some, the first one's error is raised on
-    all."""
+    """work(*args) on every rank; if it raises on some, the first one's error is raised on all."""
     if not dist.is_initialized():
         return work(*args)
     result, error = None, None
@@ -133,10 +123,9 @@ def rank_zero_first(work, *args):
     """work(*args) on every rank: on rank 0, then on the first of each other machine, then on the
     rest. What an earlier one prepares on a disk, shared or not, the later ones find."""
     turn = 0 if is_rank_zero() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
-    results = [
-        on_every_rank(lambda now=now: work(*args) if turn == now else None)
-        for now in range(3 if dist.is_initialized() else 1)
-    ]
+    results = []
+    for now in range(3 if dist.is_initialized() else 1):
+        results.append(on_every_rank(lambda now=now: work(*args) if turn == now else None))
     return results[turn]
 
 
@@ -156,10 +145,8 @@ def lockstep(loader, interrupt, least: int = 1):
             if batch is None:
                 return
             if len(batch[0]) < least:
-                error = DataError(
-                    f'{batch[3][0]}: so few faces of a batch are left that not each '
-                    'process, and each micro-batch, has one'
-                )
+                few = 'so few faces of a batch are left that not each process, and each'
+                error = DataError(f'{batch[3][0]}: {few} micro-batch, has one')
         except DataError as caught:
             error = caught
         unreadable, name = batch[3] if batch else [], interrupt.received
@@ -258,6 +245,5 @@ def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.M
     # executor.average_statistics keeps buffers alike: each rank's count
     ignored = [*(name for name, _ in module.named_buffers()), *apart]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    return DistributedDataParallel(
-        module, [device] if device.type == 'cuda' else None, gradient_as_bucket_view=True
-    )
+    devices = [device] if device.type == 'cuda' else None
+    return DistributedDataParallel(module, devices, gradient_as_bucket_view=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import utils
@@ -42,13 +43,15 @@ class Executor:
     Moves `model` to `device`; gradients are averaged over the ranks. Its products are computed in
     `precision`, which is never 'auto'.
 
-    Raises: UserError if the recipe asks for what the device can't do (see synchronize_batchnorm),
-    or to compile and that fails.
+    Raises: UserError if the recipe asks for what the device can't do, or to compile and that fails.
     """
 
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
         if recipe.sync_batchnorm:
-            model.backbone = synchronize_batchnorm(model.backbone, device)
+            if device.type != 'cuda':  # torch has no such layer
+                remedy = '--set sync_batchnorm=False, or a larger batch_size'
+                raise UserError(f'sync_batchnorm needs GPUs, not {device.type}: {remedy}')
+            model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
         model.to(device).to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.model, self.layout, self.device = model, layout, device
@@ -57,13 +60,21 @@ class Executor:
         self.precision = utils.fastest_precision(device) if auto else recipe.precision
         if recipe.compile:
             self._compile()
-        self.scaler = _scaler(device, self.precision)
+        # small gradients would vanish in fp16: the loss is scaled up, the gradient down again
+        self.scaler, fp16 = GradScaler(device.type, enabled=False), self.precision == 'fp16'
+        if fp16 and dist.is_initialized():
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+            self.scaler = ShardedGradScaler(device.type)
+        elif fp16:
+            self.scaler = GradScaler(device.type)
         last_blocks.split(model, recipe.last_blocks)
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
         # the heads see the whole batch: no part of the replicated pass
         heads = [model.age, model.identity]
-        self.apart = [name for name, p in _Features(model).named_parameters() if _is_in(p, heads)]
+        names = [name for name, _ in _Features(model).named_parameters()]
+        self.apart = [name for name in names if name.startswith(('model.age.', 'model.identity.'))]
         self.network: Any = replicate(_Features(model), device, self.apart)
         self.replicated_heads = heads if not isinstance(model.identity, ShardedHead) else heads[:1]
         for head in self.replicated_heads:
@@ -95,7 +106,9 @@ class Executor:
         if self.frozen:
             self.model.backbone.eval()
         if self.keep_statistics:
-            freeze_batchnorm(self.model.backbone)
+            for module in self.model.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of
@@ -106,11 +119,9 @@ class Executor:
         self.images, self.detach = images.tensor_split(self.count), detach
         keep = unchanged_statistics(self.model) if self.model.training else contextlib.nullcontext()
         with torch.no_grad(), keep:
-            parts = [
-                self._compute(_Features(self.model), part, detach, number)
-                for number, part in enumerate(self.images)
-            ]
-        self.cached = [torch.cat(column) for column in zip(*parts, strict=True)]
+            network, parts = _Features(self.model), enumerate(self.images)
+            found = [self._compute(network, part, detach, number) for number, part in parts]
+        self.cached = [torch.cat(column) for column in zip(*found, strict=True)]
         if torch.is_grad_enabled():
             self.cached = [feature.requires_grad_() for feature in self.cached]
         x_age, x_id = self.cached
@@ -132,18 +143,13 @@ class Executor:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""
         self.scaler.scale(loss).backward()
         if self.count > 1:
-            gradients = [
-                torch.zeros_like(feature) if feature.grad is None else feature.grad
-                for feature in self.cached
-            ]
-            columns = [gradient.tensor_split(self.count) for gradient in gradients]
+            columns = []
+            for feature in self.cached:
+                gradient = torch.zeros_like(feature) if feature.grad is None else feature.grad
+                columns.append(gradient.tensor_split(self.count))
             for number, (images, *cached) in enumerate(zip(self.images, *columns, strict=True)):
-                last = number == self.count - 1
-                with (
-                    contextlib.nullcontext()
-                    if last or not dist.is_initialized()
-                    else self.network.no_sync()
-                ):
+                syncs = number == self.count - 1 or not dist.is_initialized()
+                with contextlib.nullcontext() if syncs else self.network.no_sync():
                     features = self._compute(self.network, images, self.detach, number)
                     torch.autograd.backward(features, cached)
         if dist.is_initialized():
@@ -156,11 +162,10 @@ class Executor:
     def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
         """The gradient's norm (), and the gradient made no longer than `limit`. The norm is 0 if it
         overflowed in fp16: `step` will leave it out."""
-        if not self.scaler.is_enabled():
-            return clip_gradient(self.model, limit)
-        self.scaler.unscale_(optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
         norm = clip_gradient(self.model, limit)
-        return torch.where(norm.isfinite(), norm, 0)
+        return torch.where(norm.isfinite(), norm, 0) if self.scaler.is_enabled() else norm
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's step, left out if the gradient overflowed."""
@@ -178,27 +183,7 @@ class Executor:
             self.scaler.load_state_dict(saved)
 
 
-def _scaler(device, precision):
-    """Small gradients would vanish in fp16: the loss is scaled up, the gradient down again."""
-    if dist.is_initialized():
-        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as GradScaler
-    else:
-        from torch.amp import GradScaler
-    return GradScaler(device.type, enabled=precision == 'fp16')
-
-
-def _is_in(parameter, modules):
-    return any(parameter is one for module in modules for one in module.parameters())
-
-
 # batch norm over several ranks and micro-batches
-
-
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Batch norms go to eval mode: they use their running statistics and leave them alone."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
 
 
 @contextlib.contextmanager
@@ -210,19 +195,6 @@ def unchanged_statistics(model: nn.Module) -> Iterator[None]:
         buffer.copy_(value)
 
 
-def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with batch norms that take their statistics over the faces of all ranks.
-
-    Raises: UserError on a CPU, for which torch has no such layer.
-    """
-    if device.type != 'cuda':
-        raise UserError(
-            f'sync_batchnorm needs GPUs, not {device.type}: --set sync_batchnorm=False, '
-            'or a larger batch_size'
-        )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
     """The running statistics become their mean over the ranks, each of which saw its share alone.
@@ -231,13 +203,9 @@ def average_statistics(model: nn.Module) -> None:
     """
     if not dist.is_initialized():
         return
-    running = [
-        statistic
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        for statistic in (module.running_mean, module.running_var)
-        if statistic is not None
-    ]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    both = [getattr(norm, name) for norm in norms for name in ('running_mean', 'running_var')]
+    running = [statistic for statistic in both if statistic is not None]
     if running:
         mean = all_reduce(torch.cat(running)) / world_size()
         torch._foreach_copy_(running, mean.split([len(statistic) for statistic in running]))

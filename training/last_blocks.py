@@ -88,8 +88,7 @@ def keep_activations(training: Any, faces: Faces) -> None:
     new = NewRows(beside.with_name(f'.{beside.name}.first-blocks.{key}.npy'), layout)
     try:
         checksum = zlib.crc32(layout.header())
-        bar = progress(None, 'activations', len(faces), unit=' faces')
-        with bar:
+        with progress(None, 'activations', len(faces), unit=' faces') as bar:
             for start in range(0, len(faces), BATCH):
                 indices = range(start, min(start + BATCH, len(faces)))
                 images, _, _, unreadable = faces.__getitems__([*indices])
@@ -103,10 +102,8 @@ def keep_activations(training: Any, faces: Faces) -> None:
         new.path = new.path.with_name(f'{new.path.stem}-{checksum:08x}.npy')
         faces.pixels = new.finish() or faces.pixels
         if new.error:
-            raise UserError(
-                f'{beside.parent}: {new.error.strerror} for {layout.gib:.2f} GiB of activations: '
-                'make room, or --set last_blocks=0'
-            )
+            why = f'{new.error.strerror} for {layout.gib:.2f} GiB of activations'
+            raise UserError(f'{beside.parent}: {why}: make room, or --set last_blocks=0')
     finally:
         new.close()
 

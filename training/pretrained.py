@@ -38,9 +38,8 @@ def read(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
         if ours := backbone_in(path):
             config, weights = ours
             if config is None:
-                raise UserError(
-                    f'{path}: trained with a backbone of your own: start with it as `weights`'
-                )
+                own = 'trained with a backbone of your own: start with it as `weights`'
+                raise UserError(f'{path}: {own}')
             return follow(recipe, config, path), weights
         name = backbones.identify(path) if name == 'dal' else name
         return replace(recipe, backbone=name), backbones.read_weights(name, path)
@@ -62,24 +61,14 @@ def follow(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
         raise UserError(f'{path}: its backbone is {name}, not {recipe.backbone}')
     if name != 'dal':
         return replace(recipe, backbone=name)
-    return replace(
-        recipe, layers=tuple(config['layers']), widths=tuple(config['widths']), dim=config['dim']
-    )
+    layers, widths = tuple(config['layers']), tuple(config['widths'])
+    return replace(recipe, layers=layers, widths=widths, dim=config['dim'])
 
 
-def check_name(recipe: Recipe) -> None:
-    """Raises UserError if the recipe's backbone is no name that is known."""
-    if recipe.backbone != 'dal':
-        try:
-            backbones.layout(recipe.backbone)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-
-def load(training: TrainingState, init: str, recipe: Recipe) -> None:
+def load(training: TrainingState, init: str) -> None:
     """Gives the backbone the weights in `init`, see `read`. Raises UserError if they are of
     another than main.py builds."""
-    _, weights = read(init, recipe)
+    _, weights = read(init, training.recipe)
     try:
         training.model.backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -99,9 +88,7 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
     head, classes = training.model.identity, len(faces.classes)
     sharded = isinstance(head, ShardedHead)
     rows = -(-classes // world_size())
-    begin, end = (
-        (head.begin, head.end) if sharded else (min((rank() + k) * rows, classes) for k in (0, 1))
-    )
+    begin, end = (min((rank() + k) * rows, classes) for k in (0, 1))  # as of a sharded head
     own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0]
     sums = torch.zeros(end - begin, training.model.dim)
     model, bf16 = training.model.eval(), training.executor.precision == 'bf16'

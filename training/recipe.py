@@ -66,14 +66,8 @@ class Recipe:
 
     # ramps, as fractions of training: identity first, then the split, then the game
     read_age: float = 0.0  # until here the age loss trains R alone, not the backbone
-    split: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # between these α rises from 0 to 1 in x_id = x − α·R(x)
-    game: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # between these λ2 rises from 0; the adversary starts too
+    split: tuple[float, float] = 0.0, 0.0  # between these α rises from 0 to 1
+    game: tuple[float, float] = 0.0, 0.0  # between these λ2 rises from 0; the adversary starts too
 
     # the machine
     seed: int = 0  # of weights, order and flips
@@ -86,13 +80,11 @@ class Recipe:
     save_every: int = 0  # also write last.pth every so many steps; 0: after each epoch only
 
     def __post_init__(self):
+        ramp = 'where its ramp begins and where it ends, as fractions of the training'
         for names, holds, must in (
             ('batch_size', lambda v: v >= 2, 'at least 2'),
-            (
-                'seed workers max_steps save_every skip_corrupt last_blocks directions',
-                lambda v: v >= 0,
-                'at least 0',
-            ),
+            ('seed workers max_steps save_every skip_corrupt', lambda v: v >= 0, 'at least 0'),
+            ('last_blocks directions', lambda v: v >= 0, 'at least 0'),
             ('dim min_steps accumulate age_powers', lambda v: v >= 1, 'at least 1'),
             ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
             ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),
@@ -101,11 +93,7 @@ class Recipe:
             ('momentum memory', lambda v: 0 <= v < 1, 'from 0 to below 1'),
             ('margin_warmup warmup read_age freeze whiten', lambda v: 0 <= v <= 1, 'from 0 to 1'),
             ('sample_rate', lambda v: 0 < v <= 1, 'above 0 and at most 1'),
-            (
-                'split game',
-                lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1,
-                'where its ramp begins and where it ends, as fractions of the training',
-            ),
+            ('split game', lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, ramp),
         ):
             for name in names.split():
                 value = getattr(self, name)
@@ -116,17 +104,12 @@ class Recipe:
         for field in fields(self):
             value, options = getattr(self, field.name), typing.get_args(field.type)
             if typing.get_origin(field.type) is Literal and value not in options:
-                raise UserError(
-                    f'{field.name} is {value!r:.80}; it must be {" or ".join(map(repr, options))}'
-                )
-        if not (
-            len(self.layers) == len(self.widths) > 0
-            and min(self.layers) >= 0
-            and min(self.widths) >= 1
-        ):
-            raise UserError(
-                f'layers {self.layers} and widths {self.widths} must name the same stages'
-            )
+                must = ' or '.join(map(repr, options))
+                raise UserError(f'{field.name} is {value!r:.80}; it must be {must}')
+        as_many = len(self.layers) == len(self.widths) > 0
+        if not as_many or min(self.layers) < 0 or min(self.widths) < 1:
+            stages = f'layers {self.layers} and widths {self.widths}'
+            raise UserError(f'{stages} must name the same stages')
         if self.memory and self.variate == 'learned':
             raise UserError(f"memory is {self.memory}; it must be 0 if variate is 'learned'")
         if self.sample_rate < 1 and not self.shard_head:
@@ -142,18 +125,19 @@ class Recipe:
 
         Raises UserError for a key that isn't there, a value of another type, or one that can't be.
         """
-        values, known = {}, {field.name: field.type for field in fields(self)}
+        known = {field.name: field.type for field in fields(self)}
+        values: dict[str, typing.Any] = {}
         for key, text in pairs:
             if key not in known:
-                raise UserError(
-                    f'--set {key}: no such value in the recipe; there are {", ".join(known)}'
-                )
+                there = ', '.join(known)
+                raise UserError(f'--set {key}: no such value in the recipe; there are {there}')
             try:
-                values[key] = _read(known[key], text)
+                kind = known[key]
+                plain = kind is str or typing.get_origin(kind) is Literal
+                values[key] = text if plain else _convert(kind, ast.literal_eval(text))
             except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError):
-                raise UserError(
-                    f'--set {key}={text!r:.80}: expected something like {getattr(self, key)!r}'
-                ) from None
+                like = f'expected something like {getattr(self, key)!r}'
+                raise UserError(f'--set {key}={text!r:.80}: {like}') from None
         return replace(self, **values)
 
     def as_dict(self) -> dict:
@@ -165,13 +149,6 @@ class Recipe:
         """The recipe of a weights file; the paper's value for each that the file lacks."""
         stored, known = dict(stored or {}), {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in stored.items() if key in known})
-
-
-def _read(kind, text: str):
-    """The value of a text that stands for a `kind`. Raises TypeError or literal_eval's errors."""
-    if kind is str or typing.get_origin(kind) is Literal:
-        return text
-    return _convert(kind, ast.literal_eval(text))
 
 
 def _convert(kind, value):
@@ -193,16 +170,8 @@ def _convert(kind, value):
 paper = Recipe()
 # identity first, then the split, then the game against a supervised age: what decorrelated in our
 # hands (docs/ablation.md)
-ramped = replace(
-    paper,
-    read_age=0.3,
-    split=(0.3, 0.5),
-    game=(0.4, 0.6),
-    lambda_dal=5.0,
-    variate='label',
-    max_steps=0,
-    memory=0.95,
-)
+supervised = replace(paper, variate='label', max_steps=0, lambda_dal=5.0, memory=0.95)
+ramped = replace(supervised, read_age=0.3, split=(0.3, 0.5), game=(0.4, 0.6))
 # the same for photographs on a few CPU cores
 small = replace(ramped, layers=(0, 0, 1, 0), widths=(32, 64, 128, 256), dim=256, lr=0.05)
 # and for the drawn faces: more layers find less there
@@ -210,14 +179,6 @@ demo = replace(small, layers=(0, 0, 0, 0), widths=(16, 32, 64, 128), dim=128)
 # from a backbone that already knows faces (docs/finetuning.md): that learns at a fifth of the rate,
 # and R in closed form, solved before and after, takes out what correlates with the age: what did
 # best on people of other photographs than it was fitted to (docs/ablation.md)
-finetune = replace(
-    paper,
-    lr_backbone=0.2,
-    factorization='solved',
-    directions=2,
-    whiten=0.2,
-    variate='label',
-    max_steps=0,
-    lambda_dal=0.0,
-)
+solved = replace(paper, factorization='solved', directions=2, whiten=0.2)
+finetune = replace(solved, lr_backbone=0.2, variate='label', max_steps=0, lambda_dal=0.0)
 recipes = {'paper': paper, 'ramped': ramped, 'small': small, 'demo': demo, 'finetune': finetune}

@@ -1,19 +1,20 @@
 """The engineering behind main.run: what a run starts from, its batches, reports and saves, and how
 it ends."""
 
-import argparse
 import contextlib
 import copy
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 
-from dataset import Batches, Faces, training_loader
+from dataset import Batches, training_loader
 from evaluation.protocols import Benchmark
 from system.locks import Interrupt, Interrupted, claim
 from training import last_blocks, posthoc, pretrained
@@ -21,7 +22,6 @@ from training.ages import check_for_eraser
 from training.command import Plan, decode_data, open_data, plan
 from training.distributed import (
     broadcast,
-    launched,
     lockstep,
     on_every_rank,
     on_rank_zero,
@@ -39,9 +39,7 @@ from utils import DataError, UserError
 
 
 @contextlib.contextmanager
-def open_run(
-    args: argparse.Namespace, dataset: dict, save: str, init: str | None
-) -> Iterator['Run']:
+def open_run(args: Namespace, dataset: dict, save: str, init: str | None) -> Iterator['Run']:
     """Yields the Run of a command line, beside main.py's `dataset`, `save` and `init`.
 
     Within it this process belongs to its job of ranks, rank 0 holds the save folder, and all data
@@ -52,13 +50,8 @@ def open_run(
     with process_group(args.ctx) as device, contextlib.ExitStack() as stack:
         plan_ = on_rank_zero(plan, args, dataset, save, init)
         on_rank_zero(lambda: stack.enter_context(claim(plan_.folder)) and None)
-        train, val = rank_zero_first(open_data, plan_.name, plan_.entry)
-        root = plan_.entry['val_root']
-        lists = [*args.validate, *([root] if root and not val else [])]
-        pair_lists: dict[str, Benchmark] = {}  # of rank 0, which validates
-        on_rank_zero(lambda: pair_lists.update(read_lists(lists, train)))
-        interrupt = stack.enter_context(Interrupt(insistent=launched()))
-        run = Run(plan_, args, device, train, val, pair_lists, bool(val or lists), interrupt)
+        run = Run(plan_, args, device)
+        run.interrupt = stack.enter_context(Interrupt(insistent=is_torchelastic_launched()))
         try:
             yield run
         finally:
@@ -69,21 +62,17 @@ def open_run(
 class Run:
     """A run into a save folder: `start` it, take its `batches`, and report every step and epoch."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        args: argparse.Namespace,
-        device: torch.device,
-        train: Faces,
-        val: Faces | None,
-        pair_lists: dict[str, Benchmark],
-        validates: bool,
-        interrupt: Interrupt,
-    ):
+    interrupt: Interrupt
+
+    def __init__(self, plan: Plan, args: Namespace, device: torch.device):
         self.plan, self.args, self.device = plan, args, device
         self.recipe, self.folder = plan.recipe, plan.folder
-        self.train, self.val, self.pair_lists, self.validates = train, val, pair_lists, validates
-        self.interrupt = interrupt
+        self.train, self.val = rank_zero_first(open_data, plan.name, plan.entry)
+        root = plan.entry['val_root']
+        lists = [*args.validate, *([root] if root and not self.val else [])]
+        self.validates = bool(self.val or lists)
+        self.pair_lists: dict[str, Benchmark] = {}  # of rank 0, which validates
+        on_rank_zero(lambda: self.pair_lists.update(read_lists(lists, self.train)))
         self.skipped: set[str] = set()  # images that can't be read
         self.reports: Any = None  # Reports, from `start` on
         self.before: dict | None = None  # the figures before the first step, if they were measured
@@ -96,7 +85,7 @@ class Run:
         on_rank_zero(check_for_eraser, recipe, self.train.labels, self.train.ages)
         broadcast(training.mapping)
         if plan.init:
-            on_every_rank(pretrained.load, training, plan.init, recipe)
+            on_every_rank(pretrained.load, training, plan.init)
         faces = [self.train, *([self.val] if self.val else [])]
         rank_zero_first(decode_data, faces, training.model.width, recipe)
         if not self.args.epochs:

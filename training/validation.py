@@ -33,12 +33,9 @@ def refuse_not_finite(training: TrainingState, loader, folder) -> None:
     files = [loader.dataset.path(index) for index in batches.order()[first : first + size]]
     report = {'step': step, 'phase': 'min', 'losses': losses, **settings(training), 'files': files}
     on_rank_zero(utils.write_json, report, folder / 'nan.json')
-    raise raised_by_all(
-        UserError(
-            f'step {step}: the loss is not finite ({folder}/nan.json has its parts and images); '
-            'last.pth is from before: --resume with a lower --lr or clip'
-        )
-    )
+    what = f'the loss is not finite ({folder}/nan.json has its parts and images)'
+    remedy = 'last.pth is from before: --resume with a lower --lr or clip'
+    raise raised_by_all(UserError(f'step {step}: {what}; {remedy}'))
 
 
 def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
@@ -68,28 +65,20 @@ def validate(
     """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
     and what the weights file keeps to decide by, metrics.decision: of the people, else of the first
     list. Raises the interrupt's Interrupted where a signal came meanwhile."""
-    report, kept = (
-        validate_people(training, val, interrupt, kept_x, intervals) if val else ({}, None)
-    )
+    report: dict = {}
+    kept = None
+    if val:
+        report, kept = validate_people(training, val, interrupt, kept_x, intervals)
+    bf16 = training.executor.precision == 'bf16'
     for name, listed in pair_lists.items():
         interrupt.check()
-        features, _ = extract_files(
-            training.model,
-            listed.sources,
-            training.device,
-            listed.names,
-            bf16=training.executor.precision == 'bf16',
-            keep=('embedding',),
-        )
-        scores = cosines(features['embedding'], listed.pairs.left, listed.pairs.right)
-        found = {
-            'verification': verification(
-                scores, listed.pairs.same, listed.pairs.fold, thresholds=listed.thresholds
-            ),
-            'percentiles': percentiles(scores, listed.pairs.same),
-        }
-        report |= {f'{name}_{key}': found['verification'][key] for key in ('accuracy', 'auc')}
-        kept = kept or decision(found)
+        pairs, to_read = listed.pairs, (listed.sources, training.device, listed.names)
+        features, _ = extract_files(training.model, *to_read, bf16=bf16, keep=('embedding',))
+        scores = cosines(features['embedding'], pairs.left, pairs.right)
+        figures = verification(scores, pairs.same, pairs.fold, thresholds=listed.thresholds)
+        report |= {f'{name}_{key}': figures[key] for key in ('accuracy', 'auc')}
+        spread = percentiles(scores, pairs.same)
+        kept = kept or decision({'verification': figures, 'percentiles': spread})
     if 'auc' not in report and pair_lists:
         report['auc'] = sum(report[f'{name}_auc'] for name in pair_lists) / len(pair_lists)
     return report, kept
@@ -107,8 +96,8 @@ def validate_people(
             interrupt.check()
             yield batch
 
+    model = training.model.eval()
     try:
-        model = training.model.eval()
         if kept_x:
             x = posthoc.embed(training, val, kept_x, 'val', interrupt.check)
             features = posthoc.features(model, x, training.device)
@@ -119,10 +108,8 @@ def validate_people(
     except (DataError, Interrupted):
         raise
     except ValueError as error:
-        raise UserError(
-            f'step {training.step}: {val.root}: {error}: last.pth is from before: '
-            '--resume with a lower --lr'
-        ) from None
+        remedy = 'last.pth is from before: --resume with a lower --lr'
+        raise UserError(f'step {training.step}: {val.root}: {error}: {remedy}') from None
     from evaluation.leakage import age_r2  # scikit-learn is slow to import
 
     people = people_report(features['embedding'], val.labels, val.ages, intervals=intervals)
@@ -131,10 +118,8 @@ def validate_people(
         report['auc_interval'] = (people['verification'].get('intervals') or {}).get('auc')
     report |= {'rank1': people['rank1']}
     report |= {f'auc_gap_{row["years"]}': row['auc'] for row in people['by_gap']}
-    report |= {
-        f'age_r2_{part}': age_r2(features[f'x_{part}'], val.labels, val.ages)
-        for part in ('id', 'age')
-    }
+    for part in ('id', 'age'):
+        report[f'age_r2_{part}'] = age_r2(features[f'x_{part}'], val.labels, val.ages)
     index = {name: label for label, name in enumerate(training.classes)}
     own = torch.tensor([index.get(name, -1) for name in val.classes])[torch.from_numpy(val.labels)]
     if (own >= 0).any() and not training.recipe.shard_head:  # no rank has a sharded head whole
