@@ -42,15 +42,12 @@ class CanonicalMapping(nn.Module):
     something to learn. The buffers are running moments, which `solve` updates.
     """
 
-    covariance: Tensor
-    cross: Tensor
-
     def __init__(self, dim: int, age_dim: int):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
-        self.register_buffer('covariance', torch.zeros(dim, dim))  # of x_id, within batches
-        self.register_buffer('cross', torch.zeros(dim, age_dim))  # of x_id with the variate
+        self.covariance = nn.Buffer(torch.zeros(dim, dim))  # of x_id, within batches
+        self.cross = nn.Buffer(torch.zeros(dim, age_dim))  # of x_id with the variate
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id: Tensor, variate: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,17 +58,12 @@ def read_state(path, map_location='cpu'):
             raise ValueError(f'{unsafe} ({type(error).__name__})') from None
         # torch.save compresses nothing, from the first byte on; torch.load would inflate what is
         # compressed, and believe any size
-        if (
-            not plain
-            or not entries
-            or min(entry.header_offset for entry in entries)
-            or any(entry.compress_type for entry in entries)
-            or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size
-        ):
-            raise ValueError(
-                f'{unsafe} (it is compressed, claims to be more than the file holds, '
-                'or is no archive of torch.save)'
-            )
+        whole = plain and entries and min(entry.header_offset for entry in entries) == 0
+        size = sum(entry.file_size for entry in entries)
+        packed = any(entry.compress_type for entry in entries)
+        if not whole or packed or size > os.fstat(file.fileno()).st_size:
+            claims = 'it is compressed, claims to be more than the file holds'
+            raise ValueError(f'{unsafe} ({claims}, or is no archive of torch.save)')
     try:
         # torch.load does not compare checksums: damage within a tensor would be other weights
         damaged = zipfile.ZipFile(path).testzip() if any(entry.CRC for entry in entries) else None
@@ -119,13 +114,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = {'layers': list(layers), 'widths': list(widths), 'dim': dim}
         stages, inputs, (height, width) = [], 3, (HEIGHT, WIDTH)
-        for blocks, outputs in zip(layers, widths, strict=True):
-            stages.append(
-                nn.Sequential(
-                    ConvUnit(inputs, outputs, stride=2),
-                    *(ResidualBlock(outputs) for _ in range(blocks)),
-                )
-            )
+        for count, outputs in zip(layers, widths, strict=True):
+            blocks = [ResidualBlock(outputs) for _ in range(count)]
+            stages.append(nn.Sequential(ConvUnit(inputs, outputs, stride=2), *blocks))
             inputs, height, width = outputs, (height + 1) // 2, (width + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.project = nn.Linear(inputs * height * width, dim)
@@ -162,7 +153,7 @@ class ResidualFactorization(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.age = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
-        self.register_buffer('alpha', torch.ones(()))
+        self.alpha = nn.Buffer(torch.ones(()))
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
         """`detach` cuts the gradient from R to x: R learns to read the age, and x stays."""
@@ -178,15 +169,11 @@ class SolvedFactorization(nn.Module):
     for P and x̄.
     """
 
-    alpha: Tensor
-    mean: Tensor
-    projection: Tensor
-
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer('alpha', torch.ones(()))
-        self.register_buffer('mean', torch.zeros(dim))
-        self.register_buffer('projection', torch.zeros(dim, dim))
+        self.alpha = nn.Buffer(torch.ones(()))
+        self.mean = nn.Buffer(torch.zeros(dim))
+        self.projection = nn.Buffer(torch.zeros(dim, dim))
         self.register_load_state_dict_pre_hook(_without_moments)
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
@@ -211,23 +198,13 @@ class AgeEstimator(nn.Module):
     face. Source: Rahimi and Recht, NeurIPS 2007.
     """
 
-    shift: Tensor
-    scale: Tensor
-    frequencies: Tensor
-    phases: Tensor
-    weight: Tensor
-    offset: Tensor
-    bounds: Tensor
-
     def __init__(self, dim: int, features: int):
         super().__init__()
-        self.register_buffer('shift', torch.zeros(dim))
-        self.register_buffer('scale', torch.ones(dim))
-        self.register_buffer('frequencies', torch.zeros(dim, features))
-        self.register_buffer('phases', torch.zeros(features))
-        self.register_buffer('weight', torch.zeros(dim + features))
-        self.register_buffer('offset', torch.zeros(()))
-        self.register_buffer('bounds', torch.zeros(2))
+        self.shift, self.scale = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
+        self.frequencies = nn.Buffer(torch.zeros(dim, features))
+        self.phases = nn.Buffer(torch.zeros(features))
+        self.weight = nn.Buffer(torch.zeros(dim + features))
+        self.offset, self.bounds = nn.Buffer(torch.zeros(())), nn.Buffer(torch.zeros(2))
 
     def features(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, D + M): x standardised, of one length, and its Fourier features."""
@@ -314,9 +291,8 @@ class ArcFace(MarginHead):
 
     def margin(self, cosine, label):
         angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
-        return torch.where(
-            angle <= math.pi - self.m, (angle + self.m).cos(), cosine - self.m * math.sin(self.m)
-        )
+        beyond = cosine - self.m * math.sin(self.m)
+        return torch.where(angle <= math.pi - self.m, (angle + self.m).cos(), beyond)
 
 
 class AgeHead(nn.Sequential):
@@ -327,21 +303,13 @@ class AgeHead(nn.Sequential):
     """
 
     outputs: Callable[[int], int]
-    cutoffs: Tensor
-    centres: Tensor
 
     def __init__(self, dim: int, cutoffs: Sequence[float] = AGE_CUTOFFS):
-        groups = len(cutoffs) + 1
-        super().__init__(
-            nn.Linear(dim, dim),
-            nn.ReLU(),
-            nn.Linear(dim, dim),
-            nn.ReLU(),
-            nn.Linear(dim, type(self).outputs(groups)),
-        )
+        hidden = nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
+        super().__init__(*hidden, nn.Linear(dim, type(self).outputs(len(cutoffs) + 1)))
         bounds = torch.tensor([0.0, *cutoffs, OLDEST])
-        self.register_buffer('cutoffs', bounds[1:-1], persistent=False)
-        self.register_buffer('centres', (bounds[1:] + bounds[:-1]) / 2, persistent=False)
+        self.cutoffs = nn.Buffer(bounds[1:-1], persistent=False)
+        self.centres = nn.Buffer((bounds[1:] + bounds[:-1]) / 2, persistent=False)
 
     def groups(self, ages: Tensor) -> Tensor:
         """Ages in years (N,) -> group indices (N,): with cutoffs (12, …) 12 is in 0 and 13 in 1."""
@@ -395,9 +363,8 @@ class OrdinalAge(AgeHead):
 
     def loss(self, logits, ages):
         older = self.groups(ages)[:, None] > torch.arange(logits.shape[1], device=logits.device)
-        return F.binary_cross_entropy_with_logits(
-            logits, older.to(logits.dtype), reduction='none'
-        ).sum(1)
+        entropy = F.binary_cross_entropy_with_logits
+        return entropy(logits, older.to(logits.dtype), reduction='none').sum(1)
 
     def probabilities(self, logits):
         older = F.pad(logits.float().sigmoid(), (1, 0), value=1.0)
@@ -510,22 +477,16 @@ class DALModel(nn.Module):
     @classmethod
     def of(cls, state, path, backbone: nn.Module | None = None) -> 'DALModel':
         """The network in what `read_state` gave of `path`; as `load`."""
-        if (
-            not isinstance(state, dict)
-            or not isinstance(state.get('model'), dict)
-            or not isinstance(state.get('backbone', 0), dict | None)
-        ):
+        facts = state if isinstance(state, dict) else {}
+        weights, config = facts.get('model'), facts.get('backbone', 0)
+        if not isinstance(weights, dict) or not isinstance(config, dict | None):
             raise ValueError(f'{path}: no weights file of this repository')
-        weights, config = state['model'], state['backbone']
         if backbone is None and config is None:
-            raise ValueError(
-                f'{path}: trained with a backbone of your own: build it and pass it as backbone='
-            )
+            remedy = 'build it and pass it as backbone='
+            raise ValueError(f'{path}: trained with a backbone of your own: {remedy}')
         if backbone is None and 'name' in config:
-            raise ValueError(
-                f'{path}: trained with the backbone {config["name"]}: '
-                'recognition.weights.load_weights builds it'
-            )
+            remedy = 'recognition.weights.load_weights builds it'
+            raise ValueError(f'{path}: trained with the backbone {config["name"]}: {remedy}')
         try:
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
             if size > os.path.getsize(path):
@@ -533,9 +494,8 @@ class DALModel(nn.Module):
             if backbone is None:
                 # before anything is built of a size that a stranger's file merely states
                 lengths = {tensor.shape[:1].numel() for tensor in weights.values()}
-                if not {*config['widths'], config['dim']} <= lengths or sum(config['layers']) > len(
-                    weights
-                ):
+                there = {*config['widths'], config['dim']} <= lengths
+                if not there or sum(config['layers']) > len(weights):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
             heads = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
@@ -544,16 +504,12 @@ class DALModel(nn.Module):
                     raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
             solved = 'factorization.projection' in weights
+            R = SolvedFactorization if solved else ResidualFactorization
             heads_of = ('identity.', 'age.')  # which export.py backbone leaves out
             bare = not any(name.startswith(heads_of) for name in weights)
-            model = cls(
-                backbone,
-                1 if bare else len(weights['identity.weight']),
-                cutoffs,
-                HEADS[heads['identity']],
-                AGE_HEADS[heads['age']],
-                factorization=SolvedFactorization if solved else ResidualFactorization,
-            )
+            people = 1 if bare else len(weights['identity.weight'])
+            makers = HEADS[heads['identity']], AGE_HEADS[heads['age']]
+            model = cls(backbone, people, cutoffs, *makers, factorization=R)
             if 'estimator.phases' in weights:
                 model.estimator = AgeEstimator(model.dim, len(weights['estimator.phases']))
             untrained = model.state_dict() if bare else {}
@@ -572,16 +528,12 @@ def check_faces(images: Tensor) -> None:
     """Raises ValueError if `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
     shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
     if images.ndim == 4 and shape[3] == 3 and shape[1] != 3:
-        raise ValueError(
-            f'faces of shape {shape} have their channels last; expected {wanted}: '
-            'images.permute(0, 3, 1, 2)'
-        )
+        last = f'faces of shape {shape} have their channels last'
+        raise ValueError(f'{last}; expected {wanted}: images.permute(0, 3, 1, 2)')
     if images.ndim != 4 or shape[1:3] != (3, HEIGHT) or shape[3] not in (WIDTH, HEIGHT):
         raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned')
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if low < 0 or high > 255 or high <= 1 and (images != images.round()).any():
-            raise ValueError(
-                f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not '
-                'normalised: the network does that itself'
-            )
+            values = f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not normalised'
+            raise ValueError(f'{values}: the network does that itself')

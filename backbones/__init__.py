@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import files
+from . import files, torchvision_models
 from .base import PretrainedBackbone
 
 _CLASSES = {  # the file here, and the class in it
@@ -45,21 +45,12 @@ def build(name: str, **config: Any) -> PretrainedBackbone:
             raise ValueError(f'backbone {name} takes no {", ".join(config)}')
         file, network = _CLASSES[name]
         return getattr(importlib.import_module(f'.{file}', __package__), network)(name)
-    others = _torchvision()
-    if name not in others.names():
-        raise ValueError(
-            f'no backbone {name!r}: there are {", ".join(NAMES)}, and what '
-            f'torchvision.models has{others.nearest(name)}'
-        )
+    if name not in torchvision_models.names():
+        known = f'there are {", ".join(NAMES)}, and what torchvision.models has'
+        raise ValueError(f'no backbone {name!r}: {known}{torchvision_models.nearest(name)}')
     if unknown := {*config} - {'dim', 'size'}:
         raise ValueError(f'backbone {name} takes dim and size, no {", ".join(sorted(unknown))}')
-    return others.TorchvisionModel(name, **config)
-
-
-def _torchvision():
-    from . import torchvision_models
-
-    return torchvision_models
+    return torchvision_models.TorchvisionModel(name, **config)
 
 
 def load(name: str, path: Any = None, **config: Any) -> PretrainedBackbone:
@@ -77,20 +68,17 @@ def rebuild(state: dict, path: Any) -> PretrainedBackbone | None:
     size that a stranger's file merely states. Raises ValueError if they differ, or if there is no
     such network.
     """
-    config = state.get('backbone')
+    config, weights = state.get('backbone'), state['model']
     if not isinstance(config, dict) or 'name' not in config:
         return None
     try:
-        if layout(**config) != _shapes_below('backbone.', state['model']):
+        names = [name for name in weights if name.startswith('backbone.')]
+        shapes = {name.removeprefix('backbone.'): tuple(weights[name].shape) for name in names}
+        if layout(**config) != shapes:
             raise ValueError('its weights are of another')
         return build(**config)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: not of the backbone {config}: {error}') from None
-
-
-def _shapes_below(prefix, state):
-    names = [name for name in state if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tuple(state[name].shape) for name in names}
 
 
 def read_weights(
@@ -113,17 +101,14 @@ def read_weights(
     states = files.state_dicts(content)
     fitting = [where for where, state in states.items() if not _fit(blank, state)[1]]
     if not fitting:
-        difference = min((_fit(blank, state) for state in states.values()), key=_distance)[1]
-        raise ValueError(
-            f'{path or "its file"}: not the layout of {name} (first difference: {difference})'
-            f'{_likeness(name, states)}'
-        )
+        fits = [_fit(blank, state) for state in states.values()]
+        _, difference = max(fits, key=lambda fit: len(fit[0]))
+        differs = f'not the layout of {name} (first difference: {difference})'
+        raise ValueError(f'{path or "its file"}: {differs}{_likeness(name, states)}')
     taken, *others = sorted(fitting, key=lambda where: 'ema' in where.lower())
     if others:
-        say(
-            f'{path}: {taken!r} is taken; {", ".join(map(repr, others))} would fit too: save it '
-            'alone to take it instead'
-        )
+        too = f'{", ".join(map(repr, others))} would fit too: save it alone to take it instead'
+        say(f'{path}: {taken!r} is taken; {too}')
     found, wanted = _fit(blank, states[taken])[0], blank.state_dict()
     files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
@@ -153,10 +138,11 @@ def identify(path: Any) -> str:
         return name
     where, state = max(states.items(), key=lambda item: len(item[1]))
     first = next(iter(state))
+    holds = f'it holds {len(state)} tensors{f" under {where!r}" if where else ""}'
+    holds += f', the first {first} {tuple(state[first].shape)}{_likeness(None, states)}'
     raise ValueError(
-        f'{path}: the layout of no backbone that is known: it holds {len(state)} tensors'
-        f'{f" under {where!r}" if where else ""}, the first {first} {tuple(state[first].shape)}'
-        f'{_likeness(None, states)}: --backbone NAME says which it should be'
+        f'{path}: the layout of no backbone that is known: {holds}: --backbone NAME says which it '
+        'should be'
     )
 
 
@@ -207,31 +193,21 @@ def _fit(blank, state):
 def _is_classifier(rest, wanted, dim):
     """Whether the entries `rest` are those of one layer from a feature (dim,) to classes."""
     owners = {name.rpartition('.')[0] for name in rest}
-    return (
-        len(owners) == 1
-        and not any(name.startswith(f'{min(owners)}.') for name in wanted)
-        and any(tensor.ndim > 1 and dim in tensor.shape for tensor in rest.values())
-    )
-
-
-def _distance(fitted):
-    found, difference = fitted
-    return difference is not None, -len(found)
+    if len(owners) != 1 or any(name.startswith(f'{min(owners)}.') for name in wanted):
+        return False
+    return any(tensor.ndim > 1 and dim in tensor.shape for tensor in rest.values())
 
 
 def _shapes(state):
     """{name: shape}, less the counters of batches."""
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in state.items()
-        if not name.endswith('num_batches_tracked')
-    }
+    names = [name for name in state if not name.endswith('num_batches_tracked')]
+    return {name: tuple(state[name].shape) for name in names}
 
 
 def _nearest(states):
     """The known layout that has most in common with one of `states`, and the share: 1 is all."""
     best = None, 0.0
-    for name in (*NAMES, *_torchvision().names()):
+    for name in (*NAMES, *torchvision_models.names()):
         if best[1] == 1:
             break
         if name.startswith('regnet'):

@@ -22,10 +22,8 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     face, resized bilinearly. Raises ValueError for faces of another shape.
     """
     if images.ndim != 4 or images.shape[1:] not in ((3, HEIGHT, NARROW), (3, HEIGHT, WIDE)):
-        raise ValueError(
-            f'faces of shape {tuple(images.shape)}: a backbone takes '
-            f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})'
-        )
+        shapes = f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})'
+        raise ValueError(f'faces of shape {tuple(images.shape)}: a backbone takes {shapes}')
     wanted = NARROW if tuple(size) == (HEIGHT, NARROW) else WIDE
     extra = wanted - images.shape[3]
     if extra:
@@ -49,8 +47,6 @@ class PretrainedBackbone(nn.Module):
     """
 
     takes_pixels = True  # DALModel hands it 0…255 and leaves the normalisation to it
-    scale: torch.Tensor
-    shift: torch.Tensor
     dim = 512
     size = (HEIGHT, WIDE)
     width = WIDE  # of the faces that lose nothing on the way to `size`
@@ -68,8 +64,8 @@ class PretrainedBackbone(nn.Module):
         # plain numbers: arithmetic of tensors without memory would import PyTorch's compiler
         scale = [1 / one for one in deviation]
         shift = [-one * factor for one, factor in zip(mean, scale, strict=True)]
-        for name, values in (('scale', scale), ('shift', shift)):
-            self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
+        self.scale = nn.Buffer(torch.tensor(scale).reshape(3, 1, 1), persistent=False)
+        self.shift = nn.Buffer(torch.tensor(shift).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.encode(self.prepare(images))

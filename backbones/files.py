@@ -1,6 +1,5 @@
 """Files of weights, whoever wrote them: read so that nothing of theirs runs, and examined whole."""
 
-import contextlib
 import functools
 import json
 import os
@@ -60,10 +59,9 @@ def read(path: str | os.PathLike, say: Callable[[str], None] = warn) -> object:
     except Exception as error:  # zip, end-of-file, key and runtime errors: whatever damage leads to
         raise ValueError(f'{path}: damaged or cut ({type(error).__name__}): {AGAIN}') from None
     if damaged:
-        raise ValueError(
-            f'{path}: damaged in {_tensor_of(damaged, path, content)} (its checksum differs): '
-            f'the weights are not those that were saved: {AGAIN}'
-        )
+        where = f'{_tensor_of(damaged, path, content)} (its checksum differs)'
+        other = 'the weights are not those that were saved'
+        raise ValueError(f'{path}: damaged in {where}: {other}: {AGAIN}')
     return content
 
 
@@ -87,19 +85,15 @@ def _examine(path, say):
         archive = zipfile.ZipFile(path)
         entries = archive.infolist()
     except Exception:  # zip, struct and unicode errors
-        raise ValueError(
-            f'{path}: cut: its {size} bytes begin an archive of torch.save and do not '
-            f'end it: {AGAIN}'
-        ) from None
+        begin = f'its {size} bytes begin an archive of torch.save and do not end it'
+        raise ValueError(f'{path}: cut: {begin}: {AGAIN}') from None
     if any(entry.filename.endswith('/constants.pkl') for entry in entries):
         raise ValueError(f'{path}: a TorchScript program: save the state dict of its module')
     if not any(entry.filename.endswith('/data.pkl') for entry in entries):
         raise ValueError(f'{path}: an archive, but not of torch.save: unpack it first')
     # torch.save compresses nothing; torch.load would inflate what is, and believe any size
-    if (
-        any(entry.compress_type for entry in entries)
-        or sum(entry.file_size for entry in entries) > size
-    ):
+    packed = any(entry.compress_type for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > size:
         raise ValueError(f'{path}: claims to be more than the file holds: {AGAIN}')
     if not any(entry.CRC for entry in entries):  # torch.serialization.set_crc32_options(False)
         return say(f'{path}: it {UNCHECKED}')
@@ -119,23 +113,18 @@ def _tensor_of(record, path, content):
         data = file.read(entry.file_size)
     for state in state_dicts(content).values():
         for name, tensor in state.items():
-            if tensor.nbytes == len(data) and _bytes(tensor) == data:
-                return name
+            if tensor.nbytes == len(data):
+                values = tensor.contiguous().flatten().view(torch.uint8).numpy()
+                if values.tobytes() == data:
+                    return name
     return record
-
-
-def _bytes(tensor):
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _without_classes(path, error):
     """The file again, with every global that torch does not allow replaced by `Inert`."""
     try:
-        with contextlib.ExitStack() as stack:
-            unsafe = get_unsafe_globals_in_checkpoint(path)
-            stack.enter_context(
-                safe_globals([(type('Inert', (Inert,), {}), name) for name in unsafe])
-            )
+        unsafe = get_unsafe_globals_in_checkpoint(path)
+        with safe_globals([(type('Inert', (Inert,), {}), name) for name in unsafe]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception:  # of a file of the old format, or one that builds what isn't its own
         reason = str(error).split('WeightsUnpickler error: ')[-1].split('\n')[0]
@@ -152,9 +141,8 @@ def _safetensors(path, say):
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise ValueError(
-            f'{path}: needs the package safetensors: pip install safetensors'
-        ) from None
+        needs = 'needs the package safetensors: pip install safetensors'
+        raise ValueError(f'{path}: {needs}') from None
     try:
         with safe_open(path, 'pt') as file:
             state = {name: file.get_tensor(name) for name in file.keys()}

@@ -35,9 +35,8 @@ class Branches(nn.Module):
         self.count = len(branches)
 
     def forward(self, x):
-        return torch.cat(
-            [self.get_submodule(f'branch{index}')(x) for index in range(self.count)], dim=1
-        )
+        branches = [self.get_submodule(f'branch{index}') for index in range(self.count)]
+        return torch.cat([branch(x) for branch in branches], dim=1)
 
 
 class Residual(Branches):

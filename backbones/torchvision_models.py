@@ -14,10 +14,7 @@ from .base import PretrainedBackbone
 CLASSES = 1000
 # what else a builder needs to know: nothing beside the logits, and how torchvision's files were
 # trained; transform_input undoes ImageNet's normalisation for the two that were not
-ARGUMENTS = {
-    'googlenet': dict(aux_logits=False, init_weights=False, transform_input=True),
-    'inception_v3': dict(aux_logits=False, init_weights=False, transform_input=True),
-}
+ARGUMENTS = dict(aux_logits=False, init_weights=False, transform_input=True)
 AUXILIARY = re.compile(r'(AuxLogits|aux1|aux2)\.')
 # densenet's files are of a time when a module's name could hold a point
 DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
@@ -40,23 +37,20 @@ class TorchvisionModel(PretrainedBackbone):
             raise ValueError(f'backbone {name}: dim is a whole number, not {dim!r:.80}')
         super().__init__(name, dim=dim, size=list(size))
         self.size = tuple(size)
-        self.set_normalisation(
-            [255 * value for value in facts.mean], [255 * value for value in facts.std]
-        )
-        arguments = dict(ARGUMENTS.get(name, {}))
+        mean, deviation = ([255 * value for value in values] for values in (facts.mean, facts.std))
+        self.set_normalisation(mean, deviation)
+        arguments = dict(ARGUMENTS) if name in ('googlenet', 'inception_v3') else {}
         if name.startswith('vit_'):
             arguments['image_size'] = size[0]
         if name.startswith('maxvit_'):
             arguments['input_size'] = self.size
         self.net = models.get_model(name, weights=None, num_classes=dim or CLASSES, **arguments)
-        self.classifier, last = [
-            (path, module)
-            for path, module in self.net.named_modules()
-            if isinstance(module, (nn.Linear, nn.Conv2d))
-        ][-1]
+        modules = dict(self.net.named_modules())
+        layers = [path for path in modules if isinstance(modules[path], (nn.Linear, nn.Conv2d))]
+        self.classifier = layers[-1]
         self.dim = dim
         if dim is None:
-            self.dim = last.weight.shape[1]
+            self.dim = modules[self.classifier].weight.shape[1]
             self.net.set_submodule(self.classifier, nn.Identity())
 
     def encode(self, faces):
