@@ -51,22 +51,18 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
     """
     where = f'meta.py, {name}'
     if not isinstance(entry, dict):
-        raise DataError(
-            f'{where}: a data set is a dict with the keys {", ".join(KEYS)}, '
-            f'not {type(entry).__name__}'
-        )
+        is_one = f'a data set is a dict with the keys {", ".join(KEYS)}'
+        raise DataError(f'{where}: {is_one}, not {type(entry).__name__}')
     for key in sorted(map(str, entry.keys() - set(KEYS))):
         close = difflib.get_close_matches(key, KEYS, 1)
         hint = f'did you mean {close[0]!r}?' if close else f'the keys are {", ".join(KEYS)}'
         raise DataError(f'{where}: no such key {key!r}; {hint}')
-    lists = [
-        is_list(os.path.expanduser(root)) or is_vectors(root)
-        for root in (entry.get('train_root'), entry.get('val_root'))
-        if isinstance(root, (str, Path))
-    ]
-    spared = (
-        ('pat', 'pos', 'n_cls') if lists and all(lists) else ('n_cls',) if any(lists[:1]) else ()
-    )
+    roots = [entry.get(key) for key in ('train_root', 'val_root')]
+    roots = [root for root in roots if isinstance(root, (str, Path))]
+    lists = [is_list(os.path.expanduser(root)) or is_vectors(root) for root in roots]
+    spared = ['n_cls'] if any(lists[:1]) else []
+    if lists and all(lists):
+        spared = ['pat', 'pos', 'n_cls']
     entry = {key: OF_FOLDERS[key] for key in spared} | entry
     for key, (kinds, what) in KEYS.items():
         if key not in entry:
@@ -78,14 +74,12 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
     try:
         re.compile(entry['pat'])
     except re.error as error:
-        raise DataError(
-            f"{where}: 'pat' {entry['pat']!r} is no regular expression: {error}"
-        ) from None
+        pat = f"'pat' {entry['pat']!r}"
+        raise DataError(f'{where}: {pat} is no regular expression: {error}') from None
     numbers = all(isinstance(c, (int, float)) for c in cutoffs)
     if not cutoffs or not numbers or list(cutoffs) != sorted(set(cutoffs)):
-        raise DataError(
-            f'meta.py: age_cutoffs {cutoffs!r} must be ages in years, each above the one before'
-        )
+        must = 'must be ages in years, each above the one before'
+        raise DataError(f'meta.py: age_cutoffs {cutoffs!r} {must}')
     return entry
 
 
@@ -156,9 +150,7 @@ class Faces(Dataset):
         except DataError as error:
             raise DataError(f'{some([self.path(index)])}: {error}') from None
 
-    def check(
-        self, cache: bool = True, skip_corrupt: int = 0, workers: int | None = None
-    ) -> list[str]:
+    def check(self, cache: bool = True, skip_corrupt: int = 0, workers: int = 0) -> list[str]:
         """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one
         file beside `root`.
 
@@ -186,10 +178,9 @@ class Faces(Dataset):
             left_out = self._decode(new, skip_corrupt, workers)
             self.pixels = None if left_out else new.finish()
             if new.error:
-                notices.append(
-                    f'{beside.parent}: {new.error.strerror} for {layout.gib:.1f} GiB of decoded '
-                    'faces; every epoch decodes anew: --workers N helps'
-                )
+                no_room = f'{new.error.strerror} for {layout.gib:.1f} GiB of decoded faces'
+                anew = 'every epoch decodes anew: --workers N helps'
+                notices.append(f'{beside.parent}: {no_room}; {anew}')
         finally:
             new.close()
         return notices + left_out
@@ -198,19 +189,16 @@ class Faces(Dataset):
         """Decodes every image once, into `new` unless it is None; notices of those left out."""
         bad = self._decode_all(new, workers)
         if len(bad) > skip_corrupt:
-            raise DataError(
-                f'{self.root}: {len(bad)} image(s) are not 112 high × 96 or 112 wide, or not '
-                f'readable: {some(bad.values())}: align them (prepare.py), or remove them'
-            )
+            what = f'{len(bad)} image(s) are not 112 high × 96 or 112 wide, or not readable'
+            remedy = 'align them (prepare.py), or remove them'
+            raise DataError(f'{self.root}: {what}: {some(bad.values())}: {remedy}')
         if not bad:
             return []
         kept = np.setdiff1d(np.arange(len(self)), list(bad))
         self.places, self.labels = self.places[kept], self.labels[kept]
         self.ages = self.ages[kept]
-        return [
-            f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; '
-            'until they are mended or removed, every epoch decodes anew'
-        ]
+        until = 'until they are mended or removed, every epoch decodes anew'
+        return [f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; {until}']
 
     def _decode_all(self, new, workers):
         """{index: reason} of the images that can't be used; the others go to `new`."""
@@ -263,10 +251,6 @@ class Faces(Dataset):
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, ages, unreadable
 
 
-def _whole(batch):
-    return batch
-
-
 def _complete(batch):
     if batch[3]:  # a face less would shift every label after it
         raise DataError(batch[3][0])
@@ -294,19 +278,11 @@ def training_loader(
     shards = faces.source.shard_of(faces.places)
     batches = Batches(len(faces), batch_size, seed, process, processes, shards)
     if not len(batches):
-        raise DataError(
-            f'{faces.root}: {len(faces)} images are less than one batch of {batch_size}: '
-            'lower it with --batch-size'
-        )
-    return DataLoader(
-        faces,
-        batch_sampler=batches,
-        collate_fn=_whole,
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        worker_init_fn=_apart,
-    )
+        less = f'{len(faces)} images are less than one batch of {batch_size}'
+        raise DataError(f'{faces.root}: {less}: lower it with --batch-size')
+    how: dict[str, Any] = {'num_workers': workers, 'pin_memory': pin}
+    how |= {'persistent_workers': workers > 0, 'worker_init_fn': _apart}
+    return DataLoader(faces, batch_sampler=batches, collate_fn=list, **how)
 
 
 def evaluation_loader(faces: Dataset, batch_size: int = 256) -> DataLoader:

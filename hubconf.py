@@ -40,10 +40,9 @@ def dal(weights: str | Path, backbone: nn.Module | None = None, map_location='cp
     model = _load('model')
     state = model.read_state(weights, map_location)
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
-        _load('backbones').files.check_tensors(weights, state['model'])
-    named = isinstance(state, dict) and isinstance(state.get('backbone'), dict)
-    if backbone is None and named and 'name' in state['backbone']:
-        backbone = _load('backbones').rebuild(state, weights)
+        backbones = _load('backbones')
+        backbones.files.check_tensors(weights, state['model'])
+        backbone = backbones.rebuild(state, weights) if backbone is None else backbone
     return model.DALModel.of(state, weights, backbone).to(map_location).eval()
 
 

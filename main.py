@@ -81,12 +81,9 @@ class Training:
         age_dim = self.model.dim if recipe.variate == 'learned' else 1
         self.mapping = dal.CanonicalMapping(self.model.dim, age_dim).to(device)
         self.executor = Executor(self.model, self.layout, recipe, device)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, recipe), recipe.lr, recipe.momentum, fused=True
-        )
-        self.adversary_optimizer = torch.optim.Adam(
-            self.mapping.parameters(), recipe.adversary_lr, maximize=True
-        )
+        groups, w = parameter_groups(self.model, recipe), self.mapping.parameters()
+        self.optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, fused=True)
+        self.adversary_optimizer = torch.optim.Adam(w, recipe.adversary_lr, maximize=True)
         self.step = self.epoch = self.total_steps = 0
         self.lambda_dal, self.detach_backbone = 0.0, False
         self.best: float | None = None  # the best validation score so far
@@ -102,14 +99,9 @@ class Training:
     def losses(self, x_age: Tensor, x_id: Tensor, labels: Tensor, ages: Tensor) -> dict:
         """The three losses of the whole batch and their sum, with the accuracies of both heads."""
         loss_id, right = self.model.identity.loss(x_id, labels)
-        logits = self.model.age(x_age)
-        loss_age, age_right = (
-            self.model.age.loss(logits, ages),
-            self.model.age.correct(logits, ages),
-        )
-        loss_id, loss_age, accuracy, age_accuracy = self.layout.mean(
-            loss_id, loss_age, right, age_right
-        )
+        logits, age = self.model.age(x_age), self.model.age
+        of_faces = loss_id, age.loss(logits, ages), right, age.correct(logits, ages)
+        loss_id, loss_age, accuracy, age_accuracy = self.layout.mean(*of_faces)
         loss, game = loss_id + self.recipe.lambda_age * loss_age, {}
         if self.lambda_dal:
             variates = self.mapping(x_id, self.variate(x_age, ages))
@@ -136,9 +128,8 @@ class Training:
     ) -> None:
         """w goes up |ρ| of the whole batch: by a gradient step, or solved from running moments.
         `ends` says whether the phase ends with this step."""
-        x_id, variate, x_age = self.layout.gather(
-            x_id.detach(), self.variate(x_age, ages).detach(), x_age.detach()
-        )
+        of_faces = [value.detach() for value in (x_id, self.variate(x_age, ages), x_age)]
+        x_id, variate, x_age = self.layout.gather(*of_faces)
         if self.recipe.memory:
             before, after = dal.solve(self.mapping, x_id, variate, self.recipe.memory)
         else:

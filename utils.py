@@ -40,9 +40,8 @@ def pick_device(ctx: int) -> torch.device:
     if ctx == count == 0 and torch.backends.mps.is_available():
         return torch.device('mps')
     if ctx >= count:
-        raise UserError(
-            f'ctx {ctx}: this machine has {count} GPU(s) that PyTorch can use; -1 is the CPU'
-        )
+        there = f'this machine has {count} GPU(s) that PyTorch can use'
+        raise UserError(f'ctx {ctx}: {there}; -1 is the CPU')
     _check_kernels(ctx)
     torch.cuda.set_device(ctx)  # pinned memory and whatever else goes by the current device
     return torch.device('cuda', ctx)
@@ -60,11 +59,10 @@ def _check_kernels(ctx):
         # machine code runs on later minor versions, PTX on whatever is later
         if made_for <= found and (kind == 'compute' or made_for[0] == found[0]):
             return
-    raise UserError(
-        f'ctx {ctx}: {torch.cuda.get_device_name(ctx)} has compute capability '
-        f'{found[0]}.{found[1]}, and PyTorch {torch.__version__} is built for '
-        f'{", ".join(built)}: install a build for it (pytorch.org), or use -1, the CPU'
-    )
+    has = f'{torch.cuda.get_device_name(ctx)} has compute capability {found[0]}.{found[1]}'
+    made = f'PyTorch {torch.__version__} is built for {", ".join(built)}'
+    remedy = 'install a build for it (pytorch.org), or use -1, the CPU'
+    raise UserError(f'ctx {ctx}: {has}, and {made}: {remedy}')
 
 
 def keep_freed_memory() -> None:
@@ -138,18 +136,14 @@ def one_line_errors():
         file = f'{error.filename}: ' if error.filename else ''
         sys.exit(f'error: {file}{error.strerror or error}')
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f'error: {str(error).splitlines()[0]} Lower --batch-size; --resume continues from '
-            'the last save'
-        )
+        remedy = 'Lower --batch-size; --resume continues from the last save'
+        sys.exit(f'error: {str(error).splitlines()[0]} {remedy}')
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        sys.exit(
-            f'error: {str(error).splitlines()[0].rstrip(". ")}. It may have run out of '
-            'memory: fewer --workers or a smaller --batch-size; --resume continues from the '
-            'last save'
-        )
+        remedy = 'fewer --workers or a smaller --batch-size; --resume continues from the last save'
+        what = str(error).splitlines()[0].rstrip('. ')
+        sys.exit(f'error: {what}. It may have run out of memory: {remedy}')
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
