@@ -79,11 +79,8 @@ class ConvUnit(nn.Sequential):
     """3×3 convolution, batch normalisation, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+        conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):

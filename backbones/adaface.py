@@ -8,14 +8,7 @@ InsightFace_Pytorch have one batch normalisation less in each block: another lay
 from torch import nn
 
 from .base import PretrainedBackbone
-
-LAYERS = {
-    'adaface_ir18': (2, 2, 2, 2),
-    'adaface_ir34': (3, 4, 6, 3),
-    'adaface_ir50': (3, 4, 14, 3),
-    'adaface_ir101': (3, 13, 30, 3),
-}
-WIDTHS = 64, 128, 256, 512
+from .iresnet import LAYERS, WIDTHS
 
 
 class Unit(nn.Module):
@@ -53,13 +46,11 @@ class AdaFace(PretrainedBackbone):
 
     def __init__(self, name):
         super().__init__(name)
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(WIDTHS[0]),
-            nn.PReLU(WIDTHS[0]),
-        )
+        conv = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.input_layer = nn.Sequential(conv, nn.BatchNorm2d(WIDTHS[0]), nn.PReLU(WIDTHS[0]))
         units, inputs = [], WIDTHS[0]
-        for count, width in zip(LAYERS[name], WIDTHS, strict=True):
+        layers = LAYERS[name.removeprefix('adaface_ir').replace('101', '100')]
+        for count, width in zip(layers, WIDTHS, strict=True):
             for index in range(count):
                 units.append(Unit(inputs, width, stride=1 if index else 2))
                 inputs = width

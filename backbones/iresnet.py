@@ -10,13 +10,8 @@ from torch import nn
 
 from .base import PretrainedBackbone, flatten
 
-LAYERS = {
-    'iresnet18': (2, 2, 2, 2),
-    'iresnet34': (3, 4, 6, 3),
-    'iresnet50': (3, 4, 14, 3),
-    'iresnet100': (3, 13, 30, 3),
-    'iresnet200': (6, 26, 60, 6),
-}
+LAYERS = {'18': (2, 2, 2, 2), '34': (3, 4, 6, 3), '50': (3, 4, 14, 3)}
+LAYERS |= {'100': (3, 13, 30, 3), '200': (6, 26, 60, 6)}
 WIDTHS = 64, 128, 256, 512
 
 
@@ -51,12 +46,10 @@ class IResNet(PretrainedBackbone):
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.prelu = nn.PReLU(WIDTHS[0])
         inputs = WIDTHS[0]
-        for stage, (blocks, width) in enumerate(zip(LAYERS[name], WIDTHS, strict=True), 1):
-            stack = nn.Sequential(
-                Block(inputs, width, stride=2),
-                *(Block(width, width, stride=1) for _ in range(blocks - 1)),
-            )
-            self.add_module(f'layer{stage}', stack)
+        layers = LAYERS[name.removeprefix('iresnet')]
+        for stage, (count, width) in enumerate(zip(layers, WIDTHS, strict=True), 1):
+            blocks = [Block(width if at else inputs, width, 1 if at else 2) for at in range(count)]
+            self.add_module(f'layer{stage}', nn.Sequential(*blocks))
             inputs = width
         self.bn2 = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs * 7 * 7, self.dim)

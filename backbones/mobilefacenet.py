@@ -15,11 +15,9 @@ class ConvUnit(nn.Sequential):
     """Convolution that keeps the size, batch normalisation, ReLU6."""
 
     def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU6(inplace=True),
-        )
+        about = kernel, stride, kernel // 2
+        conv = nn.Conv2d(inputs, outputs, *about, groups=groups, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
 
 
 class SeparableConv(nn.Module):

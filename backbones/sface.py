@@ -26,11 +26,9 @@ class Unit(nn.Sequential):
     """Convolution, batch normalisation, PReLU."""
 
     def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs, eps=0.001),
-            nn.PReLU(outputs),
-        )
+        about = kernel, stride, kernel // 2
+        conv = nn.Conv2d(inputs, outputs, *about, groups=groups, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs, eps=0.001), nn.PReLU(outputs))
 
 
 class SFace(PretrainedBackbone):
@@ -116,8 +114,7 @@ def _arrays(path):
 
 def _dequantised(values, scales, zeros, axis, block_size):
     """(v − zero) · scale, each scale and zero for `block_size` values along `axis`."""
-    scales, zeros = (
-        entry.repeat(block_size, axis).astype('float32').take(range(values.shape[axis]), axis)
-        for entry in (scales, zeros)
-    )
+    size = range(values.shape[axis])
+    wide = [entry.repeat(block_size, axis).astype('float32') for entry in (scales, zeros)]
+    scales, zeros = (entry.take(size, axis) for entry in wide)
     return (values.astype('float32') - zeros) * scales

@@ -23,10 +23,8 @@ def check_for_eraser(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> No
     within = ages - means[person]
     seen_twice = len(np.unique(person[np.abs(within) > dal.NOTHING]))
     if recipe.within_person and not seen_twice:
-        raise UserError(
-            'within_person: nobody in the training set is seen at two ages; '
-            '--set within_person=False takes out the age between people'
-        )
+        nobody = 'within_person: nobody in the training set is seen at two ages'
+        raise UserError(f'{nobody}; --set within_person=False takes out the age between people')
     seen = f'{seen_twice} of them seen at two ages or more'
     print(f'R in closed form rests on {len(people)} people, {seen}')
     rests_on = seen_twice if recipe.within_person else len(people)
@@ -35,7 +33,6 @@ def check_for_eraser(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> No
         print(f'{few}erases more of the age')
     share = within.var() / max(ages.var(), 1e-9)
     if recipe.within_person and share < LITTLE:
-        print(
-            f'warning: {share:.0%} of the variance of age lies within people: within_person '
-            'takes out no more; --set within_person=False goes by the ages as they are'
-        )
+        little = f'warning: {share:.0%} of the variance of age lies within people: within_person'
+        remedy = '--set within_person=False goes by the ages as they are'
+        print(f'{little} takes out no more; {remedy}')

@@ -114,15 +114,9 @@ def differences(path, summary):
         before['recipe'] = Recipe.of(before['recipe']).as_dict()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f'{path} is damaged: whether this run is as it began is not known']
-    before, now = _flat(before), _flat(now)
-    return [
-        f'{" ".join(key)} was {before.get(key)!r} at the call before and is {value!r} now'
-        for key, value in now.items()
-        if before.get(key) != value
-    ]
-
-
-def _flat(summary):
-    """{(name,) or ('recipe', name): value} of a run's summary."""
-    top = {(name,): value for name, value in summary.items() if name != 'recipe'}
-    return top | {('recipe', name): value for name, value in summary['recipe'].items()}
+    lines = []
+    for prefix, old, new in (('', before, now), ('recipe ', before['recipe'], now['recipe'])):
+        for name in (name for name in new if name != 'recipe' and old.get(name) != new[name]):
+            values = f'was {old.get(name)!r} at the call before and is {new[name]!r} now'
+            lines.append(f'{prefix}{name} {values}')
+    return lines

@@ -65,26 +65,28 @@ def _embed_into(path, training, faces, check):
         for start in range(0, len(faces), BLOCK):
             check()
             part = range(start, min(start + BLOCK, len(faces)))
-            loader = evaluation_loader(torch.utils.data.Subset(faces, part))
-            bf16 = training.executor.precision == 'bf16'
-            keep = 'x', 'x_mirror'
-            found = extract(training.model, loader, training.device, bf16=bf16, keep=keep)
+            both = _both_sides(training, faces, part)
             try:
-                check_finite(found['x'], [faces.path(index) for index in part])
+                check_finite(both[:, 0], [faces.path(index) for index in part])
             except ValueError as error:
                 raise UserError(str(error)) from None
-            x[part.start : part.stop] = np.stack([found[name] for name in keep], 1)
+            x[part.start : part.stop] = both
             bar.update(len(part))
     x.flush()
+
+
+def _both_sides(training, faces, part):
+    """x of the faces with the indices `part` and of their mirrors, (N, 2, D)."""
+    loader = evaluation_loader(torch.utils.data.Subset(faces, part))
+    bf16, keep = training.executor.precision == 'bf16', ('x', 'x_mirror')
+    found = extract(training.model, loader, training.device, bf16=bf16, keep=keep)
+    return np.stack([found[name] for name in keep], 1)
 
 
 def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     """R in closed form between two epochs, over PER_EPOCH faces at most."""
     chosen = _first_people(faces.labels, PER_EPOCH, training.recipe.seed)[0]
-    loader = evaluation_loader(torch.utils.data.Subset(faces, chosen.tolist()))
-    bf16, keep = training.executor.precision == 'bf16', ('x', 'x_mirror')
-    found = extract(training.model, loader, training.device, bf16=bf16, keep=keep)
-    x = np.stack([found[name] for name in keep], 1)
+    x = _both_sides(training, faces, chosen.tolist())
     return solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
 
 
@@ -170,8 +172,8 @@ def _whole_people(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _first_people(labels, most, seed):
-    """Indices, ascending, of at most so many faces of the people who come first in a drawn order,
-    and each one's person's place in it."""
+    """Ascending indices of at most so many faces of the people first in a drawn order, and their
+    people's places in it."""
     people, person = np.unique(labels, return_inverse=True)
     place = np.random.default_rng(seed).permutation(len(people))[person]
     chosen = np.sort(np.argsort(place, kind='stable')[:most])
@@ -233,8 +235,7 @@ def age_error(estimated: np.ndarray, ages: np.ndarray) -> dict:
 
 
 def judge_ages(training: TrainingState, report: dict) -> None:
-    """Takes the error of the estimated ages from validation, if it has ages; ages are unknown from
-    then on if their R² is below KNOWN."""
+    """Takes the ages' error from validation, if it has ages; they are unknown if R² < KNOWN."""
     if report.get('estimated_r2') is not None:
         error = {'mae': report['estimated_mae'], 'r2': report['estimated_r2']}
         training.age_error = error | {'people': 'of validation'}

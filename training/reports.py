@@ -97,8 +97,7 @@ def short(value: float) -> str:
 
 
 class Reports:
-    """Log, bar and curves in `folder`, of rank 0; the others keep the same means and write
-    nothing."""
+    """Log, bar and curves in `folder`, of rank 0; the others write nothing."""
 
     def __init__(self, training: TrainingState, folder, epoch, images, done):
         """`epoch` epochs are reported already, `done` of `images` images seen."""
@@ -112,8 +111,8 @@ class Reports:
         return self.log.report(kind, self.training.step, **values) if self.log else values
 
     def step(self, images, steps, check):
-        """After a step on `images` images, of `steps` in an epoch: a line in the log if one is
-        due; `check()` comes before it."""
+        """After a step on `images` images, of `steps` in an epoch: `check()` and a line in the log
+        if one is due."""
         training = self.training
         self.bar.update(images)
         due = training.step % REPORT_EVERY == 0 or training.step % steps == 0
@@ -130,12 +129,12 @@ class Reports:
         rho, var_age, dead = (row[key] or 0 for key in ('rho_after', 'var_age', 'dead'))
         self.stuck = self.stuck + 1 if var_age == 0 or dead == 1 or rho < 1e-3 else 0
         if self.stuck == STUCK_AFTER:
-            tqdm.write(
-                f'warning: step {self.training.step}: |ρ| is stuck at {rho:.1e} after the '
-                f'adversary climbed, var(v_age) {var_age:.1e}, {dead:.0%} of x_age dead: '
-                'nothing is being decorrelated. Try a larger lambda_age, a smaller '
-                'lambda_dal, or the ramps (--recipe ramped)'
+            stuck = (
+                f'|ρ| is stuck at {rho:.1e} after the adversary climbed, var(v_age) {var_age:.1e}'
             )
+            stuck += f', {dead:.0%} of x_age dead: nothing is being decorrelated'
+            remedy = 'a larger lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)'
+            tqdm.write(f'warning: step {self.training.step}: {stuck}. Try {remedy}')
 
     def epoch(self, epoch, rate, validation, best, candidate):
         """The epoch's row, before its state is saved."""

@@ -66,10 +66,8 @@ def starting_point(args) -> tuple[Path, Path | None]:
     if not args.epochs and taken == ['best.pth'] and not weights:  # zero epochs, once more
         taken = []
     if taken and not (weights and Path(weights).parent.resolve() == folder.resolve()):
-        raise UserError(
-            f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files): '
-            '--resume continues it, --save DIR starts elsewhere'
-        )
+        there = f'{folder} holds a run already ({taken[0]}, {len(taken)} weights files)'
+        raise UserError(f'{there}: --resume continues it, --save DIR starts elsewhere')
     return folder, weights and Path(weights)
 
 
@@ -122,10 +120,9 @@ def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: 
         return True
     except Exception as error:  # a state of another variate or version, or of a stranger
         why = [*str(error).splitlines(), type(error).__name__][0]
-        raise UserError(
-            f'{path}: its optimizers do not fit this recipe ({why}): start from an '
-            'epoch_*.pth or best.pth, which hold weights alone'
-        ) from None
+        misfit = f'{path}: its optimizers do not fit this recipe ({why})'
+        remedy = 'start from an epoch_*.pth or best.pth, which hold weights alone'
+        raise UserError(f'{misfit}: {remedy}') from None
 
 
 def load_epoch(training: TrainingState, folder: Path, epoch: int) -> None:
@@ -158,9 +155,8 @@ def _load_network(training: TrainingState, state, fresh, path):
     try:
         training.model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f'{path}: its tensors are of another kind ({str(error).splitlines()[-1].strip()})'
-        ) from None
+        why = str(error).splitlines()[-1].strip()
+        raise UserError(f'{path}: its tensors are of another kind ({why})') from None
 
 
 def _restore(training: TrainingState, state, steps_per_epoch):
@@ -215,6 +211,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     for index, moments in saved['state'].items():
         for name, moment in moments.items():
             if moment.shape != (() if name == 'step' else parameters[index].shape):
-                raise ValueError(
-                    f'{name} {tuple(moment.shape)} of a parameter {tuple(parameters[index].shape)}'
-                )
+                shape = tuple(parameters[index].shape)
+                raise ValueError(f'{name} {tuple(moment.shape)} of a parameter {shape}')

@@ -85,9 +85,9 @@ class ShardedHead(MarginHead):
         rows = -(-classes // world_size())
         self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
         if rows * (world_size() - 1) >= classes:
+            last = f'the last of {world_size()} processes'
             raise UserError(
-                f'shard_head: {classes} people in slices of {rows} leave nothing to '
-                f'the last of {world_size()} processes'
+                f'shard_head: {classes} people in slices of {rows} leave nothing to {last}'
             )
         super().__init__(dim, classes, scale, m)
         if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
@@ -161,9 +161,8 @@ def clip_gradient(model: DALModel, limit: float) -> Tensor:
         return nn.utils.clip_grad_norm_(model.parameters(), limit)
     slice_ = model.identity.weight
     assert slice_.grad is not None, 'call it after the backward pass'
-    rest = nn.utils.get_total_norm(
-        [p.grad for p in model.parameters() if p is not slice_ and p.grad is not None]
-    )
+    others = [p.grad for p in model.parameters() if p is not slice_ and p.grad is not None]
+    rest = nn.utils.get_total_norm(others)
     norm = (rest.square() + all_reduce(slice_.grad.norm().square())).sqrt()
     nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return norm
