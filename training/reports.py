@@ -129,10 +129,8 @@ class Reports:
         rho, var_age, dead = (row[key] or 0 for key in ('rho_after', 'var_age', 'dead'))
         self.stuck = self.stuck + 1 if var_age == 0 or dead == 1 or rho < 1e-3 else 0
         if self.stuck == STUCK_AFTER:
-            stuck = (
-                f'|ρ| is stuck at {rho:.1e} after the adversary climbed, var(v_age) {var_age:.1e}'
-            )
-            stuck += f', {dead:.0%} of x_age dead: nothing is being decorrelated'
+            stuck = f'|ρ| is stuck at {rho:.1e} after the adversary climbed, var(v_age) '
+            stuck += f'{var_age:.1e}, {dead:.0%} of x_age dead: nothing is being decorrelated'
             remedy = 'a larger lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)'
             tqdm.write(f'warning: step {self.training.step}: {stuck}. Try {remedy}')
 

@@ -34,9 +34,6 @@ def parameter_groups(model: DALModel, recipe: Recipe) -> list[dict]:
 def settings(training: TrainingState) -> dict[str, float]:
     """What the schedule set for the step before, for the log."""
     progress = training.step / training.total_steps
-    alpha, lr = (
-        dal.ramp(progress, *training.recipe.split),
-        training.optimizer.param_groups[-1]['lr'],
-    )
-    margin = training.model.identity.m
+    alpha = dal.ramp(progress, *training.recipe.split)
+    lr, margin = training.optimizer.param_groups[-1]['lr'], training.model.identity.m
     return {'lr': lr, 'lambda_dal': training.lambda_dal, 'margin': margin, 'alpha': alpha}
