@@ -81,14 +81,13 @@ def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = 
         raise UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
     args.save = args.save or (f'runs/{name}' if args.dataset else save)
     folder, weights = starting_point(args)
-    recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
     vectors = is_vectors(entry['train_root'])
+    args.recipe = args.recipe or ('finetune' if vectors else None)
+    recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
     if vectors:
         if args.epochs or init:
             raise UserError(f'{entry["train_root"]}: stored vectors take zero epochs and no --init')
         dim = read_vectors(entry['train_root']).embeddings.shape[1]
-        recipe = recipes[args.recipe or 'finetune']
-        recipe = recipe.override(pair.partition('=')[::2] for pair in args.set)
         recipe = replace(recipe, backbone='vectors', dim=dim)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
         parts = f'{world_size()} process(es) and {recipe.accumulate} micro-batch(es)'

@@ -150,17 +150,12 @@ def lockstep(loader, interrupt, least: int = 1):
         except DataError as caught:
             error = caught
         unreadable, name = batch[3] if batch else [], interrupt.received
-        sizes = [len(batch[0])] if batch else [0]
-        if not dist.is_initialized():
-            if error:
-                raise error
-            assert batch is not None
-            yield *batch[:3], sizes, unreadable, name
-            continue
-        news = [torch.empty(2, dtype=torch.long) for _ in range(world_size())]
-        dist.all_gather(news, torch.tensor([sizes[0], bool(error or unreadable or name)]))
-        sizes = [size for size, _ in map(Tensor.tolist, news)]
-        if any(something for _, something in map(Tensor.tolist, news)):
+        own = torch.tensor([len(batch[0]) if batch else 0, bool(error or unreadable or name)])
+        news = [own.clone() for _ in range(world_size())]
+        if dist.is_initialized():
+            dist.all_gather(news, own)
+        sizes, noted = torch.stack(news).T.tolist()
+        if any(noted):
             errors, lists, names = zip(*all_gather_object((error, unreadable, name)), strict=True)
             error = next(filter(None, errors), None)
             if error:

@@ -92,7 +92,7 @@ class Executor:
             raise UserError(f'compile=True: {why:.200}: --set compile=False') from None
 
     def freeze(self, frozen: bool) -> None:
-        """Says whether the backbone stays as it is: no gradient, and eval mode."""
+        """Whether the backbone stays as it is: no gradient, and eval mode."""
         if frozen != self.frozen:
             self.frozen = frozen
             for parameter in self.thaws:

@@ -9,7 +9,7 @@ import glob
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def keep_activations(training: Any, faces: Faces) -> None:
     first = sides(training.model.backbone, training.recipe.last_blocks)[0]
     face = _activations(training, first, faces.__getitems__([0])[0])
     layout = Layout(len(faces), tuple(face.shape[1:]), 'float16', 'activations')
-    beside, key = faces.source.beside, _key(training, first, faces)
+    beside, key = faces.source.beside, key_of(training, _modules(first), faces)
     for path in beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy'):
         if layout.is_whole(path) and path.stem.endswith(f'-{_checksum(path):08x}'):
             faces.pixels = Rows(path, layout)
@@ -125,11 +125,11 @@ def _activations(training, first, images) -> np.ndarray:
     return both.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def _key(training, first, faces):
-    """16 hexadecimal digits of the faces and of all that makes their activations."""
+def key_of(training: Any, modules: Iterable[nn.Module], faces: Faces) -> str:
+    """16 hexadecimal digits of the faces and of all that makes what the modules give for them."""
     about = faces.fingerprint, len(faces), faces.width, training.executor.precision
     digest = hashlib.sha256(repr(about).encode())
-    for module in _modules(first):
+    for module in modules:
         for name, tensor in module.state_dict().items():
             digest.update(f'{name} {tuple(tensor.shape)}'.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -1,7 +1,6 @@
 """R in closed form and the ages, fitted at once to all faces of training: zero epochs, and how
 every training ends."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dataset import Faces, evaluation_loader
 from model import AgeEstimator, DALModel
 from recognition.embedding import FEATURES, check_finite, extract
 from system.progress import progress
+from training.last_blocks import key_of
 from training.log import read_log
 from training.recipe import Recipe
 from training.state import TrainingState
@@ -47,10 +47,7 @@ def embed(
     """
     if hasattr(faces, 'vectors'):
         return faces.vectors[:, None]
-    digest = hashlib.sha256(repr((faces.fingerprint, training.executor.precision)).encode())
-    for tensor in training.model.backbone.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    path = folder / f'x-{kind}-{digest.hexdigest()[:16]}.npy'
+    path = folder / f'x-{kind}-{key_of(training, [training.model.backbone], faces)}.npy'
     if not path.exists():
         for old in folder.glob(f'x-{kind}-*.npy'):
             old.unlink()

@@ -78,8 +78,8 @@ class Run:
         self.before: dict | None = None  # the figures before the first step, if they were measured
 
     def start(self, training: TrainingState) -> None:
-        """Gives `training` the weights or the state that it starts from, decodes the faces, and
-        saves for the first time. Sets `last_epoch`, how many epochs there are in the end."""
+        """Gives `training` the weights or the state that it starts from, decodes the faces, saves
+        for the first time. Sets `last_epoch`, how many epochs there are in the end."""
         plan, recipe = self.plan, self.recipe
         self.training = training
         on_rank_zero(check_for_eraser, recipe, self.train.labels, self.train.ages)
@@ -179,8 +179,7 @@ class Run:
         return report
 
     def close_epoch(self, report: dict) -> None:
-        """The weights of an epoch that is done, best.pth if it is the best, its row in the log, the
-        state."""
+        """Saves an epoch that is done: weights, best.pth if it is the best, its row, the state."""
         self.training.epoch += 1
         self._close_epoch(report, self.images_per_s)
 
