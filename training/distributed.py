@@ -31,12 +31,8 @@ def world_size() -> int:
 
 
 def rank() -> int:
+    """0 is the one that writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def is_rank_zero() -> bool:
-    """Whether this is the rank that writes and prints."""
-    return rank() == 0
 
 
 @contextlib.contextmanager
@@ -59,7 +55,7 @@ def process_group(ctx: int):
     dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
-        if not is_rank_zero():
+        if rank() != 0:
             null = stack.enter_context(open(os.devnull, 'w'))
             stack.enter_context(contextlib.redirect_stdout(null))
         try:
@@ -80,7 +76,7 @@ def process_group(ctx: int):
 
 def raised_by_all(error: Exception) -> Exception:
     """`error`, which every rank raises alike: rank 0 prints it."""
-    error.printed_elsewhere = not is_rank_zero()  # type: ignore[attr-defined]
+    error.printed_elsewhere = rank() != 0  # type: ignore[attr-defined]
     return error
 
 
@@ -115,14 +111,14 @@ def on_every_rank(work, *args):
 
 def on_rank_zero(work, *args):
     """What work(*args) returns, or raises, on rank 0 alone; the others wait for it."""
-    result = on_every_rank(lambda: work(*args) if is_rank_zero() else None)
+    result = on_every_rank(lambda: work(*args) if rank() == 0 else None)
     return all_gather_object(result, _patient)[0]
 
 
 def rank_zero_first(work, *args):
     """work(*args) on every rank: on rank 0, then on the first of each other machine, then on the
     rest. What an earlier one prepares on a disk, shared or not, the later ones find."""
-    turn = 0 if is_rank_zero() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
+    turn = 0 if rank() == 0 else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
     results = []
     for now in range(3 if dist.is_initialized() else 1):
         results.append(on_every_rank(lambda now=now: work(*args) if turn == now else None))

@@ -10,7 +10,7 @@ import backbones
 import utils
 from model import Backbone
 from system.progress import progress
-from training.distributed import is_rank_zero, on_rank_zero, world_size
+from training.distributed import on_rank_zero, rank, world_size
 from training.log import Log, differences, plot_curves, read_log, run_summary
 from training.schedule import settings
 from training.state import TrainingState
@@ -47,15 +47,10 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
     shown, backbone = recipe.as_dict(), training.model.backbone
     if not isinstance(backbone, Backbone | backbones.PretrainedBackbone):  # the user's own
         shown['backbone'] = f'{type(backbone).__module__}.{type(backbone).__qualname__}'
-    summary = run_summary(device) | {
-        'recipe': shown,
-        'dataset': name,
-        'faces': len(train),
-        'people': len(train.classes),
-        'fingerprint': train.fingerprint,
-        'processes': world_size(),
-        'precision': training.executor.precision,
-    }
+    precision, people = training.executor.precision, len(train.classes)
+    summary = run_summary(device) | {'recipe': shown, 'dataset': name, 'faces': len(train)}
+    summary |= {'people': people, 'fingerprint': train.fingerprint}
+    summary |= {'processes': world_size(), 'precision': precision}
     for line in differences(state.parent / 'run.json', summary) if state else ():
         print(f'warning: {line}')
     on_rank_zero(utils.write_json, summary, folder / 'run.json')
@@ -64,13 +59,11 @@ def introduce(training: TrainingState, name, train, val, epochs, folder, state) 
     if val:
         validation = f'validation: {len(val)} faces of {len(val.classes)} people'
     several = f'{world_size()} × ' if world_size() > 1 else ''
-    print(
-        f'{name}: {len(train)} faces of {len(train.classes)} people, '
-        f'ages {train.ages.min():g} to {train.ages.max():g}; {validation}\n'
-        f'{f"epochs {done + 1} to {last}" if last else "zero epochs"} on {several}{device}'
-        f' in {training.executor.precision}, {size:.1f} M parameters, into {folder}',
-        flush=True,
-    )
+    ages = f'ages {train.ages.min():g} to {train.ages.max():g}'
+    print(f'{name}: {len(train)} faces of {people} people, {ages}; {validation}')
+    span = f'epochs {done + 1} to {last}' if last else 'zero epochs'
+    network = f'{several}{device} in {precision}, {size:.1f} M parameters'
+    print(f'{span} on {network}, into {folder}', flush=True)
     if device.type == 'cpu' and size > LARGE:
         rate = images_per_s(training)
         hours = (last - done) * len(train) / rate / world_size() / 3600
@@ -102,10 +95,9 @@ class Reports:
     def __init__(self, training: TrainingState, folder, epoch, images, done):
         """`epoch` epochs are reported already, `done` of `images` images seen."""
         self.training, self.folder, self.stuck = training, folder, 0
-        self.log = Log(folder, training.step, epoch) if is_rank_zero() else None
+        self.log = Log(folder, training.step, epoch) if rank() == 0 else None
         how = dict(unit=' images', unit_scale=True, leave=True, dynamic_ncols=True)
-        quiet = not is_rank_zero()
-        self.bar = progress(None, 'training', images, initial=done, disable=quiet, **how)
+        self.bar = progress(None, 'training', images, initial=done, disable=rank() != 0, **how)
 
     def write(self, kind, **values):
         return self.log.report(kind, self.training.step, **values) if self.log else values

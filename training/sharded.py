@@ -25,7 +25,6 @@ from training.distributed import (
     BatchLayout,
     all_gather,
     all_reduce,
-    is_rank_zero,
     on_every_rank,
     on_rank_zero,
     rank,
@@ -143,7 +142,7 @@ class ShardedHead(MarginHead):
     @torch.no_grad()
     def whole(self) -> Tensor | None:
         """All centres (classes, D) on the CPU of rank 0, which must have room; None elsewhere."""
-        if not is_rank_zero():
+        if rank() != 0:
             dist.send(self.weight.cpu().contiguous(), 0)
             return None
         whole = torch.empty(self.classes, self.weight.shape[1])
