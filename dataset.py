@@ -259,24 +259,17 @@ def _complete(batch):
 
 def _apart(_):
     """Takes a worker out of the process group: signals that a terminal or a scheduler sends to all
-    of it are for the process that saves.
-    """
+    of it are for the process that saves."""
     if hasattr(os, 'setsid'):
         os.setsid()
 
 
 def training_loader(
-    faces: Faces,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    pin: bool,
-    process: int = 0,
-    processes: int = 1,
+    faces: Faces, batch_size: int, seed: int, workers: int, pin: bool, rank: int = 0, ranks: int = 1
 ) -> DataLoader:
     """A DataLoader over `Batches`, its `.batch_sampler`. Raises DataError without a whole batch."""
     shards = faces.source.shard_of(faces.places)
-    batches = Batches(len(faces), batch_size, seed, process, processes, shards)
+    batches = Batches(len(faces), batch_size, seed, rank, ranks, shards)
     if not len(batches):
         less = f'{len(faces)} images are less than one batch of {batch_size}'
         raise DataError(f'{faces.root}: {less}: lower it with --batch-size')
@@ -287,6 +280,5 @@ def training_loader(
 
 def evaluation_loader(faces: Dataset, batch_size: int = 256) -> DataLoader:
     """All faces in order, the last batch as it comes. Iterating raises DataError at a face that
-    can't be read.
-    """
+    can't be read."""
     return DataLoader(faces, batch_size, collate_fn=_complete)

@@ -99,17 +99,17 @@ def read_weights(
     content = blank.read(path, say)
     files.refuse_content(path, content)
     states = files.state_dicts(content)
-    fitting = [where for where, state in states.items() if not _fit(blank, state)[1]]
+    fits = {where: _fit(blank, state) for where, state in states.items()}
+    fitting = [where for where, (_, difference) in fits.items() if not difference]
     if not fitting:
-        fits = [_fit(blank, state) for state in states.values()]
-        _, difference = max(fits, key=lambda fit: len(fit[0]))
+        _, difference = max(fits.values(), key=lambda fit: len(fit[0]))
         differs = f'not the layout of {name} (first difference: {difference})'
         raise ValueError(f'{path or "its file"}: {differs}{_likeness(name, states)}')
     taken, *others = sorted(fitting, key=lambda where: 'ema' in where.lower())
     if others:
         too = f'{", ".join(map(repr, others))} would fit too: save it alone to take it instead'
         say(f'{path}: {taken!r} is taken; {too}')
-    found, wanted = _fit(blank, states[taken])[0], blank.state_dict()
+    found, wanted = fits[taken][0], blank.state_dict()
     files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
         zeros = torch.zeros(empty.shape, dtype=empty.dtype)
@@ -128,8 +128,7 @@ def layout(name: str, **config: Any) -> dict[str, tuple[int, ...]]:
 
 def identify(path: Any) -> str:
     """The backbone whose published layout the file `path` has. Raises ValueError that says what
-    there is and the nearest layout, FileNotFoundError.
-    """
+    there is and the nearest layout, FileNotFoundError."""
     content = files.read(path, say=lambda line: None)  # said when its weights are read
     files.refuse_content(path, content)
     states = files.state_dicts(content)

@@ -156,8 +156,7 @@ def _safetensors(path, say):
 
 def state_dicts(content: object) -> dict[str, dict[str, torch.Tensor]]:
     """Every state dict in what `read` gave, by the keys that lead to it: '' is the content itself,
-    'state_dict', 'state_dict_ema', 'checkpoint.model' … are those of a training.
-    """
+    'state_dict', 'state_dict_ema', 'checkpoint.model' … are those of a training."""
     found, queue = {}, [('', content)]
     for where, value in queue:
         if isinstance(value, Inert) or not isinstance(value, Mapping):
@@ -172,8 +171,7 @@ def state_dicts(content: object) -> dict[str, dict[str, torch.Tensor]]:
 
 def refuse_content(path: str | os.PathLike, content: object) -> None:
     """Raises ValueError if there is no state dict in what `read` gave, or if it is a weights file
-    of this repository.
-    """
+    of this repository."""
     if isinstance(content, Inert) or not isinstance(content, Mapping):
         raise ValueError(f'{path}: holds a whole module, or no dict: torch.save(m.state_dict(), …)')
     model = content.get('model')
@@ -187,8 +185,7 @@ def refuse_content(path: str | os.PathLike, content: object) -> None:
 def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) -> None:
     """Raises ValueError, which names file and tensor, for values that no trained network has: NaN,
     infinities, variances below zero, and a matrix or variances of zeros alone. R in closed form
-    may be zero: it is until ages were seen.
-    """
+    may be zero: it is until ages were seen."""
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue

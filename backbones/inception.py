@@ -54,8 +54,7 @@ class Residual(Branches):
 
 def _chain(inputs, *layers):
     """Convolutions of (outputs, kernel, stride), one after another; of stride 1 they keep the size,
-    of stride 2 they have no padding.
-    """
+    of stride 2 they have no padding."""
     convs = []
     for outputs, kernel, stride in layers:
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel

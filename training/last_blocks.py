@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,7 @@ def sides(backbone: Any, count: int) -> tuple[list, list]:
 
 def split(model: DALModel, count: int) -> None:
     """Freezes the backbone except for its last `count` blocks and what follows, which then take
-    activations (N, C, H, 2·W) too; 0: nothing. Raises UserError.
-    """
+    activations (N, C, H, 2·W) too; 0: nothing. Raises UserError."""
     if not count:
         return
     for module in _modules(sides(model.backbone, count)[0]):
@@ -80,8 +78,9 @@ def keep_activations(training: Any, faces: Faces) -> None:
     face = _activations(training, first, faces.__getitems__([0])[0])
     layout = Layout(len(faces), tuple(face.shape[1:]), 'float16', 'activations')
     beside, key = faces.source.beside, key_of(training, _modules(first), faces)
-    for path in beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy'):
-        if layout.is_whole(path) and path.stem.endswith(f'-{_checksum(path):08x}'):
+    known = beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy')
+    for path in filter(layout.is_whole, known):
+        if path.stem.endswith(f'-{zlib.crc32(np.memmap(path, mode="r").data):08x}'):
             faces.pixels = Rows(path, layout)
             return
     print(f'activations of the first blocks: {layout.gib:.2f} GiB, kept beside {beside}')
@@ -134,11 +133,3 @@ def key_of(training: Any, modules: Iterable[nn.Module], faces: Faces) -> str:
             digest.update(f'{name} {tuple(tensor.shape)}'.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _checksum(path: Path):
-    checksum = 0
-    with open(path, 'rb') as file:
-        while data := file.read(1 << 24):
-            checksum = zlib.crc32(data, checksum)
-    return checksum
