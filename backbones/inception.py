@@ -12,7 +12,7 @@ from torch import nn
 from .base import PretrainedBackbone, flatten
 
 
-class Conv(nn.Module):
+class Conv(nn.Sequential):
     """Convolution, batch normalisation (eps of TensorFlow's slim), ReLU."""
 
     def __init__(self, inputs, outputs, kernel, stride=1, padding=0):
@@ -20,9 +20,6 @@ class Conv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
         self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return self.relu(self.bn(self.conv(x)))
 
 
 class Branches(nn.Module):

@@ -20,22 +20,6 @@ class ConvUnit(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
 
 
-class SeparableConv(nn.Module):
-    """Depthwise 3×3, then pointwise, each with batch normalisation and ReLU."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        x = self.relu(self.bn1(self.depthwise(x)))
-        return self.relu(self.bn2(self.pointwise(x)))
-
-
 class InvertedResidual(nn.Module):
     """Widened, filtered channel by channel, narrowed; the input is added if shapes agree."""
 
@@ -54,18 +38,6 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.identity else self.conv(x)
 
 
-class GlobalConv(nn.Module):
-    """A depthwise 7×7 convolution over the whole 7×7 map: a learnt average."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, groups=width, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-
-    def forward(self, x):
-        return self.bn(self.depthwise(x))
-
-
 class MobileFaceNet(PretrainedBackbone):
     dim = 128
     mean = tuple(255 * value for value in (0.485, 0.456, 0.406))
@@ -74,7 +46,11 @@ class MobileFaceNet(PretrainedBackbone):
     def __init__(self, name='mobilefacenet'):
         super().__init__(name)
         self.conv1 = ConvUnit(3, 64, stride=2)
-        self.dw_conv = SeparableConv(64)
+        self.dw_conv = nn.Sequential()
+        self.dw_conv.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
+        self.dw_conv.bn1, self.dw_conv.relu1 = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
+        self.dw_conv.pointwise = nn.Conv2d(64, 64, 1, bias=False)
+        self.dw_conv.bn2, self.dw_conv.relu2 = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         blocks, inputs = [], 64
         for expansion, width, count, stride in ROWS:
             for index in range(count):
@@ -83,7 +59,9 @@ class MobileFaceNet(PretrainedBackbone):
                 inputs = width
         self.features = nn.Sequential(*blocks)
         self.conv2 = ConvUnit(inputs, 512, kernel=1)
-        self.gdconv = GlobalConv(512)
+        self.gdconv = nn.Sequential()  # over the whole 7×7 map: a learnt average
+        self.gdconv.depthwise = nn.Conv2d(512, 512, 7, groups=512, bias=False)
+        self.gdconv.bn = nn.BatchNorm2d(512)
         self.conv3 = nn.Conv2d(512, self.dim, 1)
         self.bn = nn.BatchNorm2d(self.dim)
 

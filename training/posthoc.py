@@ -231,8 +231,9 @@ def age_error(estimated: np.ndarray, ages: np.ndarray) -> dict:
     return {'mae': float(np.abs(error).mean()), 'r2': r2}
 
 
-def judge_ages(training: TrainingState, report: dict) -> None:
-    """Takes the ages' error from validation, if it has ages; they are unknown if R² < KNOWN."""
+def judge(training: TrainingState, before: dict | None, report: dict) -> None:
+    """Takes the ages' error from validation, if it has ages; they are unknown if R² < KNOWN. Notes
+    what a weights file says of validation, {'epoch', 'before', 'auc', …}."""
     if report.get('estimated_r2') is not None:
         error = {'mae': report['estimated_mae'], 'r2': report['estimated_r2']}
         training.age_error = error | {'people': 'of validation'}
@@ -240,6 +241,8 @@ def judge_ages(training: TrainingState, report: dict) -> None:
         training.model.estimator = None
         if training.decision:
             training.decision.pop('estimated', None)
+    before = {key.removeprefix('val_'): value for key, value in (before or {}).items()}
+    training.figures = {'epoch': training.epoch, 'before': before or None, **report}
 
 
 def candidates(folder: Path) -> list[dict]:
@@ -258,12 +261,6 @@ def choose(rows: list[dict], low: float) -> dict:
     equal."""
     near = [row for row in rows if row['score'] >= low]
     return min(near or rows, key=lambda row: (row['age_r2'], -row['epoch']))
-
-
-def figures(training: TrainingState, before: dict | None, after: dict) -> dict:
-    """What a weights file says of validation, {'epoch', 'before', 'auc', …}."""
-    before = {key.removeprefix('val_'): value for key, value in (before or {}).items()}
-    return {'epoch': training.epoch, 'before': before or None, **after}
 
 
 def report(training: TrainingState, folder: Path) -> None:

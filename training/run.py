@@ -216,9 +216,7 @@ class Run:
                 lambda: posthoc.fit(training, self._readable(), self.folder, check)
             )
         posthoc.put(training, found)
-        report = self.validate(self.folder)
-        on_every_rank(posthoc.judge_ages, training, report)
-        training.figures = posthoc.figures(training, self.before, report)
+        on_every_rank(posthoc.judge, training, self.before, self.validate(self.folder))
         save_weights(training, self.folder, ['best.pth'])
         on_rank_zero(posthoc.report, training, self.folder)
         for path in self.folder.glob('x-*.npy') if self.args.epochs and not rank() else ():
