@@ -3,7 +3,6 @@
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from dal import CanonicalMapping
 from model import DALModel
@@ -39,5 +38,3 @@ class TrainingState(Protocol):
     not_finite: NotFinite
 
     def schedule(self, progress: float) -> None: ...
-
-    def variate(self, x_age: Tensor, ages: Tensor) -> Any: ...
