@@ -42,9 +42,9 @@ import meta
 import utils
 from dataset import Batches, Faces, evaluation_loader
 from evaluation.leakage import age_leakage, first_canonical_correlation, held_out_correlation
-from evaluation.metrics import cosines, leave_one_out, number, people_report, roc_figures
+from evaluation.metrics import leave_one_out, number, people_report
 from evaluation.pairs import gap_pairs
-from evaluation.rates import bootstrap, share_interval
+from evaluation.rates import bootstrap, cosines, roc_figures, share_interval
 from evaluation.rates import interval as middle
 from recognition.embedding import extract
 from recognition.weights import load_weights
