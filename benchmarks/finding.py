@@ -167,6 +167,7 @@ def main() -> None:
         print(report['rows'][-1], flush=True)
         if args.out:  # at each row: the run takes minutes
             tables.write(report, args.out)
+    print(markdown(report))
 
 
 if __name__ == '__main__':
