@@ -53,10 +53,8 @@ def open_photograph(
 
 def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:
     """The (2, 3) matrix of the similarity that takes points (n, 2), n ≥ 2, closest to the template.
-
     Rotation, one scale and a shift, no mirroring, by least squares (Umeyama, PAMI 1991). Raises
-    ValueError where all points are one.
-    """
+    ValueError where all points are one."""
     points, template = np.asarray(points, float), np.asarray(template, float)
     if points.shape != template.shape or not np.isfinite(points).all():
         raise ValueError(f'expected {len(template)} points (x, y), finite: {points.tolist()}')
@@ -72,10 +70,8 @@ def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarra
 
 def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """`image` under the similarity (2, 3), `size` (width, height) of it, black beyond its edges.
-
     Points (x, y) are counted from the middle of the first pixel. A large face is drawn at its own
-    resolution and then averaged, so that it shows no aliasing.
-    """
+    resolution and then averaged, so that it shows no aliasing."""
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
     # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)

@@ -129,10 +129,8 @@ class Detector:
 
     @torch.inference_mode()
     def _onet(self, image, matrices, mirrored):
-        """Points (n, 5, 2) in an image as MTCNN's O-Net sees them in n squares of it; n scores.
-
-        The matrices (2, 3) take the image to the square; what is mirrored is turned back.
-        """
+        """Points (n, 5, 2) in an image as MTCNN's O-Net sees them in n squares of it; n scores. The
+        matrices (2, 3) take the image to the square; what is mirrored is turned back."""
         crops = np.stack([_square(image, matrix) for matrix in matrices])
         crops[mirrored] = crops[mirrored][:, :, ::-1]
         points, scores = self._run(crops)

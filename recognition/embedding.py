@@ -118,7 +118,7 @@ def _kept(file, keep, n):
             found = {name: arrays[name] for name in keep}
     except Exception:  # zip, header, key and checksum errors: whatever damage leads to
         return None
-    kinds = {(array.ndim, len(array), array.dtype.name) for array in found.values()}
+    kinds = {(array.ndim, *array.shape[:1], array.dtype.name) for array in found.values()}
     return found if kinds == {(2, n, 'float32')} else None
 
 
@@ -143,11 +143,9 @@ def digest_of(sources: list, names: list) -> str:
 
 
 class _Decoded:
-    """Batches (N, 3, 112, width) uint8 of the sources, two batches decoded ahead.
-
-    At the first image that can't be used no more batches come, but all are decoded, so that the
-    DataError counts them all.
-    """
+    """Batches (N, 3, 112, width) uint8 of the sources, two batches decoded ahead. At the first
+    image that can't be used no more batches come, but all are decoded, so that the DataError counts
+    them all."""
 
     def __init__(self, sources, names, width, batch_size):
         self.sources, self.names = sources, names

@@ -2,7 +2,7 @@
 
 import hashlib
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,9 @@ def _trained(path):
     except ValueError as error:
         hint = "; it was trained with another make_backbone than backbones/own.py's"
         raise UserError(f'{error}{hint if is_own else ""}') from None
-    said = [state.get(key) for key in ('best', 'decision', 'recipe')]
-    known = state['classes'], state['age_cutoffs'], state['epoch'], *said, state['backbone']
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    measured = state.get('age_error'), state.get('figures')
-    return model, WeightsInfo(str(path), sha256, *known, *measured)
+    known = [state.get(field.name) for field in fields(WeightsInfo)[2:]]
+    return model, WeightsInfo(str(path), sha256, *known)
 
 
 def _exported(path):

@@ -53,11 +53,9 @@ class Below(NamedTuple):
 
 
 def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
-    """Everything below `folder`, except files of the system, in the order of ImageFolder.
-
-    Links to folders are followed, unless they lead to `folder`, to a folder between or to one of
-    `above`, which would have no end. Raises OSError for a folder that can't be read.
-    """
+    """Everything below `folder`, except files of the system, in the order of ImageFolder. Links to
+    folders are followed, unless they lead to `folder`, to a folder between or to one of `above`,
+    which would have no end. Raises OSError for a folder that can't be read."""
     found = Below([], [], [], [])
     for path, names in sorted(_walk(os.fspath(folder), '', above)):
         for kind, name in names:
@@ -118,11 +116,9 @@ def seen_from(path: str) -> str:
 
 
 def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
-    """The lines of a text file that aren't blank, whatever their ends, with their numbers.
-
-    UTF-8, with or without a byte order mark, or UTF-16 with one. Other bytes are kept as file
-    names keep them (surrogateescape).
-    """
+    """The lines of a text file that aren't blank, whatever their ends, with their numbers. UTF-8,
+    with or without a byte order mark, or UTF-16 with one. Other bytes are kept as file names keep
+    them (surrogateescape)."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
@@ -133,10 +129,8 @@ def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
 
 def find(folder: str | os.PathLike, name: str) -> str | None:
     """The name by which a file that a list calls `name` is found below `folder`; None: it is not.
-
     Tried as it is written, with \\ for /, and with its accents in one character (NFC) or two (NFD):
-    macOS writes the latter.
-    """
+    macOS writes the latter."""
     for written in (name, name.replace('\\', '/')):
         for form in (None, 'NFC', 'NFD'):
             tried = unicodedata.normalize(form, written) if form else written

@@ -66,11 +66,9 @@ def parse_age(name: str, pat: str, pos: int) -> float:
 
 
 def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
-    """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`.
-
-    Raises DataError, which doesn't know the file's name, if the image is of another size or can't
-    be read. The size is checked before anything but a PNG is decoded.
-    """
+    """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`. Raises
+    DataError, which doesn't know the file's name, if the image is of another size or can't be read.
+    The size is checked before anything but a PNG is decoded."""
     return to_width(open_image(data, _check_size), width)
 
 
@@ -80,11 +78,9 @@ def _check_size(height, width):
 
 
 def to_width(face: np.ndarray, width: int) -> np.ndarray:
-    """A face (112, 96 or 112, 3) -> (112, width, 3).
-
-    Both sizes show the face at one scale, 112×112 with 8 columns more on either side: they are cut
-    off for a width of 96, and for a width of 112 the outermost columns of 112×96 are repeated.
-    """
+    """A face (112, 96 or 112, 3) -> (112, width, 3). Both sizes show the face at one scale, 112×112
+    with 8 columns more on either side: they are cut off for a width of 96, and for a width of 112
+    the outermost columns of 112×96 are repeated."""
     if width not in WIDTHS:
         raise ValueError(f'a face is {" or ".join(map(str, WIDTHS))} wide, not {width!r}')
     extra = width - face.shape[1]

@@ -71,10 +71,8 @@ def most_alike(
     but: str | None = None,
 ) -> list[dict]:
     """The faces of an index that are most like one: decision, photograph, box, person and age.
-
     `face` is the row in the index. `given` is the age of the face that is looked for, in years;
-    `but` is a file whose faces are left out.
-    """
+    `but` is a file whose faces are left out."""
     found = []
     for rank, (k, similarity) in enumerate(index.nearest(features.embedding, most, but), 1):
         row = index.faces[k]

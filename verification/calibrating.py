@@ -27,10 +27,8 @@ RATES = (0.1, 0.01)  # at which it is told how the thresholds do on other people
 
 def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     """Writes the file, and yields lines for the user: half of the people's thresholds on the other.
-
     `name` is an entry of meta.py, whose val_root is read, else its train_root; or an index. Raises
-    UserError or DataError if there is neither, or no people to calibrate on.
-    """
+    UserError or DataError if there is neither, or no people to calibrate on."""
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
         if Path(name).is_file():

@@ -102,9 +102,7 @@ class Decision(NamedTuple):
         cls, stored: dict | None, path, threshold: float | None = None, fitted_on: str = VALIDATION
     ) -> 'Decision':
         """The `decision` that a weights file or a calibration holds; `threshold` replaces its own.
-
-        Weights trained without a val_root hold None. Raises UserError if it is damaged.
-        """
+        Weights trained without a val_root hold None. Raises UserError if it is damaged."""
         given = threshold is not None
         if stored is None:
             return cls(threshold, given=given)

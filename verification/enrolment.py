@@ -146,10 +146,8 @@ def embed_files(
     matcher: Matcher, root: str, names: list[str], largest: bool = False
 ) -> Iterator[Photograph]:
     """A Photograph of each of the images root/name, in order; those that have gone are left out.
-
     All faces, or the `largest` alone. They are embedded in batches of BATCH or so. Raises UserError
-    if there are photographs and the detector isn't installed.
-    """
+    if there are photographs and the detector isn't installed."""
     waiting, faces, width = [], 0, matcher.width
     workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
     paths = [os.path.join(root, name) for name in names]

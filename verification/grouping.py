@@ -22,11 +22,9 @@ NEIGHBOURS = 64  # of each face, if there are more
 
 
 class LogOdds:
-    """Log-odds that two faces are one person, as likely as not beforehand.
-
-    embeddings (N, D) of unit length; ages (N,) in years, of which a NaN is unknown. By the ages,
-    if there is an AgeDecision and all ages are known; else `slope` · (similarity − `threshold`).
-    """
+    """Log-odds that two faces are one person, as likely as not beforehand. embeddings (N, D) of
+    unit length; ages (N,) in years, of which a NaN is unknown. By the ages, if there is an
+    AgeDecision and all ages are known; else `slope` · (similarity − `threshold`)."""
 
     def __init__(
         self,
@@ -111,12 +109,9 @@ def group(
     fixed: np.ndarray | None = None,
     sure: float = 0.5,
 ) -> np.ndarray:
-    """Numbers of groups (N,) from 0 on.
-
-    Faces of one number in `groups` (N,) are one person from the start. Two groups never merge if a
-    pair of their faces is in `apart` (n, 2), or if both have a face that is `fixed` (N,). Others
-    merge if P of one person is at least `sure`.
-    """
+    """Numbers of groups (N,) from 0 on. Faces of one number in `groups` (N,) are one person from
+    the start. Two groups never merge if a pair of their faces is in `apart` (n, 2), or if both have
+    a face that is `fixed` (N,). Others merge if P of one person is at least `sure`."""
     groups = np.unique(groups, return_inverse=True)[1]
     fixed = np.zeros(len(groups), bool) if fixed is None else fixed
     more = float(np.log(sure / (1 - sure)))

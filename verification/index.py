@@ -46,11 +46,9 @@ class Photograph(NamedTuple):
 
 
 class Index:
-    """Photographs and their faces, in memory or mapped from a file.
-
-    embeddings (N, 2·D) float32, faces (N,) of FACE; people are names, of which faces['person'] is
-    the number, −1 for nobody; root is the folder that the names of the photographs begin in.
-    """
+    """Photographs and their faces, in memory or mapped from a file. embeddings (N, 2·D) float32,
+    faces (N,) of FACE; people are names, of which faces['person'] is the number, −1 for nobody;
+    root is the folder that the names of the photographs begin in."""
 
     def __init__(self, root: str, people: list[str], rows: list, faces, embeddings):
         self.root, self.people, self.rows = root, people, rows
@@ -117,10 +115,8 @@ class Index:
     def nearest(
         self, embedding: np.ndarray, most: int, but: str | None = None
     ) -> list[tuple[int, float]]:
-        """The `most` faces most like an embedding (2·D,): (face, similarity), best first. Exact.
-
-        If there are people, the best face of each. `but` is a file whose faces are left out.
-        """
+        """The `most` faces most like an embedding (2·D,): (face, similarity), best first. Exact. If
+        there are people, the best face of each. `but` is a file whose faces are left out."""
         scores = self.similarities(embedding)
         if but is not None:
             scores[self._faces_of(but)] = -np.inf

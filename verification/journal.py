@@ -13,11 +13,9 @@ from verification.index import FACE, Photograph
 
 
 class Journal:
-    """Photographs that are embedded but in no index yet, in a file beside it, one record each.
-
-    A record is two lengths, of its JSON and of its arrays, the crc32 of both, and then both; a last
-    record that isn't whole is what a stopped run was writing, and is cut off.
-    """
+    """Photographs that are embedded but in no index yet, in a file beside it, one record each. A
+    record is two lengths, of its JSON and of its arrays, the crc32 of both, and then both; a last
+    record that isn't whole is what a stopped run was writing, and is cut off."""
 
     def __init__(self, path: Path, facts: dict, dim: int):
         self.path, self.facts, self.dim = path.with_name(f'{path.name}.journal'), facts, dim

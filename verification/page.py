@@ -60,12 +60,9 @@ def application(
     path: str | None = None,
     people: Path | None = None,
 ) -> Flask:
-    """Page and API as a WSGI application.
-
-    It takes images of at most LARGEST bytes, two a request, and `waiting` requests at a time.
-    `path` is the archive's file, which is read again if it changes; `people` the people.csv of its
-    groups, which is written to.
-    """
+    """Page and API as a WSGI application. It takes images of at most LARGEST bytes, two a request,
+    and `waiting` requests at a time. `path` is the archive's file, which is read again if it
+    changes; `people` the people.csv of its groups, which is written to."""
     app = Flask('verify', template_folder=str(HERE), static_folder=None)
     most = {'MAX_CONTENT_LENGTH': 2 * LARGEST + 2**16, 'MAX_FORM_PARTS': PARTS}
     app.config.update(most, MAX_FORM_MEMORY_SIZE=2**17)

@@ -28,10 +28,8 @@ class Row(NamedTuple):
 
 def read(path: str | Path) -> tuple[list[Row], list[str]]:
     """The rows of a table separated by commas, semicolons or tabs, and its titles of no meaning.
-
-    The first line may hold titles, in any order; without them there are two columns or four, in
-    the order of COLUMNS. Ages may be empty. Raises DataError if the columns can't be known.
-    """
+    The first line may hold titles, in any order; without them there are two columns or four, in the
+    order of COLUMNS. Ages may be empty. Raises DataError if the columns can't be known."""
     try:
         lines = files.numbered_lines_of(Path(path).read_bytes())
     except OSError as error:
@@ -80,10 +78,8 @@ def compare_all(
     matcher: Matcher, rows: list[Row], folder: str, far: float | None = None
 ) -> Iterator[dict]:
     """A dict for each row: its images and ages, the decision, and `error`, why there is none.
-
     Images are looked for from `folder` on, by names as lists write them (storage.files.find). Each
-    is read once; the largest face of each counts.
-    """
+    is read once; the largest face of each counts."""
     names = sorted({name for row in rows if not row.error for name in row[:2]})
     found = {name: place for name in names if (place := files.find(folder, name))}
     unique = sorted(set(found.values()))

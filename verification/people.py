@@ -33,11 +33,9 @@ UNLIKELY, SUGGESTED = 0.02, 200  # the least P that is suggested, and how many p
 
 
 class Corrections:
-    """What people.csv and suggestions.csv say of an archive's faces.
-
-    keys (N) are ('name', a name), ('group', a label) or None; numbers {key: number of its group};
-    born {key: date}, taken {face: date}; answers are the pairs that were answered with no.
-    """
+    """What people.csv and suggestions.csv say of an archive's faces. keys (N) are ('name', a name),
+    ('group', a label) or None; numbers {key: number of its group}; born {key: date}, taken {face:
+    date}; answers are the pairs that were answered with no."""
 
     def __init__(self, path: Path | None, archive: Index):
         self.keys: list[tuple[str, str] | None] = [None] * len(archive)

@@ -63,11 +63,9 @@ def age_model() -> Offline | None:
 
 
 def read_all(data: bytes, name: str, width: int = WIDTH) -> list[Portrait]:
-    """Every face in an encoded image called `name`, the largest first, `width` columns wide.
-
-    Raises DataError if it is no image or shows no face, and UserError if it is a photograph and the
-    detector isn't installed.
-    """
+    """Every face in an encoded image called `name`, the largest first, `width` columns wide. Raises
+    DataError if it is no image or shows no face, and UserError if it is a photograph and the
+    detector isn't installed."""
     return _portraits(open_photograph(io.BytesIO(data), name), name, width)
 
 

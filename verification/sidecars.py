@@ -64,11 +64,9 @@ def write(archive: Index, rows: list[dict]) -> list[str]:
 
 
 def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> bytes:
-    """The sidecar `before` with our regions too; the same bytes if they were all there.
-
-    `size` (width, height) is the stored image's, `turned` its EXIF orientation, and `regions` are
-    (box (4,) in pixels of the upright image, name or ''). Raises ParseError for what is no XML.
-    """
+    """The sidecar `before` with our regions too; the same bytes if they were all there. `size`
+    (width, height) is the stored image's, `turned` its EXIF orientation, and `regions` are (box
+    (4,) in pixels of the upright image, name or ''). Raises ParseError for what is no XML."""
     for prefix, space in SPACES.items():
         ElementTree.register_namespace(prefix, space)
     for _, (prefix, space) in ElementTree.iterparse(io.BytesIO(before), ['start-ns']):
