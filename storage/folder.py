@@ -26,19 +26,13 @@ def is_list(root: str) -> bool:
 
 
 class Folder:
-    """`root`/<identity>/…/<image with the age in its name>, in folders of any depth.
-
-    A place is a name below `root`, in bytes as the system has it.
-
-    folder   the part of a path that messages leave out
-    beside   the path beside which decoded faces are kept
-    notices  lines for the user
-    """
+    """`root`/<identity>/…/<image with the age in its name>, in folders of any depth. A place is a
+    name below `root`, in bytes as the system has it."""
 
     def __init__(self, root: str):
-        self.root = self.folder = root
-        self.notices: list[str] = []
-        self.beside = Path(os.path.abspath(root))
+        self.root = self.folder = root  # `folder` is the part of a path that messages leave out
+        self.notices: list[str] = []  # lines for the user
+        self.beside = Path(os.path.abspath(root))  # beside which decoded faces are kept
 
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """classes, the folders' names, sorted; places (n,); labels (n,) int64; ages (n,) float32 in

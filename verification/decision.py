@@ -30,23 +30,18 @@ class Ages(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The decision on one pair; what isn't known is None.
-
-    by         what decided: 'ages', 'far' (a threshold for all ages), 'validation' or 'threshold'
-    pairs      how many pairs of such ages validation had: of different people, of one person
-    fitted_on  whose people the threshold was fitted on: VALIDATION, or the name of a calibration
-    """
+    """The decision on one pair; what isn't known is None."""
 
     similarity: float
     same: bool | None = None
     threshold: float | None = None
-    by: str | None = None
+    by: str | None = None  # 'ages', 'far' (a threshold for all ages), 'validation' or 'threshold'
     far: float | None = None
     probability: float | None = None
     ages: Ages | None = None
-    pairs: tuple[int, int] | None = None
+    pairs: tuple[int, int] | None = None  # of such ages in validation: different people, one person
     caution: str | None = None
-    fitted_on: str | None = None
+    fitted_on: str | None = None  # whose people: VALIDATION, or the name of a calibration
 
     @property
     def verdict(self) -> str:
@@ -76,26 +71,17 @@ class Answer(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What validation or a calibration left to decide by; what isn't known is None.
+    """What validation or a calibration left to decide by; what isn't known is None."""
 
-    threshold  the best on all pairs of validation, or the user's (`given`)
-    accuracy   of thresholds on people that they weren't fitted on
-    genuine, impostor  percentiles (101,) of similarities: pairs of one person, of different people
-    far        {rate: threshold for all ages}
-    ages       thresholds and probabilities by the ages of a pair
-    estimated  the same by the ages that these weights estimate; None: as `ages`
-    fitted_on  whose people: VALIDATION, or the name of a calibration
-    """
-
-    threshold: float | None = None
-    accuracy: float | None = None
-    genuine: np.ndarray | None = None
-    impostor: np.ndarray | None = None
-    far: dict[float, float] | None = None
-    ages: AgeDecision | None = None
+    threshold: float | None = None  # the best on all pairs of validation, or the user's (`given`)
+    accuracy: float | None = None  # of thresholds on people that they weren't fitted on
+    genuine: np.ndarray | None = None  # percentiles (101,) of similarities of one person
+    impostor: np.ndarray | None = None  # and of different people
+    far: dict[float, float] | None = None  # {rate: threshold for all ages}
+    ages: AgeDecision | None = None  # thresholds and probabilities by the ages of a pair
     given: bool = False
-    fitted_on: str = VALIDATION
-    estimated: AgeDecision | None = None
+    fitted_on: str = VALIDATION  # whose people; or the name of a calibration
+    estimated: AgeDecision | None = None  # by the ages that these weights estimate; None: as `ages`
 
     @classmethod
     def of(

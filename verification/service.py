@@ -26,9 +26,6 @@ MOST_PIXELS = 60_000_000  # of a photograph
 class Busy(Exception):
     """As many requests as may wait are waiting."""
 
-    def __str__(self) -> str:
-        return 'Too many at once: try again in a moment.'
-
 
 class Service:
     """The matcher behind a queue: one thread embeds what requests have put there."""
@@ -44,7 +41,7 @@ class Service:
     def admitted(self) -> Iterator[None]:
         """Holds one of the places of requests. Raises Busy if none is free."""
         if not self.places.acquire(blocking=False):
-            raise Busy
+            raise Busy('Too many at once: try again in a moment.')
         try:
             yield
         finally:
