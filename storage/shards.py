@@ -133,7 +133,6 @@ class Shards:
         return classes, places, labels, np.array(ages, np.float32)
 
     def shard_of(self, places: np.ndarray) -> np.ndarray:
-        """The number of the shard that each place is in (n,)."""
         return places['shard']
 
     def name(self, place: np.void) -> str:
@@ -145,7 +144,6 @@ class Shards:
         return f'{self.paths[place["shard"]]}:{self.name(place)}'
 
     def sizes(self, places: np.ndarray) -> np.ndarray:
-        """Bytes of each image (n,) int64."""
         return places['size']
 
     def encoded(self, place: np.void) -> bytes:
