@@ -1,7 +1,6 @@
 """Benchmarks from raw photographs: each face is found, aligned and kept as a file of its own."""
 
 import hashlib
-import io
 import os
 from pathlib import Path
 
@@ -68,7 +67,5 @@ def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
         face = align(image, choose(faces, image.size, 'central').points, SIDE)
     else:
         face, target = middle(image, SIDE), target + NOT_FOUND
-    data = io.BytesIO()
-    face.save(data, 'PNG')
-    write_whole(f'{target}.png', lambda temporary: temporary.write_bytes(data.getvalue()))
+    write_whole(f'{target}.png', lambda temporary: face.save(temporary, 'PNG'))
     return None

@@ -61,9 +61,8 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
     by_age = {k: one['by_age']['reliability'] for k, one in reports.items() if one.get('by_age')}
     if by_age:
         draw_reliability(by_age, out / 'reliability.png')
-    curves = {label: one['error_rates']['det'] for label, one in reports.items()}
-    curves = {label: curve for label, curve in curves.items() if curve}
-    if curves:
+    det = {k: one['error_rates']['det'] for k, one in reports.items()}
+    if curves := {label: curve for label, curve in det.items() if curve}:
         draw_det(curves, out / 'det.png')
     for k, (label, one) in enumerate(evidence.items()):
         suffix = f'_{k + 1}' if len(evidence) > 1 else ''

@@ -4,15 +4,12 @@ import hashlib
 import itertools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset import Faces
 from storage.images import some
 from utils import DataError
-
-if TYPE_CHECKING:
-    from dataset import Faces
 
 READS = 50_000  # files of train_root that are compared with those of val_root at every start
 FILLED = 1.45  # numbers to a picture at most, if pictures are numbered and some were removed
@@ -21,7 +18,7 @@ NOTHING = 'what was trained on says nothing of new faces'
 BETTER = 'make validation look better than it is'
 
 
-def check_ages(faces: 'Faces') -> list[str]:
+def check_ages(faces: Faces) -> list[str]:
     """Lines of notice if the ages can't be ages: (nearly) all equal, or numbers of pictures."""
     ages, numbers = np.unique(faces.ages, return_counts=True)
     usual, most = ages[numbers.argmax()], numbers.max()
@@ -74,7 +71,7 @@ def _numbered(people):
     return counting if enough else []
 
 
-def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
+def check_validation(train: Faces, val: Faces) -> list[str]:
     """Lines of notice of what is wrong with `val` as a validation set for `train`.
 
     Raises DataError if all of its images are in `train` too, or if neither verification (different
@@ -99,7 +96,7 @@ def check_validation(train: 'Faces', val: 'Faces') -> list[str]:
     return notices
 
 
-def check_list(train: 'Faces', path: str, names: list, sources: list) -> list[str]:
+def check_list(train: Faces, path: str, names: list, sources: list) -> list[str]:
     """Lines of notice if images of the list of pairs at `path`, `sources` (paths or bytes) with
     their `names`, are in `train` too, or if their folders are called like people of `train`.
 
@@ -134,7 +131,7 @@ def fingerprint(names: list) -> str:
     return hashlib.sha256(os.fsencode('\n'.join(short))).hexdigest()
 
 
-def shared_images(train: 'Faces', val: 'Faces', most: int = READS) -> list[int]:
+def shared_images(train: Faces, val: Faces, most: int = READS) -> list[int]:
     """Indices in `val` of the images that `train` holds too, byte for byte, of whichever person.
 
     Files are read if their sizes agree: all of people of the same name, and of the others up to

@@ -83,14 +83,11 @@ def numbered(found: list[Photograph], done: Mapping[str, tuple[str, int]]) -> li
     for photograph in found:
         person = photograph.person
         # counted over all files: a run that was stopped gives the numbers of one that wasn't
-        number = place[person]
+        _, number = done.get(photograph.relative, (person, place[person]))
         place[person] += 1
-        if photograph.relative in done:
-            number = done[photograph.relative][1]
-        else:
-            while (person, number) in used:
-                number += 1
-            used.add((person, number))
+        while photograph.relative not in done and (person, number) in used:
+            number += 1
+        used.add((person, number))
         listed.append(photograph._replace(number=number))
     return listed
 

@@ -5,7 +5,7 @@ import glob
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +15,10 @@ from storage.shards import library
 from system.progress import progress
 from utils import DataError
 
-if TYPE_CHECKING:
-    from dataset import Faces
-
 PER_SHARD = 10_000  # faces, 50 to 100 MB of them: what a network file system reads well in one go
 
 
-def write_shards(
-    faces: 'Faces | Any', target: str | Path, per_shard: int = PER_SHARD, seed: int = 0
-) -> str:
+def write_shards(faces: Any, target: str | Path, per_shard: int = PER_SHARD, seed: int = 0) -> str:
     """Writes `faces` as target-00000.tar, target-00001.tar …; returns their pattern for meta.py.
 
     `faces` are Faces, or what else has their classes, labels, ages, places, source, fingerprint and
