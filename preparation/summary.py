@@ -36,9 +36,8 @@ def of_photographs(report: Report, changes: Counter, keep_names: bool) -> str:
     lines += [f'{number:7} {what}' for what, number in counts.items() if number]
     if faces and not keep_names:
         entry = _entry(report.target, report.target, len(faces))
-        name = identifier(report.target)
-        lines += [*_warnings(report, faces), entry, '']
-        lines += [f'and examine it: python3 prepare.py --check {name}']
+        command = f'python3 prepare.py --check {identifier(report.target)}'
+        lines += [*_warnings(report, faces), entry, '', f'and examine it: {command}']
     return '\n'.join(lines)
 
 

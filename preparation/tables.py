@@ -8,9 +8,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
+from evaluation.pair_files import read_bytes
 from preparation.labels import day_is_first, taken_on, years_between, years_in
 from preparation.matlab import read_mat
-from storage.files import numbered_lines_of, seen_from
+from storage.files import numbered_lines_of
 from storage.folder import TITLES
 from storage.images import some, to_age
 from system import foreign
@@ -169,11 +170,7 @@ def read_table(file: str | os.PathLike) -> list[list[str]]:
     """The rows of a CSV file, a list or a .mat file; the first may have titles. DataError."""
     if os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers')):
         raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
-    try:
-        with open(file, 'rb') as stream:
-            data = stream.read()
-    except OSError as error:
-        raise DataError(f'{file}: {error.strerror}{seen_from(os.fspath(file))}') from None
+    data = read_bytes(os.fspath(file), '')
     if known := foreign.what_it_is(data[: foreign.READ]):
         raise DataError(f'{file}: {known}')
     return read_mat(file, data) if os.fspath(file).lower().endswith('.mat') else _rows(file, data)
