@@ -166,11 +166,9 @@ class _Decoded:
                     if faces and not bad:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
-            raise DataError(
-                f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}: "
-                f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected; '
-                'align them, or remove them'
-            )
+            which = f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}"
+            size = f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected'
+            raise DataError(f'{which}: {size}; align them, or remove them')
 
     def _read(self, index):
         """The face (112, width, 3), or what is wrong with it."""

@@ -65,11 +65,11 @@ class Folder:
             what = f'{len(empty)} identity folder(s) without an image'
             raise DataError(f'{self.root}: {what}: {some(empty)}: fill or remove them')
         if bad:
-            raise DataError(
-                f'{self.root}: {len(bad)} file name(s) without a readable age: '
-                f'{some([name for name, _ in bad])}; for the first, {bad[0][1]}: '
-                f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
+            which = (
+                f'{len(bad)} file name(s) without a readable age: {some(name for name, _ in bad)}'
             )
+            remedy = f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
+            raise DataError(f'{self.root}: {which}; for the first, {bad[0][1]}: {remedy}')
         self._notice(passed.others, 'file(s) are no images by their names, and left out')
         self._notice(passed.loops, 'link(s) lead to a folder above them, and are not followed')
         self._notice(passed.special, 'pipe(s), socket(s) or device(s) are not opened')
@@ -159,10 +159,9 @@ class List(Folder):
                 continue
             found = _plain(found)
             if faces.setdefault(found, (label, age)) != (label, age):
-                raise DataError(
-                    f'{self.file}, line {number}: {some([name])} stands there before, with '
-                    f'another label or age: {faces[found]}, now {(label, age)}'
-                )
+                before = f'{some([name])} stands there before, with another label or age'
+                differ = f'{faces[found]}, now {(label, age)}'
+                raise DataError(f'{self.file}, line {number}: {before}: {differ}')
         if missing:
             what = f'{len(missing)} image(s) of the list are missing: {some(missing)}'
             where = f"paths are relative to the list's folder, {os.path.abspath(self.root)}"

@@ -113,13 +113,11 @@ class Shards:
                     at = f'{path}:{sample["__key__"]}'.removeprefix(os.path.join(self.folder, ''))
                     bad.append((at, str(error)))
         if bad:
-            why = bad[0][1]
-            pattern = f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
-            raise DataError(
-                f'{self.root}: {len(bad)} sample(s) without one image, an identity and a readable '
-                f'age: {some([name for name, _ in bad])}; for the first, {why}: write the shards '
-                f'anew{pattern if "splits" in why else ""}'
-            )
+            why, names = bad[0][1], some([name for name, _ in bad])
+            which = f'{len(bad)} sample(s) without one image, an identity and a readable age'
+            mend = f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py" if 'splits' in why else ''
+            remedy = f'write the shards anew{mend}'
+            raise DataError(f'{self.root}: {which}: {names}; for the first, {why}: {remedy}')
         if not rows:
             form = 'key.jpg and key.json, {"identity": "Ada", "age": 35}'
             raise DataError(f'{self.root}: no samples; expected {form}')

@@ -51,11 +51,9 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     if stored is None or ages is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
     write_calibration(stored | fitted, name, matcher.info, path)
-    enough = f'{AgeDecision(ages).supported(0.001)} of {np.prod(SHAPE)}'
-    yield (
-        f'{path}: from {len(faces)} faces of {len(faces.classes)} people in {root}; at a false '
-        f'accept rate of 0.001 {enough} cells of ages have pairs enough'
-    )
+    enough = f'{AgeDecision(ages).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
+    whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
+    yield f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough'
     if by:
         off = f'off by {abs(estimates[by] - faces.ages).mean():.1f} years here'
         yield f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'

@@ -44,10 +44,9 @@ def read(path: str | Path) -> tuple[list[Row], list[str]]:
         titles = COLUMNS
         for number, cells in table:
             if len(cells) == 3 or len(cells) > 4:
-                raise DataError(
-                    f'{path}, line {number}: {len(cells)} columns without titles: give first,second'
-                    ' or first,second,first_age,second_age, or a first line of titles'
-                )
+                what = f'{len(cells)} columns without titles: give first,second'
+                more = 'or first,second,first_age,second_age, or a first line of titles'
+                raise DataError(f'{path}, line {number}: {what} {more}')
     if not table:
         raise DataError(f'{path}: no pairs in it')
     return [_row(number, cells, titles) for number, cells in table], sorted({*titles} - {*COLUMNS})
