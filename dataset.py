@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from storage import images
@@ -230,9 +231,7 @@ class Faces(Dataset):
         """sha256 of names, sizes and modification times, in hexadecimal."""
         return self.source.fingerprint(self.places)
 
-    def __getitems__(
-        self, indices: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """images, labels, ages of the faces that could be read; reasons for those that couldn't."""
         unreadable = []
         if self.pixels:

@@ -67,9 +67,7 @@ class Training:
     `step` and `epoch` count those done; `total_steps` are all that schedule and ramps span.
     """
 
-    def __init__(
-        self, recipe: Recipe, classes: Sequence[str], cutoffs: Sequence[float], device: torch.device
-    ):
+    def __init__(self, recipe: Recipe, classes: Sequence, cutoffs: Sequence, device: torch.device):
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.layout = device, BatchLayout()
@@ -123,9 +121,7 @@ class Training:
             x_age, x_id = self.executor.features(images)
         self.update_adversary(x_age, x_id, ages, ends=not self.is_max_step(self.step + 1))
 
-    def update_adversary(
-        self, x_age: Tensor, x_id: Tensor, ages: Tensor, ends: bool = True
-    ) -> None:
+    def update_adversary(self, x_age: Tensor, x_id: Tensor, ages: Tensor, ends=True) -> None:
         """w goes up |ρ| of the whole batch: by a gradient step, or solved from running moments.
         `ends` says whether the phase ends with this step."""
         of_faces = [value.detach() for value in (x_id, self.variate(x_age, ages), x_age)]

@@ -87,9 +87,7 @@ def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     return solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
 
 
-def fit(
-    training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]
-) -> dict[str, Any]:
+def fit(training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]) -> dict:
     """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser, if the recipe has
     R in closed form, and the people's centres if nothing was trained; the estimator's state and its
     error."""

@@ -93,10 +93,8 @@ class Run:
             introduce(training, plan.name, self.train, self.val, (0, 0), self.folder, None)
             self.before = self.validate(self.folder)
             return
-        cuda = self.device.type == 'cuda'
-        self.loader = training_loader(
-            self.train, recipe.batch_size, recipe.seed, recipe.workers, cuda, rank(), world_size()
-        )
+        how = recipe.batch_size, recipe.seed, recipe.workers, self.device.type == 'cuda'
+        self.loader = training_loader(self.train, *how, rank(), world_size())
         self.steps = len(self.loader)  # of an epoch
         exact = False  # whether `training` stands where a state was saved
         if plan.weights:
@@ -113,9 +111,8 @@ class Run:
         training.total_steps = (recipe.horizon or self.last_epoch) * self.steps
         # as it stood when a resumed run was saved
         training.schedule(max(training.step - 1, 0) / training.total_steps)
-        epochs = first, self.last_epoch
-        state = plan.weights if exact else None
-        introduce(training, plan.name, self.train, self.val, epochs, self.folder, state)
+        to_do = (first, self.last_epoch), self.folder, plan.weights if exact else None
+        introduce(training, plan.name, self.train, self.val, *to_do)
         new = self.validates and training.pretrained and training.step == 0
         before = self.validate() if new and training.best is None else None
         if recipe.last_blocks:
@@ -142,10 +139,9 @@ class Run:
         assert isinstance(sampler, Batches)
         sampler.epoch, sampler.first = epoch, training.step - epoch * self.steps
         began, seen = time.perf_counter(), 0
+        found = lockstep(self.loader, self.interrupt, self.recipe.accumulate)
         with self._saved_before_the_end():
-            for images, labels, ages, sizes, unreadable, signal in lockstep(
-                self.loader, self.interrupt, self.recipe.accumulate
-            ):
+            for images, labels, ages, sizes, unreadable, signal in found:
                 if signal:
                     raise raised_by_all(Interrupted(signal))
                 if unreadable:
@@ -172,10 +168,9 @@ class Run:
         training.decision. `kept` is where x of its faces stays, if it is to stay."""
         if not self.validates:
             return {}
+        about = self.training, self.val, self.pair_lists, self.interrupt, kept, intervals
         with self._saved_before_the_end():
-            report, self.training.decision = on_rank_zero(
-                validate, self.training, self.val, self.pair_lists, self.interrupt, kept, intervals
-            )
+            report, self.training.decision = on_rank_zero(validate, *about)
         return report
 
     def close_epoch(self, report: dict) -> None:
@@ -184,14 +179,14 @@ class Run:
         self._close_epoch(report, self.images_per_s)
 
     def _close_epoch(self, report, rate=None):
-        training, names = self.training, [f'epoch_{self.training.epoch:03d}.pth']
+        training, name = self.training, f'epoch_{self.training.epoch:03d}.pth'
         # no AUC if nobody has two images
         score = report.get('auc') or report.get('closed_set_accuracy')
         self.refuse_not_finite()
         ramped = training.step >= self.recipe.ramps_end * training.total_steps
         better = score is not None and ramped and (training.best is None or score > training.best)
         training.best = score if better else training.best
-        save_weights(training, self.folder, [*names, *['best.pth'] * better])
+        save_weights(training, self.folder, [name, *['best.pth'] * better])
         candidate = score is not None and (ramped or training.step == 0)
         row = self.reports.epoch(training.epoch, rate, report, better, candidate)
         self.save()
@@ -211,10 +206,8 @@ class Run:
             self._choose_epoch()
         training.model.estimator, training.age_error = None, None
         with self._saved_before_the_end():
-            check = self.interrupt.check
-            found = on_rank_zero(
-                lambda: posthoc.fit(training, self._readable(), self.folder, check)
-            )
+            check, folder = self.interrupt.check, self.folder
+            found = on_rank_zero(lambda: posthoc.fit(training, self._readable(), folder, check))
         posthoc.put(training, found)
         on_every_rank(posthoc.judge, training, self.before, self.validate(self.folder))
         save_weights(training, self.folder, ['best.pth'])

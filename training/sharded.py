@@ -84,10 +84,8 @@ class ShardedHead(MarginHead):
         rows = -(-classes // world_size())
         self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
         if rows * (world_size() - 1) >= classes:
-            last = f'the last of {world_size()} processes'
-            raise UserError(
-                f'shard_head: {classes} people in slices of {rows} leave nothing to {last}'
-            )
+            last = f'leave nothing to the last of {world_size()} processes'
+            raise UserError(f'shard_head: {classes} people in slices of {rows} {last}')
         super().__init__(dim, classes, scale, m)
         if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
             self.weight.register_hook(lambda gradient: gradient / world_size())
@@ -214,9 +212,8 @@ def load_head(training, state: dict, folder: Path) -> None:
             raise ValueError(f'it has the shape {tuple(found["weight"].shape)}')
     except Exception as error:  # whatever damage leads to
         why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
-        raise UserError(
-            f'{folder}/{state.get("head", "")!s:.20}: not the identity head of this state ({why})'
-        ) from None
+        where = f'{folder}/{state.get("head", "")!s:.20}'
+        raise UserError(f'{where}: not the identity head of this state ({why})') from None
     weights['identity.weight'] = found['weight']
     if 'momentum' in found:
         moments[_place(training)] = {'momentum_buffer': found['momentum']}
