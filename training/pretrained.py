@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import Subset
 
 import backbones
@@ -86,7 +85,6 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
     sharded head, else an equal share, which is then exchanged.
     """
     head, classes = training.model.identity, len(faces.classes)
-    sharded = isinstance(head, ShardedHead)
     rows = -(-classes // world_size())
     begin, end = (min((rank() + k) * rows, classes) for k in (0, 1))  # as of a sharded head
     own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0]
@@ -101,9 +99,8 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
             sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
             bar.update(len(part))
     centres = torch.nn.functional.normalize(sums).to(head.weight)
-    if sharded or not dist.is_initialized():
-        head.weight.copy_(centres)
-    else:
+    if not isinstance(head, ShardedHead):
         whole = torch.zeros_like(head.weight)
         whole[begin:end] = centres
-        head.weight.copy_(all_reduce(whole))
+        centres = all_reduce(whole)
+    head.weight.copy_(centres)
