@@ -94,8 +94,8 @@ class Index:
         """The pairs (n, 2) of faces that one photograph shows."""
         counts = np.array([row[-1] for row in self.rows], int)
         starts = np.cumsum(counts) - counts
-        places = [np.stack(np.triu_indices(count, 1), 1) for count in counts]
-        pairs = [start + place for start, place in zip(starts, places, strict=True)]
+        several = zip(starts[counts > 1], counts[counts > 1], strict=True)
+        pairs = [start + np.stack(np.triu_indices(count, 1), 1) for start, count in several]
         return np.concatenate([np.empty((0, 2), int), *pairs])
 
     def name(self, face: int) -> str:
