@@ -71,6 +71,7 @@ def process_group(ctx: int):
                     f'or hangs ({why}); --resume continues from the last save'
                 ) from error
             raise
+    _patient = None  # its threads end here, and not somewhere in the interpreter's end
     dist.destroy_process_group()
 
 
