@@ -45,7 +45,8 @@ def ready(
         images = images.contiguous(memory_format=torch.channels_last)
         parts = images.split(CHUNK * torch.get_num_threads()) if folds else [images]
         seen += len(images)
-        if seen > MANY and folds and _is_ours(model.backbone) and _may_be_faster():
+        are_faces = images.shape[1] == 3  # and not activations, as of training/last_blocks.py
+        if seen > MANY and folds and are_faces and _is_ours(model.backbone) and _may_be_faster():
             network, seen = _faster(network, Session(model), parts[0]), -math.inf
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             found = [network.features(part) for part in parts]

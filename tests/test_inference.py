@@ -130,3 +130,13 @@ def test_after_many_faces_onnxruntime_takes_over_if_it_is_faster(name, factor, w
     assert len(sessions) == 1 and not model.training
     monkeypatch.setattr(sessions[0], 'features', lambda _: (torch.zeros(1),) * 3)
     assert (ready(faces(2, model.width))[0].numel() == 1) == wins
+
+
+def test_activations_of_the_first_blocks_stay_with_pytorch(monkeypatch):
+    monkeypatch.setattr(inference, '_may_be_faster', lambda: True)
+    monkeypatch.setattr(inference, 'MANY', 0)
+    model = network(Backbone((1, 1), (8, 16), 12))
+    model.last_blocks = lambda activations: activations.mean((2, 3))
+    activations = torch.rand(4, 12, 3, 5)
+    x, _, _ = inference.ready(model, 'cpu')(activations)
+    torch.testing.assert_close(x, activations.mean((2, 3)))
