@@ -14,6 +14,7 @@ import utils
 from dataset import Faces, evaluation_loader
 from model import AgeEstimator, DALModel
 from recognition.embedding import FEATURES, check_finite, extract
+from recognition.inference import ready
 from system.progress import progress
 from training.last_blocks import key_of
 from training.log import read_log
@@ -56,13 +57,13 @@ def embed(
 
 
 def _embed_into(path, training, faces, check):
-    shape = len(faces), 2, training.model.dim
+    shape, network = (len(faces), 2, training.model.dim), _ready(training)
     x = np.lib.format.open_memmap(path, 'w+', np.float32, shape)
     with progress(None, 'embedding', len(faces), unit=' faces') as bar:
         for start in range(0, len(faces), BLOCK):
             check()
             part = range(start, min(start + BLOCK, len(faces)))
-            both = _both_sides(training, faces, part)
+            both = _both_sides(network, faces, part, training.device)
             try:
                 check_finite(both[:, 0], [faces.path(index) for index in part])
             except ValueError as error:
@@ -72,18 +73,22 @@ def _embed_into(path, training, faces, check):
     x.flush()
 
 
-def _both_sides(training, faces, part):
+def _ready(training):
+    """The network made ready for inference, once for all blocks; the next step ends eval mode."""
+    return ready(training.model.eval(), training.device, training.executor.precision == 'bf16')
+
+
+def _both_sides(network, faces, part, device):
     """x of the faces with the indices `part` and of their mirrors, (N, 2, D)."""
-    loader = evaluation_loader(torch.utils.data.Subset(faces, part))
-    bf16, keep = training.executor.precision == 'bf16', ('x', 'x_mirror')
-    found = extract(training.model, loader, training.device, bf16=bf16, keep=keep)
+    loader, keep = evaluation_loader(torch.utils.data.Subset(faces, part)), ('x', 'x_mirror')
+    found = extract(network, loader, device, keep=keep)
     return np.stack([found[name] for name in keep], 1)
 
 
 def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     """R in closed form between two epochs, over PER_EPOCH faces at most."""
     chosen = _first_people(faces.labels, PER_EPOCH, training.recipe.seed)[0]
-    x = _both_sides(training, faces, chosen.tolist())
+    x = _both_sides(_ready(training), faces, chosen.tolist(), training.device)
     return solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
 
 
