@@ -16,7 +16,8 @@ from backbones import own
 from model import DALModel
 from recognition.weights import load_weights, save_checkpoint
 from training import posthoc
-from training.log import read_log
+from training.log import Log, differences, read_log
+from training.recipe import small
 from utils import UserError
 
 
@@ -198,3 +199,31 @@ def test_without_a_terminal_training_says_how_far_it_is(train, capsys, monkeypat
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('training: ')]
     wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')
     assert lines and all(map(wanted.search, lines))
+
+
+def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
+    log = Log(tmp_path, 0)
+    for step, loss, written in ((10, 1.5, 1.5), (20, float('nan'), None), (30, 1.5, 1.5)):
+        assert log.report('min', step, loss=loss) == {'loss': written}
+    log.close()
+    with open(log.path, 'a') as file:
+        file.write('{"kind": "min", "st')
+    assert [row['step'] for row in read_log(log.path)] == [10, 20, 30]
+    Log(tmp_path, 20).close()
+    assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
+
+
+def test_what_differs_from_the_call_before(tmp_path):
+    """A value that is newer than the run was the paper's."""
+    path, now = tmp_path / 'run.json', {'recipe': small.as_dict(), 'faces': 40}
+    newer = 'freeze', 'precision', 'compile'
+    older = {key: value for key, value in small.as_dict().items() if key not in newer}
+    path.write_text(json.dumps({'recipe': older, 'faces': 40}))
+    assert differences(path, now) == []
+    path.write_text(json.dumps({'recipe': older | {'lr': 1.0}, 'faces': 39}))
+    assert differences(path, now) == [
+        'faces was 39 at the call before and is 40 now',
+        'recipe lr was 1.0 at the call before and is 0.05 now',
+    ]
+    path.write_text('{"recipe": {"lr": "fast"}}')
+    assert 'is damaged' in differences(path, now)[0]
