@@ -114,13 +114,6 @@ def age_variates(ages: Tensor, count: int) -> Tensor:
     return torch.cos(angle[:, None] * torch.arange(1, count + 1, device=ages.device))
 
 
-def person_means(values: Tensor, labels: Tensor, people: int) -> Tensor:
-    """Each person's mean (people, K) of the values (N, K) of the faces with these labels (N,)."""
-    return values.new_zeros(people, values.shape[1]).scatter_reduce(
-        0, labels[:, None].expand_as(values), values, 'mean', include_self=False
-    )
-
-
 class Eraser(NamedTuple):
     """The affine map x -> x − (x − mean) @ projection; mean (D,), projection (D, D), float64."""
 
