@@ -45,34 +45,31 @@ def read_state(path, map_location='cpu'):
     """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and
     takes no more memory than it has bytes.
 
-    Raises ValueError, one line that names the file, if it can't be read so; FileNotFoundError
-    if there is none.
+    Raises ValueError, one line that names the file, if it can't be read so; FileNotFoundError.
     """
-    unsafe = f'{path}: not a weights file that can be read safely'
     with open(path, 'rb') as file:
         try:
             # torch.load takes anything else for a format older than any file of this repository
-            plain = file.read(4) == b'PK\3\4'
-            entries = zipfile.ZipFile(file).infolist()
-        except Exception as error:  # whatever damage leads to: zip, struct, unicode, value errors
-            raise ValueError(f'{unsafe} ({type(error).__name__})') from None
-        # torch.save compresses nothing, from the first byte on; torch.load would inflate what is
-        # compressed, and believe any size
-        whole = plain and entries and min(entry.header_offset for entry in entries) == 0
-        size = sum(entry.file_size for entry in entries)
-        packed = any(entry.compress_type for entry in entries)
-        if not whole or packed or size > os.fstat(file.fileno()).st_size:
-            claims = 'it is compressed, claims to be more than the file holds'
-            raise ValueError(f'{unsafe} ({claims}, or is no archive of torch.save)')
-    try:
-        # torch.load does not compare checksums: damage within a tensor would be other weights
-        damaged = zipfile.ZipFile(path).testzip() if any(entry.CRC for entry in entries) else None
-        if damaged:
-            raise ValueError(f'damaged in {damaged}')
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # zip, pickle, key and value errors: whatever damage leads to
-        why = str(error) if type(error) is ValueError else type(error).__name__
-        raise ValueError(f'{unsafe} ({why})') from None
+            plain, archive = file.read(4) == b'PK\3\4', zipfile.ZipFile(file)
+            entries = archive.infolist()
+            # torch.save compresses nothing, from the first byte on; torch.load would inflate what
+            # is compressed, and believe any size
+            whole = plain and min(entry.header_offset for entry in entries) == 0
+            size = sum(entry.file_size for entry in entries)
+            packed = any(entry.compress_type for entry in entries)
+            if not whole or packed or size > os.fstat(file.fileno()).st_size:
+                claims = 'it is compressed, claims to be more than the file holds'
+                raise ValueError(f'{claims}, or is no archive of torch.save')
+            # torch.load does not compare checksums: damage within a tensor would be other weights
+            damaged = any(entry.CRC for entry in entries) and archive.testzip()
+            if damaged:
+                raise ValueError(f'damaged in {damaged}')
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # zip, pickle, key and struct errors: whatever damage leads to
+            why = str(error) if type(error) is ValueError else type(error).__name__
+            raise ValueError(
+                f'{path}: not a weights file that can be read safely ({why})'
+            ) from None
 
 
 class ConvUnit(nn.Sequential):
@@ -140,11 +137,10 @@ class Backbone(nn.Module):
 
 
 class ResidualFactorization(nn.Module):
-    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1); R is two linear layers, each with
-    a ReLU.
+    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1): x (N, D) -> two of its shape.
 
-    (N, D) -> x_age (N, D), x_id (N, D). α is a buffer: a network that is saved while its ramp opens
-    stays the network it was.
+    R is two linear layers, each with a ReLU. α is a buffer: a network that is saved while its ramp
+    opens stays the network it was.
     """
 
     def __init__(self, dim: int):
@@ -160,10 +156,7 @@ class ResidualFactorization(nn.Module):
 
 class SolvedFactorization(nn.Module):
     """The factorization with R in closed form: x_age = (x − x̄)·P, and x_id = x − α·x_age does not
-    correlate with the age variates. Argument: dim D.
-
-    (N, D) -> x_age (N, D), x_id (N, D), float32. Nothing here is a weight: dal.EraserFitter solves
-    for P and x̄.
+    correlate with the age variates; both (N, D), float32. dal.EraserFitter solves for P and x̄.
     """
 
     def __init__(self, dim: int):
@@ -182,17 +175,14 @@ class SolvedFactorization(nn.Module):
 
 
 def _without_moments(module, state, prefix, *_):
-    """Leaves out the running moments that a file of weights may hold beside P and x̄."""
-    for name in ('covariance', 'cross', 'filled'):
+    for name in ('covariance', 'cross', 'filled'):  # running moments, in older files
         state.pop(prefix + name, None)
 
 
 class AgeEstimator(nn.Module):
-    """Ages in years read from x: a ridge regression on x and on random Fourier features of it, in
-    closed form (training/posthoc.py fits it). Arguments: dim D, features M.
-
-    (N, D) -> (N,), between the youngest and the oldest face that it was fitted to. It holds no
-    face. Source: Rahimi and Recht, NeurIPS 2007.
+    """Ages in years (N,) read from x (N, D), between the youngest and the oldest face that it was
+    fitted to: a ridge regression on x and on random Fourier features of it (Rahimi and Recht,
+    NeurIPS 2007). training/posthoc.py fits it; it holds no face.
     """
 
     def __init__(self, dim: int, features: int):
@@ -219,8 +209,7 @@ class MarginHead(nn.Module):
     """Identity logits s·cos θ with a margin on each face's own person; a centre (row of `weight`) a
     person. A subclass implements `margin`.
 
-    Arguments: dim D, classes C, scale s and margin m, by default the head's `default_m`; training
-    may raise `self.m` from 0 to m.
+    Arguments: dim D, classes C, scale s and margin m, which training may raise from 0 to m.
     """
 
     default_m: float = 0.0
@@ -235,35 +224,28 @@ class MarginHead(nn.Module):
         return torch.randn(classes, dim) * 0.01
 
     def margin(self, cosine: Tensor, label: Tensor) -> Tensor:
-        """The cosines (N,) of faces with their own people's centres, made harder by the margin.
-
-        `label` (N,) are these people: a rule may have a margin a person.
-        """
+        """The cosines (N,) of faces with their own people's centres, made harder by the margin;
+        `label` (N,) are these people."""
         raise NotImplementedError
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(N, D) -> logits (N, C), float32; with the margin if labels (N,) are given."""
-        with torch.autocast(features.device.type, enabled=False):  # s = 64: a bfloat16 is ±0.25
-            logits = self.scaled_cosines(features, self.weight)
-            return logits if labels is None else self._with_margin(logits, labels)[0]
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) and labels (N,) -> each face's cross-entropy with the margin (N,), and whether its
         own person has the largest cosine (N,)."""
-        with torch.autocast(features.device.type, enabled=False):
-            logits, own = self._with_margin(self.scaled_cosines(features, self.weight), labels)
-            right = own.detach() >= logits.detach().amax(1)
-            return F.cross_entropy(logits, labels, reduction='none'), right
+        logits, own = self.hardened(self(features), labels)
+        right = own.detach() >= logits.detach().amax(1)
+        return F.cross_entropy(logits, labels, reduction='none'), right
 
-    def scaled_cosines(self, features: Tensor, weight: Tensor) -> Tensor:
-        """s·cos θ (N, K) of features (N, D) and centres (K, D), in float32."""
-        # dividing the products spares normalised centres and their gradient: gigabytes at a
-        # million people, and half the time
-        lengths = weight.float().norm(dim=1).clamp(min=1e-12)
-        return F.linear(self.scale * F.normalize(features.float()), weight.float()) / lengths
+    def forward(self, features: Tensor, weight: Tensor | None = None) -> Tensor:
+        """s·cos θ (N, K) of features (N, D) and centres (K, D), by default all, in float32."""
+        weight = (self.weight if weight is None else weight).float()
+        with torch.autocast(features.device.type, enabled=False):  # s = 64: a bfloat16 is ±0.25
+            # dividing the products spares normalised centres and their gradient: gigabytes at a
+            # million people, and half the time
+            lengths = weight.norm(dim=1).clamp(min=1e-12)
+            return F.linear(self.scale * F.normalize(features.float()), weight) / lengths
 
-    def _with_margin(self, logits, labels):
-        """The logits (N, C), and the scaled cosines of the labels before the margin (N,)."""
+    def hardened(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) with the margin, and those of the labels (N,) before it."""
         own = logits.gather(1, labels[:, None])[:, 0]
         hard = self.scale * self.margin(own / self.scale, labels)
         return logits.scatter(1, labels[:, None], hard[:, None]), own
@@ -377,11 +359,10 @@ class DALModel(nn.Module):
 
     `backbone` is any module (N, 3, 112, 96) -> (N, D) of normalised faces, or, with an attribute
     `takes_pixels`, of pixel values as they are; `width` is then the width that it sees, 96 or 112.
-    D is found by asking it. `head` makes the identity head of (D, classes, scale, m), `age_head`
-    the age head of (D, cutoffs), `factorization` that of D.
+    D is found by asking it.
     """
 
-    factorization: Any  # ResidualFactorization, SolvedFactorization, or one of the same calls
+    factorization: Any  # ResidualFactorization or SolvedFactorization
     identity: Any  # MarginHead
     age: Any  # AgeHead
 
@@ -434,12 +415,6 @@ class DALModel(nn.Module):
         x_age, x_id = self.factorization(x, detach)
         return x, x_age.float(), x_id.float()
 
-    def forward(self, images, labels=None, detach=False):
-        """Faces and labels (N,) -> x_age, x_id (N, D), identity logits (N, classes), age logits,
-        float32."""
-        _, x_age, x_id = self.features(images, detach)
-        return x_age, x_id, self.identity(x_id, labels), self.age(x_age).float()
-
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """The test feature, DAL §4.1: x_id of each face and of its mirror, concatenated; of unit
@@ -478,12 +453,11 @@ class DALModel(nn.Module):
         weights, config = facts.get('model'), facts.get('backbone', 0)
         if not isinstance(weights, dict) or not isinstance(config, dict | None):
             raise ValueError(f'{path}: no weights file of this repository')
-        if backbone is None and config is None:
-            remedy = 'build it and pass it as backbone='
-            raise ValueError(f'{path}: trained with a backbone of your own: {remedy}')
-        if backbone is None and 'name' in config:
-            remedy = 'recognition.weights.load_weights builds it'
-            raise ValueError(f'{path}: trained with the backbone {config["name"]}: {remedy}')
+        config = config or {}
+        if backbone is None and ('name' in config or not config):
+            name = f'the backbone {config["name"]}' if config else 'a backbone of your own'
+            remedy = 'build it and pass it as backbone=, or use recognition.weights.load_weights'
+            raise ValueError(f'{path}: trained with {name}: {remedy}')
         try:
             size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
             if size > os.path.getsize(path):
@@ -495,23 +469,20 @@ class DALModel(nn.Module):
                 if not there or sum(config['layers']) > len(weights):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
-            heads = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
-            for name, known in ((heads['identity'], HEADS), (heads['age'], AGE_HEADS)):
-                if name not in known:
-                    raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
-            cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
+            names = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
+            heads = HEADS[names['identity']], AGE_HEADS[names['age']]
+            bare = not any(name.startswith(('identity.', 'age.')) for name in weights)
+            people = 1 if bare else len(weights['identity.weight'])
             solved = 'factorization.projection' in weights
             R = SolvedFactorization if solved else ResidualFactorization
-            heads_of = ('identity.', 'age.')  # which export.py backbone leaves out
-            bare = not any(name.startswith(heads_of) for name in weights)
-            people = 1 if bare else len(weights['identity.weight'])
-            makers = HEADS[heads['identity']], AGE_HEADS[heads['age']]
-            model = cls(backbone, people, cutoffs, *makers, factorization=R)
+            cutoffs = state.get('age_cutoffs', AGE_CUTOFFS)
+            model = cls(backbone, people, cutoffs, *heads, factorization=R)
             if 'estimator.phases' in weights:
                 model.estimator = AgeEstimator(model.dim, len(weights['estimator.phases']))
-            untrained = model.state_dict() if bare else {}
-            untrained = {name: untrained[name] for name in untrained if name.startswith(heads_of)}
-            model.load_state_dict(weights | untrained)
+            if bare:  # of export.py backbone
+                for head in ('identity', 'age'):
+                    weights = weights | model.get_submodule(head).state_dict(prefix=f'{head}.')
+            model.load_state_dict(weights)
         except Exception as error:  # missing keys, other shapes, other types: all are a misfit
             why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
             raise ValueError(f'{path}: the weights do not fit this backbone ({why})') from None

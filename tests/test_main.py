@@ -77,10 +77,10 @@ def test_a_solved_factorization_stays_through_the_steps_and_its_file_holds_it(tm
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
 def test_the_correlation_reaches_the_backbone_and_r(variate):
-    images, labels, ages = batch()
+    images, _, ages = batch()
     run = training(variate=variate, memory=0.0)
     run.model.train()
-    x_age, x_id, _, _ = run.model(images, labels)
+    _, x_age, x_id = run.model.features(images)
     dal.canonical_correlation(*run.mapping(x_id, run.variate(x_age, ages))).abs().backward()
     assert run.model.backbone.project.weight.grad.abs().sum() > 0
     assert run.model.factorization.age[0].weight.grad.abs().sum() > 0

@@ -120,7 +120,7 @@ class ShardedHead(MarginHead):
         kept = max(round(self.sample_rate * len(weight)), len(labels))
         if self.sample_rate < 1 and kept < len(weight):
             weight, columns = self._sampled(columns, kept)
-        logits, places = self.scaled_cosines(features, weight), columns.clamp(min=0)[:, None]
+        logits, places = self(features, weight), columns.clamp(min=0)[:, None]
         target = logits.gather(1, places)[:, 0]
         hard = torch.where(here, self.scale * self.margin(target / self.scale, labels), target)
         return logits.scatter(1, places, hard[:, None]), target, columns
