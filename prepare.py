@@ -31,7 +31,7 @@ from pathlib import Path
 import meta
 import utils
 from preparation.labels import NAMES
-from storage.files import seen_from
+from system.names import naming, seen_from
 
 USAGE = """%(prog)s [options] SOURCE TARGET
        %(prog)s [options] train.rec TARGET
@@ -169,13 +169,11 @@ def shards(args: argparse.Namespace) -> None:
     name, target = args.shards
     entry, folder = entry_called(name), Path(target).parent
     faces = Faces(entry['train_root'], entry['pat'], entry['pos'])
-    try:  # before the images are checked, which is long
+    # before the images are checked, which is long
+    with naming(folder, 'TARGET names shards in a folder that can be written', utils.UserError):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        remedy = 'TARGET names shards in a folder that can be written'
-        raise utils.UserError(f'{folder}: {error.strerror}: {remedy}') from None
     print(f"for meta.py: 'train_root': {os.path.abspath(write_shards(faces, target))!r},")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.pairs import Pairs
-from storage.files import find, is_image, numbered_lines_of, seen_from
+from storage.files import find, is_image, lines_of_text, numbered_lines_of, read_bytes
 from storage.images import some
 from utils import DataError, write_whole
 
@@ -29,21 +29,11 @@ def read_lines(file: Path) -> tuple[list[tuple[int, str]], str]:
 
     Raises DataError if the file is missing, empty or no text.
     """
-    data = read_bytes(file, ': the list is looked for there')
-    lines = numbered_lines_of(data)
-    if any('\0' in line for _, line in lines):
-        raise DataError(f'{file}: no text file: save the list as text, in UTF-8')
+    data = read_bytes(file, 'the list is looked for there')
+    lines = lines_of_text(data, file)
     if not lines:
         raise DataError(f'{file}: the list is empty')
     return lines, hashlib.sha256(data).hexdigest()
-
-
-def read_bytes(file: Path | str, hint: str) -> bytes:
-    """The whole file. Raises DataError, which ends with `hint`, if it can't be read."""
-    try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise DataError(f'{file}: {error.strerror}{seen_from(str(file))}{hint}') from None
 
 
 def is_pair_list(path: Path | str) -> bool:
@@ -198,7 +188,7 @@ def read_bin(path: Path | str) -> tuple[list[bytes], np.ndarray]:
     Pair i is images 2i and 2i + 1. The file is a pickle of Python 2 or 3, its images bytes or 1-D
     uint8 arrays. Raises DataError, one line, for anything else; nothing in the file is run.
     """
-    data = read_bytes(path, ': expected an InsightFace .bin file')
+    data = read_bytes(path, 'expected an InsightFace .bin file')
     try:
         content = _Unpickler(io.BytesIO(data), encoding='latin1').load()
         images, same = map(_plain, content) if len(content) == 2 else (content, None)

@@ -22,6 +22,7 @@ from evaluation.set_checks import check_ages
 from recognition.alignment import TAIL
 from storage import files
 from storage.images import some
+from system.names import seen_from
 from utils import DataError
 
 # 001A43a.JPG: subject 1 at 43, the second picture; aligners append to it: 001A43a_0.JPG
@@ -165,7 +166,7 @@ def bin_file(path: str) -> Benchmark:
     index = np.arange(len(same))
     fold = np.repeat(np.arange(10), [len(part) for part in np.array_split(index, 10)])
     names = [f'{path}: image {i}' for i in range(len(images))]
-    digest = hashlib.sha256(pair_files.read_bytes(path, '')).hexdigest()
+    digest = hashlib.sha256(files.read_bytes(path)).hexdigest()
     return Benchmark(images, names, Pairs(2 * index, 2 * index + 1, same, fold), digest=digest)
 
 
@@ -276,11 +277,9 @@ def embeddings(path: str) -> Benchmark:
 
 def images_below(path: str) -> list[str]:
     """All image files below a folder, sorted. Raises DataError if there are none."""
-    try:
-        found = files.images_below(path)
-    except OSError as error:
-        reason = 'no such folder' if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f'{path}: {reason}{files.seen_from(str(path))}') from None
+    if not os.path.isdir(path):
+        raise DataError(f'{path}: no such folder{seen_from(path)}')
+    found = files.images_below(path)
     if not found:
         raise DataError(f'{path}: no images in this folder or below')
     return found

@@ -15,6 +15,7 @@ from preparation.summary import entry_text
 from preparation.survey import AGELESS, SIZE, UNREADABLE, Root, by_content, by_embedding
 from preparation.target import write_csv
 from storage.images import some
+from system.names import naming
 from utils import UserError
 
 REMEDIES = {
@@ -36,11 +37,8 @@ def examine(
     roots = {key: Root(entry[key], entry['pat'], entry['pos'], workers) for key in keys}
     same = by_content(roots)
     close, akin = by_embedding(roots, weights) if weights else ([], [])
-    try:
+    with naming(out, '--out names a folder that can be written', UserError):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = '--out names a folder that can be written'
-        raise UserError(f'{out}: {error.strerror}: {remedy}') from None
     sets, listed = {}, []
     for root in roots.values():
         known = [face.age for face in root.faces if face.age is not None]

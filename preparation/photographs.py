@@ -56,10 +56,7 @@ def find(source: str | os.PathLike, people: str) -> list[Photograph]:
     Folders that are links are followed. `people` is 'folder', if the first folder of the path is
     the person, or a kind of NAMES. Raises DataError if there are no files.
     """
-    try:
-        there = below(source)
-    except OSError as error:
-        raise DataError(f'{error.filename}: {error.strerror}') from None
+    there = below(source)
     wrong = dict.fromkeys(there.loops, 'a link to a folder that it lies in')
     wrong |= dict.fromkeys(there.special, 'a pipe, a socket or a device')
     found = []

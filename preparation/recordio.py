@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.files import read_bytes
 from system import foreign
+from system.names import naming
 from system.progress import progress
 from utils import DataError
 
@@ -32,10 +34,8 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
-        try:
+        with naming(path):
             self.file = open(path, 'rb', buffering=0)
-        except OSError as error:
-            raise DataError(f'{path}: {error.strerror}') from None
         weakref.finalize(self, self.file.close)
         self.size = os.fstat(self.file.fileno()).st_size
         head = self._bytes(foreign.READ, 0)
@@ -156,10 +156,7 @@ class Records:
 
 def _read_index(path):
     """keys, sorted, and offsets (n,) int64 of a .idx file."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise DataError(f'{path}: {error.strerror}: it belongs beside the .rec file') from None
+    text = read_bytes(path, 'it belongs beside the .rec file')
     try:
         numbers = np.array(text.split(), np.int64).reshape(-1, 2)
     except ValueError:

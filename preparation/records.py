@@ -21,9 +21,10 @@ from preparation.sharding import write_shards
 from preparation.tables import Table
 from preparation.target import append_csv, read_report, write_csv
 from storage.images import decode, some
+from system.names import naming
 from system.processes import each
 from system.progress import progress
-from utils import DataError, UserError
+from utils import DataError
 
 BATCH = 64  # images that are estimated together
 NO_AGE = 'no age: no row for it in a table'
@@ -213,8 +214,6 @@ def _outdated(shards, faces):
 
 def source_of(path: str) -> list[float]:
     """Size and time of the file, by which TARGET knows that it is the same."""
-    try:
+    with naming(path):
         stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
     return [stat.st_size, stat.st_mtime]

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 from dataset import Faces, are_shards
 from recognition.embedding import extract_files
 from recognition.weights import load_weights
-from storage.files import below, is_system, read_file, seen_from
+from storage.files import below, is_system, read_file
 from storage.folder import is_list
 from storage.images import decode, parse_age
+from system.names import seen_from
 from system.progress import progress
 from utils import DataError, UserError
 

@@ -5,16 +5,14 @@ import csv
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from evaluation.pair_files import read_bytes
 from preparation.labels import day_is_first, taken_on, years_between, years_in
 from preparation.matlab import read_mat
-from storage.files import numbered_lines_of
+from storage.files import lines_of_text, read_bytes, separator
 from storage.folder import TITLES
 from storage.images import some, to_age
-from system import foreign
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
@@ -170,26 +168,18 @@ def read_table(file: str | os.PathLike) -> list[list[str]]:
     """The rows of a CSV file, a list or a .mat file; the first may have titles. DataError."""
     if os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers')):
         raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
-    data = read_bytes(os.fspath(file), '')
-    if known := foreign.what_it_is(data[: foreign.READ]):
-        raise DataError(f'{file}: {known}')
+    data = read_bytes(file)
     return read_mat(file, data) if os.fspath(file).lower().endswith('.mat') else _rows(file, data)
 
 
 def _rows(file, data):
-    """The rows of a text that aren't empty.
-
-    Their separator is semicolon, tab or comma, whichever the first line has most; of as many not
-    the comma, which numbers may hold. Without any, the last two of three fields have no spaces.
-    """
-    lines = [line for _, line in numbered_lines_of(data)]
+    """The rows of a text that aren't empty. Without a separator in the first, the last two of three
+    fields have no spaces."""
+    lines = [line for _, line in lines_of_text(data, file)]
     if not lines:
         raise DataError(f'{file}: the table is empty')
-    if any('\0' in line for line in lines[:9]):
-        raise DataError(f'{file}: not a text: expected a CSV file in UTF-8')
-    first = Counter(lines[0])
-    mark = max(';\t,', key=first.__getitem__)
-    if not first[mark]:
+    mark = separator(lines[0])
+    if mark not in lines[0]:
         return [line.rsplit(maxsplit=2) for line in lines]
     try:
         return list(csv.reader((f'{line}\n' for line in lines), delimiter=mark))

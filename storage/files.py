@@ -16,6 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 import utils
+from system import foreign
+from system.names import naming
+from utils import DataError
 
 EXTENSIONS = (
     *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
@@ -55,7 +58,7 @@ class Below(NamedTuple):
 def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
     """Everything below `folder`, except files of the system, in the order of ImageFolder. Links to
     folders are followed, unless they lead to `folder`, to a folder between or to one of `above`,
-    which would have no end. Raises OSError for a folder that can't be read."""
+    which would have no end. Raises DataError for a folder that can't be read."""
     found = Below([], [], [], [])
     for path, names in sorted(_walk(os.fspath(folder), '', above)):
         for kind, name in names:
@@ -66,7 +69,7 @@ def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
 def _walk(folder, path, above) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(path below the first folder, sorted (field of Below, name) of its files) of each folder."""
     names, above = [], (folder, *above)
-    with os.scandir(folder) as entries:
+    with naming(folder), os.scandir(folder) as entries:
         for entry in entries:
             if not is_system(entry.name):
                 names.append((_kind(entry, above), entry.name))
@@ -87,7 +90,7 @@ def _kind(entry, above):
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
-    """The paths of all images below a folder, sorted. Raises OSError if it can't be read."""
+    """The paths of all images below a folder, sorted. Raises DataError if it can't be read."""
     return sorted(os.path.join(folder, name) for name in below(folder).images)
 
 
@@ -100,6 +103,13 @@ def read_file(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
+def read_bytes(path: str | os.PathLike, remedy: str = '') -> bytes:
+    """The bytes of a file that a user named, with ~ for their home. Raises DataError, which ends
+    with `remedy`."""
+    with naming(path, remedy):
+        return read_file(os.path.expanduser(path))
+
+
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """An .npz of the arrays, whole or not at all."""
 
@@ -108,11 +118,6 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     utils.write_whole(path, fill)
-
-
-def seen_from(path: str) -> str:
-    """What a message adds if a relative path is not found: the folder it is relative to."""
-    return '' if os.path.isabs(path) else f', seen from {os.getcwd()}'
 
 
 def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
@@ -125,6 +130,20 @@ def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
     lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
     texts = [line.decode('utf-8', 'surrogateescape') for line in lines]
     return [(number, text) for number, text in enumerate(texts, 1) if lines[number - 1].strip()]
+
+
+def lines_of_text(data: bytes, path: str | os.PathLike) -> list[tuple[int, str]]:
+    """`numbered_lines_of` the file at `path`. Raises DataError if it holds no text."""
+    lines, known = numbered_lines_of(data), foreign.what_it_is(data[: foreign.READ])
+    if known or any('\0' in line for _, line in lines):
+        raise DataError(f'{path}: no text file: {known or "save it as text, in UTF-8"}')
+    return lines
+
+
+def separator(line: str) -> str:
+    """Semicolon, tab or comma, whichever a table's first line has most; of as many not the comma,
+    which numbers may hold."""
+    return max(';\t,', key=line.count)
 
 
 def find(folder: str | os.PathLike, name: str) -> str | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from storage import files
-from storage.files import Below, is_image, is_system, seen_from
+from storage.files import Below, is_image, is_system
 from storage.images import AGE, parse_age, some, to_age
+from system.names import naming
 from utils import DataError
 
 SUFFIXES = '.txt', '.tsv', '.csv', '.lst', '.list'
@@ -42,10 +43,7 @@ class Folder:
         empty, bad, passed = [], [], Below([], [], [], [])
         for folder in self._people():
             path = os.path.join(self.root, folder)
-            try:
-                there = files.below(path, (self.root,))
-            except OSError as error:
-                raise DataError(f'{some([error.filename or path])}: {error.strerror}') from None
+            there = files.below(path, (self.root,))
             if not there.images:
                 empty.append(folder)
             for name in there.images:
@@ -80,11 +78,8 @@ class Folder:
             self.notices.append(f'{self.root}: {len(names)} {what}: {some(names)}')
 
     def _people(self):
-        try:
+        with naming(self.root, 'expected a folder with one folder per person'):
             names = sorted(name for name in os.listdir(self.root) if not is_system(name))
-        except OSError as error:
-            where = f'{self.root}: {error.strerror}{seen_from(self.root)}'
-            raise DataError(f'{where}: expected a folder with one folder per person') from None
         people = [name for name in names if os.path.isdir(os.path.join(self.root, name))]
         # prepare.py writes a report, and its contact sheet beside it
         alone = {name for name in names if is_image(name)} - {*people}
@@ -177,13 +172,8 @@ class List(Folder):
 
     def _rows(self):
         """(line number, path, label, age) of each line."""
-        try:
-            lines = files.numbered_lines_of(files.read_file(self.file))
-        except OSError as error:
-            where = f'{self.file}: {error.strerror}{seen_from(self.file)}'
-            raise DataError(f'{where}: expected a list of images') from None
-        if any('\0' in line for _, line in lines):
-            raise DataError(f'{self.file}: no text file: save the list as text, in UTF-8')
+        data = files.read_bytes(self.file, 'expected a list of images')
+        lines = files.lines_of_text(data, self.file)
         rows, bad = [], []
         for place, (number, line) in enumerate(lines):
             fields = [field.strip() for field in self._fields(line)]

@@ -13,8 +13,9 @@ from types import ModuleType
 
 import numpy as np
 
-from storage.files import is_image, is_system, seen_from, sweep, write_npz
+from storage.files import is_image, is_system, sweep, write_npz
 from storage.images import parse_age, some, to_age
+from system.names import seen_from
 from system.progress import progress
 from utils import DataError
 

@@ -92,7 +92,7 @@ NO_TABLES = [('', 'the table is empty'), ('name,years\nA,12\n', 'expected column
 NO_TABLES += [('path,age\na,1\na,2\n', 'two different rows'), (b'PK\3\4zip', 'a zip archive')]
 NO_TABLES += [('path,age, Age\na,1,2\n', "2 columns 'age'"), (b'\xff\xfea', 'expected columns')]
 NO_TABLES += [(POINTER, 'git lfs pull'), ('\n<!DOCTYPE html><html>', 'a web page')]
-NO_TABLES += [(b'\x1f\x8b\x08', 'gzip'), (b'\0\1\2', 'not a text')]
+NO_TABLES += [(b'\x1f\x8b\x08', 'gzip'), (b'\0\1\2', 'no text file')]
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ NO_LISTS = {
     f'0\t17.000000\t{FACE}\n': NUMBER,
     f'1\t{FACE}\t17\n': NUMBER,
     f'7\t17\t12\t{FACE}\n': NUMBER,
-    'A\0d\0a\0': 'no text file: save the list as text, in UTF-8',
+    'A\0d\0a\0': 'no text file: save it as text, in UTF-8',
     f'{FACE} Ada old\n': "line 1: .*'old' is no age",
     f'{FACE} Ada 121\n': 'line 1: .*121 is no age between 0 and 120',
     f'{FACE}\t\t12\n': 'line 1: .*no path, label and age',

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from storage.files import below
+from storage.files import below, read_bytes
 from system.locks import Interrupt, Interrupted
 from system.names import shown
 from system.processes import each
@@ -184,6 +184,6 @@ def _read(width, path):
     stat = None
     try:
         stat = os.stat(path)
-        return stat, portraits.read_all(portraits.read_bytes(path), path, width), ''
+        return stat, portraits.read_all(read_bytes(path), path, width), ''
     except (OSError, DataError) as error:
         return stat, [], str(error)

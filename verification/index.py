@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 import utils
+from system.names import naming
 from utils import UserError
 
 MAGIC, VERSION = b'DALINDEX', 1
@@ -194,16 +195,14 @@ def _aligned(offset):
 
 def _read(path):
     """Header and arrays, checked: every byte counts in a checksum. Raises UserError."""
-    try:
-        # a pipe is no index either, and would wait to be read
-        with open(path if os.path.isfile(path) else os.devnull, 'rb') as file:
-            os.stat(path)
-            if file.read(8) != MAGIC:
-                raise UserError(f'{path}: no index that --index made')
-            length, crc = (int.from_bytes(file.read(8), 'little') for _ in range(2))
-            text = file.read(length) if length <= os.fstat(file.fileno()).st_size else b''
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}: --index FOLDER makes an index') from None
+    # a pipe is no index either, and would wait to be read
+    plain = path if os.path.isfile(path) else os.devnull
+    with naming(path, '--index FOLDER makes an index', UserError), open(plain, 'rb') as file:
+        os.stat(path)
+        if file.read(8) != MAGIC:
+            raise UserError(f'{path}: no index that --index made')
+        length, crc = (int.from_bytes(file.read(8), 'little') for _ in range(2))
+        text = file.read(length) if length <= os.fstat(file.fileno()).st_size else b''
     try:
         if not text or zlib.crc32(text) != crc:
             raise ValueError('checksum')

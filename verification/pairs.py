@@ -30,13 +30,11 @@ def read(path: str | Path) -> tuple[list[Row], list[str]]:
     """The rows of a table separated by commas, semicolons or tabs, and its titles of no meaning.
     The first line may hold titles, in any order; without them there are two columns or four, in the
     order of COLUMNS. Ages may be empty. Raises DataError if the columns can't be known."""
-    try:
-        lines = files.numbered_lines_of(Path(path).read_bytes())
-    except OSError as error:
-        raise DataError(f'{path}: {error.strerror}') from None
-    delimiter = max(',;\t', key=lines[0][1].count) if lines else ','
-    table = [(number, _cells(line, delimiter)) for number, line in lines]
-    table = [(number, cells) for number, cells in table if any(cells)]
+    lines = files.lines_of_text(files.read_bytes(path), path)
+    mark = files.separator(lines[0][1] if lines else '')
+    # line by line: a quotation mark that isn't closed spoils no other
+    cut = [(number, next(csv.reader([line], delimiter=mark))) for number, line in lines]
+    table = [(number, [*map(str.strip, cells)]) for number, cells in cut if any(cells)]
     titles = [title.lower() for title in table[0][1]] if table else []
     if {'first', 'second'} <= set(titles):
         del table[0]
@@ -50,14 +48,6 @@ def read(path: str | Path) -> tuple[list[Row], list[str]]:
     if not table:
         raise DataError(f'{path}: no pairs in it')
     return [_row(number, cells, titles) for number, cells in table], sorted({*titles} - {*COLUMNS})
-
-
-def _cells(line, delimiter):
-    try:
-        (cells,) = csv.reader([line], delimiter=delimiter, strict=True)
-    except csv.Error:  # a quotation mark that isn't closed
-        cells = [line]
-    return [cell.strip() for cell in cells]
 
 
 def _row(number, cells, titles):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from storage.files import read_bytes, separator
 from storage.images import HEIGHT, WIDTH
 from system.processes import each
 from system.progress import progress
@@ -30,13 +31,10 @@ def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str
     """Rows of a CSV with commas, semicolons or tabs; what a row lacks is ''. Raises DataError if it
     can't be read, or lacks a column of `needed`."""
     try:
-        text = path.read_bytes().decode('utf-8-sig')
-    except OSError as error:
-        raise DataError(f'{path}: {error.strerror}') from None
+        text = read_bytes(path).decode('utf-8-sig')
     except UnicodeDecodeError:
         raise DataError(f'{path}: not UTF-8: save the table as CSV in UTF-8') from None
-    delimiter = max(',;\t', key=text.partition('\n')[0].count)
-    table = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    table = csv.DictReader(io.StringIO(text), delimiter=separator(text.partition('\n')[0]))
     missing = [name for name in needed if name not in (table.fieldnames or ())]
     if missing:
         raise DataError(f'{path}: no column {missing[0]}: start from the file that --group wrote')

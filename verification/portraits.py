@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from preparation.ages import Offline
 from recognition.alignment import TEMPLATE, align, open_photograph
 from recognition.detection import Detector
+from storage.files import read_bytes
 from storage.images import HEIGHT, WIDTH, to_width
 from system.names import shown
 from utils import DataError, UserError
@@ -77,13 +78,6 @@ def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) ->
 def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
     """read() of a file. Raises DataError if it can't be opened either."""
     return read(read_bytes(path), shown(path), width)
-
-
-def read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f'{shown(path)}: {error.strerror}') from None
 
 
 def open_file(path: str | Path, name: str) -> Image.Image:
