@@ -45,8 +45,7 @@ import torch
 import meta
 import utils
 from dataset import check_entry
-from evaluation import age_calibration, error_rates, evidence, protocols, screen
-from evaluation.html_report import write_html
+from evaluation import age_calibration, error_rates, evidence, protocols, report
 from evaluation.pair_files import write_pairs
 from evaluation.pairs import check_pairs
 from evaluation.protocols import PUBLISHED, READERS, Benchmark
@@ -118,32 +117,31 @@ def run(args: argparse.Namespace) -> None:
     if args.align:
         faces = (out / 'cache' if args.out else out.parent) / 'aligned'  # one for all weights
         benchmark, distractors, missed = _aligned(args, benchmark, distractors, faces)
-    found, cache = {}, out / 'cache'
+    reports, evidences = {}, {}
     for label, (model, info) in zip(_labels(args.weights or [args.path]), models, strict=True):
-        report, one = measure(args, model, info, benchmark, distractors, device, cache)
-        report['error_rates'] = error_rates.error_report(one, meta.age_cutoffs, missed)
+        found, one = measure(args, model, info, benchmark, distractors, device, out / 'cache')
+        found['error_rates'] = error_rates.error_report(one, meta.age_cutoffs, missed)
         if missed is not None:
             counts = {'photographs': len(missed), 'not_found': int(missed.sum())}
-            report['alignment'] = counts | {'share': float(missed.mean())}
-        found[label] = report, one
-    reports, evidences = ({k: v[at] for k, v in found.items()} for at in (0, 1))
-    versions = {library.__name__: library.__version__ for library in (torch, np)}
-    command = shlex.join(['python3', 'evaluate.py', *sys.argv[1:]])
-    result = {'benchmark': name, 'path': args.path, 'command': command}
+            found['alignment'] = counts | {'share': float(missed.mean())}
+        reports[label], evidences[label] = found, one
+    versions = {'python': platform.python_version(), 'torch': torch.__version__}
+    result = {'benchmark': name, 'path': args.path}
+    result |= {'command': shlex.join(['python3', 'evaluate.py', *sys.argv[1:]])}
     result |= {'seed': args.seed, 'device': device.type, 'bf16': args.bf16}
-    result |= {'versions': {'python': platform.python_version()} | versions}
+    result |= {'versions': versions | {'numpy': np.__version__}}
     result |= {'notices': list(benchmark.notices), 'models': list(reports.values())}
-    text = screen.table(name, reports)
-    for label, report in reports.items():
-        if report.get('by_age'):
-            text += f'\n\n{label}: {age_calibration.table(report["by_age"])}'
+    text = report.table(name, reports)
+    for label, found in reports.items():
+        if found.get('by_age'):
+            text += f'\n\n{label}: {report.ages_table(found["by_age"])}'
     if args.compare:
         first, *others = reports
         result['differences'] = []
         for label in others:
             gains = evidence.compare(evidences[first], evidences[label])
             result['differences'].append({'of': label, 'against': first, **gains})
-        text = '\n'.join([text, *map(screen.differences_table, result['differences'])])
+            text += '\n' + report.differences_table(result['differences'][-1])
     print(text)
     if drawn:
         utils.write_whole(out / 'subjects.txt', lambda file: file.write_bytes(os.fsencode(drawn)))
@@ -154,33 +152,33 @@ def run(args: argparse.Namespace) -> None:
     from evaluation import plots  # matplotlib takes a second to import
 
     plots.draw_all(out, reports, evidences)
-    write_html(out, result, reports, text)
-    data = json.dumps(result, indent=1, allow_nan=False) + '\n'
-    utils.write_whole(out / 'results.json', lambda file: file.write_text(data))
+    report.write_html(out, result, reports, text)
+    utils.write_json(result, out / 'results.json')
     print(f'{out}: report.html, results.json and pictures')
 
 
 def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str]:
     """The benchmark, the text of a list that was drawn here, and a name for the result."""
-    if args.benchmark == 'morph':
-        album = READERS['morph'](args.path)
-        return *protocols.morph_subjects(album, args.subjects, args.seed), f'morph-{args.subjects}'
-    if args.benchmark != 'folder':
-        benchmark, name = READERS[args.benchmark](args.path), args.benchmark
+    read, path, name = READERS[args.benchmark], args.path, args.benchmark
+    if name == 'morph':
+        drawn = protocols.morph_subjects(read(path), args.subjects, args.seed)
+        return *drawn, f'morph-{args.subjects}'
+    if name != 'folder':
+        benchmark = read(path)
         if benchmark.pairs and name not in PUBLISHED:
-            notices = check_pairs(benchmark.pairs, benchmark.names, args.path)
+            notices = check_pairs(benchmark.pairs, benchmark.names, path)
             benchmark = benchmark._replace(notices=(*benchmark.notices, *notices))
-        if Path(args.path).expanduser().is_file():
-            name += f'-{Path(args.path).stem}'
+        if Path(path).expanduser().is_file():
+            name += f'-{Path(path).stem}'
         return benchmark, None, name
-    entry, path = getattr(meta, args.path, None), args.path
+    entry = getattr(meta, path, None)
     if isinstance(entry, dict) and not Path(path).is_dir():
-        entry = check_entry(args.path, entry, meta.age_cutoffs)
-        path = entry['val_root'] or entry['train_root']
-        which = f'val_root, {path}'
+        entry = check_entry(path, entry, meta.age_cutoffs)
+        which, why = 'val_root', ''
         if not entry['val_root']:
-            which = f'train_root, {path}: of people trained on, figures say little'
-        print(f'{args.path}: reading its {which}')
+            which, why = 'train_root', ': of people trained on, figures say little'
+        print(f'{path}: reading its {which}, {entry[which]}{why}')
+        path = entry[which]
     else:
         entry = {'pat': r'_|\.', 'pos': 1}
     pat, pos = args.pat or entry['pat'], entry['pos'] if args.pos is None else args.pos
@@ -188,7 +186,7 @@ def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str
         re.compile(pat)
     except re.error as error:
         raise utils.UserError(f'--pat {pat!r} is no regular expression: {error}') from None
-    return READERS['folder'](path, pat, pos), None, f'folder-{Path(path).resolve().name}'
+    return read(path, pat, pos), None, f'folder-{Path(path).resolve().name}'
 
 
 def _aligned(args, benchmark, distractors, folder):
@@ -207,34 +205,35 @@ def measure(args, model, info, benchmark, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
 
     def features(sources, names, keep, title):
-        if benchmark.vectors is not None:
-            return _of_vectors(benchmark.vectors, model), benchmark.digest
         facts = device, names, args.batch_size, args.bf16, keep, title, cache, info.sha256
         return extract_files(model, sources, *facts)
 
     path, sha256 = (info.path, info.sha256) if info else (args.path, benchmark.digest)
     leaks = not benchmark.pairs and benchmark.probes is None
-    keep = FEATURES if leaks else ('embedding',)
-    arrays, digest = features(benchmark.sources, benchmark.names, keep, Path(path).name)
+    if benchmark.vectors is not None:
+        arrays, digest = _of_vectors(benchmark.vectors, model), benchmark.digest
+    else:
+        keep = FEATURES if leaks else ('embedding',)
+        arrays, digest = features(benchmark.sources, benchmark.names, keep, Path(path).name)
     embeddings, people = arrays['embedding'], (benchmark.labels, benchmark.ages)
     one = evidence.Evidence(benchmark, embeddings, args.seed)
-    report = {'weights': path, 'weights_sha256': sha256}
-    report |= {'list_sha256': benchmark.digest, 'images_sha256': digest, **one.report()}
+    found = {'weights': path, 'weights_sha256': sha256}
+    found |= {'list_sha256': benchmark.digest, 'images_sha256': digest, **one.report()}
     if leaks:
-        report['leakage'] = evidence.leakage_report(arrays, *people, meta.age_cutoffs, args.seed)
+        found['leakage'] = evidence.leakage_report(arrays, *people, meta.age_cutoffs, args.seed)
         decided = (info and info.decision) or {}
         if decided.get('ages'):
             known = decided.get('people') == fingerprint(benchmark.names)
             if known:
                 print(f'{path}: its thresholds were fitted on these very people')
             facts = decided['ages'], embeddings, *people, known, args.seed
-            report['by_age'] = age_calibration.report(*facts)
+            found['by_age'] = age_calibration.report(*facts)
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
         against = embeddings, benchmark.labels, others['embedding']
-        report['megaface'] = evidence.distractor_report(*against, args.seed)
-        report['megaface']['distractors_sha256'] = digest
-    return report, one
+        found['megaface'] = evidence.distractor_report(*against, args.seed)
+        found['megaface']['distractors_sha256'] = digest
+    return found, one
 
 
 def _of_vectors(vectors, model):
@@ -245,10 +244,8 @@ def _of_vectors(vectors, model):
             sizes = f'the vectors have {vectors.shape[1]} values, the weights {model.dim}'
             raise utils.UserError(f'{sizes}: give the weights that were fitted on such vectors')
         with torch.inference_mode():
-            factorization = model.factorization.cpu()
-            parts['x_age'], parts['x_id'] = factorization(parts['x'])
-    last = [*parts.values()][-1]
-    parts['embedding'] = torch.nn.functional.normalize(last)
+            parts['x_age'], parts['x_id'] = model.factorization.cpu()(parts['x'])
+    parts['embedding'] = torch.nn.functional.normalize(parts.get('x_id', parts['x']))
     return {name: part.float().numpy() for name, part in parts.items()}
 
 
@@ -258,21 +255,20 @@ def _claim(out, hashes, path, digest):
     file = out / 'results.json'
     try:
         out.mkdir(parents=True, exist_ok=True)
-        report = json.loads(file.read_text()) if file.exists() else {'models': []}
-        known = [(model['weights_sha256'], model['weights']) for model in report['models']]
-        listed = {(report['path'], model['list_sha256']) for model in report['models']}
+        held = json.loads(file.read_text()) if file.exists() else {'path': path, 'models': []}
+        place, models = held['path'], held['models']
+        lists = {model['list_sha256'] for model in models}
+        known = [(model['weights_sha256'], model['weights']) for model in models]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, 'strerror', None) or 'its results.json is not ours'
         raise utils.UserError(f'{out}: {reason}: --out names a folder for the report') from None
-    other = None
+    other = ''
     if known and [sha256 for sha256, _ in known] != hashes:
-        other = f'weights, {known[0][1]}'
-    for place, its_digest in listed:  # a list that was mended has a new report in the old place
-        if place != path and its_digest != digest:
-            other = other or f'list, {place}'
+        other = f'other weights, {known[0][1]}'
+    elif place != path and lists - {digest}:  # a mended list has a new report in the old place
+        other = f'another list, {place}'
     if other:
-        message = f'{out} holds a report on another {other}: --out names another folder'
-        raise utils.UserError(message.replace('another weights', 'other weights'))
+        raise utils.UserError(f'{out} holds a report on {other}: --out names another folder')
 
 
 def _labels(weights):

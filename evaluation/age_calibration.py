@@ -233,27 +233,6 @@ def report(
     return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}
 
 
-def table(found: dict) -> str:
-    """A `report` for the screen."""
-    rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
-    source = 'from validation'
-    if found['halves']:
-        source = 'fitted on a half of these people, whom validation knew, and measured on the other'
-    error = f'calibration error of the probability is {found["reliability"]["ece"]:.3f}'
-    lines = [f'thresholds by age, {source}; the expected {error}']
-    lines.append(f'{"younger":>10}{"gap":>12}{"different":>11}{"one":>8}   {rates}')
-    cells = found['cells']
-    for row in cells[: len(cells) // len(RATES)]:
-        younger = age_thresholds.span(age_thresholds.YOUNGER, row['younger'])
-        gap = age_thresholds.span(age_thresholds.GAP, row['gap'])
-        figures = ''
-        for one in (one for one in cells if one['cell'] == row['cell']):
-            far, tar = ('–' if one[key] is None else f'{one[key]:.3f}' for key in ('far', 'tar'))
-            figures += f'   {far:>11}{" " if one["promised"] else "*"}{tar:>7}'
-        lines.append(f'{younger:>10}{gap:>12}{row["impostor"]:11}{row["genuine"]:8}{figures}')
-    return '\n'.join([*lines, '* validation had too few pairs of such ages for this rate'])
-
-
 def halves(labels: np.ndarray, seed: int) -> np.ndarray:
     """Which half of the people each face (N,) belongs to: bool, drawn by the seed."""
     people, person = np.unique(labels, return_inverse=True)

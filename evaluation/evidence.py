@@ -35,7 +35,7 @@ class Evidence:
         elif not benchmark.pairs:
             probes, nearest = metrics.leave_one_out(embeddings, labels)
         self.probes, self.nearest = probes, nearest
-        self.hits = None if benchmark.pairs else labels[probes] == labels[nearest]
+        self.hits: Any = None if benchmark.pairs else labels[probes] == labels[nearest]
 
     def report(self) -> dict:
         """Counts, verification, by age gap if ages are known, rank-1 of probes; with intervals."""

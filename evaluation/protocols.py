@@ -265,10 +265,10 @@ def embeddings(path: str) -> Benchmark:
     from storage.vectors import read_vectors
 
     vectors, identities, ages = read_vectors(path)
-    for name, values in (('identities', identities), ('ages', ages)):
-        if values is None:
-            remedy = f'add an array `{name}` ({len(vectors)},)'
-            raise DataError(f'{path}: the report needs `{name}`, which it lacks: {remedy}')
+    if identities is None or ages is None:
+        name = 'identities' if identities is None else 'ages'
+        remedy = f'add an array `{name}` ({len(vectors)},)'
+        raise DataError(f'{path}: the report needs `{name}`, which it lacks: {remedy}')
     labels = np.unique(identities, return_inverse=True)[1]
     digest = hashlib.sha256(vectors.data).hexdigest()
     names = [f'{path}: row {k}' for k in range(len(vectors))]

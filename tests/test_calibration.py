@@ -16,6 +16,7 @@ from evaluation import age_thresholds as cells
 from evaluation import plots
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import FARS, SHAPE, AgeDecision
+from evaluation.report import ages_table
 from verification.decision import Ages, Decision, calibration_file, read_decision
 from verification.index import FACE, Photograph, write
 
@@ -321,7 +322,7 @@ def test_a_report_on_other_people(tmp_path):
     found = calibration.report(stored(), embeddings, labels, ages)
     pairs = calibration.score_pairs(embeddings, labels, ages)
     assert sum(row['impostor'] for row in found['cells']) == 3 * (~pairs.same).sum()
-    text = calibration.table(found)
+    text = ages_table(found)
     assert text.count('\n') == len(found['cells']) // 3 + 2
     assert f'is {found["reliability"]["ece"]:.3f}' in text
     plots.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
@@ -331,5 +332,5 @@ def test_a_report_on_other_people(tmp_path):
     faces = half.sum()  # thresholds of the other half's people, measured on this one
     pairs = sum(row['impostor'] + row['genuine'] for row in again['cells'])
     assert again['halves'] and pairs == 3 * faces * (faces - 1) / 2
-    assert 'fitted on a half of these people' in calibration.table(again)
+    assert 'fitted on a half of these people' in ages_table(again)
     assert calibration.report(stored(), embeddings, labels * 0, ages, refit=True) is None

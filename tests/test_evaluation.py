@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold
 
 from evaluation import leakage, metrics, rates
 from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
-from evaluation.screen import table
+from evaluation.report import table
 from model import DALModel
 from recognition.embedding import extract, extract_files
 from utils import DataError
