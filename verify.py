@@ -28,9 +28,9 @@ from pathlib import Path
 import utils
 from recognition.weights import load_weights
 from system.locks import Interrupt, Interrupted
-from verification import answers, decision, enrolment, pairs, portraits
+from verification import decision, enrolment, pairs, portraits
 from verification.index import Index
-from verification.matcher import Matcher
+from verification.matcher import Features, Matcher, about_search
 from verification.people_files import table_text
 
 SAME, OTHER, UNDECIDED = 0, 3, 4  # exit statuses; 1 is an error's, 2 argparse's
@@ -116,25 +116,20 @@ def matcher(args: argparse.Namespace) -> Matcher:
 def compare(args: argparse.Namespace) -> int:
     """Two images: prints the decision, and draws it into --out."""
     known = matcher(args)
-    two = [portraits.read_file(path, known.width) for path in args.images]
-    found = known.features([portrait.face for portrait in two])
-    features = [known.aged(one, face.years) for one, face in zip(found, two, strict=True)]
-    similarity = float(features[0].embedding @ features[1].embedding)
-    ages = answers.pair_ages([one.age for one in features], args.ages or (None, None))
-    answer = known.decision.answer(similarity, ages, args.far)
+    two = known.features([portraits.read_file(path, known.width) for path in args.images])
+    answer = known.compare(two[0], two[1], args.ages or (None, None), args.far)
     if args.json:
-        faces = [answers.about_face(*both) for both in zip(two, features, strict=True)]
-        print(json.dumps({'faces': faces, **answers.about_pair(answer)}))
+        print(json.dumps({'faces': [one.facts() for one in two], **answer.facts()}))
     else:
-        for portrait, one in zip(two, features, strict=True):
-            print(f'{portrait.name}: {portrait.about}; {one.about}')
-        print(f'similarity {similarity:.3f}: {answer.verdict}')
+        for one in two:
+            print(f'{one.portrait.name}: {one.portrait.about}; {one.age.about}')
+        print(f'similarity {answer.similarity:.3f}: {answer.verdict}')
         for line in answer.details(known.decision):
             print(line)
     if args.out:
         from verification import drawing  # matplotlib is slow to import
 
-        drawing.draw_pair(two, features, answer, known.decision, args.out)
+        drawing.draw_pair(two, answer, known.decision, args.out)
         _drawn(args)
     return _status([answer.same])
 
@@ -143,21 +138,20 @@ def find(args: argparse.Namespace) -> int:
     """One image among an archive's: prints the ranking and draws it."""
     face, where = args.find
     known = matcher(args)
-    portrait = portraits.read_file(face, known.width)
-    features = known.aged(known.features([portrait.face])[0], portrait.years)
+    (features,) = known.features([portraits.read_file(face, known.width)])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
-    found = answers.most_alike(known, archive, features, args.top, age, args.far, face)
+    found = known.most_alike(archive, features, args.top, age, args.far, face)
     if args.json:
-        print(json.dumps(answers.search(portrait, features, where, archive, found)))
+        print(json.dumps(about_search(features, where, archive, found)))
     else:
-        print_found(portrait, features, archive, found)
+        print_found(known, features, archive, found)
     if not found:
         raise utils.DataError(f'{where}: no other face than the one that is looked for')
     if args.out:
         from verification import drawing
 
-        drawing.draw_found(portrait, features, found, archive, args.out)
+        drawing.draw_found(features, found, archive, args.out)
         _drawn(args)
     return _status([one['same'] for one in found])
 
@@ -169,12 +163,15 @@ def read_archive(known: Matcher, where: str) -> Index:
     return Index.open(where, known.info.sha256)
 
 
-def print_found(portrait, features, archive: Index, found: list[dict]) -> None:
-    print(f'{portrait.name}: {portrait.about}; {features.about}; among {len(archive)} faces:')
+def print_found(known: Matcher, features: Features, archive: Index, found: list[dict]) -> None:
+    portrait, among = features.portrait, f'among {len(archive)} faces'
+    print(f'{portrait.name}: {portrait.about}; {features.age.about}; {among}:')
     for one in found:
-        star = '*' if one['same'] else ' '
-        line = answers.in_words(one, archive.is_aligned(one['face']))
-        print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {line}')
+        star, who = '*' if one['same'] else ' ', f'{one["person"]}: ' if one['person'] else ''
+        box = '' if archive.is_aligned(one['face']) else ' [{:.0f} {:.0f} {:.0f} {:.0f}]'
+        where = f'{who}{one["photograph"]}{box.format(*one["box"])}'
+        age = known.age_in(archive.faces[one['face']]).about
+        print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {where}; {age}')
     if found and found[0]['threshold'] is not None:
         which = 'for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}'
         many = 'which is meant for one pair: among many faces other people pass it too'

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 from conftest import serving
-from PIL import Image
 from test_calibration import stored
 from test_verify import Stub, photograph_of
 
@@ -75,9 +74,9 @@ def submit(browser, address, **files):
 
 def test_two_faces_in_a_browser(browser, served, matcher, faces):
     text = submit(browser, served, first=faces[0], second=faces[1])
-    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([portraits.read_file(path) for path in faces[:2]])
     similarity = a.embedding @ b.embedding
-    assert f'Similarity {similarity:.3f}' in text and a.about in text
+    assert f'Similarity {similarity:.3f}' in text and a.age.about in text
     assert [side(browser, image) for image in elements(browser, '#people img')] == [96, 96]
     (dot,) = elements(browser, '#answer circle')
     (line,) = elements(browser, '#answer line[stroke-dasharray]')

@@ -158,7 +158,7 @@ def test_all_faces_of_a_photograph_are_in_it(matcher, faces, update, tmp_path, m
     assert len(archive) == 2 and archive.faces['photograph'].tolist() == [0, 0]
     assert archive.faces['box'][0][0] > archive.faces['box'][1][0]  # the larger one, on the right
     for k, face in enumerate((faces[9], faces[0])):
-        (features,) = matcher.features([np.asarray(Image.open(face))])
+        (features,) = matcher.features([portraits.read_file(face)])
         assert archive.embeddings[k] @ features.embedding > 0.9
         again = portraits.cut(portraits.open_file(archive.path(k), 'x'), archive.faces['points'][k])
         apart = np.abs(again.astype(float) - np.asarray(Image.open(face)).astype(float))[8:-8, 8:-8]

@@ -59,10 +59,10 @@ def fields(*images, **more):
 
 def test_two_faces_on_the_page(alone, matcher, faces):
     answer = alone.post('/', data=fields(*faces[:2]))
-    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([portraits.read_file(path) for path in faces[:2]])
     assert answer.status_code == 200 and 'in validation' in answer.text
     assert f'Similarity {a.embedding @ b.embedding:.3f}' in answer.text
-    assert a.about in answer.text and b.about in answer.text
+    assert a.age.about in answer.text and b.age.about in answer.text
     assert answer.text.count('data:image/jpeg') == 2
 
 
@@ -77,7 +77,7 @@ def test_one_face_among_an_archive_on_the_page(client, archive, faces):
 
 def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, ask):
     answer = client.post('/compare', data=fields(*faces[:2]))
-    a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[:2]])
+    a, b = matcher.features([portraits.read_file(path) for path in faces[:2]])
     assert answer.status_code == 200 and answer.json.keys() == KEYS | {'faces'}
     assert answer.json['similarity'] == pytest.approx(float(a.embedding @ b.embedding), abs=1e-6)
     printed = json.loads(ask(weights, faces[0], faces[1], '--json')[1])
@@ -88,7 +88,7 @@ def test_compare_is_what_the_command_line_says(client, matcher, faces, weights, 
 
 def test_find_is_the_index_product(client, matcher, archive, faces):
     answer = client.post('/find', data=fields(faces[7], top='5')).json
-    (features,) = matcher.features([np.asarray(Image.open(faces[7]))])
+    (features,) = matcher.features([portraits.read_file(faces[7])])
     best = np.sort(archive.embeddings @ features.embedding)[::-1][:5]
     np.testing.assert_allclose([one['similarity'] for one in answer['found']], best, atol=1e-5)
     first = answer['found'][0]
@@ -308,7 +308,7 @@ class Slow:
     def __init__(self, matcher):
         self.matcher, self.go, self.batches, self.started = matcher, threading.Event(), [], 0
         self.decision, self.width, self.info = matcher.decision, matcher.width, matcher.info
-        self.aged = matcher.aged
+        self.compare = matcher.compare
 
     def features(self, faces):
         self.started = self.started or len(faces)
@@ -346,7 +346,7 @@ def test_a_full_queue_refuses_and_waiting_requests_share_batches(matcher, faces)
     assert [answer.status_code for answer in answers] == [200] * 6
     assert sum(slow.batches) == 12 and len(slow.batches) == 2  # the first, and those that waited
     for k, answer in enumerate(answers):  # everybody has their own answer
-        a, b = matcher.features([np.asarray(Image.open(path)) for path in faces[k : k + 2]])
+        a, b = matcher.features([portraits.read_file(path) for path in faces[k : k + 2]])
         want = pytest.approx(float(a.embedding @ b.embedding), abs=1e-5)
         assert answer.json['similarity'] == want
     assert probe.post('/compare', data=fields(*faces[:2])).status_code == 200

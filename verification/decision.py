@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,6 @@ class Ages(NamedTuple):
     second: float
     estimated: bool = True
 
-    @property
-    def about(self) -> str:
-        kind = 'estimated ages' if self.estimated else 'ages'
-        return f'the {kind} {self.first:.0f} and {self.second:.0f}'
-
 
 class Answer(NamedTuple):
     """The decision on one pair; what isn't known is None."""
@@ -48,10 +44,24 @@ class Answer(NamedTuple):
         """The decision in a few words."""
         if self.same is None:
             return 'no decision: these weights hold no threshold, --threshold gives one'
+        which, rate = '', '' if self.far is None else f' at a false accept rate of {self.far:g}'
+        if self.ages and self.by == 'ages':
+            kind = 'estimated ages' if self.ages.estimated else 'ages'
+            which = f' for the {kind} {self.ages.first:.0f} and {self.ages.second:.0f}'
         who = 'the same person' if self.same else 'different people'
-        which = f' for {self.ages.about}' if self.ages and self.by == 'ages' else ''
-        rate = '' if self.far is None else f' at a false accept rate of {self.far:g}'
         return f'{who} (the threshold{which}{rate} is {self.threshold:.3f})'
+
+    def facts(self) -> dict:
+        """All of it for JSON, as docs/verify.md has it."""
+        facts = self._asdict() | {'verdict': self.verdict}
+        pairs = facts.pop('pairs') or (None, None)
+        facts['pairs_of_different_people'], facts['pairs_of_one_person'] = pairs
+        facts |= {key: rounded(facts[key]) for key in ('similarity', 'threshold', 'probability')}
+        if self.ages:
+            first, second, estimated = self.ages
+            ages = {'first': round(first, 1), 'second': round(second, 1), 'estimated': estimated}
+            facts['ages'] = ages
+        return facts
 
     def details(self, decision: 'Decision') -> list[str]:
         """What else is known of the pair, in lines."""
@@ -63,8 +73,8 @@ class Answer(NamedTuple):
                 f'likely as different people beforehand; validation had {genuine} pairs of one '
                 f'person and {impostor} of different people of such ages'
             )
-        if decision.genuine is not None:
-            lines.append(f'which means: {decision.meaning(self.similarity)}')
+        if meaning := decision.meaning(self.similarity):
+            lines.append(f'which means: {meaning}')
         if self.far is not None:
             lines.append(rate_holds(self.fitted_on))
         return lines + ([f'note: {self.caution}'] if self.caution else [])
@@ -118,45 +128,43 @@ class Decision(NamedTuple):
         threshold is where one person is as likely as different people. Raises UserError if no
         threshold is known at `far`.
         """
+        threshold, fitted_on = self.threshold, None if self.given else self.fitted_on
+        probability = pairs = caution = None
+        by = 'validation'
         if self.given:
-            return self._by(similarity, self.threshold, 'threshold', ages, fitted_on=None)
-        if self.ages and ages:
+            by, far = 'threshold', None
+        elif self.ages and ages:
             by_age = self.estimated if ages.estimated and self.estimated else self.ages
-            return self._by_ages(by_age, similarity, ages, far)
-        caution = None
-        if self.ages:
-            caution = 'not all ages are known: --ages gives them; one threshold for all decides'
-        elif ages and not ages.estimated:
-            caution = 'validation left no thresholds by age, so the ages decide nothing'
-        if far is None:
-            return self._by(similarity, self.threshold, 'validation', ages, caution)
-        if not self.far or far not in self.far:
-            known = ', '.join(f'{rate:g}' for rate in self.far or ()) or 'none'
-            what = f'these weights hold no threshold at this rate (there are: {known})'
-            remedy = '--calibrate NAME makes them from people of your own'
-            raise UserError(f'--far {far:g}: {what}: {remedy}')
-        return self._by(similarity, self.far[far], 'far', ages, caution, far=far)
-
-    def _by_ages(self, by_age, similarity, ages, far):
-        younger, gap = min(ages[:2]), abs(ages.first - ages.second)
-        known = by_age.threshold(younger, gap, far or 0.1)
-        if far is None:
-            even, pairs = by_age.even(younger, gap), known and known[1:3]
-            threshold = self.threshold if even is None else even
-            few = known is None or min(known.impostor, known.genuine) < FEW
-            caution = 'validation had few pairs of such ages' if few else None
-        elif known is None:
-            raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
+            younger, gap = min(ages[:2]), abs(ages.first - ages.second)
+            known = by_age.threshold(younger, gap, far or 0.1)
+            by, pairs = 'ages', known and known[1:3]
+            probability = by_age.probability(similarity, younger, gap)
+            if known and far is not None:
+                threshold, caution = known.value, known.caution
+            elif far is not None:
+                raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
+            else:
+                even = by_age.even(younger, gap)
+                threshold = threshold if even is None else even
+                few = known is None or min(known.impostor, known.genuine) < FEW
+                caution = 'validation had few pairs of such ages' if few else None
         else:
-            threshold, pairs, caution = known.value, known[1:3], known.caution
-        facts = {'probability': by_age.probability(similarity, younger, gap), 'pairs': pairs}
-        return self._by(similarity, threshold, 'ages', ages, far=far, caution=caution, **facts)
-
-    def _by(self, similarity, threshold, by, ages, caution=None, **facts):
+            if self.ages:
+                caution = 'not all ages are known: --ages gives them; one threshold for all decides'
+            elif ages and not ages.estimated:
+                caution = 'validation left no thresholds by age, so the ages decide nothing'
+            rates = self.far or {}
+            if far is not None and far not in rates:
+                known_rates = ', '.join(f'{rate:g}' for rate in rates) or 'none'
+                what = f'these weights hold no threshold at this rate (there are: {known_rates})'
+                remedy = '--calibrate NAME makes them from people of your own'
+                raise UserError(f'--far {far:g}: {what}: {remedy}')
+            if far is not None:
+                threshold, by = rates[far], 'far'
         if threshold is None:
             return Answer(similarity, ages=ages, caution=caution)
-        facts = {'fitted_on': self.fitted_on, 'ages': ages, 'caution': caution} | facts
-        return Answer(similarity, similarity > threshold, threshold, by, **facts)
+        facts = far, probability, ages, pairs, caution, fitted_on
+        return Answer(similarity, similarity > threshold, threshold, by, *facts)
 
     def meaning(self, similarity: float) -> str:
         """How usual such a similarity is, a clause; '' if validation left no scores."""
@@ -168,6 +176,16 @@ class Decision(NamedTuple):
             f'in validation {_share(lower)} of the pairs of one person were less similar than '
             f'this, and {_share(1 - higher)} of the pairs of different people more.'
         )
+
+
+def pair_ages(
+    estimated: Sequence[float | None], given: Sequence[float | None] = (None, None)
+) -> Ages | None:
+    """The ages in years to decide by: those `given`, else the estimates; None if one is unknown."""
+    first, second = (one if age is None else age for one, age in zip(estimated, given, strict=True))
+    if first is None or second is None:
+        return None
+    return Ages(float(first), float(second), None in given)
 
 
 def rate_holds(fitted_on: str | None) -> str:
@@ -214,6 +232,11 @@ def _percentiles(values):
     if row.shape != (101,) or not (np.diff(row) >= 0).all():
         raise ValueError
     return row
+
+
+def rounded(value: float | None) -> float | None:
+    """As JSON has it."""
+    return None if value is None else round(float(value), 6)
 
 
 def _share(part):

@@ -6,19 +6,17 @@ from evaluation.plots import GENUINE, IMPOSTOR, save
 from verification.decision import Answer, Decision
 from verification.index import Index
 from verification.matcher import Features
-from verification.portraits import Portrait, cut_again
+from verification.portraits import cut_again
 
 ROW = 6  # faces side by side
 
 
-def draw_pair(
-    two: list[Portrait], features: list[Features], answer: Answer, decision: Decision, path
-) -> None:
+def draw_pair(two: list[Features], answer: Answer, decision: Decision, path) -> None:
     """Two faces; their similarity on the scale of what validation saw."""
     figure = Figure(figsize=(6.4, 4.6), layout='constrained')
     faces, scale = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 1.25))[:, 0]
-    for axis, portrait, one in zip(faces.subplots(1, 2), two, features, strict=True):
-        _show(axis, portrait.face, one.about.replace(' (', '\n('), 'black')
+    for axis, one in zip(faces.subplots(1, 2), two, strict=True):
+        _show(axis, one.portrait.face, one.age.about.replace(' (', '\n('), 'black')
     tint = colour(answer.same)
     title = f'similarity {answer.similarity:.3f}: {answer.verdict}'.replace(' (', '\n(')
     faces.suptitle(title, color=tint, fontweight='bold')
@@ -40,15 +38,13 @@ def draw_pair(
     save(figure, path)
 
 
-def draw_found(
-    portrait: Portrait, features: Features, found: list[dict], archive: Index, path
-) -> None:
-    """The face that was looked for, and those found (answers.most_alike), in order."""
+def draw_found(features: Features, found: list[dict], archive: Index, path) -> None:
+    """The face that was looked for, and those found (Matcher.most_alike), in order."""
     rows = -(-len(found) // ROW)
     figure = Figure(figsize=(1.5 * (ROW + 1), 2.35 * rows), layout='constrained')
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, ROW))[0]
-    title = 'looked for\n' + features.about.replace(' (', '\n(').replace(', ', ',\n')
-    _show(left.subplots(), portrait.face, title, 'black')
+    title = 'looked for\n' + features.age.about.replace(' (', '\n(').replace(', ', ',\n')
+    _show(left.subplots(), features.portrait.face, title, 'black')
     axes = right.subplots(rows, ROW, squeeze=False).ravel()
     for axis in axes:
         axis.axis('off')

@@ -5,6 +5,7 @@ stopped goes on from it. When all is done the index is written whole, and the jo
 """
 
 import functools
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -145,18 +146,17 @@ def _pages(path):
 def embed_files(
     matcher: Matcher, root: str, names: list[str], largest: bool = False
 ) -> Iterator[Photograph]:
-    """A Photograph of each of the images root/name, in order; those that have gone are left out.
-    All faces, or the `largest` alone. They are embedded in batches of BATCH or so. Raises UserError
-    if there are photographs and the detector isn't installed."""
+    """A Photograph of each of the images root/name, in order. All faces, or the `largest` alone.
+    They are embedded in batches of BATCH or so. Raises UserError if there are photographs and the
+    detector isn't installed."""
     waiting, faces, width = [], 0, matcher.width
     workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
     paths = [os.path.join(root, name) for name in names]
     read = each(_read, paths, width, functools.partial(int, width), workers)
     bar = progress(zip(names, read, strict=True), 'faces', len(names), unit=' images')
-    for name, (stat, found, reason) in bar:
-        if stat:
-            waiting.append((name, stat, found[:1] if largest else found, reason))
-            faces += len(waiting[-1][2])
+    for name, (facts, found) in bar:
+        waiting.append((name, *facts, found[:1] if largest else found))
+        faces += len(waiting[-1][-1])
         if faces >= BATCH:
             yield from _batch(matcher, waiting)
             waiting, faces = [], 0
@@ -164,26 +164,26 @@ def embed_files(
 
 
 def _batch(matcher, waiting):
-    crops = [portrait.face for *_, portraits_here, _ in waiting for portrait in portraits_here]
-    features = iter(matcher.features(crops) if crops else ())
-    for name, stat, found, reason in waiting:
+    every = [portrait for *_, found in waiting for portrait in found]
+    features = iter(matcher.features(every) if every else ())
+    for *facts, found in waiting:
         rows = np.zeros(len(found), FACE)
         embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
-        for k, (portrait, feature) in enumerate(zip(found, features, strict=False)):
-            feature = matcher.aged(feature, portrait.years)
-            embeddings[k] = feature.embedding
+        for k, (portrait, embedding, age) in enumerate(itertools.islice(features, len(found))):
+            embeddings[k] = embedding
             rows[k]['box'], rows[k]['points'], rows[k]['group'] = portrait.box, portrait.points, -1
-            if feature.age is not None:
-                rows[k]['group'] = matcher.groups.index(feature.group)
-                rows[k]['age'], rows[k]['probability'] = feature.age, feature.probability or np.nan
-        yield Photograph(name, stat.st_size, stat.st_mtime_ns, reason, rows, embeddings)
+            if age.years is not None:
+                rows[k]['group'] = matcher.groups.index(age.group)
+                rows[k]['age'], rows[k]['probability'] = age.years, age.probability or np.nan
+        yield Photograph(*facts, rows, embeddings)
 
 
 def _read(width, path):
-    """Its os.stat, None if it has gone since it was listed; its Portraits, and why it has none."""
-    stat = None
+    """Size, time and, if it has no Portraits, the reason why; its Portraits."""
+    size = time = 0
     try:
         stat = os.stat(path)
-        return stat, portraits.read_all(read_bytes(path), path, width), ''
+        size, time = stat.st_size, stat.st_mtime_ns
+        return (size, time, ''), portraits.read_all(read_bytes(path), path, width)
     except (OSError, DataError) as error:
-        return stat, [], str(error)
+        return (size, time, str(error)), []

