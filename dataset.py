@@ -1,5 +1,6 @@
 """From faces to batches: every age is read and every image decoded once, before training starts."""
 
+import contextlib
 import difflib
 import functools
 import glob
@@ -7,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage import images
-from storage.batches import Batches
 from storage.files import sweep
 from storage.folder import Folder, List, is_list
 from storage.images import HEIGHT, WIDTH, decode, some
 from storage.rows import Layout, NewRows, Rows
 from storage.vectors import is_vectors
+from system.names import naming
 from system.progress import progress
 from utils import DataError
-
-__all__ = ['Batches', 'Faces', 'check_entry', 'evaluation_loader', 'training_loader']
 
 KEYS: dict[str, tuple] = {  # what each may be, and how that is said
     'train_root': ((str, Path), 'a folder, shards, or a list'),
@@ -37,6 +36,8 @@ KEYS: dict[str, tuple] = {  # what each may be, and how that is said
     'n_cls': (int, 'a whole number'),
 }
 OF_FOLDERS = {'pat': r'_|\.', 'pos': 1, 'n_cls': None}  # what an entry of lists does without
+# faces among which one from shards is shuffled: about 2 GB, which stay in the system's cache
+WINDOW = 1 << 18
 WITHOUT_SIMPLEJPEG = (
     'simplejpeg is not installed here: without it damaged JPEG files may be read, half of them '
     'grey, and reading takes four times as long: pip install simplejpeg'
@@ -44,12 +45,9 @@ WITHOUT_SIMPLEJPEG = (
 
 
 def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
-    """The dict of meta.py called `name`, with OF_FOLDERS for what it needn't have. Raises DataError
-    if it, or age_cutoffs, is not valid.
-
-    If both roots are lists, which say the ages themselves, it needs no `pat` and no `pos`; if
-    train_root is one, no `n_cls`.
-    """
+    """The dict of meta.py called `name`, with OF_FOLDERS for what it needn't have: `pat` and `pos`
+    if all roots are lists, which say the ages themselves; `n_cls` if train_root is one. Raises
+    DataError if it, or age_cutoffs, is not valid."""
     where = f'meta.py, {name}'
     if not isinstance(entry, dict):
         is_one = f'a data set is a dict with the keys {", ".join(KEYS)}'
@@ -59,11 +57,9 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
         hint = f'did you mean {close[0]!r}?' if close else f'the keys are {", ".join(KEYS)}'
         raise DataError(f'{where}: no such key {key!r}; {hint}')
     roots = [entry.get(key) for key in ('train_root', 'val_root')]
-    roots = [root for root in roots if isinstance(root, (str, Path))]
-    lists = [is_list(os.path.expanduser(root)) or is_vectors(root) for root in roots]
-    spared = ['n_cls'] if any(lists[:1]) else []
-    if lists and all(lists):
-        spared = ['pat', 'pos', 'n_cls']
+    named = [os.path.expanduser(root) for root in roots if isinstance(root, (str, Path))]
+    lists = [is_list(root) or is_vectors(root) for root in named]
+    spared = [*OF_FOLDERS] if lists and all(lists) else ['n_cls'] if lists[:1] == [True] else []
     entry = {key: OF_FOLDERS[key] for key in spared} | entry
     for key, (kinds, what) in KEYS.items():
         if key not in entry:
@@ -98,16 +94,20 @@ def source_of(root: str) -> Any:
     return List(root) if is_list(root) else Folder(root)
 
 
+def shards_of(places: np.ndarray) -> np.ndarray | None:
+    """The number of the shard that each place is in (n,); None if there are no shards."""
+    return places['shard'] if places.dtype.names else None
+
+
 def alike(root: str, people: Iterable[str]) -> list[str]:
     """A notice of people whose names differ in their Unicode form alone."""
     forms = defaultdict(list)
     for name in people:
         forms[unicodedata.normalize('NFC', name)].append(name)
     names = [name for name, spellings in forms.items() if len(spellings) > 1]
-    return [
-        f'{root}: {len(names)} name(s) stand for different people that differ only in how accents '
-        f'are stored (NFC, NFD): {some(names)}: if they are one person, merge them'
-    ][: len(names)]
+    what = 'stand for different people that differ only in how accents are stored (NFC, NFD)'
+    line = f'{root}: {len(names)} name(s) {what}: {some(names)}: if they are one person, merge them'
+    return [line] if names else []
 
 
 class Faces(Dataset):
@@ -117,10 +117,8 @@ class Faces(Dataset):
     and images.to_width says how one becomes the other. `pat` and `pos` are as in meta.py.
 
     classes  list of the identities, sorted; labels (n,) int64, ages (n,) float32 in years
-    Listed and parsed at once; `check` then decodes. Batches are fetched by lists of indices: images
-    (N, 3, 112, width) uint8 in channels-last memory, labels (N,), ages (N,), and reasons for those
-    that could not be read. Raises DataError if they are missing or empty, and for faces without a
-    readable age.
+    Listed and parsed at once; `check` then decodes. Raises DataError if they are missing or empty,
+    and for faces without a readable age.
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
@@ -138,10 +136,8 @@ class Faces(Dataset):
 
     def encoded(self, index: int) -> bytes:
         """The image as it is stored. Raises DataError, which names it."""
-        try:
+        with naming(self.path(index)):
             return self.source.encoded(self.places[index])
-        except OSError as error:
-            raise DataError(f'{some([self.path(index)])}: {error.strerror}') from None
 
     def read(self, index: int) -> np.ndarray:
         """The decoded face, uint8 (112, width, 3). Raises DataError, which names it."""
@@ -153,14 +149,12 @@ class Faces(Dataset):
 
     def check(self, cache: bool = True, skip_corrupt: int = 0, workers: int = 0) -> list[str]:
         """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one
-        file beside `root`.
+        file beside `root`, from which every process reads, so that no epoch decodes again.
 
-        Every process reads from that file, so that no epoch decodes again. It is called
-        .train.0123456789abcdef.npy, of faces 112 wide .train.0123456789abcdef-112.npy: a hash of
-        the names, sizes and times of the images, and a set that changed gets a new one. Raises
-        DataError if more than `skip_corrupt` images can't be read or are of another size; as many
-        are left out. Returns lines of notice, if any: which were left out, and that there is no
-        room for the file.
+        It is called .train.0123456789abcdef.npy, of faces 112 wide .train.0123456789abcdef-112.npy:
+        a hash of the names, sizes and times of the images, and a set that changed gets a new one.
+        Raises DataError if more than `skip_corrupt` images can't be read or are of another size; as
+        many are left out. Returns lines of notice: what was left out, that there is no room …
         """
         notices = [*self.source.notices, *alike(self.root, self.classes)]
         if images.simplejpeg is None:
@@ -174,16 +168,13 @@ class Faces(Dataset):
         if layout.is_whole(target):
             self.pixels = Rows(target, layout)
             return notices
-        new = NewRows(target, layout)
-        try:
+        with contextlib.closing(NewRows(target, layout)) as new:
             left_out = self._decode(new, skip_corrupt, workers)
             self.pixels = None if left_out else new.finish()
             if new.error:
                 no_room = f'{new.error.strerror} for {layout.gib:.1f} GiB of decoded faces'
                 anew = 'every epoch decodes anew: --workers N helps'
                 notices.append(f'{beside.parent}: {no_room}; {anew}')
-        finally:
-            new.close()
         return notices + left_out
 
     def _decode(self, new, skip_corrupt, workers):
@@ -196,15 +187,15 @@ class Faces(Dataset):
         if not bad:
             return []
         kept = np.setdiff1d(np.arange(len(self)), list(bad))
-        self.places, self.labels = self.places[kept], self.labels[kept]
-        self.ages = self.ages[kept]
+        for name in ('places', 'labels', 'ages'):
+            setattr(self, name, getattr(self, name)[kept])
         until = 'until they are mended or removed, every epoch decodes anew'
         return [f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; {until}']
 
     def _decode_all(self, new, workers):
         """{index: reason} of the images that can't be used; the others go to `new`."""
         workers = workers or os.cpu_count()
-        size, shards = max(1, min(256, len(self) // workers)), self.source.shard_of(self.places)
+        size, shards = max(1, min(256, len(self) // workers)), shards_of(self.places)
         order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
 
         def work(start):
@@ -232,7 +223,8 @@ class Faces(Dataset):
         return self.source.fingerprint(self.places)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """images, labels, ages of the faces that could be read; reasons for those that couldn't."""
+        """A batch: images (N, 3, 112, width) uint8 in channels-last memory, labels (N,), ages (N,)
+        of the faces that could be read; reasons for those that couldn't."""
         unreadable = []
         if self.pixels:
             pixels = self.pixels[indices]
@@ -248,6 +240,44 @@ class Faces(Dataset):
             indices, pixels = list(faces), np.stack(list(faces.values()))
         labels, ages = (torch.from_numpy(values[indices]) for values in (self.labels, self.ages))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, ages, unreadable
+
+
+class Batches(Sampler):
+    """Lists of indices, epoch after epoch: shuffled by (seed, epoch), the incomplete last one left
+    out.
+
+    Set `epoch`, and `first` to begin at a later batch of it, as a resumed run does; the order never
+    depends on what ran before. Of several ranks, each takes its share of every batch: the same
+    batches, whatever their number, and shares that differ by one at most. `shards` (n,), the shard
+    that each face is in, keeps the order of more than WINDOW faces to a few shards at a time.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1, shards: Any = None
+    ):
+        self.n, self.batch_size, self.seed, self.shards = n, batch_size, seed, shards
+        self.rank, self.ranks, self.epoch, self.first = rank, ranks, 0, 0
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size
+
+    def order(self) -> np.ndarray:
+        """The epoch's order (n,), whole."""
+        draw = np.random.default_rng((self.seed, self.epoch))
+        if self.shards is None or self.n <= WINDOW:
+            return draw.permutation(self.n)
+        # shard after shard, each shuffled; then every face moves by less than WINDOW places, so
+        # that neighbouring shards mix
+        turn = draw.permutation(self.shards.max() + 1)
+        faces = np.lexsort((draw.random(self.n), turn[self.shards]))
+        moved = np.arange(self.n) + WINDOW * draw.random(self.n)
+        return faces[np.argsort(moved, kind='stable')]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.order()
+        for number in range(self.first, len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield np.array_split(batch, self.ranks)[self.rank].tolist()
 
 
 def _complete(batch):
@@ -267,8 +297,7 @@ def training_loader(
     faces: Faces, batch_size: int, seed: int, workers: int, pin: bool, rank: int = 0, ranks: int = 1
 ) -> DataLoader:
     """A DataLoader over `Batches`, its `.batch_sampler`. Raises DataError without a whole batch."""
-    shards = faces.source.shard_of(faces.places)
-    batches = Batches(len(faces), batch_size, seed, rank, ranks, shards)
+    batches = Batches(len(faces), batch_size, seed, rank, ranks, shards_of(faces.places))
     if not len(batches):
         less = f'{len(faces)} images are less than one batch of {batch_size}'
         raise DataError(f'{faces.root}: {less}: lower it with --batch-size')

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset import Faces
+from dataset import Faces, shards_of
 from evaluation import pair_files
 from evaluation.pairs import Pairs
 from evaluation.rates import GRID
@@ -253,7 +253,7 @@ def folder(path: str, pat: str, pos: int) -> Benchmark:
     faces = Faces(path, pat, pos)
     paths = [faces.path(i) for i in range(len(faces))]
     sources: list = paths
-    if faces.source.shard_of(faces.places) is not None:  # entries of tar files, which have no path
+    if shards_of(faces.places) is not None:  # entries of tar files, which have no path
         sources = [faces.encoded(i) for i in range(len(faces))]
     notices = (*faces.source.notices, *check_ages(faces))
     return Benchmark(sources, paths, labels=faces.labels, ages=faces.ages, notices=notices)

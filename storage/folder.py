@@ -8,6 +8,7 @@ import hashlib
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,40 +39,35 @@ class Folder:
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """classes, the folders' names, sorted; places (n,); labels (n,) int64; ages (n,) float32 in
         years. Raises DataError for a missing or empty folder and names without a readable age."""
-        classes: list[str] = []
-        names, labels, ages = [], [], []
-        empty, bad, passed = [], [], Below([], [], [], [])
-        for folder in self._people():
-            path = os.path.join(self.root, folder)
-            there = files.below(path, (self.root,))
-            if not there.images:
-                empty.append(folder)
-            for name in there.images:
-                try:
-                    ages.append(parse_age(os.path.basename(name), pat, pos))
-                except ValueError as error:
-                    bad.append((f'{folder}/{name}', error))
-                names.append(os.fsencode(f'{folder}/{name}'))
-            labels.extend([len(classes)] * len(there.images))
-            classes.append(folder)
-            for left_out, found in zip(passed, there, strict=True):
-                left_out += [f'{folder}/{name}' for name in found]
-        if not names:
+        classes, found, labels, empty = self._people(), Below([], [], [], []), [], []
+        for label, folder in enumerate(classes):
+            there = files.below(os.path.join(self.root, folder), (self.root,))
+            for all_, names in zip(found, there, strict=True):
+                all_ += [f'{folder}/{name}' for name in names]
+            labels += [label] * len(there.images)
+            empty += [] if there.images else [folder]
+        if not labels:
             form = f'{self.root}/<identity>/000_[age].jpg'
             raise DataError(f'{self.root}: no images; expected {form}')
         if empty:
             what = f'{len(empty)} identity folder(s) without an image'
             raise DataError(f'{self.root}: {what}: {some(empty)}: fill or remove them')
+        ages, bad = [], {}
+        for name in found.images:
+            try:
+                ages.append(parse_age(os.path.basename(name), pat, pos))
+            except ValueError as error:
+                bad[name] = error
         if bad:
-            which = (
-                f'{len(bad)} file name(s) without a readable age: {some(name for name, _ in bad)}'
-            )
+            which = f'{len(bad)} file name(s) without a readable age: {some(bad)}'
             remedy = f"rename the files, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
-            raise DataError(f'{self.root}: {which}; for the first, {bad[0][1]}: {remedy}')
-        self._notice(passed.others, 'file(s) are no images by their names, and left out')
-        self._notice(passed.loops, 'link(s) lead to a folder above them, and are not followed')
-        self._notice(passed.special, 'pipe(s), socket(s) or device(s) are not opened')
-        return classes, np.array(names), np.array(labels), np.array(ages, dtype=np.float32)
+            first = next(iter(bad.values()))
+            raise DataError(f'{self.root}: {which}; for the first, {first}: {remedy}')
+        self._notice(found.others, 'file(s) are no images by their names, and left out')
+        self._notice(found.loops, 'link(s) lead to a folder above them, and are not followed')
+        self._notice(found.special, 'pipe(s), socket(s) or device(s) are not opened')
+        places = np.array([*map(os.fsencode, found.images)])
+        return classes, places, np.array(labels), np.array(ages, np.float32)
 
     def _notice(self, names, what):
         if names:
@@ -87,19 +83,15 @@ class Folder:
         self._notice(sorted(alone), 'image(s) are in no folder of a person, and left out')
         return people
 
-    def shard_of(self, places: np.ndarray) -> np.ndarray | None:
-        """The number of the shard that each place is in (n,); None if there are no shards."""
-        return None
-
-    def name(self, place: bytes) -> str:
+    def name(self, place: Any) -> str:
         """Where it is below the root."""
         return os.fsdecode(place)
 
-    def path(self, place: bytes) -> str:
+    def path(self, place: Any) -> str:
         """Where it is, for messages."""
         return os.path.join(self.root, self.name(place))
 
-    def encoded(self, place: bytes) -> bytes:
+    def encoded(self, place: Any) -> bytes:
         """The image file's bytes. Raises OSError."""
         return files.read_file(self.path(place))
 
@@ -116,7 +108,7 @@ class Folder:
         """Bytes of each image (n,) int64; -1 for one that is missing."""
         return np.array([size for _, size, _ in self._stats(places)], np.int64)
 
-    def fingerprint(self, places: np.ndarray) -> str:
+    def fingerprint(self, places: np.ndarray | None) -> str:
         """sha256 of names, sizes and modification times of what isn't missing, in hexadecimal."""
         digest = hashlib.sha256()
         for values in self._stats(places):

@@ -1,5 +1,6 @@
 """One image, one age: from bytes to pixels, from text to years; and what is wrong with them."""
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -43,9 +44,7 @@ def some(names: Iterable[str | bytes | os.PathLike]) -> str:
 
 def to_age(value: object) -> float:
     """Age in years of a number or its text. ValueError if it is none, or not from 0 to 120."""
-    number = value
-    if isinstance(value, str) and AGE.fullmatch(value):
-        number = float(value)
+    number = float(value) if isinstance(value, str) and AGE.fullmatch(value) else value
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise ValueError(f'{value!r:.60} is no age')
     if not 0 <= number <= 120:  # before it is a float: a whole number can be too large to be one
@@ -67,8 +66,7 @@ def parse_age(name: str, pat: str, pos: int) -> float:
 
 def decode(data: bytes, width: int = WIDTH) -> np.ndarray:
     """An encoded face, 112×96 or 112×112 -> RGB uint8 (112, width, 3), see `to_width`. Raises
-    DataError, which doesn't know the file's name, if the image is of another size or can't be read.
-    The size is checked before anything but a PNG is decoded."""
+    DataError as `open_image` does, and for another size."""
     return to_width(open_image(data, _check_size), width)
 
 
@@ -93,8 +91,7 @@ def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> 
     What a decoder calls damaged is refused, rather than shown with half of it grey. Greys of 16
     and 32 bits and floats are scaled to 8 bits, transparency is ignored, of an animation the first
     picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything
-    but a PNG is decoded. Raises DataError, which doesn't know the file's name, with the decoder's
-    reason.
+    but a PNG is decoded. Raises DataError with the decoder's reason, without the file's name.
     """
     try:
         return _open(data, check or (lambda height, width: None))
@@ -118,7 +115,7 @@ def _open(data, check):
         except ValueError:  # of a kind that it doesn't know, or no JPEG at all
             return _open_with_pillow(data, check)
         tagged = b'Exif\0\0' in data or b'tiff:Orientation' in data
-        orientation = _orientation(data) if tagged else 1
+        orientation = _orientation_of_jpeg(data) if tagged else 1
         check(*((width, height) if orientation > 4 else (height, width)))
         if height * width > LARGEST:
             raise Image.DecompressionBombError
@@ -139,32 +136,31 @@ def _open_with_pillow(data, check):
             image.load()
         width, height = image.size
         # a TIFF with the tag has its upright size; any TIFF is turned when it is loaded
-        lies = _orientation_of(image) > 4 and ORIENTATION not in tags
+        lies = _orientation(image) > 4 and ORIENTATION not in tags
         check(*((width, height) if lies else (height, width)))
         _check_sums(image, tags, data)
         image.load()
-        orientation = _orientation_of(image)
+        orientation = _orientation(image)
     if image.mode.startswith(('I', 'F')):
         greys = _eight_bits(np.asarray(image), tags.get(BITS) == (12,))
         # Pillow inverts those of 8 bits and fewer
         inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
         image = Image.fromarray(255 - greys if inverted else greys)
     elif sixteen and np.asarray(image.convert('RGB')).max() < 16:
-        why = 'colours of 16 bits of which only the lowest 12 are used: save it with 8 bits'
-        raise DataError(f'not readable as an image ({why})')
+        raise ValueError('of its 16 bits only the lowest 12 are used: save it with 8 bits')
     image.info.pop('transparency', None)  # which converting would warn of
     return _upright(np.asarray(image.convert('RGB')), orientation)
 
 
 def _eight_bits(values, twelve):
-    """Greys of more than 8 bits (H, W) as uint8. Raises DataError if they are no greys.
+    """Greys of more than 8 bits (H, W) as uint8. Raises ValueError if they are no greys.
 
     Neither TIFF nor Pillow says which scale was meant. 16 bits with no value of 4096 were written
     with 12, or with 8 if none reaches 256; otherwise it is the smallest scale that holds them: of
     32 bits 8, 16 or 31, of floats 1 first.
     """
     if not np.isfinite(values).all() or values.min() < 0:
-        raise DataError('not readable as an image (values below 0, or not finite: it has no greys)')
+        raise ValueError('values below 0, or not finite: it has no greys')
     top = values.max()
     if values.dtype.itemsize == 2:
         if top >= 2**12:
@@ -175,7 +171,7 @@ def _eight_bits(values, twelve):
         scales = (1, 255, 2**16 - 1) if floats else (255, 2**16 - 1, 2**31 - 1)
     scale = next((scale for scale in scales if top <= scale), None)
     if scale is None:
-        raise DataError(f'not readable as an image (values up to {top:g}: not greys of an image)')
+        raise ValueError(f'values up to {top:g}: not greys of an image')
     return np.rint(values * (255 / scale)).astype(np.uint8)
 
 
@@ -250,22 +246,19 @@ def kinds() -> list[str]:
     return [kind for kind in KINDS if kind in Image.OPEN]
 
 
-def _orientation(data):
-    """That of a JPEG; 1 if its EXIF is damaged."""
-    try:
+def _orientation_of_jpeg(data):
+    with contextlib.suppress(Exception):  # the decoder of the pixels says what is wrong with them
         with _STRICT, Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
-            return _orientation_of(image)
-    except Exception:  # the decoder of the pixels says what is wrong with them
-        return 1
+            return _orientation(image)
+    return 1
 
 
-def _orientation_of(image):
+def _orientation(image):
     """EXIF's number from 1 to 8 for how the picture lies; XMP's if EXIF has none."""
-    try:
+    with contextlib.suppress(Exception):  # damaged EXIF is no damaged picture
         number = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF is no damaged picture
-        return 1
-    return number if number in range(1, 9) else 1
+        return number if number in range(1, 9) else 1
+    return 1
 
 
 def _upright(pixels, orientation):

@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 
 from storage.files import is_image, is_system, sweep, write_npz
+from storage.folder import Folder
 from storage.images import parse_age, some, to_age
 from system.names import seen_from
 from system.progress import progress
@@ -35,17 +36,15 @@ def library() -> ModuleType:
     return webdataset
 
 
-class Shards:
+class Shards(Folder):
     """The shards of a pattern, '/data/x/train-{00000..00099}.tar'; several are joined by '::'.
 
-    The same attributes and methods as Folder; `paths` of the shards, and `stats` (s, 2) int64,
-    their sizes and times. A place is a record of shard, offset, size and name. Raises DataError
-    if shards are missing or can't be read by position.
+    `paths` and `stats` are those of the shards, (size, time) each; a place is a record of shard,
+    offset, size and name. Raises DataError if shards are missing or can't be read by position.
     """
 
     def __init__(self, root: str):
-        self.root = root
-        self.notices: list[str] = []
+        super().__init__(root)
         if not root.endswith('.tar') or '://' in root or root.startswith('pipe:'):
             form = '.tar files, not compressed, on a disk or a mounted file system'
             raise DataError(f'{root}: shards are read by position: they must be {form}')
@@ -61,27 +60,16 @@ class Shards:
             which = f'{len(missing)} of {len(self.paths)} shard(s) missing: {some(missing)}'
             remedy = 'restore them, or mend the pattern in meta.py'
             raise DataError(f'{root}: {which}{seen_from(missing[0])}: {remedy}')
-        stats = map(os.stat, self.paths)
-        self.stats = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
-
-    def fingerprint(self, places: np.ndarray | None) -> str:
-        """sha256 of the shards' names, sizes and modification times, in hexadecimal."""
-        digest = hashlib.sha256()
-        for path, (size, time) in zip(self.paths, self.stats, strict=True):
-            name = os.fsencode(os.path.relpath(path, self.folder))
-            digest.update(b'%s\0%d\0%d\n' % (name, size, time))
-        return digest.hexdigest()
+        self.stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self.paths)]
 
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """classes, the identities, sorted; places (n,), labels (n,) int64, ages (n,) float32 in
-        years, sorted by identity and name.
-
-        Kept in one file beside the shards, `.<pattern>.<hash>.index.npz`. Raises DataError for
-        shards that are damaged or empty, and for samples without one image, an identity and a
-        readable age.
-        """
-        digest = hashlib.sha256(f'{self.fingerprint(None)} {pat} {pos}'.encode()).hexdigest()[:16]
-        kept = self.beside.with_name(f'.{self.beside.name}.{digest}.index.npz')
+        years, sorted by identity and name: kept beside the shards, `.<pattern>.<hash>.index.npz`.
+        Raises DataError for shards that are damaged or empty, and for samples without one image, an
+        identity and a readable age."""
+        key = f'{self.fingerprint(None)} {pat} {pos}'.encode()
+        name = f'.{self.beside.name}.{hashlib.sha256(key).hexdigest()[:16]}.index.npz'
+        kept = self.beside.with_name(name)
         try:
             with np.load(kept) as arrays:
                 classes, *index = (arrays[name] for name in KEPT)
@@ -131,12 +119,14 @@ class Shards:
         labels = np.array([rank[identity] for identity in people])
         return classes, places, labels, np.array(ages, np.float32)
 
-    def shard_of(self, places: np.ndarray) -> np.ndarray:
-        return places['shard']
-
     def name(self, place: np.void) -> str:
         """The name of the image in its shard."""
         return os.fsdecode(place['name'])
+
+    def _stats(self, places):
+        """(name, size, modification time in ns) of each shard: the fingerprint is theirs."""
+        for path, (size, time) in zip(self.paths, self.stats, strict=True):
+            yield os.fsencode(os.path.relpath(path, self.folder)), size, time
 
     def path(self, place: np.void) -> str:
         """Where it is, for messages: shard:name."""
@@ -147,8 +137,8 @@ class Shards:
 
     def encoded(self, place: np.void) -> bytes:
         """The image's bytes. Raises OSError, also if the shard changed after it was listed."""
-        stat = self.stats[place['shard']].tolist()
-        file = _opened(self.paths[place['shard']], *stat)  # held until it is read
+        shard = place['shard']
+        file = _opened(self.paths[shard], *self.stats[shard])  # held until it is read
         data = os.pread(file.fileno(), place['size'], place['offset'])
         if len(data) < place['size']:
             raise OSError(None, 'the shard was cut short after it was listed')

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from system.names import naming
 from utils import UserError
 
 
@@ -18,13 +19,10 @@ class Interrupted(UserError):
 
 class Interrupt:
     """Within it SIGINT and SIGTERM are noted in `received` (None or the signal's name), to be acted
-    on between two steps.
-
-    A second one ends the process as usual, unless `insistent`: a launcher repeats what reached its
-    whole group, and kills in the end. With `at_once` the first one raises Interrupted wherever the
-    work is, so that it ends any wait. Signals are the main thread's: in another thread (a
-    notebook's, a server's) none is noted, and a line says so.
-    """
+    on between two steps; with `at_once` the first raises Interrupted wherever the work is. A second
+    one ends the process as usual, unless `insistent`: a launcher repeats what reached its whole
+    group. In another thread than the main one (a notebook's, a server's) none is noted, and a line
+    says so."""
 
     received = None
 
@@ -62,31 +60,21 @@ def claim(folder: str | os.PathLike, option: str = '--save', work: str = 'traini
     """Makes the folder, the user's `option`, and holds it for this process. Raises UserError if
     it can't be written or another holds it."""
     path = Path(folder, '.lock')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+b', buffering=0)
-    except OSError as error:
-        raise _unwritable(folder, option, error) from None
-    with file:
-        try:
-            # goes with the process, however that ends; flock would stay with the decode
-            # workers, which outlive a kill by seconds
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            who = file.read().decode()
-            remedy = f'{option} DIR starts elsewhere'
-            raise UserError(f'{folder}: {who} is {work} into it: {remedy}') from None
-        try:
+    with contextlib.ExitStack() as stack:
+        with naming(folder, f'{option} names a folder that can be written', UserError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, 'a+b', buffering=0))
+            try:
+                # goes with the process, however that ends; flock would stay with the decode
+                # workers, which outlive a kill by seconds
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                held = f'{file.read().decode()} is {work} into it'
+                raise UserError(f'{folder}: {held}: {option} DIR starts elsewhere') from None
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
             # write_whole's, of a process that was killed in it
             for stale in path.parent.glob('.*.????????.tmp'):
                 stale.unlink()
-        except OSError as error:
-            raise _unwritable(folder, option, error) from None
         yield
-
-
-def _unwritable(folder, option, error):
-    return UserError(f'{folder}: {error.strerror}: {option} names a folder that can be written')

@@ -18,12 +18,9 @@ from utils import UserError, keep_freed_memory
 def each(
     work: Callable, items: Sequence, tool: object, make: Callable[[], object], workers: int
 ) -> Generator:
-    """Yields work(tool, item) of each item, in order.
-
-    Of several processes, each uses a tool of its own, make(); `work` and `make` must be picklable.
-    SIGINT and SIGTERM are for this process to act on: the others ignore them, and end with it.
-    Close it to stop before the end. Raises UserError if a process ends by itself.
-    """
+    """Yields work(tool, item) of each item, in order; each of several processes uses a tool of its
+    own, make(). SIGINT and SIGTERM are for this process to act on: the others ignore them, and end
+    with it. Close it to stop before the end. Raises UserError if a process ends by itself."""
     workers = min(workers, len(items))
     if workers <= 1:
         yield from (work(tool, item) for item in items)

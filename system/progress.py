@@ -26,9 +26,9 @@ class _Lines:
 def progress(
     iterable: Iterable | None = None, desc: str = '', total: int | None = None, **options
 ) -> tqdm:
-    """A tqdm over `iterable`, or to be updated by hand, that vanishes when it is done. Where stderr
-    is no terminal, it writes a line a minute and nothing in the first. `options` are tqdm's: unit
-    (with a space before it), initial, disable …"""
+    """A tqdm over `iterable`, or to be updated by hand, that vanishes when it is done; where stderr
+    is no terminal, a line a minute, none in the first. `options` are tqdm's: unit (with a space
+    before it), initial …"""
     options = {'leave': False} | options
     if not sys.stderr.isatty():
         options |= dict.fromkeys(('delay', 'mininterval', 'maxinterval'), SECONDS)

@@ -89,7 +89,7 @@ def test_a_training_on_shards_is_the_training_on_the_folder(train, entry, drawn,
 
 def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
     """One is read within its own length and a window on either side; a batch is of several."""
-    monkeypatch.setattr('storage.batches.WINDOW', 1000)
+    monkeypatch.setattr('dataset.WINDOW', 1000)
     # faces are numbered by person, shards hold a mixture
     owner = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 200))
     batches, orders = Batches(10000, 64, 1, shards=owner), []
