@@ -13,14 +13,11 @@ that lost and left the code are kept: each of their runs names the commit on whi
 """
 
 import hashlib
-import itertools
 import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tables
@@ -36,13 +33,12 @@ from tables import ROOT
 from threadpoolctl import threadpool_limits
 
 import backbones
-import dal
 import main
 import meta
 import utils
-from dataset import Batches, Faces, evaluation_loader
-from evaluation.leakage import age_leakage, first_canonical_correlation, held_out_correlation
-from evaluation.metrics import leave_one_out, number, people_report
+from dataset import Faces, evaluation_loader
+from evaluation.leakage import age_leakage
+from evaluation.metrics import leave_one_out
 from evaluation.pairs import gap_pairs
 from evaluation.rates import bootstrap, cosines, roc_figures, share_interval
 from evaluation.rates import interval as middle
@@ -50,8 +46,6 @@ from recognition.embedding import extract
 from recognition.weights import load_weights
 from synthesis import drawing
 from training.command import chosen_recipe
-from training.log import read_log
-from training.resume import start as resume
 
 EMBEDDINGS = 'val.npy'
 RECIPES = {'demo': 'demo'}  # without --init; other data: small
@@ -88,21 +82,10 @@ FIGURES = {  # key: title, scale, digits
     'rank1': ('rank-1, %', 100, 1),
     'r2_id': ('age in x_id: R²', 1, 2),
     'kernel_r2_id': ('by a kernel', 1, 2),
-    'mae_id': ('MAE, years', 1, 1),
-    'balanced_id': ('groups, %', 100, 0),
-    'r2_age': ('age in x_age: R²', 1, 2),
-    'var_x_age': ('var(x_age)', 1, 2),
-    'held_out': ('held-out ρ₁', 1, 2),
-    'shuffled': ('shuffled', 1, 2),
-    'climb': ('climb ratio', 1, 2),
 }
 COLUMNS = 'auc,auc_to_10,auc_over_20,auc_over_30,rank1,r2_id,kernel_r2_id'
 # years: from after the first, or 0, to the second
 GAPS = {'auc_to_10': (0, 10), 'auc_over_20': (20, 200), 'auc_over_30': (30, 200)}
-NOT_UNTOUCHED = (  # the backbone as it came has no x_age and no training
-    'closed floor adversary climb images_per_s loss_id r2_age mae_age balanced_age var_x_age '
-    'held_out shuffled'
-).split()
 
 
 def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alone=False):
@@ -122,95 +105,28 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     common = {'arm': arm, 'seed': seed, 'epochs': epochs, 'settings': settings}
     if arm == 'untouched':
         model = load_weights(init, backbone=recipe.backbone)[0]
-        return {**common, **measure(model, val, folder), **dict.fromkeys(NOT_UNTOUCHED)}
+        return {**common, **measure(model, val, folder)}
     main.run(args)
-    train = Faces(entry['train_root'], entry['pat'], entry['pos'], width)
-    train.check()
-    training = main.Training(recipe, train.classes, meta.age_cutoffs, torch.device('cpu'))
-    resume(training, folder / 'last.pth', True, 1)
-    training.model.eval()
-    log = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'epoch']
-    return {
-        **common,
-        **climb(training, train),
-        **measure(training.model, val, folder),
-        'images_per_s': float(np.median([row['images_per_s'] for row in log])),
-        'loss_id': log[-1]['loss_id'],
-        'run': json.loads((folder / 'run.json').read_text()),
-    }
-
-
-@torch.no_grad()
-def climb(training, train):
-    """The adversary's |ρ| on all training faces after one more turn, and what the closed form
-    reaches there and on shuffled pairs.
-
-    'climb' is the ratio of the first two. It is None where there is nothing to climb: where the
-    closed form is not well above what it reaches on shuffled pairs.
-    """
-    recipe, played = training.recipe, training.recipe.lambda_dal > 0
-    if played:  # the network made the last step: now it is w's turn
-        batches = Batches(len(train), recipe.batch_size, recipe.seed)
-        for indices in itertools.islice(batches, max(1, recipe.max_steps)):
-            images, _, ages, _ = train.__getitems__(indices)
-            with torch.enable_grad():
-                training.layout.begin([len(images)], recipe.seed)
-                training.max_step(images, ages)
-    features = [
-        (*training.executor.features(images), ages)
-        for images, _, ages, _ in evaluation_loader(train)
-    ]
-    x_age, x_id, ages = map(torch.cat, zip(*features, strict=True))
-    variate = training.variate(x_age, ages)
-    order = torch.randperm(len(x_id), generator=torch.Generator().manual_seed(0))
-    closed, floor = (
-        float(first_canonical_correlation(x_id, other)[0]) for other in (variate, variate[order])
-    )
-    adversary = None
-    if played:
-        adversary = float(dal.canonical_correlation(*training.mapping(x_id, variate)).abs())
-    return {
-        'closed': closed,
-        'floor': floor,
-        'adversary': adversary,
-        'climb': adversary / closed if played and closed > 1.5 * floor else None,
-        'dead': float((x_age == 0).all(0).float().mean()),
-    }
+    model = load_weights(folder / 'last.pth')[0]
+    about = {'run': json.loads((folder / 'run.json').read_text())}
+    return {**common, **measure(model, val, folder), **about}
 
 
 def measure(model, val, folder):
     """Recognition and leakage on people who were not trained on; their embeddings stay in
     `folder`."""
-    features = extract(model, evaluation_loader(val), torch.device('cpu'))
+    keep = 'embedding', 'x_id'
+    features = extract(model, evaluation_loader(val), torch.device('cpu'), keep=keep)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / EMBEDDINGS, features['embedding'])
-    people = people_report(features['embedding'], val.labels, val.ages, intervals=False)
-    result = {
-        'auc': people['verification']['auc'],
-        'accuracy': people['verification']['accuracy'],
-        'rank1': people['rank1'],
-        'auc_by_gap': {row['years']: row['auc'] for row in people['by_gap']},
-        'accuracy_by_gap': {row['years']: row['accuracy'] for row in people['by_gap']},
-    }
-    pairs = gap_pairs(val.labels, val.ages, 0)
-    for name, here in within(pairs).items():
+    probes, nearest = leave_one_out(features['embedding'], val.labels)
+    result = {'rank1': float((val.labels[probes] == val.labels[nearest]).mean())}
+    for name, here in by_gap(val).items():
         scores = cosines(features['embedding'], here.left, here.right)
-        result[name] = number(roc_figures(scores, here.same)['auc'][0])
-    for part in ('id', 'age'):
-        leak = age_leakage(features[f'x_{part}'], val.labels, val.ages, meta.age_cutoffs)
-        result |= {
-            f'r2_{part}': leak['r2'],
-            f'mae_{part}': leak['mae'],
-            f'balanced_{part}': leak['balanced_accuracy'],
-            'groups': leak['groups'],
-        }
-    result['kernel_r2_id'] = kernel_r2(features['x_id'], val.labels, val.ages)
-    held_out = held_out_correlation(features['x_id'], features['x_age'], val.labels)
-    return result | {
-        'held_out': held_out['rho'],
-        'shuffled': held_out['shuffled'],
-        'var_x_age': float(features['x_age'].var(0).mean()),
-    }
+        result[name] = float(roc_figures(scores, here.same)['auc'][0])
+    leak = age_leakage(features['x_id'], val.labels, val.ages, meta.age_cutoffs)
+    kernel = kernel_r2(features['x_id'], val.labels, val.ages)
+    return result | {'r2_id': leak['r2'], 'kernel_r2_id': kernel}
 
 
 def kernel_r2(features, labels, ages):
@@ -218,40 +134,30 @@ def kernel_r2(features, labels, ages):
     linear probe would miss. The best of 20 settings on these very people, so rather too high."""
     if len(np.unique(labels)) < 5:
         return None
-    read = [
-        cross_val_predict(
-            make_pipeline(
-                StandardScaler(),
-                KernelRidge(kernel='rbf', gamma=width / features.shape[1], alpha=penalty),
-            ),
-            features,
-            ages - ages.mean(),
-            groups=labels,
-            cv=GroupKFold(5),
-        )
-        for width in (0.03, 0.1, 0.3, 1.0)
-        for penalty in (0.03, 0.1, 0.3, 1.0, 3.0)
+    probes = [
+        make_pipeline(StandardScaler(), KernelRidge(alpha, kernel='rbf', gamma=gamma))
+        for gamma in np.array([0.03, 0.1, 0.3, 1.0]) / features.shape[1]
+        for alpha in (0.03, 0.1, 0.3, 1.0, 3.0)
     ]
-    return max(float(r2_score(ages - ages.mean(), one)) for one in read)
+    years, how = ages - ages.mean(), {'groups': labels, 'cv': GroupKFold(5)}
+    read = [cross_val_predict(probe, features, years, **how) for probe in probes]
+    return max(float(r2_score(years, one)) for one in read)
 
 
-def within(pairs):
-    """{figure: the pairs of its age gaps}."""
-    return {
+def by_gap(val):
+    """{figure: the pairs that its AUC is of}, without kinds of which there are no two sorts."""
+    pairs = gap_pairs(val.labels, val.ages, 0)
+    kinds = {'auc': pairs} | {
         name: pairs.where((pairs.gap >= low + (low > 0)) & (pairs.gap <= high))
         for name, (low, high) in GAPS.items()
     }
+    return {name: some for name, some in kinds.items() if some.same.any() and not some.same.all()}
 
 
 def over_people(results, place, val):
     """{arm: {figure: [difference, low, high]}}: what each arm is better by than identity only, mean
     over the seeds that both have, with the middle 95 % of a bootstrap over the people of `val`."""
-    pairs = gap_pairs(val.labels, val.ages, 0)
-    kinds = {
-        name: here
-        for name, here in ({'auc': pairs} | within(pairs)).items()
-        if here.same.any() and not here.same.all()
-    }
+    kinds = by_gap(val)
     drawn, found = {}, {}
     for row in results:
         path = place(*(row[key] for key in ('arm', 'seed', 'settings', 'epochs'))) / EMBEDDINGS
@@ -274,13 +180,10 @@ def over_people(results, place, val):
         found[arm] = {'n': len(common)}
         for name in (*kinds, 'rank1'):
             point = np.mean([row[0][name] - other[0][name] for row, other in common])
-            spread = np.mean(
-                [row[1][name].astype(float) - other[1][name] for row, other in common], axis=0
-            )
-            low, high = (
-                share_interval(spread, val.labels[probes]) if name == 'rank1' else middle(spread)
-            )
-            found[arm][name] = [float(point), low, high]
+            apart = [row[1][name].astype(float) - other[1][name] for row, other in common]
+            among = [val.labels[probes]] if name == 'rank1' else []
+            low_high = (share_interval if among else middle)(np.mean(apart, 0), *among)
+            found[arm][name] = [float(point), *low_high]
     return found
 
 
@@ -292,34 +195,13 @@ def interval(values):
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def ordered(results):
-    """In the order of ARMS; arms that left the code come last."""
-    place = {arm: number for number, arm in enumerate(ARMS)}
-    return sorted(
-        results, key=lambda row: (place.get(row['arm'], len(place)), row['arm'], row['seed'])
-    )
-
-
 def summary(results):
-    """{arm: {'n', figure: [mean, half-interval], 'minus identity only': {figure: the same}}} of the
-    arms that are still in the code. The last is of the differences from that arm, seed by seed."""
-    arms, base = {}, {row['seed']: row for row in results if row['arm'] == 'identity only'}
+    """{arm: {'n', figure: [mean, half-interval]}} of the arms that are still in the code."""
+    arms = {}
     for arm in dict.fromkeys(row['arm'] for row in results if row['arm'] in ARMS):
         rows = [row for row in results if row['arm'] == arm]
-        arms[arm] = {'n': len(rows)}
-        for key in (*FIGURES, 'images_per_s'):
-            arms[arm][key] = interval([row.get(key) for row in rows])
-        paired = [(row, base[row['seed']]) for row in rows if row['seed'] in base]
-        arms[arm]['minus identity only'] = {
-            key: interval(
-                [
-                    row[key] - other[key]
-                    for row, other in paired
-                    if None not in (row.get(key), other.get(key))
-                ]
-            )
-            for key in FIGURES
-        }
+        figures = {key: interval([row.get(key) for row in rows]) for key in FIGURES}
+        arms[arm] = {'n': len(rows), **figures}
     return arms
 
 
@@ -360,14 +242,11 @@ def picture(results, name):
     axis, arms = figure.subplots(), [arm for arm in ARMS if arm in {row['arm'] for row in results}]
     start = None
     for turn, arm in enumerate(arms):
-        points = np.array(
-            [(row['r2_id'], row['auc_over_20']) for row in results if row['arm'] == arm]
-        )
-        color, (x, y) = f'C{turn % 10}', points.mean(0)
+        rows = [row for row in results if row['arm'] == arm]
+        points = np.array([(row['r2_id'], row['auc_over_20']) for row in rows])
+        color, (x, y), mark = f'C{turn % 10}', points.mean(0), 'os^DvPX'[turn % 7]
         axis.plot(*points.T, '.', color=color, alpha=0.4)
-        axis.plot(
-            x, y, 'os^DvPX'[turn % 7], markersize=9, color=color, label=f'{arm} ({len(points)})'
-        )
+        axis.plot(x, y, mark, markersize=9, color=color, label=f'{arm} ({len(rows)})')
         start = start or (x, y)
         axis.plot((start[0], x), (start[1], y), color=color, linewidth=0.6, alpha=0.5)
     axis.set_xlabel('age that a ridge regression reads from x_id of people never seen: R²')
@@ -415,59 +294,48 @@ def run_all(args):
     entry['n_cls'] = len(Faces(entry['train_root'], entry['pat'], entry['pos']).classes)
     results = json.loads(table.read_text())['runs'] if table.exists() else []
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    order = {arm: place for place, arm in enumerate(ARMS)}
     wanted = [
         (arm, seed)
         for seed in seeds
         for arm in args.arms
         if arm != 'untouched' or args.init and seed == args.first_seed
     ]
-    there = {
-        (row['arm'], row['seed'])
-        for row in results
-        if row['epochs'] == args.epochs and row['settings'] == settings.get(row['arm'])
-    }
-    results = [
-        row
-        for row in results
-        if (row['arm'], row['seed']) in there or (row['arm'], row['seed']) not in wanted
-    ]
+    done, missing = [], set(wanted)
+    for row in results:
+        which, how = (row['arm'], row['seed']), (row['epochs'], row['settings'])
+        if which not in missing or how == (args.epochs, settings.get(row['arm'])):
+            missing.discard(which)
+            done.append(row)
 
     def place(arm, seed, settings, epochs):
         """A run of other settings has another folder: it would be resumed."""
         key = hashlib.sha256(f'{settings} {epochs}'.encode()).hexdigest()[:8]
         return args.runs.resolve() / f'{name}-{arm}-{seed}-{key}'.replace(' ', '-')
 
-    command = (
-        f'python3 benchmarks/ablation.py {args.dataset} --epochs {args.epochs}'
-        + (f' --init {Path(args.init).name}' if args.init else '')
-        + ' --last-blocks' * args.last_blocks
-        + f' --set {" ".join(args.set)}' * bool(args.set)
-        + f' --name {args.name}' * bool(args.name)
-    )
-
     def write(people):
-        report = {'command': command, 'summary': summary(results)}
-        tables.write(report | {'over people': people, 'runs': results}, table)
+        report = {'command': tables.command(), 'summary': summary(done)}
+        tables.write(report | {'over people': people, 'runs': done}, table)
 
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
         jobs = []
-        for arm, seed in wanted:
-            if (arm, seed) not in there:
-                what = arm, settings[arm], seed, args.epochs
-                folder = place(arm, seed, settings[arm], args.epochs)
-                start = args.init, args.last_blocks
-                jobs.append(pool.submit(run, args.dataset, entry, *what, folder, *start))
+        for arm, seed in filter(missing.__contains__, wanted):
+            what = arm, settings[arm], seed, args.epochs
+            folder = place(arm, seed, settings[arm], args.epochs)
+            start = args.init, args.last_blocks
+            jobs.append(pool.submit(run, args.dataset, entry, *what, folder, *start))
         try:
             for job in as_completed(jobs):
-                results = ordered([*results, job.result()])
+                done.append(job.result())
+                done.sort(key=lambda row: (order.get(row['arm'], 99), row['arm'], row['seed']))
                 write({})
         except BaseException:  # at once, not after every other run
             pool.shutdown(cancel_futures=True)
             raise
     val = Faces(entry['val_root'], entry['pat'], entry['pos'])
-    write(over_people(results, place, val))
-    picture(results, name)
-    print(markdown({'summary': summary(results)}))
+    write(over_people(done, place, val))
+    picture(done, name)
+    print(markdown({'summary': summary(done)}))
 
 
 if __name__ == '__main__':

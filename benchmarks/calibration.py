@@ -1,21 +1,16 @@
 """Do thresholds by age hold on people they weren't fitted on?
 
     python3 benchmarks/calibration.py NAME weights [--on OTHER] [--splits 10] [--out JSON]
-    python3 benchmarks/calibration.py drawn weights     # people whom synthetic.py draws
     python3 benchmarks/calibration.py vectors.npz       # embeddings, identities, ages
 
 NAME is an entry of meta.py; its val_root is read, else its train_root. In every split one half of
 the people gives thresholds, by age and one for all ages, and the other half is counted at them, in
 each cell of ages with 200 pairs of different people or more. With --on, thresholds of NAME's first
-half are counted on the second half of OTHER. The table has a cell's false accepts over the rate
+half are counted on the second half of OTHER. The report has a cell's false accepts over the rate
 that was asked: the mean over the splits, and the share of splits beyond a factor of 1.5.
 """
 
-import sys
-import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tables
@@ -25,27 +20,21 @@ import utils
 import verify
 from dataset import Faces
 from evaluation import age_calibration as calibration
-from synthesis import drawing
 from verification.calibrating import features_of
 
 ENOUGH, FACTOR = 200, 1.5
 
 
-def read(name, known, seed):
-    """Embeddings, labels and ages: of an entry, of stored vectors, or of drawn people."""
+def read(name, known):
+    """Embeddings, labels and ages: of an entry, or of stored vectors."""
     if name.endswith('.npz'):
         with np.load(name) as file:
             vectors, labels, ages = (file[key] for key in ('embeddings', 'identities', 'ages'))
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, ages
-    if name != 'drawn':
-        entry = getattr(meta, name)
-        root = entry['val_root'] or entry['train_root']
-        faces = Faces(root, entry['pat'], entry['pos'], known.width)
-        return features_of(known, faces)['embedding'], faces.labels, faces.ages
-    with tempfile.TemporaryDirectory() as folder:
-        drawing.make(f'{folder}/drawn', people=1, val_people=200, images=1, seed=seed)
-        faces = Faces(f'{folder}/drawn/val', meta.demo['pat'], meta.demo['pos'], known.width)
-        return features_of(known, faces)['embedding'], faces.labels, faces.ages
+    entry = getattr(meta, name)
+    root = entry['val_root'] or entry['train_root']
+    faces = Faces(root, entry['pat'], entry['pos'], known.width)
+    return features_of(known, faces)['embedding'], faces.labels, faces.ages
 
 
 def half_of(faces, seed, second):
@@ -83,10 +72,8 @@ def summary(rows):
             ]
             entry[way] = {
                 'worst_cell': float(max(cells)),
-                'best_cell': float(min(cells)),
                 'cells_beyond': int(sum(value > FACTOR for value in cells)),
                 'splits_beyond': float((ratios > FACTOR).mean()),
-                'worst': float(ratios.max()),
             }
         for way in ('tar', 'single_tar'):
             weights = [row['genuine'] for row in here if row[way] is not None]
@@ -96,23 +83,10 @@ def summary(rows):
     return report
 
 
-def markdown(report):
-    titles = 'asked;thresholds;cells beyond 1.5, mean of the splits;most in a cell;'
-    titles += 'splits × cells beyond 1.5;true accepts'
-    rows = []
-    for entry in report['summary']:
-        for way, name in (('far', 'by age'), ('single_far', 'one for all')):
-            one, accepts = entry[way], entry[way.replace('far', 'tar')]
-            beyond = f'{100 * one["splits_beyond"]:.0f} % of {entry["rows"]}'
-            cells = f'{one["cells_beyond"]} of {entry["cells"]}', f'{one["worst_cell"]:.2f}×'
-            rows.append([f'{entry["asked"]:g}', name, *cells, beyond, f'{accepts:.3f}'])
-    return tables.markdown(titles.split(';'), rows)
-
-
 def run(args):
     known = args.weights and verify.matcher(verify.arguments([args.weights, '--serve']))
-    faces = read(args.name, known, args.seed)
-    others = read(args.on, known, args.seed) if args.on else faces
+    faces = read(args.name, known)
+    others = read(args.on, known) if args.on else faces
     splits = [split(faces, others, args.far, seed, args.confidence) for seed in range(args.splits)]
     rows, errors = [row for part, _ in splits for row in part], [error for _, error in splits]
     labels = faces[1]
@@ -128,22 +102,18 @@ def run(args):
         'summary': summary(rows),
         'ece': float(np.mean(errors)),
     }
-    print(f'{len(labels)} faces of {report["people"]} people; ece {report["ece"]:.3f}')
-    print(markdown(report))
-    if args.out:
-        tables.write(report, args.out)
+    tables.write(report, args.out)
 
 
 def arguments():
     parser = tables.parser(__doc__)
     add = parser.add_argument
-    add('name', help='an entry of meta.py, drawn, or stored vectors (.npz)')
+    add('name', help='an entry of meta.py, or stored vectors (.npz)')
     add('weights', nargs='?', help='not for stored vectors')
     add('--on', metavar='NAME', help='whose people are counted, if not the same set')
     add('--confidence', type=float, default=calibration.CONFIDENCE)
     add('--far', type=float, nargs='+', default=[0.1, 0.01])
     add('--splits', type=int, default=10)
-    add('--seed', type=int, default=1000, help='of the drawn people')
     add('--out', type=Path, metavar='JSON')
     return parser.parse_args()
 

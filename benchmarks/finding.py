@@ -9,9 +9,8 @@ files in dlib's XML with 68 marked points a face, such as dlib's own examples/fa
 marked the eyes. No face is written.
 """
 
-import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +19,7 @@ import tables
 import torch
 from PIL import Image
 
-from recognition.alignment import TEMPLATE, align, open_photograph
+from recognition.alignment import TEMPLATE, open_photograph
 from recognition.detection import Detector
 
 CONDITIONS = {  # of composed photographs: the face's height in pixels, degrees, what is hidden
@@ -35,19 +34,18 @@ CONDITIONS = {  # of composed photographs: the face's height in pixels, degrees,
 SCALES = {'by hand': 1, 'by hand, half as large': 1 / 2, 'by hand, a third as large': 1 / 3}
 
 
-class Mtcnn:
+def mtcnn(placing: Detector) -> Callable[[Image.Image], list[np.ndarray]]:
     """facenet-pytorch's MTCNN, its points placed once more as ours are."""
+    from facenet_pytorch import MTCNN
 
-    def __init__(self, placing: Detector):
-        from facenet_pytorch import MTCNN
+    network = MTCNN(min_face_size=20, keep_all=True, device='cpu')
 
-        self.network = MTCNN(min_face_size=20, keep_all=True, device='cpu')
-        self.placing = placing
-
-    def find(self, image: Image.Image) -> list[np.ndarray]:
-        _, scores, points = self.network.detect(image, landmarks=True)
+    def find(image):
+        _, scores, points = network.detect(image, landmarks=True)
         points = [] if points is None else points[scores >= 0.95].astype(float)
-        return list(self.placing.placed(image, points)[0]) if len(points) else []
+        return list(placing.placed(image, points)[0]) if len(points) else []
+
+    return find
 
 
 def composed(folder: str, condition: str, faces: int) -> Iterator[tuple]:
@@ -108,40 +106,6 @@ def measure(photographs: Iterator[tuple], finders: dict) -> dict:
     return row
 
 
-def parts(folder: str, detector: Detector, faces: int) -> dict:
-    """Milliseconds a photograph of 250 × 250, by part: decode, search, place points, align."""
-    spent = dict.fromkeys(('decode', 'search', 'points', 'align'), 0.0)
-    for image, _ in composed(folder, 'upright', faces):
-        file = io.BytesIO()
-        image.crop((75, 75, 325, 325)).save(file, 'JPEG', quality=95)
-        clock = [time.thread_time()]
-        image = open_photograph(io.BytesIO(file.getvalue()), 'photograph')
-        clock.append(time.thread_time())
-        detector._searched(image)
-        clock.append(time.thread_time())
-        placed = [face.points for face in detector.find(image)]
-        clock.append(time.thread_time())
-        _ = [align(image, points) for points in placed]
-        clock.append(time.thread_time())
-        for name, seconds in zip(spent, np.diff(clock), strict=True):
-            spent[name] += 1000 * float(seconds) / faces
-    spent['points'] -= spent['search']  # which `find` does once more
-    return {name: round(ms, 2) for name, ms in spent.items()}
-
-
-def markdown(report: dict) -> str:
-    titles = ['photographs', 'faces', 'found', 'by MTCNN', 'elsewhere', 'by MTCNN']
-    titles += ['error: median, 95 %', 'by MTCNN', 'ms', 'by MTCNN']
-    rows = []
-    for row in report['rows']:
-        both = [row['prepare.py'], row['MTCNN']]
-        rows.append([row['condition'], row['faces'], *(one['found'] for one in both)])
-        rows[-1] += [one['elsewhere'] for one in both]
-        rows[-1] += [f'{one["median"]:.3f}, {one["95 %"]:.3f}' for one in both]
-        rows[-1] += [f'{one["ms"]:.0f}' for one in both]
-    return tables.markdown(titles, rows)
-
-
 def main() -> None:
     parser = tables.parser(__doc__)
     parser.add_argument('aligned', metavar='ALIGNED')
@@ -151,23 +115,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     detector = Detector()
-    old = Mtcnn(detector)
     finders = {
         'prepare.py': lambda image: [face.points for face in detector.find(image)],
-        'MTCNN': old.find,
+        'MTCNN': mtcnn(detector),
     }
     sets = {}
     if args.photographs:
         sets = {name: marked(args.photographs, scale) for name, scale in SCALES.items()}
     sets |= {name: composed(args.aligned, name, args.faces) for name in CONDITIONS}
     report = {'command': tables.command(), 'threads': 1, 'rows': []}
-    report['ms of parts'] = parts(args.aligned, detector, args.faces)
     for name, photographs in sets.items():
         report['rows'].append({'condition': name, **measure(photographs, finders)})
         print(report['rows'][-1], flush=True)
         if args.out:  # at each row: the run takes minutes
             tables.write(report, args.out)
-    print(markdown(report))
 
 
 if __name__ == '__main__':

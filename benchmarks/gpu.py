@@ -14,14 +14,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # before the first product: without it cuBLAS has no deterministic mode
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 import tables
 import torch
-from speed import RESULTS, machine
-from steps import iterate
+from measuring import CPU, RESULTS, iterate, machine
 
 import main
 import meta
@@ -84,7 +82,7 @@ def no_wait(recipe, phase, device):
 def beside_the_cpu(precision, tolerance, device):
     """Losses and gradients of a step are the CPU's in float32."""
     recipes = replace(SMALL, precision=precision), replace(SMALL, precision='float32')
-    ours, theirs = map(trainer, recipes, (device, torch.device('cpu')))
+    ours, theirs = map(trainer, recipes, (device, CPU))
     found, wanted = train(ours, 1), train(theirs, 1)
     for name in ('loss', 'loss_id', 'loss_age', 'gradient'):
         apart = abs(found[name] - wanted[name]) / max(abs(wanted[name]), 1e-3)
@@ -154,7 +152,7 @@ def run(args):
     kinds = {name: replace(recipe, **tiny) for name, recipe in recipes.items()}
     with tempfile.TemporaryDirectory() as folder:
         rows = [verdict(name, *check) for name, *check in checks(kinds, device, Path(folder))]
-    about = {**machine(device), 'cuda': torch.version.cuda, 'command': tables.command()}
+    about = {**machine(device), 'cuda': torch.version.cuda}
     out = args.out or RESULTS / f'gpu-{about["kind"]}.json'
     tables.write(about | {'checks': rows}, out)
     failed = sum(row['result'] == 'FAIL' for row in rows)

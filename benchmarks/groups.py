@@ -11,24 +11,21 @@ R is solved in closed form as zero epochs do; on 200 of them each way finds its 
 mixed is the share of faces in groups of more than one person.
 """
 
-import resource
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import rivals
+import tables
+from measuring import clock, peak_resident
 from PIL import Image
+from sklearn.cluster import DBSCAN, HDBSCAN, AgglomerativeClustering
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import rivals  # noqa: E402
-import tables  # noqa: E402
-
-from evaluation import age_calibration  # noqa: E402
-from evaluation.age_thresholds import AgeDecision  # noqa: E402
-from verification import grouping  # noqa: E402
-from verification.grouping import LogOdds  # noqa: E402
+from evaluation import age_calibration
+from evaluation.age_thresholds import AgeDecision
+from verification import grouping
+from verification.grouping import LogOdds
 
 COSINES, ODDS = np.arange(0.1, 0.8, 0.05), np.arange(-1, 8, 0.5)
 THRESHOLDS = 200  # people of FIT that thresholds are taken from
@@ -41,22 +38,8 @@ FIGURES = ('precision', 'recall', 'f', 'pieces', 'mixed_children', 'mixed_adults
 
 def read(path):
     """x (N, 2, D), labels (N,), ages (N,) of a file."""
-    with np.load(path) as file:
-        labels = np.unique(file['identities'], return_inverse=True)[1]
-        return file['x'].astype(float), labels, file['ages'].astype(float)
-
-
-def solve(x, labels, ages):
-    """Mean (D,) and the map (D, D) of zero epochs: R in closed form, as the recipe has it."""
-    rows, sides = x.reshape(-1, x.shape[-1]), x.shape[1]
-    return rows.mean(0), rivals.recipe(rows, labels.repeat(sides), ages.repeat(sides))
-
-
-def embed(x, mean=0.0, change=None):
-    """Unit vectors (N, 2·D) float32 of x, after the map if there is one."""
-    rows = x if change is None else (x - mean) @ change + mean
-    rows = rows.reshape(len(rows), -1)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    x, identities, ages = rivals.load(path)
+    return x, np.unique(identities, return_inverse=True)[1], ages
 
 
 def b_cubed(labels, groups, ages):
@@ -81,14 +64,10 @@ def _alone(groups):
 
 
 def dbscan(distances, cut):
-    from sklearn.cluster import DBSCAN
-
     return _alone(DBSCAN(eps=cut, min_samples=2, metric='precomputed').fit_predict(distances))
 
 
 def hdbscan(distances, _):
-    from sklearn.cluster import HDBSCAN
-
     way = HDBSCAN(min_cluster_size=2, metric='precomputed', copy=True)  # it finds its own cuts
     return _alone(way.fit_predict(distances))
 
@@ -108,11 +87,8 @@ def whispers(distances, cut):
 
 def linkage(kind):
     def way(distances, cut):
-        from scipy.cluster.hierarchy import fcluster
-        from scipy.cluster.hierarchy import linkage as tree
-        from scipy.spatial.distance import squareform
-
-        return fcluster(tree(squareform(distances, checks=False), kind), cut, 'distance') - 1
+        how = dict(n_clusters=None, metric='precomputed', linkage=kind, distance_threshold=cut)
+        return AgglomerativeClustering(**how).fit_predict(distances)
 
     return way
 
@@ -137,63 +113,53 @@ def distances_of(embeddings, ages, decision, odds):
     return (distances + distances.T) / 2
 
 
-def measure(way, fit, sets, decision):
-    """{set: figures} of a way at the threshold that is best on `fit`."""
+def best(way, known, decision):
+    """A way as a function of embeddings and ages, at the threshold that is best on some of the
+    people who are known."""
+    if way == GROUP:
+        return lambda e, ages: grouping.group(LogOdds(e, ages, decision), np.arange(len(e)), NONE)
     function, odds = WAYS[way]
     cuts = [0.0] if function is hdbscan else 20 - ODDS if odds else 1 - COSINES
-    some = fit[1] < THRESHOLDS
-    fit = [values[some] for values in fit]
-    there = distances_of(fit[0], fit[2], decision, odds)
-    scores = [b_cubed(fit[1], function(there, cut), fit[2])['f'] for cut in cuts]
-    cut = cuts[int(np.argmax(scores))]
-    return {
-        name: b_cubed(labels, function(distances_of(e, ages, decision, odds), cut), ages)
-        for name, (e, labels, ages) in sets.items()
-    }
+    some = known[1] < THRESHOLDS
+    embeddings, labels, ages = (values[some] for values in known)
+    there = distances_of(embeddings, ages, decision, odds)
+    cut = max(cuts, key=lambda cut: b_cubed(labels, function(there, cut), ages)['f'])
+    return lambda e, ages: function(distances_of(e, ages, decision, odds), cut)
 
 
 def run(args):
     fit, sets, rows = read(args.fit), dict(pair.split('=', 1) for pair in args.sets), []
     sets = {name: read(path) for name, path in sets.items()}
-    for features, change in (('untouched', ()), ('after R', solve(*fit))):
-        known = embed(fit[0], *change), *fit[1:]
-        stored = age_calibration.fit(age_calibration.score_pairs(*known))
-        decision = AgeDecision(stored)
-        here = {name: (embed(x, *change), *rest) for name, (x, *rest) in sets.items()}
+    for features, kind in (('untouched', rivals.as_it_is), ('after R', rivals.recipe)):
+        change = rivals.solve(kind, *fit)
+        known, *here = (
+            (rivals.apply(*change, x).astype(np.float32), labels, ages)
+            for x, labels, ages in (fit, *sets.values())
+        )
+        decision = AgeDecision(age_calibration.fit(age_calibration.score_pairs(*known)))
         for way in [*WAYS, GROUP]:
-            if way == GROUP:
-                found = {
-                    name: b_cubed(
-                        labels,
-                        grouping.group(LogOdds(e, ages, decision), np.arange(len(e)), NONE),
-                        ages,
-                    )
-                    for name, (e, labels, ages) in here.items()
-                }
-            else:
-                found = measure(way, known, here, decision)
-            for name, figures in found.items():
+            grouped = best(way, known, decision)
+            for name, (e, labels, ages) in zip(sets, here, strict=True):
+                figures = b_cubed(labels, grouped(e, ages), ages)
                 rows.append({'set': name, 'features': features, 'way': way, **figures})
                 print(rows[-1], flush=True)
     people = {name: [len(labels), len(np.unique(labels))] for name, (_, labels, _) in sets.items()}
     report = {'network': args.network, 'fit': Path(args.fit).stem, 'sets': people, 'rows': rows}
     print(markdown(report))
-    if args.out:
-        tables.write(report, args.out)
+    tables.write(report, args.out)
 
 
-def markdown(report, features=''):
-    """A row a way: all figures of the first set, B³ F of the others; of `features` or of both."""
+def markdown(report, features='after R'):
+    """A row a way: all figures of the first set, B³ F of the others."""
     first, *others = report['sets']
-    found = {(row['set'], row['features'], row['way']): row for row in report['rows']}
+    found = {(row['set'], row['way']): row for row in report['rows'] if row['features'] == features}
     rows = []
-    for name, kind, way in found:
-        if name == first and kind == (features or kind):
-            figures = [found[first, kind, way][key] for key in FIGURES]
-            figures += [found[other, kind, way]['f'] for other in others]
-            cells = ('–' if value is None else f'{value:.3f}' for value in figures)
-            rows.append([way, *[kind] * (not features), *cells])
-    titles = ['way', *['features'] * (not features), 'B³ precision', 'recall', 'F']
+    for name, way in found:
+        if name == first:
+            figures = [found[first, way][key] for key in FIGURES]
+            figures += [found[other, way]['f'] for other in others]
+            rows.append([way, *('–' if value is None else f'{value:.3f}' for value in figures)])
+    titles = ['way', 'B³ precision', 'recall', 'F']
     titles += ['pieces a person', 'children in mixed groups', 'adults']
     return tables.markdown([*titles, *(f'F, {other}' for other in others)], rows)
 
@@ -215,12 +181,14 @@ def grouped(count, way):
     x = rng.normal(size=(count // 10, 256))[labels] + SPREAD * rng.normal(size=(count, 256))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     grouping.DENSE = count + 1 if way == 'all pairs' else min(grouping.DENSE, count // 2)
-    began = time.perf_counter()
-    pairs = LogOdds(x, ages, threshold=0.3, slope=40.0)
-    groups = grouping.group(pairs, np.arange(count), NONE)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    f = b_cubed(labels, groups, ages)['f']
+    groups = []
+
+    def work():
+        pairs = LogOdds(x, ages, threshold=0.3, slope=40.0)
+        groups.append(grouping.group(pairs, np.arange(count), NONE))
+
+    seconds, peak = clock(work), peak_resident() / 2**30
+    f = b_cubed(labels, groups[0], ages)['f']
     return {'seconds': round(seconds, 1), 'GiB': round(peak, 2), 'f': f}
 
 
@@ -233,8 +201,7 @@ def scale(args):
                 found = pool.submit(grouped, count, way).result()
             rows.append({'faces': count, 'way': way, **found})
             print(rows[-1], flush=True)
-    if args.out:
-        tables.write({'command': tables.command(), 'rows': rows}, args.out)
+    tables.write({'command': tables.command(), 'rows': rows}, args.out)
 
 
 def arguments():

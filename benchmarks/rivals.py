@@ -9,36 +9,24 @@ set goes to benchmarks/results/rivals-NAME.json. LEACE needs the package concept
 """
 
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
+import tables
 import torch
+from measuring import RESULTS
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
-from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import tables  # noqa: E402
-
-import dal  # noqa: E402
-from evaluation.leakage import age_r2  # noqa: E402
-from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs  # noqa: E402
-from evaluation.rates import (  # noqa: E402
-    bootstrap,
-    interval,
-    roc_figures,  # noqa: E402
-    share_interval,
-)
-from training.recipe import finetune  # noqa: E402
+import dal
+from evaluation.leakage import age_r2
+from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
+from evaluation.rates import bootstrap, interval, roc_figures, share_interval
+from training.recipe import finetune
 
 PROBED = 3000  # faces that ages are read from at most
 REPLICATES = 200  # of a bootstrap over people
@@ -155,10 +143,10 @@ BY_PEOPLE = 'the recipe', 'R, all ages, powers 4'
 
 
 def apply(matrix, mean, x):
-    """Sides (N, S, D) mapped, joined, and of unit length; also before that."""
+    """Sides (N, S, D) mapped, joined, and of unit length (N, S·K)."""
     kept = mean if len(matrix) == len(matrix.T) else 0  # of another basis there is no mean
     mapped = ((x.reshape(-1, x.shape[2]) - mean) @ matrix + kept).reshape(len(x), -1)
-    return mapped / np.linalg.norm(mapped, axis=1, keepdims=True), mapped
+    return mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
 
 
 def plda(x, labels):
@@ -204,22 +192,12 @@ def recognition(scores, labels, ages):
     return row, drawn
 
 
-def leakage(unit, raw, labels, ages):
-    """R² of the age by probes of other people; how often a pair's older photograph is told."""
+def leakage(unit, labels, ages):
+    """R² of the age by a probe of other people; how often a pair's older photograph is told."""
     people = np.random.default_rng(0).permutation(labels.max() + 1)[labels]
     chosen = np.argsort(people, kind='stable')[:PROBED]
-    unit, raw, labels, ages = unit[chosen], raw[chosen], labels[chosen], ages[chosen]
+    unit, labels, ages = unit[chosen], labels[chosen], ages[chosen]
     ridge = make_pipeline(StandardScaler(), Ridge(0.3 * len(unit)))
-    kernel = KernelRidge(alpha=0.3, kernel='rbf', gamma=0.3 / unit.shape[1])
-    probes = {
-        'r2_kernel': (make_pipeline(StandardScaler(), kernel), unit),
-        'r2_nearest': (KNeighborsRegressor(20, metric='cosine'), unit),
-    }
-    row = {'r2_raw': age_r2(raw, labels, ages), 'r2': age_r2(unit, labels, ages)}
-    centred = ages - ages.mean()
-    for name, (probe, values) in probes.items():
-        read = cross_val_predict(probe, values, centred, groups=labels, cv=GroupKFold(3))
-        row[name] = r2_score(centred, read)
     kept = np.unique(labels, return_inverse=True)[1]
     years, values = within(ages[:, None], kept)[:, 0], within(unit, kept)
     read = cross_val_predict(ridge, values, years, groups=kept, cv=GroupKFold(3))
@@ -227,10 +205,11 @@ def leakage(unit, raw, labels, ages):
     pair = (kept[first] == kept[second]) & (np.abs(ages[first] - ages[second]) >= OLDER)
     first, second = first[pair], second[pair]
     right = (read[first] > read[second]) == (ages[first] > ages[second])
+    row = {'r2': age_r2(unit, labels, ages)}
     return row | {'older': right.mean(), 'older_interval': share_interval(right, kept[first])}
 
 
-def load(path, halves):
+def load(path, halves=False):
     """Sides (N, S, D) float64, identities (N,) and ages (N,) float64 of a file."""
     with np.load(path) as file:
         rows = file['x'] if 'x' in file else file['embeddings']
@@ -239,50 +218,44 @@ def load(path, halves):
         return rows.astype(np.float64), file['identities'].astype(str), file['ages'].astype(float)
 
 
+def solve(fit, x, labels, ages):
+    """The map of sides (N, S, D) that `fit` gives, and their mean (D,)."""
+    flat, sides = x.reshape(-1, x.shape[2]), x.shape[1]
+    return fit(flat, labels.repeat(sides), ages.repeat(sides)), flat.mean(0)
+
+
 def measure(name, fit, train, test):
     """A row of figures, and the replicates of its AUC."""
-    (x, labels, ages), (rows, people, years) = train, test
-    flat, sides = x.reshape(-1, x.shape[2]), x.shape[1]
-    matrix = fit(flat, labels.repeat(sides), ages.repeat(sides))
-    unit, raw = apply(matrix, flat.mean(0), rows)
-    cohort = apply(matrix, flat.mean(0), x)[0]
-    scores = plda(cohort, labels)(unit) if name == 'PLDA' else unit @ unit.T
+    rows, people, years = test
+    solved = solve(fit, *train)
+    unit, cohort = apply(*solved, rows), apply(*solved, train[0])
+    scores = plda(cohort, train[1])(unit) if name == 'PLDA' else unit @ unit.T
     if name.endswith('AS-norm'):
         scores = normalised(scores, unit, cohort)
     found, drawn = recognition(scores, people, years)
-    return found | leakage(unit, raw, people, years), drawn
+    return found | leakage(unit, people, years), drawn
 
 
 COLUMNS = {
-    'people': lambda row: row['fitted_on'],
     'AUC': lambda row: f'{row["auc"]:.3f}',
     'beside the recipe': lambda row: '[{:+.3f}, {:+.3f}]'.format(*row['auc_gain']),
-    'at gaps of 21 to 30': lambda row: f'{row["auc_21-30"]:.3f}',
     'over 30': lambda row: f'{row["auc_31+"]:.3f}',
     'rank-1, %': lambda row: f'{100 * row["rank1"]:.1f}',
     'R²': lambda row: f'{row["r2"]:.2f}',
-    'before unit length': lambda row: f'{row["r2_raw"]:.2f}',
-    'by a kernel': lambda row: f'{row["r2_kernel"]:.2f}',
-    'by neighbours': lambda row: f'{row["r2_nearest"]:.2f}',
     'older, %': lambda row: f'{100 * row["older"]:.0f}',
 }
 
 
-def markdown(report, test, by_people='', maps='', columns=''):
-    """The table of test sets: every map, or some by the number of people they are fitted on.
-
-    `test`, `maps` and `columns` are those to show, separated by semicolons; the latter two are all
-    by default.
-    """
-    tests = test.split(';')
-    rows = [row for row in report['rows'] if row['test'] in tests]
+def markdown(report, test, maps, columns):
+    """The table of test sets, of maps fitted on most people; each argument is what to show,
+    separated by semicolons."""
+    tests, names, shown = (argument.split(';') for argument in (test, maps, columns))
+    rows = [row for row in report['rows'] if row['test'] in tests and row['map'] in names]
     most = max(row['fitted_on'] for row in rows)
-    names = maps.split(';') if maps else list(BY_PEOPLE if by_people else MAPS)
-    shown = {title: COLUMNS[title] for title in columns.split(';')} if columns else COLUMNS
     cells = [
-        [*[row['test']] * (len(tests) > 1), row['map'], *(column(row) for column in shown.values())]
+        [*[row['test']] * (len(tests) > 1), row['map'], *(COLUMNS[title](row) for title in shown)]
         for row in rows
-        if row['map'] in names and (by_people or row['fitted_on'] == most)
+        if row['fitted_on'] == most
     ]
     return tables.markdown([*['people'] * (len(tests) > 1), '', *shown], cells)
 
@@ -314,7 +287,7 @@ def main():
                 rows.append(about | row | {'auc_gain': interval(drawn - base)})
                 print(tables.as_text({name: rows[-1]}), flush=True)
     report = {'train': [Path(path).stem for path in args.train]}
-    tables.write(report | {'rows': rows}, ROOT / f'benchmarks/results/rivals-{args.name}.json')
+    tables.write(report | {'rows': rows}, RESULTS / f'rivals-{args.name}.json')
 
 
 if __name__ == '__main__':

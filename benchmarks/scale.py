@@ -9,18 +9,12 @@ Each size runs in a process of its own, whose memory is counted from before it b
 
 import os
 import socket
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tables
 import torch
-from speed import RESULTS, machine, peak_resident
-from tables import spread
+from measuring import RESULTS, clock, machine, peak_resident, spread
 from torch.nn import functional as F
 
 import utils
@@ -31,35 +25,30 @@ from training.sharded import sharded
 MIB = 2**20
 
 
-def head(identities, batch_size, dim, device, rounds):
+def head(identities, batch_size, dim, rounds):
     """Seconds of a training step of the head alone, and the peak memory in MiB that it adds."""
-    device, most = utils.pick_device(device), peak_resident
-    if device.type == 'cuda':
-        most = lambda: torch.cuda.max_memory_allocated(device)  # noqa: E731
-    before = most()
-    module = CosFace(dim, identities).to(device)
-    features = torch.randn(batch_size, dim, device=device, requires_grad=True)
-    labels = torch.randint(0, identities, (batch_size,), device=device)
+    utils.keep_freed_memory()
+    before, module = peak_resident(), CosFace(dim, identities)
+    features = torch.randn(batch_size, dim, requires_grad=True)
+    labels = torch.randint(0, identities, (batch_size,))
 
     def loss():
         return F.cross_entropy(module(features, labels), labels)
 
-    return measured(module, loss, device, rounds, lambda: most() - before)
+    return measured(module, loss, rounds, before)
 
 
-def measured(module, loss, device, rounds, memory):
+def measured(module, loss, rounds, before):
     optimizer = torch.optim.SGD(module.parameters(), 0.02, 0.9, weight_decay=5e-4, fused=True)
-    seconds = []
-    for _ in range(rounds + 1):
-        begin = time.perf_counter()
+
+    def step():
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    memory = {'weights': module.weight.nbytes / MIB, 'most': memory() / MIB}
-    return {'seconds': spread(seconds[1:]), 'memory_mib': memory}
+
+    seconds = [clock(step) for _ in range(rounds + 1)][1:]
+    memory = {'weights': module.weight.nbytes / MIB, 'most': (peak_resident() - before) / MIB}
+    return {'seconds': spread(seconds), 'memory_mib': memory}
 
 
 def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, port):
@@ -68,19 +57,19 @@ def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, po
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     os.environ['TORCHELASTIC_RUN_ID'] = 'benchmark'
     torch.set_num_threads(max(1, os.cpu_count() // processes))
-    with process_group(-1) as device:
+    with process_group(-1):
         all_reduce(torch.zeros(1))
-        before, batch = peak_resident(), BatchLayout()
-        module = sharded(CosFace)(dim, identities, batch=batch, sample_rate=sample_rate)
+        before, layout = peak_resident(), BatchLayout()
+        module = sharded(CosFace)(dim, identities, layout=layout, sample_rate=sample_rate)
         torch.manual_seed(rank)
         labels = torch.randint(0, identities, (batch_size,)).tensor_split(processes)[rank]
         features = torch.randn(len(labels), dim, requires_grad=True)
-        batch.sizes = [len(part) for part in torch.arange(batch_size).tensor_split(processes)]
+        layout.sizes = [len(part) for part in torch.arange(batch_size).tensor_split(processes)]
 
         def loss():
-            return batch.mean(module.loss(features, labels)[0])
+            return layout.mean(module.loss(features, labels)[0])[0]
 
-        return measured(module, loss, device, rounds, lambda: peak_resident() - before)
+        return measured(module, loss, rounds, before)
 
 
 def together(processes, *arguments):
@@ -97,15 +86,12 @@ def together(processes, *arguments):
 
 
 def run(args):
-    sizes = [1000] if args.quick else [1000, 10_000, 100_000] + [1_000_000] * args.full
-    device = utils.pick_device(args.ctx)
-    # a GPU's step on 64 faces would be the time of its launches
-    batch_size, dim = 1024 if device.type == 'cuda' else 64, 512
-    report = {**machine(device), 'command': tables.command(), 'rounds': args.rounds}
+    batch_size, dim = 64, 512
+    report = {**machine(), 'rounds': args.rounds}
     report |= {'batch_size': batch_size, 'dim': dim, 'heads': [], 'slices': []}
-    for n in sizes:
+    for n in [1000, 10_000, 100_000] + [1_000_000] * args.full:
         with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-            row = pool.submit(head, n, batch_size, dim, args.ctx, args.rounds).result()
+            row = pool.submit(head, n, batch_size, dim, args.rounds).result()
         report['heads'].append({'identities': n, **row})
         if args.processes > 1:
             row = together(args.processes, n, batch_size, dim, args.rounds, args.sample_rate)
@@ -135,8 +121,6 @@ def markdown(report):
 def arguments():
     parser = tables.parser(__doc__)
     add = parser.add_argument
-    add('--ctx', type=int, default=-1, help='of the head: below 0 the CPU, else the ctx-th GPU')
-    add('--quick', action='store_true', help='1,000 only')
     add('--full', action='store_true', help='up to 1,000,000')
     add('--processes', type=int, default=1, help='the sharded head too, by this many on the CPU')
     add('--sample-rate', type=float, default=1.0, help='the part of the other people it takes')

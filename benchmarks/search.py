@@ -8,17 +8,13 @@ faiss-cpu, usearch and hnswlib that are installed. recall@10 is against the exac
 """
 
 import importlib
-import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import tables
+from measuring import machine
 
 import utils
 from verification import index
@@ -111,22 +107,11 @@ def timed(way, vectors, queries):
     return found, {'way': way, 'build_s': built, **row}
 
 
-def markdown(report):
-    titles = 'way;built, s;query, ms: fastest;median;slowest;recall@10'.split(';')
-    keys = 'build_s', 'fastest_ms', 'query_ms', 'slowest_ms'
-    rows = [
-        [row['way'], *(f'{row[key]:.1f}' for key in keys), f'{row["recall"]:.3f}']
-        for row in report['ways']
-    ]
-    return tables.markdown(titles, rows)
-
-
 def run(args):
     rng = np.random.default_rng(0)
     vectors, queries = faces_of(args.faces // args.each, args.each, args.dim, args.cosine, rng)
     report = {'faces': len(vectors), 'dim': args.dim, 'cosine': args.cosine, 'each': args.each}
-    about = {'cores': os.cpu_count(), 'machine': platform.machine(), 'numpy': np.__version__}
-    report |= about | {'ways': []}
+    report |= machine() | {'ways': []}
     truth = None
     for way in args.ways:
         try:
@@ -137,9 +122,8 @@ def run(args):
         truth = truth or found
         hits = sum(len(a & b) for a, b in zip(found, truth, strict=True))
         report['ways'].append({**row, 'recall': hits / (MOST * QUERIES)})
-    print(markdown(report))
-    if args.out:
-        tables.write(report, args.out)
+        print(report['ways'][-1], flush=True)
+    tables.write(report, args.out)
 
 
 def arguments():

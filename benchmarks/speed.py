@@ -14,30 +14,22 @@ import functools
 import itertools
 import math
 import os
-import platform
-import re
-import resource
 import statistics
-import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import tables
 import torch
+from measuring import CPU, RESULTS, in_turns, iterate, machine, peak_resident, ratio, spread
 from PIL import Image
-from steps import iterate
-from tables import cell, ratio, spread
+from tables import cell
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
-from tqdm import tqdm
 
 import dal
 import main
@@ -48,7 +40,6 @@ from dataset import Faces, evaluation_loader, training_loader
 from model import HEIGHT, WIDTH, DALModel, normalize
 from recognition.embedding import extract
 from synthesis import drawing
-from training.log import run_summary
 from training.recipe import recipes
 
 NETWORKS = {  # name: the recipe that trains it
@@ -58,7 +49,6 @@ NETWORKS = {  # name: the recipe that trains it
     'iresnet50': replace(recipes['finetune'], backbone='iresnet50'),
 }
 OURS = ['64-layer', 'small']  # what is measured unless --networks asks for others
-RESULTS = Path(__file__).resolve().parent / 'results'
 SHAPES = (64, 56, 48), (128, 28, 24), (256, 14, 12), (512, 7, 6), (256, 28, 24), (512, 14, 12)
 
 
@@ -125,15 +115,20 @@ class Conventional:
 
 
 class Apart:
-    """Conventional in a process of its own: no setting of this process reaches it."""
+    """A trainer in a process of its own: no setting of this process reaches it, and the peak of its
+    memory is its own."""
 
-    def __init__(self, root, *args):
-        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, (root, args))
+    def __init__(self, *args):
+        self.pool = ProcessPoolExecutor(1, get_context('spawn'), self._begin, args)
 
     @staticmethod
-    def _begin(root, args):
+    def _begin(kind, root, recipe, ctx):
         global trainer
-        trainer = Conventional(Faces(root, meta.demo['pat'], meta.demo['pos']), *args)
+        faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
+        if kind is Ours:
+            faces.check()
+            ctx = utils.pick_device(ctx)
+        trainer = kind(faces, recipe, ctx)
 
     @staticmethod
     def _steps(times):
@@ -141,9 +136,12 @@ class Apart:
             trainer.step()
         if torch.cuda.is_initialized():  # so far a GPU has only queued them
             torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() / 2**20
+        return peak_resident() / 2**20
 
     def steps(self, times):
-        self.pool.submit(self._steps, times).result()
+        """`times` steps; the peak memory so far in MiB: of the GPU, or of the process."""
+        return self.pool.submit(self._steps, times).result()
 
 
 def random(*shape, dtype, device):
@@ -204,42 +202,37 @@ def operations_of(training, device):
     return counter.get_total_flops() // 2
 
 
-def clock(work, device):
-    """Seconds that work() takes, the device's queue included."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    work()
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def repeat(work, times):
     return lambda: [work() for _ in range(times)]
 
 
-def contestants(faces, batch_sizes, device, args):
-    """{name: (work, images or operations in one call)}, and the Training of each network."""
-    works, trained = {}, {}
-    for network, batch_size in batch_sizes.items():
-        recipe = replace(NETWORKS[network], batch_size=batch_size)
+def contestants(faces, sizes, device, ctx):
+    """{name: (work, images or operations in one call)}; of each network operations a pass, and
+    what its trainers hold at most."""
+    works, operations, memory = {}, {}, {}
+    for network, size in sizes.items():
+        recipe = replace(NETWORKS[network], batch_size=size)
+        apart = {'train': Apart(Ours, faces.root, recipe, ctx)}
+        apart['conventional'] = theirs = Apart(Conventional, faces.root, recipe, ctx)
+        for kind, one in apart.items():
+            memory[f'{network} {kind}'] = {'peak': one.steps(3)}
+        apart['train'].pool.shutdown()
         steps = 8 if network == 'small' or device.type == 'cuda' else 2
-        images, ours = steps * batch_size, Ours(faces, recipe, device)
-        theirs, trained[network] = Apart(faces.root, recipe, args.ctx), ours.training
+        images, ours = steps * size, Ours(faces, recipe, device)
         works[f'{network} train'] = repeat(ours.step, steps), images
         works[f'{network} conventional'] = functools.partial(theirs.steps, steps), images
-        alone = convolutions(ours.training, batch_size, device)
+        alone = convolutions(ours.training, size, device)
         works[f'{network} convolutions'] = repeat(alone, steps), images
         # each face is embedded with its mirror: half the faces make passes of the same size
-        half, n = evaluation_loader(faces, batch_size // 2), 2 * steps
+        half, n = evaluation_loader(faces, size // 2), 2 * steps
         work = functools.partial(embed, ours.training, half, n, device)
-        works[f'{network} embed'] = work, n * (batch_size // 2)
+        works[f'{network} embed'] = work, n * (size // 2)
+        operations[network] = operations_of(ours.training, device)
     for dtype in (torch.bfloat16, torch.float32):
-        for shape in SHAPES[:: 2 if args.quick else 1]:
+        for shape in SHAPES:
             name = f'convolution {"×".join(map(str, shape))} {str(dtype).removeprefix("torch.")}'
             works[name] = convolution(*shape, dtype, device)
-    return works, trained
+    return works, operations, memory
 
 
 def embed(training, loader, batches, device):
@@ -247,104 +240,40 @@ def embed(training, loader, batches, device):
     extract(training.model, batches, device, bf16, ('embedding',))
 
 
-def one_core(faces, uncached):
+def one_core(faces):
     """{name: (work, images)} of the data path, without a network."""
     indices, mean = list(range(min(256, len(faces)))), [0.5] * 3
-    steps = [transforms.ToTensor(), transforms.Normalize(mean, mean)]
-    transform = transforms.Compose(steps)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, mean)])
 
     def by_pil():
         torch.stack([transform(Image.open(faces.path(i)).convert('RGB')) for i in indices])
 
     works = {
         'PIL + ToTensor + Normalize': by_pil,
-        'decoded': lambda: uncached.__getitems__(indices),
-        'decoded and normalised': lambda: normalize(uncached.__getitems__(indices)[0]),
-        'cached': lambda: faces.__getitems__(indices),
         'cached and normalised': lambda: normalize(faces.__getitems__(indices)[0]),
     }
     return {name: (work, len(indices)) for name, work in works.items()}
 
 
-def measure(works, device, rounds):
-    """{name: seconds of each round} and {name: rates}, all in turn, after one round that does not
-    count."""
-    taken = {name: [] for name in works}
-    for _ in tqdm(range(rounds + 1), 'rounds', disable=None):
-        for name, (work, _) in works.items():
-            taken[name].append(round(clock(work, device), 5))
-    seconds = {name: values[1:] for name, values in taken.items()}
-    return seconds, {name: [works[name][1] / s for s in seconds[name]] for name in works}
-
-
-def peak_resident():
-    """The most bytes that this process has held.
-
-    On Linux, getrusage's figure may be the parent's; /proc/self/status has the process's own.
-    """
-    if os.path.exists('/proc/self/status'):
-        status = Path('/proc/self/status').read_text()
-        return 1024 * int(re.search(r'VmHWM:\s*([0-9]+)', status)[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def peak_memory(network, kind, batch_size, root, ctx):
-    """Peak memory in MiB of three steps: of the GPU, or of this process, which must be a fresh
-    one."""
-    faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
-    recipe = replace(NETWORKS[network], batch_size=batch_size)
-    faces.check()
-    make = Ours if kind == 'train' else Conventional
-    trainer = make(faces, recipe, utils.pick_device(ctx) if kind == 'train' else ctx)
-    for _ in range(3):
-        trainer.step()
-    return (torch.cuda.max_memory_allocated(ctx) if ctx >= 0 else peak_resident()) / 2**20
-
-
-def machine(device):
-    """What the figures depend on."""
-    name = platform.processor() or platform.machine()
-    if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
-    elif os.path.exists('/proc/cpuinfo'):
-        found = re.search('model name.*: (.*)', Path('/proc/cpuinfo').read_text())
-        name = f'{os.cpu_count()} cores {found[1] if found else name}'
-    kind = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
-    about = {'machine': name, 'kind': kind, 'cores': os.cpu_count(), **run_summary(device)}
-    return about | {'cpu_bf16': utils.fastest_precision(torch.device('cpu')) == 'bf16'}
-
-
 def run(args):
     device = utils.pick_device(args.ctx)
-    gpu, rounds = device.type == 'cuda', 2 if args.quick else args.rounds
-    sizes = {name: 256 if gpu else NETWORKS[name].batch_size for name in args.networks}
-    sizes = {name: args.batch_size or size for name, size in sizes.items()}
-    if 'small' in sizes:
-        sizes['small'] = args.small_batch_size or (1024 if gpu else 64)
+    usual = dict.fromkeys(NETWORKS, 256) | {'small': 1024} if device.type == 'cuda' else {}
+    sizes = {name: args.batch_size or usual.get(name, 64) for name in args.networks}
     with tempfile.TemporaryDirectory() as folder:
         root, people = os.path.join(folder, 'drawn', 'train'), max(64, max(sizes.values()) // 4)
         drawing.make(Path(root).parent, people=people, val_people=1, images=8, progress=False)
-        faces, uncached = (Faces(root, meta.demo['pat'], meta.demo['pos']) for _ in range(2))
+        faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
         faces.check()
-        memory = {}
-        for network, kind in itertools.product(sizes, ('train', 'conventional')):
-            # a process of its own, since a peak never falls again
-            with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-                what = network, kind, sizes[network], root, args.ctx
-                memory[f'{network} {kind}'] = {'peak': pool.submit(peak_memory, *what).result()}
-        works, trained = contestants(faces, sizes, device, args)
-        seconds, rates = measure(works, device, rounds)
-        operations = {name: operations_of(trained[name], device) for name in sizes}
+        works, operations, memory = contestants(faces, sizes, device, args.ctx)
+        seconds, rates = in_turns(works, device, args.rounds)
         torch.set_num_threads(1)
-        paths = one_core(faces, uncached)
-        path_seconds, path_rates = measure(paths, torch.device('cpu'), 3 * rounds)
+        path_seconds, path_rates = in_turns(one_core(faces), CPU, 3 * args.rounds)
         for name in sizes:
             works[f'{name} conventional'][0].func.__self__.pool.shutdown()
     by_pil = path_rates['PIL + ToTensor + Normalize']
     report = {
         **machine(device),
-        'command': tables.command(),
-        'rounds': rounds,
+        'rounds': args.rounds,
         'batch_sizes': sizes,
         'faces': len(faces),
         'operations_per_pass': operations,
@@ -372,32 +301,24 @@ def summary(rates, operations):
         ceilings[f'convolution {dtype}'] = {'which': best, **spread(gflops)}
         for network, passes in operations.items():
             works = {  # a backward pass counts as two passes; embedding passes face and mirror
-                'training': (3 * passes, rates[f'{network} train']),
-                'its convolutions alone': (3 * passes, rates[f'{network} convolutions']),
-                'embedding': (2 * passes, rates[f'{network} embed']),
+                'training': (3 * passes, 'train'),
+                'its convolutions alone': (3 * passes, 'convolutions'),
+                'embedding': (2 * passes, 'embed'),
             }
-            for name, (each, images) in works.items():
-                share = ratio([each * rate for rate in images], rates[best])
+            for name, (each, kind) in works.items():
+                share = ratio([each * rate for rate in rates[f'{network} {kind}']], rates[best])
                 ratios[f'{network}: {name}, of the convolution {dtype} ceiling'] = share
     for network in operations:
-        ours = rates[f'{network} train']
-        pairs = {'the conventional loop': 'conventional', 'its convolutions alone': 'convolutions'}
-        for name, kind in pairs.items():
-            ratios[f'{network}: training, of {name}'] = ratio(ours, rates[f'{network} {kind}'])
+        for name in ('the conventional loop', 'its convolutions alone'):
+            other = rates[f'{network} {name.split()[1]}']
+            ratios[f'{network}: training, of {name}'] = ratio(rates[f'{network} train'], other)
     images = {n: spread(values) for n, values in rates.items() if not n.startswith('convolution')}
     return {'images_per_s': images, 'ceiling_gflops': ceilings, 'ratios': ratios}
 
 
-def markdown(report, what='networks'):
-    """A table of docs/performance.md: median [smallest, largest] over the rounds, for memory one
-    number. `what` may be 'data': the data path on one core."""
-    if what == 'data':
-        paths = report['data_path_per_core']
-        rows = [
-            [name, cell(row['images_per_s'], 0), cell(row['against_pil'], 1)]
-            for name, row in paths.items()
-        ]
-        return tables.markdown(['', 'images/s', 'of PIL + ToTensor + Normalize'], rows)
+def markdown(report):
+    """The table of docs/performance.md: median [smallest, largest] over the rounds, for memory one
+    number."""
     networks, ceiling = list(report['batch_sizes']), 'of the convolution bfloat16 ceiling'
 
     def rate(kind):
@@ -428,11 +349,9 @@ def arguments():
     parser = tables.parser(__doc__)
     add = parser.add_argument
     add('--ctx', type=int, default=-1, help='below 0 the CPU, else the ctx-th GPU (%(default)s)')
-    add('--quick', action='store_true', help='two rounds, to see that it runs')
     add('--rounds', type=int, default=5, help='how often everything is measured (%(default)s)')
     add('--networks', nargs='+', default=OURS, choices=NETWORKS, metavar='NAME')
-    add('--batch-size', type=int, help='of the 64-layer network (as its recipe; 256 on a GPU)')
-    add('--small-batch-size', type=int, help='of the small one (64; 1024 on a GPU)')
+    add('--batch-size', type=int, help='64; on a GPU 256, of the small network 1,024')
     add('--out', help='the JSON file (benchmarks/results/speed-<machine>.json)')
     return parser.parse_args()
 

@@ -12,7 +12,6 @@ import importlib
 import json
 import re
 import shlex
-import statistics
 import sys
 from pathlib import Path
 
@@ -54,8 +53,12 @@ def markdown(titles: list[str], rows: list[list]) -> str:
     return re.sub(r'\|  (?=\|)', '| ', text)
 
 
-def write(report: dict, path: Path | str) -> None:
-    """Writes a JSON file; each entry of a list or dict of `report` takes one line."""
+def write(report: dict, path: Path | str | None) -> None:
+    """Writes a JSON file, or shows it if there is no path; each entry of a list or dict of `report`
+    takes one line."""
+    if path is None:
+        print(as_text(report))
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = as_text(report)
@@ -76,16 +79,6 @@ def as_text(report: dict) -> str:
 
     rows = [f' {line(key)}: {value_of(value)}' for key, value in report.items()]
     return '{\n' + ',\n'.join(rows) + '\n}\n'
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """The spread of the ratios of two lists of rates, round by round."""
-    return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def cell(value: dict[str, float] | None, digits: int = 2) -> str:
