@@ -267,7 +267,7 @@ def calibrate(args: argparse.Namespace) -> int:
 def serve(args: argparse.Namespace) -> int:
     """The page, until it is interrupted."""
     try:
-        from verification import page, server
+        from verification import page, service
     except ImportError as error:
         remedy = 'pip install -r requirements-serve.txt'
         raise utils.UserError(f'the page needs {error.name}: {remedy}') from None
@@ -276,7 +276,7 @@ def serve(args: argparse.Namespace) -> int:
     archive = read_archive(known, where) if where else None
     groups = people_file(where, out)
     app = page.application(known, archive, args.host, args.far, path=where, people=groups)
-    server.serve(app, args.host, args.port)
+    service.serve(app, args.host, args.port)
     return 0
 
 

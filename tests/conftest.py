@@ -123,9 +123,9 @@ def refused(match, call, *line, **options):
 @contextlib.contextmanager
 def serving(app):
     """The port on which a server of the page listens, as verify.py has it."""
-    from verification import server
+    from verification import service
 
-    running = server.create_server(app, '127.0.0.1', 0)
+    running = service.create_server(app, '127.0.0.1', 0)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     try:

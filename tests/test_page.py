@@ -25,7 +25,7 @@ from verification import enrolment, index, portraits
 
 pytest.importorskip('flask')
 pytest.importorskip('waitress')
-from verification import page, server  # noqa: E402
+from verification import page, service  # noqa: E402
 
 KEYS = {'similarity', 'same', 'threshold', 'by', 'far', 'fitted_on', 'probability', 'ages'}
 KEYS |= {'caution', 'pairs_of_different_people', 'pairs_of_one_person', 'verdict'}
@@ -333,7 +333,7 @@ def test_a_full_queue_refuses_and_waiting_requests_share_batches(matcher, faces)
         data = fields(faces[k], faces[k + 1])
         posts.append(wait.submit(lambda data=data: app.test_client().post('/compare', data=data)))
     # a probe that got a place would wait for ever: it asks when all six are inside
-    held, probe = app.extensions['site'].service, app.test_client()
+    held, probe = app.extensions['service'], app.test_client()
     wait_until(lambda: slow.started and slow.started // 2 + held.queue.qsize() == 6)
     assert probe.post('/compare', data=fields(*faces[:2])).status_code == 503
     assert probe.post('/find', data=fields(faces[0])).status_code == 404  # which takes no place
@@ -431,8 +431,8 @@ def test_idle_connections_keep_nobody_out(port, faces):
 
 def test_it_listens_to_this_machine_alone_unless_told():
     args = verify.arguments(['w.pth', '--serve'])
-    assert all(map(server.is_loopback, (args.host, '::1', '[::1]', 'localhost')))
-    assert not any(map(server.is_loopback, ('0.0.0.0', '::', 'example', '')))
+    assert all(map(service.is_loopback, (args.host, '::1', '[::1]', 'localhost')))
+    assert not any(map(service.is_loopback, ('0.0.0.0', '::', 'example', '')))
 
 
 @pytest.mark.parametrize('host', ['::1', '[::1]'])
@@ -440,9 +440,9 @@ def test_an_ipv6_address_stands_in_its_brackets(matcher, faces, host, monkeypatc
     if not socket.has_ipv6:
         pytest.skip('no IPv6 here')
     app = page.application(matcher, host=host)
-    running = server.create_server(app, host, 0)
-    monkeypatch.setattr(server, 'create_server', lambda *_: running)
-    thread = threading.Thread(target=server.serve, args=(app, host, running.effective_port))
+    running = service.create_server(app, host, 0)
+    monkeypatch.setattr(service, 'create_server', lambda *_: running)
+    thread = threading.Thread(target=service.serve, args=(app, host, running.effective_port))
     thread.daemon = True
     thread.start()
     connection = HTTPConnection('::1', running.effective_port, timeout=60)
@@ -457,6 +457,6 @@ def test_an_address_that_cant_be_had_is_one_line(matcher):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         said = f'{port}.*--port or --host names another'
-        refused(said, server.serve, app, '127.0.0.1', port)
+        refused(said, service.serve, app, '127.0.0.1', port)
     for host in ('no.such.host.invalid', '1.2.3', '192.0.2.1', 'a b', ''):
-        refused('host', server.serve, app, host, port)
+        refused('host', service.serve, app, host, port)

@@ -7,6 +7,7 @@ OUT/suggestions.csv lists groups that may be one person: `yes` in its column `ac
 `no` ends the question.
 """
 
+import contextlib
 import functools
 import re
 from collections import Counter, defaultdict
@@ -33,71 +34,56 @@ UNLIKELY, SUGGESTED = 0.02, 200  # the least P that is suggested, and how many p
 
 
 class Corrections:
-    """What people.csv and suggestions.csv say of an archive's faces. keys (N) are ('name', a name),
-    ('group', a label) or None; numbers {key: number of its group}; born {key: date}, taken {face:
-    date}; answers are the pairs that were answered with no."""
+    """What people.csv and suggestions.csv say of an archive's faces. rows are {face: its row}, to
+    which `label` is added, its group after all joining, and `key`: ('name', a name), ('group', a
+    label), or None if whose face it is, is open. born is {key: date}; answers are the pairs that
+    were answered with no."""
 
     def __init__(self, path: Path | None, archive: Index):
-        self.keys: list[tuple[str, str] | None] = [None] * len(archive)
-        self.numbers: dict[tuple[str, str], int] = {}
-        self.free = 1  # the first number that no group ever had
+        self.rows: dict[int, dict] = {}
         self.born: dict[tuple[str, str], str] = {}
-        self.taken: dict[int, str] = {}
         self.answers: list[dict] = []
         self.notes: list[str] = []
+        self.free = 1  # the first number that no group ever had
         if path is None:
             return
-        faces = faces_by_place(archive)
-        rows = [(faces.get((row['photograph'], row['box'])), row) for row in read_table(path)]
-        lost = sum(face is None for face, _ in rows)
-        if lost:
-            self.notes.append(f'{path}: {lost} rows are of no face of this archive: not used')
+        table: list[dict] = [*read_table(path)]
         joined = self._accepted(path.with_name('suggestions.csv'))
-        names: dict[str, set] = defaultdict(set)
-        for _, row in rows:
-            row['label'] = joined.get(_label(row['group']), _label(row['group']))
-            names[row['label']] |= {row['name']} - {''}
-        for label, found in names.items():
-            if len(found) > 1 and label in joined.values():
-                raise DataError(f'{path}: group {label} is of {" and ".join(sorted(found))}')
-        labels: dict[tuple, Counter] = defaultdict(Counter)
-        for face, row in rows:
-            known = {row['name']} - {''} or names[row['label']] if row['label'] else {row['name']}
-            if len(known) > 1:  # a group of two names: the rows without one are open
+        names: dict[str, set[str]] = defaultdict(set)
+        for row in table:
+            row['group'] = row['group'].removesuffix('.0')  # as a spreadsheet may write it
+            row['label'] = joined.get(row['group'], row['group'])
+            if row['label'] and row['name']:
+                names[row['label']].add(row['name'])
+        for label in {*joined.values()}:
+            if len(names[label]) > 1:
+                raise DataError(f'{path}: group {label} is of {" and ".join(sorted(names[label]))}')
+        faces = faces_by_place(archive)
+        for row in table:
+            whose = {row['name']} if row['name'] else names[row['label']]
+            row['key'] = ('group', row['label']) if row['label'] else None
+            if whose:  # of a group of two names, the rows without one are open
+                row['key'] = ('name', *whose) if len(whose) == 1 else None
+            face = faces.get((row['photograph'], row['box']))
+            if face is None:
                 continue
-            name = next(iter(known), '')
-            key = ('name', name) if name else ('group', row['label']) if row['label'] else None
-            if face is not None:
-                self.keys[face] = key
-                if row['taken']:
-                    self.taken[face] = row['taken']
-            if key and face is not None:
-                labels[key][row['label']] += 1
-                if row['born'] and self.born.setdefault(key, row['born']) != row['born']:
-                    both = f'{self.born[key]} and {row["born"]}'
-                    raise DataError(f'{path}: {key[1]} is born {both}: correct one')
-        every = [*(row['label'] for _, row in rows), *joined]
-        self.free += max([int(x) for x in every if x.isdecimal()], default=0)
-        self._number(labels, joined)
-
-    def _number(self, labels, joined):
-        """Each group keeps its number: the most frequent of its rows that is still free."""
-        became = {}
-        for key, row in sorted(labels.items(), key=lambda item: -max(item[1].values())):
-            wanted = [int(x) for x, _ in row.most_common() if x.isdecimal()]
-            left = [number for number in wanted if number not in self.numbers.values()]
-            self.numbers[key] = left[0] if left else self.free
-            self.free += not left
-            gone = {*wanted, *(int(x) for x, to in joined.items() if to in row)}
-            became |= dict.fromkeys(gone, self.numbers[key])
-        for number in sorted(became.keys() - {*self.numbers.values()}):
-            self.notes.append(f'group {number} is now of group {became[number]}')
+            self.rows[face] = row
+            if row['key'] and row['born']:
+                born = self.born.setdefault(row['key'], row['born'])
+                if born != row['born']:
+                    both = f'{born} and {row["born"]}'
+                    raise DataError(f'{path}: {row["key"][1]} is born {both}: correct one')
+        if lost := sum((row['photograph'], row['box']) not in faces for row in table):
+            self.notes.append(f'{path}: {lost} rows are of no face of this archive: not used')
+        labels = [*joined, *(row['label'] for row in table)]
+        self.free += max((int(label) for label in labels if label.isdecimal()), default=0)
 
     def _accepted(self, path):
         """{label: the label that it becomes} of the suggestions with a yes."""
         joined: dict[str, str] = {}
         for row in read_table(path, PAIRS[:3]) if path.exists() else []:
-            first, second = (joined.get(_label(row[k]), _label(row[k])) for k in PAIRS[1:3])
+            two = (row[name].removesuffix('.0') for name in ('first', 'second'))
+            first, second = (joined.get(label, label) for label in two)
             answer = row['accept'].lower()
             if answer in ('yes', 'y', '1', 'x'):
                 to, gone = sorted((first, second), key=lambda x: (len(x), x))
@@ -106,10 +92,28 @@ class Corrections:
                 self.answers.append(row)
         return joined
 
-
-def _label(text):
-    """A spreadsheet may write 12 as 12.0."""
-    return re.sub(r'\.0+$', '', text)
+    def numbers(self, found: np.ndarray) -> dict[int, int]:
+        """{group of the faces: its number} of groups (N,) that were found. Each has the most
+        frequent number of its rows that is still free; new ones follow, the largest first."""
+        sizes: Counter[int] = Counter(found.tolist())
+        labels: dict[int, Counter] = defaultdict(Counter)
+        for face, row in self.rows.items():
+            if row['key']:
+                labels[int(found[face])][row['label']] += 1
+        known = sorted(labels, key=lambda k: -max(labels[k].values()))
+        new = sorted(sizes.keys() - labels.keys(), key=lambda k: (-sizes[k], k))
+        numbers: dict[int, int] = {}
+        taken, free = set[int](), self.free
+        for k in [*known, *new]:
+            wanted = [int(x) for x, _ in labels[k].most_common() if x.isdecimal()]
+            numbers[k] = next((number for number in wanted if number not in taken), free)
+            free += numbers[k] == free
+            taken.add(numbers[k])
+        rows = [(row['group'], face) for face, row in self.rows.items()]
+        became = {int(x): numbers[int(found[face])] for x, face in rows if x.isdecimal()}
+        for number in sorted(became.keys() - taken):
+            self.notes.append(f'group {number} is now of group {became[number]}')
+        return numbers
 
 
 def place_of(archive: Index, face: int) -> tuple[str, str]:
@@ -155,52 +159,52 @@ def group(
     people.csv and lines to print. Raises UserError or DataError before anything is written.
     """
     kept = kept or (out / 'people.csv' if (out / 'people.csv').exists() else None)
-    known = Corrections(kept, archive)
-    keys, embeddings, faces = [*known.keys], archive.embeddings, archive.faces
+    known, count = Corrections(kept, archive), len(archive)
+    keys = [known.rows.get(face, {}).get('key') for face in range(count)]
+    taken = {face: row['taken'] for face, row in known.rows.items() if row['taken']}
+    dates = {**_dates(archive), **taken} if known.born else taken
+    embeddings, faces = archive.embeddings, archive.faces
     if named is not None:
-        whose = [named.person(k) for k in range(len(named))]
+        whose = map(named.person, range(len(named)))
         keys += [('name', person) if person else None for person in whose]
         embeddings = np.concatenate([embeddings, named.embeddings])
         faces = np.concatenate([faces, named.faces])
     ages = np.where(faces['group'] < 0, np.nan, faces['age']).astype(float)
-    dates = {**_dates(archive), **known.taken} if known.born else known.taken
-    never = [] if same_photograph else archive.in_one_photograph().tolist()
-    never += _use_dates(ages, keys, known.born, dates, known.notes)
-    order = {key: k for k, key in enumerate(dict.fromkeys(filter(None, keys)))}
-    start = [len(order) + k if key is None else order[key] for k, key in enumerate(keys)]
-    fixed = np.array([key is not None for key in keys])
+    never, notes = _use_dates(ages, keys, known.born, dates)
+    never += [] if same_photograph else archive.in_one_photograph().tolist()
     apart = np.array(never, int).reshape(-1, 2)
+    first: dict[tuple, int] = {}
+    start = [k if key is None else first.setdefault(key, k) for k, key in enumerate(keys)]
+    fixed = np.array([key is not None for key in keys])
     pairs = log_odds(matcher, embeddings, ages)
     found = grouping.group(pairs, np.array(start), apart, fixed, sure)
     rest, other, value = grouping.belonging(pairs, found)
-    count = int(found.max()) + 1
+    numbers, groups = known.numbers(found[:count]), int(found.max()) + 1
     keyed = {int(found[k]): key for k, key in enumerate(keys) if key}
-    # those of corrections stay, new ones follow, the largest first
-    sizes = Counter(found[: len(archive)].tolist())
-    numbers = {k: known.numbers[key] for k in sizes if (key := keyed.get(k)) in known.numbers}
-    new = sorted(sizes.keys() - numbers.keys(), key=lambda k: (-sizes[k], k))
-    numbers |= {k: number for number, k in enumerate(new, known.free)}
-    now = [keyed.get(int(k)) for k in found[: len(archive)]]
-    _use_dates(ages, now, known.born, dates, [])
+    now = [keyed.get(int(k)) for k in found[:count]]
+    _use_dates(ages, now, known.born, dates)  # of faces that have joined a person, too
     rows = []
-    for k in range(len(archive)):
-        key, near = now[k], numbers.get(int(other[k]), '') if other[k] >= 0 else ''
+    for k, key in enumerate(now):
+        near = numbers.get(int(other[k]), '')
         name = key[1] if key and key[0] == 'name' else ''
         values = [k, *place_of(archive, k), numbers[int(found[k])], name]
-        values += [_rounded(ages[k], 1), _rounded(probability(rest[k], count))]
-        values += [near, _rounded(probability(value[k], count)) if near else '']
+        values += [_rounded(ages[k], 1), _rounded(probability(rest[k], groups))]
+        values += [near, _rounded(probability(value[k], groups)) if near else '']
         values += [known.born.get(key, '') if key else '', dates.get(k, '')]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    answered = {tuple(sorted((row['first'], row['second']))) for row in known.answers}
-    suggestions = known.answers if known.answers or (out / 'suggestions.csv').exists() else None
+    suggestions = known.answers
     if suggest:
+        asked = [{row['first'], row['second']} for row in known.answers]
         new = _suggestions(pairs, found, other, numbers, keyed, apart, rows)
-        both = [tuple(sorted((str(row['first']), str(row['second'])))) for row in new]
-        open_ = [row for row, pair in zip(new, both, strict=True) if pair not in answered]
-        suggestions = known.answers + open_
+        suggestions += [row for row in new if {f'{row["first"]}', f'{row["second"]}'} not in asked]
     rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
-    _write(out, archive, matcher, rows, suggestions, sure)
-    return rows, known.notes + [*_said(rows, suggestions if suggest else None, out)]
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
+    utils.write_json(facts | {'groups': _groups(rows)}, out / 'people.json')
+    write_table(out / 'people.csv', COLUMNS, rows)
+    if suggest or suggestions or (out / 'suggestions.csv').exists():
+        write_table(out / 'suggestions.csv', PAIRS, suggestions)
+    return rows, [*known.notes, *notes, *_said(rows, suggestions if suggest else (), out)]
 
 
 def _dates(archive):
@@ -219,83 +223,68 @@ def _dates(archive):
     return {face: dates[number] for face, number in enumerate(photographs) if number in dates}
 
 
-def _use_dates(ages, keys, born, dates, notes):
-    """Sets the ages that birth and photograph make exact; pairs of faces that can't be one person,
-    because one of them was born later."""
-    never = []
-    persons: dict[tuple, list[int]] = defaultdict(list)
-    for k, key in enumerate(keys):
-        persons[key].append(k)
+def _use_dates(ages, keys, born, dates):
+    """Sets the ages that birth and photograph make exact. Returns pairs of faces that can't be one
+    person, because one of them was born later, and a note on each person's dates that can't be."""
+    never, notes = [], []
     for key, date in born.items():
-        here, absurd = set(persons.get(key, [])), []
+        one, absurd = keys.index(key), []
         for k, taken in dates.items():
             try:
                 age = years_between(date, taken)
-            except ValueError:
-                try:
-                    years_between(taken, date)  # so that it was taken before
-                except ValueError as error:
-                    if k in here:
-                        absurd.append(f'{error}')
-                    continue
-                if k in here:
-                    absurd.append(f'taken {taken}')
-                elif here:
-                    never.append((min(here), k))
-            else:
-                if k in here:
+                if keys[k] == key:
                     ages[k] = age
+            except ValueError as error:
+                if keys[k] == key:
+                    absurd.append(f'taken {taken}: {error}')
+                    continue
+                with contextlib.suppress(ValueError):
+                    years_between(taken, date)  # so that it was taken before
+                    never.append((one, k))
         if absurd:
             what = f"{len(absurd)} photographs have a date that can't be ({absurd[0]})"
             remedy = 'the age is an estimate there; correct `born` or `taken`'
             notes.append(f'{key[1]}, born {date}: {what}: {remedy}')
-    return never
+    return never, notes
 
 
-def _suggestions(pairs, found, other, numbers, whose, apart, rows):
+def _suggestions(pairs, found, other, numbers, keyed, apart, rows):
     """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it."""
-    near = np.unique(np.sort(np.stack([found, other], 1)[other >= 0], 1), axis=0)
-    never = {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
-    named = {k for k, key in whose.items() if key[0] == 'name'}
-    near = [(a, b) for a, b in near.tolist() if a in numbers and b in numbers]
-    near = [pair for pair in near if pair not in never and not named.issuperset(pair)]
-    near = np.array(near, int).reshape(-1, 2)
+    near = {(min(two), max(two)) for two in zip(found.tolist(), other.tolist(), strict=True)}
+    near -= {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
+    named = {k for k, key in keyed.items() if key[0] == 'name'}
+    near = [two for two in sorted(near) if numbers.keys() >= {*two} and not named >= {*two}]
+    first, second = np.array(near, int).reshape(-1, 2).T
     sizes = np.bincount(found)
-    value = grouping.evidence(pairs.means(found, *near.T), sizes[near[:, 0]], sizes[near[:, 1]])
-    likely, members = probability(value, len(sizes)), defaultdict(list)
-    for k in range(len(rows)):
-        members[int(found[k])].append(k)
+    value = grouping.evidence(pairs.means(found, first, second), sizes[first], sizes[second])
+    likely = probability(value, len(sizes))
     result = []
     for k in np.argsort(-likely, kind='stable')[:SUGGESTED]:
         if likely[k] < UNLIKELY:
             break
-        a, b = sorted(near[k].tolist(), key=numbers.__getitem__)
-        scores = pairs.embeddings[members[a]] @ pairs.embeddings[members[b]].T
+        two = sorted(near[k], key=numbers.__getitem__)
+        faces = [np.flatnonzero(found[: len(rows)] == group) for group in two]
+        scores = pairs.embeddings[faces[0]] @ pairs.embeddings[faces[1]].T
         i, j = np.unravel_index(scores.argmax(), scores.shape)
-        first, second = rows[members[a][i]], rows[members[b][j]]
-        ages = [[rows[face]['age'] for face in members[x]] for x in (a, b)]
-        years = [np.mean([age for age in known if age != ''] or [np.nan]) for known in ages]
-        gap = _rounded(abs(years[0] - years[1]), 0)
-        values = ['', numbers[a], numbers[b], _rounded(likely[k]), gap, first['face']]
-        values += [first['photograph'], second['face'], second['photograph']]
+        nearest = rows[faces[0][i]], rows[faces[1][j]]
+        ages = [[rows[face]['age'] for face in here if rows[face]['age'] != ''] for here in faces]
+        gap = _rounded(abs(np.mean(ages[0]) - np.mean(ages[1])), 0) if all(ages) else ''
+        values = ['', *(numbers[group] for group in two), _rounded(likely[k]), gap]
+        values += [row[column] for row in nearest for column in ('face', 'photograph')]
         result.append(dict(zip(PAIRS, values, strict=True)))
     return result
 
 
-def _write(out, archive, matcher, rows, suggestions, sure):
-    out.mkdir(parents=True, exist_ok=True)
+def _groups(rows):
+    """Those of people.json."""
     groups: dict[int, dict] = {}
     for row in rows:
-        facts = {key: row[key] for key in ('group', 'name', 'born')} | {'faces': []}
         face = {key: None if row[key] == '' else row[key] for key in COLUMNS[5:9]}
         face |= {key: row[key] for key in ('face', 'photograph', 'taken')}
         face['box'] = [*map(int, row['box'].split())]
+        facts = {key: row[key] for key in ('group', 'name', 'born')} | {'faces': []}
         groups.setdefault(row['group'], facts)['faces'].append(face)
-    facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
-    utils.write_json(facts | {'groups': [*groups.values()]}, out / 'people.json')
-    if suggestions is not None:
-        write_table(out / 'suggestions.csv', PAIRS, suggestions)
-    write_table(out / 'people.csv', COLUMNS, rows)
+    return [*groups.values()]
 
 
 def _said(rows, suggestions, out):

@@ -1,16 +1,20 @@
-"""One network in memory for many clients: a bounded number of requests, embedded in batches."""
+"""One network in memory for many clients: a bounded number of requests, embedded in batches; and
+the web server, on its address, with a bounded number of connections."""
 
 import contextlib
+import ipaddress
 import os
 import queue
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from typing import NamedTuple
 
-from flask import current_app
+import waitress
+from flask import Flask, current_app
+from waitress.channel import HTTPChannel
+from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.local import LocalProxy
 
 from utils import UserError
 from verification import portraits
@@ -20,27 +24,28 @@ from verification.portraits import Portrait
 
 WAITING = 16  # requests that are worked on or wait; more are refused
 MOST_PIXELS = 60_000_000  # of a photograph
-
-
-class Busy(Exception):
-    """As many requests as may wait are waiting."""
+CONNECTIONS = 200  # that are held: a further one ends the one that has been idle longest
+LARGEST_BODY = 2**27  # bytes; what is too large is read to its end, so that a browser sees why
 
 
 class Service:
-    """The matcher behind a queue: one thread embeds what requests have put there."""
+    """The matcher behind a queue, from which one thread embeds what requests have put there; and
+    the archive, whose file is `path` if it has one."""
 
-    def __init__(self, matcher: Matcher, waiting: int = WAITING):
+    def __init__(self, matcher: Matcher, archive: Index | None, path: str | None, waiting: int):
         self.matcher = matcher
         self.places = threading.BoundedSemaphore(waiting)
         self.reading = threading.BoundedSemaphore(os.cpu_count() or 1)  # photographs are large
         self.queue: queue.Queue = queue.Queue()
         threading.Thread(target=self._work, daemon=True).start()
+        self.archive, self.path = archive, path if path and os.path.isfile(path) else ''
+        self.opening, self.stamp = threading.Lock(), self._stamp()
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Holds one of the places of requests. Raises Busy if none is free."""
+        """Holds one of the places of requests. Raises ServiceUnavailable if none is free."""
         if not self.places.acquire(blocking=False):
-            raise Busy('Too many at once: try again in a moment.')
+            raise ServiceUnavailable('Too many at once: try again in a moment.')
         try:
             yield
         finally:
@@ -73,48 +78,67 @@ class Service:
                 future.set_result(found[: len(faces)])
                 found = found[len(faces) :]
 
-
-class Archive:
-    """The index that is served; read again as soon as its file, if it has one, is another."""
-
-    def __init__(self, index: Index, path: str | None = None, weights: str = ''):
-        self.index, self.weights = index, weights
-        self.path = path if path and os.path.isfile(path) else None
-        self.lock, self.stamp = threading.Lock(), self._stamp()
-
-    def current(self) -> Index:
-        """If a new file can't be used, why is said once, and the index before it stays."""
-        with self.lock:
+    def index(self) -> Index | None:
+        """The archive, read again as soon as its file is another. If that can't be used, why is
+        said once, and the index before it stays."""
+        with self.opening:
             stamp = self._stamp()
-            if self.path and stamp and stamp != self.stamp:
+            if stamp and stamp != self.stamp:
                 self.stamp = stamp
                 try:
-                    self.index = Index.open(self.path, self.weights)
+                    self.archive = Index.open(self.path, self.matcher.info.sha256)
                 except UserError as error:
                     print(f'not served: {error}', file=sys.stderr, flush=True)
-            return self.index
+            return self.archive
 
     def _stamp(self):
         """What tells the file from one that replaces it; None if there is none."""
-        with contextlib.suppress(OSError, TypeError):
+        with contextlib.suppress(OSError):
             stat = os.stat(self.path)
             return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-class Site(NamedTuple):
-    """What the views of the page serve from."""
-
-    service: Service
-    archive: Archive | None
-    far: float | None  # the rate to decide at if a request names none
-    local: bool  # whether this machine alone is served
-    people: Path | None  # the people.csv of the archive's groups, which need not be there
+service: Service = LocalProxy(lambda: current_app.extensions['service'])  # type: ignore[assignment]
 
 
-def site() -> Site:
-    return current_app.extensions['site']
+class _Channel(HTTPChannel):
+    def __init__(self, server, *arguments, **options):
+        super().__init__(server, *arguments, **options)
+        channels = server.active_channels.values()
+        idle = [one for one in channels if one is not self and not one.requests]
+        if idle and len(channels) > CONNECTIONS:
+            min(idle, key=lambda one: one.last_activity).will_close = True
 
 
-def index() -> Index | None:
-    archive = site().archive
-    return archive.current() if archive else None
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself reaches a server on `host`."""
+    try:
+        return ipaddress.ip_address(host.strip('[]')).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+def create_server(app: Flask, host: str, port: int):
+    """A waitress server. Raises UserError if the address can't be had."""
+    sockets: dict = {}
+    # more threads than requests may wait, so that those beyond are answered at once
+    limits = {'threads': WAITING + 8, 'connection_limit': 2 * CONNECTIONS, 'channel_timeout': 60}
+    options = limits | {'ident': None, 'max_request_body_size': LARGEST_BODY}
+    try:
+        server = waitress.create_server(app, sockets, host=host.strip('[]'), port=port, **options)
+    except (OSError, ValueError) as error:
+        why = f'--host {host} --port {port}: {getattr(error, "strerror", error)}'
+        known = '127.0.0.1 is this machine alone, 0.0.0.0 all that reach it'
+        raise UserError(f'{why}: --port or --host names another: {known}') from None
+    for one in sockets.values():
+        one.channel_class = _Channel
+    return server
+
+
+def serve(app: Flask, host: str, port: int) -> None:
+    """Serves until it is interrupted. Raises UserError if the address can't be had."""
+    server = create_server(app, host, port)
+    name = f'[{host.strip("[]")}]' if ':' in host else host
+    warning = '; whoever reaches this machine can use it: there is no password'
+    print(f'http://{name}:{port}/ until Ctrl-C{"" if is_loopback(host) else warning}', flush=True)
+    server.run()
