@@ -22,7 +22,7 @@ from storage import images
 from storage.files import sweep
 from storage.folder import Folder, List, is_list
 from storage.images import HEIGHT, WIDTH, decode, some
-from storage.rows import Layout, NewRows, Rows
+from storage.rows import Rows
 from storage.vectors import is_vectors
 from system.names import naming
 from system.progress import progress
@@ -159,20 +159,21 @@ class Faces(Dataset):
         notices = [*self.source.notices, *alike(self.root, self.classes)]
         if images.simplejpeg is None:
             notices.append(WITHOUT_SIMPLEJPEG)
-        beside, layout = self.source.beside, Layout(len(self), (HEIGHT, self.width, 3))
+        beside, wide = self.source.beside, '' if self.width == WIDTH else f'-{self.width}'
         sweep(beside.parent, f'.{glob.escape(beside.name)}.{"[0-9a-f]" * 32}.tmp')
         if not cache:
             return notices + self._decode(None, skip_corrupt, workers)
-        wide = '' if self.width == WIDTH else f'-{self.width}'
-        target = beside.with_name(f'.{beside.name}.{self.fingerprint[:16]}{wide}.npy')
-        if layout.is_whole(target):
-            self.pixels = Rows(target, layout)
+        path = beside.with_name(f'.{beside.name}.{self.fingerprint[:16]}{wide}.npy')
+        rows = Rows(path, len(self), (HEIGHT, self.width, 3), 'uint8')
+        self.pixels = rows if rows.is_whole() else None
+        if self.pixels:
             return notices
-        with contextlib.closing(NewRows(target, layout)) as new:
-            left_out = self._decode(new, skip_corrupt, workers)
-            self.pixels = None if left_out else new.finish()
-            if new.error:
-                no_room = f'{new.error.strerror} for {layout.gib:.1f} GiB of decoded faces'
+        with contextlib.closing(rows.begin()):
+            left_out = self._decode(rows, skip_corrupt, workers)
+            if not left_out and rows.finish():
+                self.pixels = rows
+            if rows.error:
+                no_room = f'{rows.error.strerror} for {rows.gib:.1f} GiB of decoded faces'
                 anew = 'every epoch decodes anew: --workers N helps'
                 notices.append(f'{beside.parent}: {no_room}; {anew}')
         return notices + left_out

@@ -5,6 +5,7 @@ A face is then the activation of it and of its mirror, turned round, side by sid
 the two, and everything after the first blocks is the training as it is.
 """
 
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ from torch import nn
 
 from dataset import Faces
 from model import DALModel, normalize
-from storage.rows import Layout, NewRows, Rows
+from storage.rows import Rows
 from system.progress import progress
 from utils import DataError, UserError
 
@@ -76,17 +77,19 @@ def keep_activations(training: Any, faces: Faces) -> None:
     training.model.eval()
     first = sides(training.model.backbone, training.recipe.last_blocks)[0]
     face = _activations(training, first, faces.__getitems__([0])[0])
-    layout = Layout(len(faces), tuple(face.shape[1:]), 'float16', 'activations')
+    about = len(faces), face.shape[1:], 'float16', 'activations'
     beside, key = faces.source.beside, key_of(training, _modules(first), faces)
     known = beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy')
-    for path in filter(layout.is_whole, known):
-        if path.stem.endswith(f'-{zlib.crc32(np.memmap(path, mode="r").data):08x}'):
-            faces.pixels = Rows(path, layout)
-            return
-    print(f'activations of the first blocks: {layout.gib:.2f} GiB, kept beside {beside}')
-    new = NewRows(beside.with_name(f'.{beside.name}.first-blocks.{key}.npy'), layout)
-    try:
-        checksum = zlib.crc32(layout.header())
+    for path in known:
+        kept = Rows(path, *about)
+        if kept.is_whole():
+            if path.stem.endswith(f'-{zlib.crc32(np.memmap(path, mode="r").data):08x}'):
+                faces.pixels = kept
+                return
+    new = Rows(beside.with_name(f'.{beside.name}.first-blocks.{key}.npy'), *about)
+    print(f'activations of the first blocks: {new.gib:.2f} GiB, kept beside {beside}')
+    with contextlib.closing(new.begin()):
+        checksum = zlib.crc32(new.header)
         with progress(None, 'activations', len(faces), unit=' faces') as bar:
             for start in range(0, len(faces), BATCH):
                 indices = range(start, min(start + BATCH, len(faces)))
@@ -98,13 +101,11 @@ def keep_activations(training: Any, faces: Faces) -> None:
                     new[index] = row
                 checksum = zlib.crc32(rows.data, checksum)
                 bar.update(len(rows))
-        new.path = new.path.with_name(f'{new.path.stem}-{checksum:08x}.npy')
-        faces.pixels = new.finish() or faces.pixels
-        if new.error:
-            why = f'{new.error.strerror} for {layout.gib:.2f} GiB of activations'
+        new.path = f'{new.path.removesuffix(".npy")}-{checksum:08x}.npy'
+        if not new.finish():
+            why = f'{new.error.strerror} for {new.gib:.2f} GiB of activations'
             raise UserError(f'{beside.parent}: {why}: make room, or --set last_blocks=0')
-    finally:
-        new.close()
+        faces.pixels = new
 
 
 def _activations(training, first, images) -> np.ndarray:
