@@ -90,7 +90,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def make(args: argparse.Namespace) -> None:
     """SOURCE to TARGET."""
-    from preparation import photographs, pictures, summary
+    from preparation import photographs, pictures, summary, updating
     from preparation.target import Report, claim
 
     source, target = args.folders
@@ -98,10 +98,9 @@ def make(args: argparse.Namespace) -> None:
     if here in (there, *there.parents):
         wrong = f'{target} lies in {source}: its faces would be taken for photographs'
         raise utils.UserError(f'{wrong}; TARGET is a folder elsewhere')
-    if here.exists() and not here.is_dir():
-        raise utils.UserError(f'{source}: not a folder: unpack it, or give the folder')
-    if not here.exists():
-        raise utils.UserError(f'{source}: no such folder{seen_from(source)}')
+    if not here.is_dir():
+        what = 'not a folder: unpack it' if here.exists() else f'no such folder{seen_from(source)}'
+        raise utils.UserError(f'{source}: {what}')
     packs = sorted(here.glob('*.rec'))
     if packs:
         command = f'python3 prepare.py {Path(source, packs[0].name)} {target}'
@@ -110,24 +109,23 @@ def make(args: argparse.Namespace) -> None:
     settings = {'source': os.path.abspath(source)} | {name: getattr(args, name) for name in names}
     converter = photographs.Converter(settings | {'target': target})  # says what is missing
     with claim(target, settings):
-        report = Report(target)
+        report = Report(target, updating.Outcome)
         changes = photographs.run(converter, args.workers, report)
-        sheet, faces = Path(target, 'sheet.jpg'), report.faces()
+        sheet, faces = Path(target, 'sheet.jpg'), updating.faces_in(report)
         if faces and sheet.name not in {row.target for row in report.rows.values()}:
             pictures.contact_sheet(faces, sheet)
-    print(summary.of_photographs(report, changes, args.keep_names))
+    print(summary.of_photographs(report, faces, changes, args.keep_names))
 
 
 def make_shards(args: argparse.Namespace) -> None:
     """A .rec file to shards in the folder TARGET."""
-    from preparation import records, summary
+    from preparation import records
     from preparation.target import claim
 
     source, target = args.folders
     settings = {'source': os.path.abspath(source), 'ages': args.ages, 'dex': args.dex}
     with claim(target, settings | {'size and time': records.source_of(source)}):
-        made = records.run(source, target, args.ages, args.dex, args.workers)
-        print(summary.of_records(target, *made))
+        print(records.run(source, target, args.ages, args.dex, args.workers))
 
 
 def entry_called(name: str) -> dict:

@@ -51,7 +51,7 @@ def parts(weights, folder):
         'embed, face and mirror': lambda: extract(model, pixels.split(32), 'cpu', keep=['x_id']),
     }
     if ages := portraits.age_model():
-        works['age'] = lambda: ages.estimate_all(faces)
+        works['age'] = lambda: [ages.estimate(face) for face in faces]
     return {name: round(1000 * clock(work) / len(files), 2) for name, work in works.items()}
 
 

@@ -1,22 +1,77 @@
-"""Ages that nobody wrote down, estimated from the face."""
+"""How old a face is: told by its photograph's name or by a table, else estimated."""
 
 import contextlib
 import functools
 import importlib.resources
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
-from os import PathLike
 
 import numpy as np
 import torch
 from PIL import Image
 
+from preparation.labels import NAMES, age_in
+from preparation.tables import Table
 from recognition.alignment import TEMPLATE, align, open_photograph, similarity, warp
 from recognition.weights import load_checkpoint
+from storage.images import HEIGHT, WIDTH, parse_age
 from system.processes import each
 from system.progress import progress
 from utils import UserError
+
+
+class Ages:
+    """The sources of ages that --ages names, asked in order. Without any, no age is wanted.
+
+    Raises UserError or DataError where one can't be used.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        dex: str | None = None,
+        source: str = '',
+        pattern: tuple[str | None, int | None] = (None, None),
+    ):
+        self.estimated, self.pattern = 'dex' if dex else 'estimate', pattern
+        self.estimator = estimator(dex) if 'estimate' in kinds else None
+        self.sources = dict[str, Table | None]()
+        for kind in kinds:
+            if kind != 'estimate':
+                named = kind in NAMES or kind == 'pattern'
+                self.sources[kind] = None if named else Table(kind, source)
+
+    def check(self, photographs: Sequence[tuple[str, str | None]]) -> None:
+        """Refuses tables that don't fit the photographs: see Table.check."""
+        for table in filter(None, self.sources.values()):
+            table.check(photographs)
+
+    def told(
+        self, relative: str, person: str | None, path: str | None = None
+    ) -> tuple[int | None, str]:
+        """The first age, in whole years, that a name or a table tells, and which of --ages that is.
+
+        None if it is to be estimated. `path` is the file, whose EXIF may have the date. Raises
+        ValueError if nothing tells and nothing is to be estimated.
+        """
+        reasons, name = [], os.path.basename(relative)
+        for kind, table in self.sources.items():
+            try:
+                if table:
+                    return table.age(relative, person, path), kind
+                age = parse_age(name, *self.pattern) if kind == 'pattern' else age_in(name, kind)
+                return int(age), kind
+            except ValueError as error:
+                reasons.append(str(error))
+        if reasons and self.estimator is None:
+            raise ValueError(f'no age: {"; ".join(reasons)}')
+        return None, ''
+
+    def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> tuple[int, str]:
+        """The age of a face, see Offline.estimate, in whole years, and 'estimate' or 'dex'."""
+        return round(self.estimator.estimate(image, points)), self.estimated
 
 
 class Offline:
@@ -58,20 +113,13 @@ class Offline:
 
         Without points the image is an aligned face, 96 wide and 112 high.
         """
-        return float(self.estimate_all([align(image, points)])[0])
-
-    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
-        """Ages in years (n,) of n aligned faces, 96 wide and 112 high."""
-        chips = np.stack([self._chip(np.ascontiguousarray(face)) for face in faces])
-        chips = ((chips.astype(np.float32) - self.means) / 256).transpose(0, 3, 1, 2)
-        (probabilities,) = self.session.run(None, {'images': np.ascontiguousarray(chips)})
-        return np.floor(probabilities @ self.years + 0.5)
-
-    def _chip(self, face):
-        """The square (side, side, 3) that the network was trained on, by dlib's own landmarks."""
-        height, width = face.shape[:2]
-        marks = self.landmarks(face, self.rectangle(0, 0, width - 1, height - 1))
-        return self.chip(face, marks, self.side, self.padding)
+        face = np.asarray(align(image, points))
+        # the square that the network was trained on, by dlib's own landmarks
+        marks = self.landmarks(face, self.rectangle(0, 0, WIDTH - 1, HEIGHT - 1))
+        chip = self.chip(face, marks, self.side, self.padding).astype(np.float32)
+        images = ((chip - self.means) / 256).transpose(2, 0, 1)[None]
+        (probabilities,) = self.session.run(None, {'images': np.ascontiguousarray(images)})
+        return float(np.floor(probabilities[0] @ self.years + 0.5))
 
 
 class Dex:
@@ -83,7 +131,7 @@ class Dex:
     Raises UserError if it isn't.
     """
 
-    def __init__(self, weights: str | PathLike):
+    def __init__(self, weights: str | os.PathLike):
         from torchvision.models import vgg16  # slow to import
 
         state = load_checkpoint(weights, ())
@@ -95,27 +143,16 @@ class Dex:
             raise UserError(f'{weights}: not the weights of a VGG-16 with 101 outputs')
         self.network.load_state_dict(dict(zip(shapes, tensors, strict=True)), assign=True)
 
+    @torch.inference_mode()
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> float:
         """As `Offline.estimate`."""
-        return float(self._expect([self._square(image, points)])[0])
-
-    def estimate_all(self, faces: Sequence[Image.Image]) -> np.ndarray:
-        """As `Offline.estimate_all`."""
-        squares = [self._square(face, TEMPLATE) for face in faces]
-        starts = range(0, len(squares), 16)
-        return np.concatenate([self._expect(squares[start : start + 16]) for start in starts])
-
-    def _square(self, image, points):
-        """The face and 40 % of it on every side, as DEX was trained (224, 224, 3): blue first."""
+        # as DEX was trained: the face and 40 % of it on every side, 224 × 224, blue first
         side = 1.8 * 96
         matrix = similarity(points, (TEMPLATE - [48 - side / 2, 64 - side / 2]) * (224 / side))
-        return np.asarray(warp(image, matrix, (224, 224)), np.float32)[..., ::-1]
-
-    @torch.inference_mode()
-    def _expect(self, squares):
-        pixels = torch.from_numpy(np.stack(squares) - np.float32([103.939, 116.779, 123.68]))
-        probabilities = self.network(pixels.permute(0, 3, 1, 2)).float().softmax(1)
-        return (probabilities @ torch.arange(101.0)).numpy()
+        pixels = np.asarray(warp(image, matrix, (224, 224)), np.float32)[..., ::-1]
+        blob = torch.from_numpy(pixels - np.array([103.939, 116.779, 123.68], np.float32))
+        probabilities = self.network(blob.permute(2, 0, 1)[None])[0].float().softmax(0)
+        return float(probabilities @ torch.arange(101.0))
 
 
 def estimator(dex: str | None = None) -> Offline | Dex:
@@ -124,7 +161,8 @@ def estimator(dex: str | None = None) -> Offline | Dex:
 
 
 def _estimate(tool, path):
-    return tool.estimate(open_photograph(path))
+    image = open_photograph(path)
+    return tool.estimate(image, TEMPLATE + [(image.width - WIDTH) / 2, 0])
 
 
 def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 1) -> np.ndarray:

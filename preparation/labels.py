@@ -1,14 +1,13 @@
 """Who and how old: file names, dates of birth and capture."""
 
 import datetime
-import os
 import re
 from collections.abc import Iterable
 
 from PIL import ExifTags, Image
 
 from recognition.alignment import TAIL
-from storage.images import kinds, parse_age, to_age
+from storage.images import kinds, to_age
 
 DAY = r'\d{4}-\d{1,2}-\d{1,2}'
 
@@ -36,6 +35,16 @@ def fields_in(name: str, kind: str) -> dict[str, str]:
     return match.groupdict() if match else {}
 
 
+def age_in(name: str, kind: str) -> int:
+    """Age in whole years that a file name of this kind tells. Raises ValueError."""
+    fields = fields_in(name, kind)
+    if not fields:
+        raise ValueError(f'no name of the kind {kind}')
+    if 'age' in fields:
+        return int(to_age(fields['age']))
+    return years_between(fields['birth'], fields['taken'])
+
+
 def years_in(text: str) -> str | None:
     """The number in `30`, `30.5`, `30,5` or `30 years`; None if it is no such text."""
     match = YEARS.fullmatch(text)
@@ -61,22 +70,23 @@ def years_between(birth: str, taken: str, day_first: bool | None = None) -> int:
 
 def _date(text, day_first):
     """Year, month and day, 0 where they are not known."""
-    if match := DATE.fullmatch(text):
-        year, month, day = (int(number or 0) for number in match.groups())
-    elif match := LOCAL.fullmatch(text):
-        one, two, year = (int(match[group]) for group in (1, 3, 4))
-        if match[2] == '.' or max(one, two) > 12 or one == two:
-            day_first = match[2] == '.' or one > 12 or one == two
+    match, local = DATE.fullmatch(text), LOCAL.fullmatch(text)
+    numbers = [int(number or 0) for number in match.groups()] if match else []
+    if local:
+        one, two, year = (int(local[group]) for group in (1, 3, 4))
+        if local[2] == '.' or one > 12 or one == two:
+            day_first = True
+        elif two > 12:
+            day_first = False
         if day_first is None:
             raise ValueError(f'{text!r} is no date: day or month first? Write 1980-12-21')
-        day, month = (one, two) if day_first else (two, one)
-    else:
-        raise ValueError(f'{text!r} is no date: expected 1983-12-21, or 1983')
+        numbers = [year, two, one] if day_first else [year, one, two]
     try:
+        year, month, day = numbers
         datetime.date(year, month or 1, day or 1)
     except ValueError:
-        raise ValueError(f'{text!r} is no date: there is no such day') from None
-    return year, month, day
+        raise ValueError(f'{text!r} is no date: expected 1983-12-21, or 1983') from None
+    return numbers
 
 
 def taken_on(path: str | None) -> str | None:
@@ -90,22 +100,3 @@ def taken_on(path: str | None) -> str | None:
         return None
     text = exif.get(ExifTags.Base.DateTimeOriginal)
     return text if isinstance(text, str) and DATE.fullmatch(text) else None
-
-
-class Named:
-    """Ages from file names, of a kind of NAMES or by pat and pos as in meta.py."""
-
-    def __init__(self, kind: str, pat: str | None = None, pos: int | None = None):
-        self.kind, self.pat, self.pos = kind, pat, pos
-
-    def age(self, relative: str, person: str | None, path: str | None) -> int:
-        """Age in whole years of a photograph, by its path below the source. Raises ValueError."""
-        name = os.path.basename(relative)
-        if self.pat is not None and self.pos is not None:
-            return int(parse_age(name, self.pat, self.pos))
-        fields = fields_in(name, self.kind)
-        if 'age' in fields:
-            return int(to_age(fields['age']))
-        if not fields:
-            raise ValueError(f'no name of the kind {self.kind}')
-        return years_between(fields['birth'], fields['taken'])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation.tables import composed, read_table
+from preparation.tables import composed, matching, read_table, refuse_ambiguous
 from storage.images import some
 from utils import DataError
 
@@ -48,19 +48,15 @@ class Landmarks:
 
     def _key(self, relative):
         path = _plain(relative)
-        keys = [path, os.path.splitext(path)[0]]
-        keys = [*keys, *map(os.path.basename, keys)]
-        return next((key for key in keys if key in self.found), None)
+        return matching(self.found, (path, os.path.splitext(path)[0]))
 
     def check(self, photographs: Iterable[str]) -> None:
         """Refuses points under a bare name that fits photographs in several folders: DataError."""
         fits = defaultdict(list)
         for relative in photographs:
-            fits[self._key(relative)].append(relative)
-        for key, paths in fits.items():
-            if key is not None and len(set(map(os.path.dirname, paths))) > 1:
-                wrong = f'{self.where}: the points of {some([key])} fit {some(paths)}'
-                raise DataError(f'{wrong}: give them the folders of the photographs too')
+            if (key := self._key(relative)) is not None:
+                fits[key].append(relative)
+        refuse_ambiguous(self.where, fits)
 
     def of(self, relative: str) -> np.ndarray:
         """Five points (5, 2) of the photograph; ValueError says why there are none."""
@@ -81,11 +77,10 @@ def _plain(path):
 
 def _pts_files(folder):
     """{path below the folder, and name alone if only one has it, without suffix: file}."""
-    files = [x for x in sorted(Path(folder).rglob('*')) if x.suffix.lower() == '.pts']
-    files = [file for file in files if file.is_file()]
-    paths = {_plain(str(x.relative_to(folder).with_suffix(''))): str(x) for x in files}
-    if not paths:
+    files = [path for path in sorted(Path(folder).rglob('*')) if path.suffix.lower() == '.pts']
+    if not files:
         raise DataError(f'{folder}: no .pts files in this folder or below')
+    paths = {_plain(str(x.relative_to(folder).with_suffix(''))): str(x) for x in files}
     names = Counter(map(os.path.basename, paths))
     bare = {os.path.basename(path): file for path, file in paths.items()}
     return {name: file for name, file in bare.items() if names[name] == 1} | paths

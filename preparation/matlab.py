@@ -21,14 +21,12 @@ def read_mat(file: str | os.PathLike, data: bytes) -> list[list[str]]:
     """Rows of text, as of a CSV file, the first of which names the columns. Raises DataError."""
     from scipy.io import loadmat  # slow to import
 
-    if data.startswith((b'MATLAB 7.3', b'\x89HDF')):
-        remedy = "save it in MATLAB with '-v7', or path and age as CSV"
-        raise DataError(f'{file}: a .mat file of version 7.3: {remedy}')
     try:
         variables = loadmat(io.BytesIO(data), squeeze_me=True)
     except Exception as error:  # of any kind, if the file is damaged
-        reason = f'not readable as a .mat file ({error})'
-        raise DataError(f'{file}: {reason}: save path and age as CSV') from None
+        reason = f'not readable as a .mat file ({" ".join(str(error).split())})'
+        remedy = "save it in MATLAB with '-v7', or path and age as CSV"
+        raise DataError(f'{file}: {reason}: {remedy}') from None
     values = [value for value in variables.values() if isinstance(value, np.ndarray)]
     structs = [value for value in values if value.dtype.names and value.size]
     tables = [dict(zip(x.dtype.names, x.reshape(-1)[0], strict=True)) for x in structs]

@@ -18,7 +18,9 @@ from utils import DataError
 PER_SHARD = 10_000  # faces, 50 to 100 MB of them: what a network file system reads well in one go
 
 
-def write_shards(faces: Any, target: str | Path, per_shard: int = PER_SHARD, seed: int = 0) -> str:
+def write_shards(
+    faces: Any, target: str | Path, per_shard: int = PER_SHARD, seed: int = 0, replace: bool = False
+) -> str:
     """Writes `faces` as target-00000.tar, target-00001.tar …; returns their pattern for meta.py.
 
     `faces` are Faces, or what else has their classes, labels, ages, places, source, fingerprint and
@@ -26,8 +28,8 @@ def write_shards(faces: Any, target: str | Path, per_shard: int = PER_SHARD, see
     in an order shuffled by `seed`: a shard is a sample of the whole. What they are is in
     target.json; a call that was interrupted goes on with the shard it was at.
 
-    Raises DataError if an image can't be read, or if there are other shards of that name; OSError
-    if there is no room.
+    Raises DataError if an image can't be read, or if there are other shards of that name, unless
+    they are to be replaced; OSError if there is no room.
     """
     library()  # before any work, the line that it is missing
     target, shards = Path(target), -(-len(faces) // per_shard)
@@ -41,7 +43,12 @@ def write_shards(faces: Any, target: str | Path, per_shard: int = PER_SHARD, see
         same = json.loads(about.read_text()) == plan
     except (OSError, ValueError):
         same = not there and not about.exists()
-    if not same:
+    if replace and not same:
+        print('The shards are written anew: ages or faces changed')
+        for path in [*there, about]:
+            path.unlink(missing_ok=True)
+        there = []
+    elif not same:
         taken = 'there are shards of this name already, of other faces or another number in each'
         raise DataError(f'{(there or [about])[0]}: {taken}: choose another name')
     faces.check(cache=False)

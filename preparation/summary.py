@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset import Faces
@@ -17,36 +17,45 @@ from storage.images import some
 from utils import DataError
 
 
-def of_photographs(report: Report, changes: Counter, keep_names: bool) -> str:
-    """The lines on a set made of photographs; `changes` are those of faces of runs before."""
-    faces, rows = report.faces(), report.rows.values()
-    made = [row for row in rows if row.target]
+def of(report: Report, written: str, counts: Mapping[str, int]) -> list[str]:
+    """The lines on a run: what was `written`, how many files `counts` says what of, or skipped."""
+    rows = report.rows.values()
     reasons = Counter(row.reason for row in rows if row.reason)
     shown = dict(reasons.most_common(8))  # a reason that names a file is one of a kind
-    cut = sum(row.faces == '0' for row in made)
-    counts = dict(changes) | {f'skipped: {reason}': number for reason, number in shown.items()}
+    counts = {**counts, **{f'skipped: {reason}': number for reason, number in shown.items()}}
     counts['skipped for other reasons'] = reasons.total() - sum(shown.values())
-    several = sum(row.faces not in ('', '0', '1') for row in made)
-    counts['photograph(s) of several faces: look at report.csv, column faces'] = several
-    share = f'photograph(s) without a face that was found, {100 * cut / max(1, len(made)):.1f} %'
-    counts[f'{share}: cut from the middle (column faces: 0)'] = cut
-    written = f'{len(made)} faces of {len(faces)} {"folder(s)" if keep_names else "people"}'
     files = f'{report.target}, of {len(rows)} files; what became of each: {report.path}'
-    lines = [f'{written} in {files}']
-    lines += [f'{number:7} {what}' for what, number in counts.items() if number]
+    lines = [f'{number:7} {what}' for what, number in counts.items() if number]
+    return [f'{written} in {files}', *lines]
+
+
+def of_photographs(
+    report: Report, faces: Mapping[str, Sequence], changes: Mapping[str, int], keep_names: bool
+) -> str:
+    """The lines on a set of `faces` (those of each person) that was made of photographs.
+
+    `changes` are those of faces of runs before.
+    """
+    made = [row for row in report.rows.values() if row.target]
+    cut = sum(row.faces == '0' for row in made)
+    several = sum(row.faces not in ('', '0', '1') for row in made)
+    share = f'photograph(s) without a face that was found, {100 * cut / max(1, len(made)):.1f} %'
+    counts = {
+        **changes,
+        'photograph(s) of several faces: look at report.csv, column faces': several,
+        f'{share}: cut from the middle (column faces: 0)': cut,
+    }
+    people = f'{len(faces)} {"folder(s)" if keep_names else "people"}'
+    lines = of(report, f'{len(made)} faces of {people}', counts)
     if faces and not keep_names:
-        entry = _entry(report.target, report.target, len(faces))
         command = f'python3 prepare.py --check {identifier(report.target)}'
-        lines += [*_warnings(report, faces), entry, '', f'and examine it: {command}']
+        lines += [*_warnings(report, faces), entry(report.target, report.target, len(faces))]
+        lines += ['', f'and examine it: {command}']
     return '\n'.join(lines)
 
 
-def of_records(target: str, pattern: str, people: int, lines: Sequence[str]) -> str:
-    """The lines on shards made of a .rec file, with the entry for meta.py."""
-    return '\n'.join([*lines, _entry(target, pattern, people)])
-
-
-def _entry(target, root, people):
+def entry(target: str | os.PathLike, root: str | os.PathLike, people: int) -> str:
+    """The lines with the entry for meta.py."""
     values = {'train_root': os.path.abspath(root), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
     text = entry_text(identifier(target), values | {'n_cls': people})
     return f'Look at {Path(target, "sheet.jpg")}, then paste into meta.py:\n\n{text}'
@@ -80,16 +89,8 @@ def identifier(folder: str | os.PathLike) -> str:
 
 
 def entry_text(name: str, values: dict) -> str:
-    """The text of an entry of meta.py."""
-    lines = [f'    {key!r}: {_literal(value)},' for key, value in values.items()]
-    return '\n'.join([f'{name} = {{', *lines, '}'])
-
-
-def _literal(value):
-    """As Python writes it, in characters that the terminal has."""
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    try:
-        repr(value).encode(sys.stdout.encoding or 'utf-8')
-    except UnicodeEncodeError:
-        return ascii(value)
-    return repr(value)
+    """The text of an entry of meta.py, what the terminal can't show written as \\xe9."""
+    values = {key: os.fspath(x) if isinstance(x, os.PathLike) else x for key, x in values.items()}
+    lines = [f'    {key!r}: {value!r},' for key, value in values.items()]
+    text, encoding = '\n'.join([f'{name} = {{', *lines, '}']), sys.stdout.encoding or 'utf-8'
+    return text.encode(encoding, 'backslashreplace').decode(encoding)

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from preparation.labels import day_is_first, taken_on, years_between, years_in
 from preparation.matlab import read_mat
@@ -32,23 +32,23 @@ class Table:
     """
 
     def __init__(self, file: str | os.PathLike, source: str | os.PathLike = ''):
-        self.kind, self.source = os.fspath(file), os.path.abspath(source)
-        titles, column, rows = self._titled(read_table(file))
+        self.file, self.source = os.fspath(file), os.path.abspath(source)
+        titles, column, lines = self._titled(read_table(file))
         self.key, self.rows = KEYS[column], dict[str, dict[str, str]]()
-        for row in rows:
-            fields = dict(zip(titles, map(str.strip, row), strict=False))
-            name = fields.pop(column, '')
+        for line in lines:
+            row = dict(zip(titles, map(str.strip, line), strict=False))
+            name = row.pop(column, '')
             key = self._path(name) if self.key == 'path' else composed(name)
-            if self.rows.setdefault(key, fields) != fields:
+            if self.rows.setdefault(key, row) != row:
                 raise DataError(f'{file}: two different rows for {some([name])}: remove one')
-        folder = os.path.dirname(os.path.abspath(file))
-        self.beside = {  # the paths as a list that training takes has them, from its own folder
-            os.path.relpath(os.path.join(folder, key), self.source): key
-            for key in (self.rows if source and self.key == 'path' else ())
-        }
         dates = (row.get(name, '') for row in self.rows.values() for name in ('birth', 'taken'))
         self.day_first = day_is_first(dates)
         self._check_ages()
+        self.found = self.rows
+        if source and self.key == 'path':  # a list that training takes has paths from its folder
+            folder = os.path.dirname(os.path.abspath(file))
+            beside = {os.path.join(folder, key): row for key, row in self.rows.items()}
+            self.found = {self._path(path): row for path, row in beside.items()} | self.rows
 
     def _titled(self, rows):
         """The titles, that of the column of names, and the rows below."""
@@ -63,11 +63,11 @@ class Table:
         if column is None or not {'age', 'birth'} & set(titles):
             first = f'its first line is {",".join(titles)!r:.200}'
             form = 'expected columns path or person, and age or birth'
-            raise DataError(f'{self.kind}: {first}; {form}')
+            raise DataError(f'{self.file}: {first}; {form}')
         for name in (*KEYS, 'age', 'birth', 'taken'):
             if titles.count(name) > 1:
                 several = f'{titles.count(name)} columns {name!r}: which one is meant?'
-                raise DataError(f'{self.kind}: {several} Remove the other')
+                raise DataError(f'{self.file}: {several} Remove the other')
         return titles, column, rows
 
     def _path(self, name):
@@ -77,27 +77,21 @@ class Table:
 
     def _check_ages(self):
         """Refuses a table most of whose ages, where they are stated, can't be read."""
-        stated, wrong = 0, []
-        for key, row in self.rows.items():
-            if row.get('age') or row.get('birth'):
-                stated += 1
-                try:
-                    self._age_of(row, row.get('taken') or row.get('birth'))
-                except ValueError as error:
-                    wrong.append((key, error))
-        if 2 * len(wrong) > stated:
-            (key, why), count = wrong[0], f"{len(wrong)} of {stated} ages can't be read"
-            raise DataError(f'{self.kind}: {count}, as that of {some([key])}: {why}')
+        stated = {key: row for key, row in self.rows.items() if row.get('age') or row.get('birth')}
+        wrong = []
+        for key, row in stated.items():
+            try:
+                self._age_of(row, row.get('taken') or row.get('birth'))
+            except ValueError as error:
+                wrong.append(f'as that of {some([key])}: {error}')
+        if 2 * len(wrong) > len(stated):
+            count = f"{len(wrong)} of {len(stated)} ages can't be read"
+            raise DataError(f'{self.file}: {count}, {wrong[0]}')
 
     def _key(self, relative, person):
         """The key of the photograph's row; None if there is none."""
-        if self.key == 'person':
-            return next((name for name in _spellings(person or '') if name in self.rows), None)
-        paths = list(_spellings(relative.replace('\\', '/')))
-        for path in paths:
-            if path in self.rows or path in self.beside:
-                return path if path in self.rows else self.beside[path]
-        return next((name for name in map(os.path.basename, paths) if name in self.rows), None)
+        name = relative.replace('\\', '/') if self.key == 'path' else person or ''
+        return matching(self.found, _spellings(name))
 
     def check(self, photographs: Iterable[tuple[str, str | None]]) -> None:
         """Refuses a table that doesn't fit the source, given as (path, person) of each photograph.
@@ -114,20 +108,16 @@ class Table:
             elif not relative.isascii():
                 left = left or relative
         if not fits:
-            none = f'{self.kind}: none of its {len(self.rows)} rows fits'
+            none = f'{self.file}: none of its {len(self.rows)} rows fits'
             first = f'it has {some(list(self.rows)[:1])}, where {self.source} has {example!r}'
             raise DataError(f'{none}: {first}: write each {self.key} as it is there')
-        western = {key for key in self.rows if re.search('[\udc80-\udcff]', key)}
+        western = {key for key in self.found if re.search('[\udc80-\udcff]', key)}
         if left and western and not western & set(fits):
-            wrong = f'{self.kind}: not UTF-8, and {some(western)} fit no photograph'
+            wrong = f'{self.file}: not UTF-8, and {some(western)} fit no photograph'
             there = f'{self.source} has {some([left])}'
             raise DataError(f'{wrong}, where {there}: save it as UTF-8')
-        several = {key: paths for key, paths in fits.items() if len(paths) > 1}
-        if several and self.key == 'path':
-            key, paths = next(iter(several.items()))
-            several_fit = f'{len(several)} bare name(s) fit several photographs: {some([key])}'
-            remedy = f'write paths below {self.source}, as {paths[0]!r}'
-            raise DataError(f'{self.kind}: {several_fit} fits {some(paths)}: {remedy}')
+        if self.key == 'path':
+            refuse_ambiguous(self.file, fits)
 
     def age(self, relative: str, person: str | None, path: str | None) -> int:
         """Age in whole years of a photograph, by its path below the source or its person.
@@ -136,11 +126,11 @@ class Table:
         """
         key = self._key(relative, person)
         if key is None:
-            raise ValueError(f'no row for it in {self.kind}')
-        row = self.rows[key]
+            raise ValueError(f'no row for it in {self.file}')
+        row = self.found[key]
         taken = row.get('taken') or (None if row.get('age') else taken_on(path))
         if not (taken or row.get('age')):
-            raise ValueError(f'no date of capture, neither in {self.kind} nor in its EXIF')
+            raise ValueError(f'no date of capture, neither in {self.file} nor in its EXIF')
         return self._age_of(row, taken)
 
     def _age_of(self, row, taken):
@@ -148,8 +138,22 @@ class Table:
             return years_between(row.get('birth') or '', taken, self.day_first)
         years = years_in(row['age'])
         if years is None:
-            raise ValueError(f'its age in {self.kind} is {row["age"]!r}: expected 30 or 30.5')
+            raise ValueError(f'its age in {self.file} is {row["age"]!r}: expected 30 or 30.5')
         return int(to_age(years))
+
+
+def matching(rows: Container[str], paths: Iterable[str]) -> str | None:
+    """The first of the paths, or of the file names at their ends, that is among `rows`."""
+    paths = list(paths)
+    return next((name for name in (*paths, *map(os.path.basename, paths)) if name in rows), None)
+
+
+def refuse_ambiguous(file: str, fits: Mapping[str, Sequence[str]]) -> None:
+    """DataError if a name of the user's `file` fits photographs in several folders."""
+    for name, paths in fits.items():
+        if len(set(map(os.path.dirname, paths))) > 1:
+            remedy = f'write the folders too, as in {paths[0]!r}'
+            raise DataError(f'{file}: {some([name])} fits {some(paths)}: {remedy}')
 
 
 def _spellings(name) -> Iterator[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 import prepare
-from preparation.labels import NAMES, Named, fields_in, years_between
+from preparation.labels import NAMES, age_in, fields_in, years_between
 from preparation.landmarks import Landmarks, five_points
 from preparation.tables import Table
 from recognition.alignment import TEMPLATE
@@ -42,16 +42,16 @@ FILES['cacd2000'] += [(f'41_Some_Body_{end}.jpg', 'Some_Body', 41) for end in EN
 def test_names(kind):
     for name, person, age in FILES[kind]:
         assert fields_in(name, kind).get('person') == person
-        assert Named(kind).age(f'x/{name}', None, None) == age
+        assert age_in(name, kind) == age
     with pytest.raises(ValueError):
-        Named(kind).age('IMG-holiday.jpg', None, None)
+        age_in('IMG-holiday.jpg', kind)
 
 
 def test_impossible_ages():
     names = 'nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg'
     for kind, name in (('plain', '000_121.jpg'), *(('imdb-wiki', name) for name in names)):
         with pytest.raises(ValueError, match='no age between 0 and 120'):
-            Named(kind).age(name, None, None)
+            age_in(name, kind)
 
 
 YEARS = [('1983-12-21', '2010-12-20', 26), ('1983-12-21', '2010-12-21', 27)]
@@ -154,7 +154,7 @@ def test_a_table_that_does_not_fit(table):
     paths, people = table('path,age\n1.jpg,12\n2.jpg,13\n'), table('person,age\nA,12\n')
     paths.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
     both = [('A/1.jpg', 'A'), ('B/1.jpg', 'B')]
-    refused('1.jpg fits A/1.jpg, B/1.jpg: write paths below /data/set', paths.check, both)
+    refused('1.jpg fits A/1.jpg, B/1.jpg: write the folders too', paths.check, both)
     reason = "of its 2 rows fits: it has 1.jpg, where /data/set has 'x/y'"
     refused(reason, paths.check, [('x/y', 'x')])
     people.check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
@@ -186,7 +186,7 @@ def test_imdb_and_wiki(tmp_path):
     for path, age in zip(paths[:2], (28, 39), strict=True):
         assert table.age(path, None, None) == age
         # as the names of these files tell it too
-        assert Named('imdb-wiki').age(path, None, None) == age
+        assert age_in(path.split('/')[1], 'imdb-wiki') == age
     with pytest.raises(ValueError, match='no date'):
         table.age('x/n.jpg', None, None)
 
@@ -247,7 +247,7 @@ def test_points_under_names_that_fit_two_people(tmp_path):
     with pytest.raises(ValueError, match='no points for it'):
         marks.of('C/1.jpg')
     bare = Landmarks(points_csv(tmp_path / 'p.csv', {'1.jpg': points}))
-    refused('1.jpg fit A/1.jpg, B/1.jpg', bare.check, ['A/1.jpg', 'B/1.jpg'])
+    refused('1.jpg fits A/1.jpg, B/1.jpg', bare.check, ['A/1.jpg', 'B/1.jpg'])
     (tmp_path / 'twice.csv').write_text(2 * ('1.jpg' + 10 * ',3' + '\n'))
     refused('two rows for 1.jpg', Landmarks, tmp_path / 'twice.csv')
 

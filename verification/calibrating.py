@@ -69,7 +69,7 @@ def estimated_ages(
         estimates[BY_WEIGHTS] = np.array(matcher.ages(found)[0])
     if model := age_model():
         images = (Image.fromarray(to_width(faces.read(k), WIDTH)) for k in range(len(faces)))
-        estimates[BY_PACKAGE] = np.array([model.estimate_all([image])[0] for image in images])
+        estimates[BY_PACKAGE] = np.array([model.estimate(image) for image in images])
     return estimates
 
 

@@ -126,7 +126,7 @@ def _portraits(image, name, width):
     faces = sorted(faces, key=lambda face: -face.area)
     years: list = [None] * len(faces)
     if model := age_model():
-        years = [*map(float, model.estimate_all([align(image, one.points) for one in faces]))]
+        years = [model.estimate(image, one.points) for one in faces]
     return [
         Portrait(name, cut(image, points, width), box, points, len(faces), age)
         for (box, points, _), age in zip(faces, years, strict=True)

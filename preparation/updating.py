@@ -1,0 +1,120 @@
+"""The faces of runs before, brought up to date: only what prepare.py made is renamed or removed."""
+
+import contextlib
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from preparation.target import Report
+
+# what a run changes of the faces of runs before
+RENAMED = 'renamed: another age is known now'
+WITHDRAWN = 'removed: no longer in SOURCE'
+AGELESS = 'removed: no age is known any longer'
+AGAIN = 'to be made anew: the photograph, its points or its person changed'
+LEFT = 'no longer of this set, but changed since they were written: left where they are'
+
+
+class Outcome(NamedTuple):
+    """A row of report.csv: what became of a file, all of it text.
+
+    `target` is empty if it was skipped, and `reason` says why. `eyes` is the distance between
+    the eyes in the photograph in pixels (35 once aligned); `faces` how many faces were found.
+    `stamp` tells whether the photograph or its points changed since, `written` is a hash of the
+    face as it was written: a face that somebody else changed is theirs.
+    """
+
+    source: str
+    target: str = ''
+    age: str = ''
+    age_from: str = ''
+    eyes: str = ''
+    faces: str = ''
+    reason: str = ''
+    stamp: str = ''
+    written: str = ''
+
+    @property
+    def number(self) -> int:
+        """Which of its person's faces it is, by its name."""
+        return int(os.path.basename(self.target).split('_')[0])
+
+
+def name_of(person: str, number: int, age: int | None) -> str:
+    """The path of a face below TARGET."""
+    return os.path.join(person, f'{number:03d}_{age}.jpg')
+
+
+def digest(data: bytes) -> str:
+    """Sixteen hexadecimal digits that tell one file's content from another's."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def faces_in(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
+    """{person: [(file, age in years), …]} of the faces that are there."""
+    people = defaultdict(list)
+    for row in report.rows.values():
+        if row.target:
+            age = int(row.age) if row.age else None
+            people[os.path.dirname(row.target)].append((report.target / row.target, age))
+    return people
+
+
+def update(report: Report, found: Mapping[str, Any], converter: Any) -> Counter:
+    """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
+
+    `found` are the Photographs of SOURCE by their paths, `converter` is the Converter. What is to
+    be made anew has no row afterwards.
+    """
+    changes = Counter[str]()
+    for source, row in sorted(report.rows.items()):
+        if not (report.target / row.target).is_file():  # what was deleted is made again
+            del report.rows[source]
+            continue
+        change = _change(report, row, found.get(source), converter)
+        if change and change != RENAMED and not _withdraw(report, row):
+            change = LEFT
+        if change:
+            changes[change] += 1
+    return changes
+
+
+def _change(report, row, photograph, converter):
+    """What is to become of a face; None if nothing, or nothing to tell."""
+    if photograph is None:
+        return WITHDRAWN
+    if row.stamp != converter.stamp(photograph) or photograph.wrong:
+        return AGAIN
+    if converter.keep_names:
+        return None
+    if os.path.dirname(row.target) != photograph.person:
+        return AGAIN
+    try:
+        age, origin = converter.told(photograph)
+    except ValueError:
+        return AGELESS
+    if age is None:  # to be estimated, and perhaps is
+        return None if row.age_from == converter.ages.estimated else AGAIN
+    new = name_of(photograph.person, row.number, age)
+    if new != row.target:
+        if (report.target / new).exists():
+            return AGAIN
+        (report.target / row.target).rename(report.target / new)
+    report.rows[row.source] = row._replace(target=new, age=str(age), age_from=origin)
+    return None if row.age == str(age) else RENAMED
+
+
+def _withdraw(report, row):
+    """Takes a face out of TARGET; False if somebody changed the file, which then stays."""
+    del report.rows[row.source]
+    path = report.target / row.target
+    if digest(path.read_bytes()) != row.written:
+        return False
+    path.unlink()
+    with contextlib.suppress(OSError):  # not empty
+        if path.parent != report.target:
+            path.parent.rmdir()
+    return True
