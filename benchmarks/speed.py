@@ -105,7 +105,7 @@ class Conventional:
     def step(self):
         images, labels, ages = (part.to(self.device) for part in next(self.batches))
         x_age, x_id = self.model.factorization(self.model.backbone(images))
-        loss = F.cross_entropy(self.model.identity(x_id, labels), labels)
+        loss = self.model.identity.loss(x_id, labels)[0].mean()
         loss = loss + 0.1 * self.model.age.loss(self.model.age(x_age), ages).mean()
         loss = loss + 0.1 * dal.canonical_correlation(*self.mapping(x_id, x_age)).abs()
         self.optimizer.zero_grad()
