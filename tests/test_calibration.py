@@ -281,7 +281,7 @@ def many_faces(path, matcher, photographs, faces=3, group=1):
         rows = np.zeros(faces, FACE)
         rows['age'], rows['group'] = rng.uniform(20, 30, faces), group
         found.append(Photograph(f'{k}.jpg', 9, 9, '', rows, embeddings.astype('<f4')))
-    write(path, str(path.parent), matcher.info.sha256, found, False, dim)
+    write(path, str(path.parent), matcher.info.sha256, found, False)
 
 
 @pytest.mark.parametrize('group', [1, -1])

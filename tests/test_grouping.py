@@ -127,7 +127,7 @@ def archive_of(vectors, labels, ages, folder, per_photograph=1, people=False):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new('RGB', (100 * per_photograph, 100), 'grey').save(folder / name)
         photographs.append(Photograph(name, 1, 2, '', rows, vectors[here.start : here.stop]))
-    return Index.of(str(folder), photographs, people, vectors.shape[1])
+    return Index.of(str(folder), photographs, people)
 
 
 def grouped(archive, out, **options):
@@ -188,7 +188,7 @@ def test_corrections_stay_and_new_photographs_join(family, tmp_path):
     new = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
     # their photographs come first in the index, so that every row moves
     added = archive_of(new, [7, 8, 9], [30, 30, 30], root).photographs()
-    after, rows, _ = grouped(Index.of(str(root), [*added, *archive.photographs()], False, 64), out)
+    after, rows, _ = grouped(Index.of(str(root), [*added, *archive.photographs()], False), out)
     assert after[3] == after[4] == 5 and after[5] == before[2] == after[0]  # split, joined by one
     assert {after[3 + k] for k in range(6, 18)} == {before[12]} and after[1] == before[18]
     assert after[2] == 6 and all(after[3 + k] == before[k] for k in range(18, 24))

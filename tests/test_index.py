@@ -11,7 +11,8 @@ from conftest import refused
 from PIL import Image
 from test_verify import Stub, no_detector, photograph_of
 
-from verification import enrolment, index, journal, portraits
+from verification import enrolment, index, portraits
+from verification.enrolment import Journal
 from verification.index import FACE, Index, Photograph
 
 
@@ -43,7 +44,7 @@ def made_up(rng, names, dim=8, faces=2):
 def test_nearest_is_the_brute_force_product():
     rng = np.random.default_rng(0)
     photographs = made_up(rng, [f'{k}.jpg' for k in range(9000)])  # more than two blocks
-    archive = Index.of('root', photographs, False, 8)
+    archive = Index.of('root', photographs, False)
     query = photographs[7000].embeddings[1]
     scores = np.concatenate([one.embeddings for one in photographs]) @ query
     best = np.argsort(-scores, kind='stable')[:10]
@@ -51,7 +52,7 @@ def test_nearest_is_the_brute_force_product():
     assert [face for face, _ in found] == best.tolist() and archive.name(best[0]) == '7000.jpg'
     np.testing.assert_allclose([score for _, score in found], scores[best], atol=1e-6)
     assert len(archive.nearest(query, 10**6)) == len(archive) == 18000
-    equal = Index.of('root', 25 * photographs[:1], False, 8)  # equal faces keep their order
+    equal = Index.of('root', 25 * photographs[:1], False)  # equal faces keep their order
     query = photographs[0].embeddings[0]
     assert [face for face, _ in equal.nearest(query, 5)] == [0, 2, 4, 6, 8]
 
@@ -60,7 +61,7 @@ def test_an_answer_is_a_person_by_the_best_face():
     rng = np.random.default_rng(1)
     names = [f'{who}/{k}.jpg' for who in ('Ada', 'Bo') for k in range(3)] + ['nobody.jpg', 'x.jpg']
     photographs = made_up(rng, names, faces=1)
-    archive = Index.of('root', photographs, True, 8)
+    archive = Index.of('root', photographs, True)
     query = photographs[4].embeddings[0]
     found = archive.nearest(query, 9)
     assert archive.people == ['Ada', 'Bo'] and len(found) == 4  # two people, two faces of nobody
@@ -75,7 +76,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     photographs[1] = Photograph(
         'none.jpg', 5, 6, 'none.jpg: no face found', np.zeros(0, FACE), np.zeros((0, 8), '<f4')
     )
-    index.write(tmp_path / 'a.index', '/root', 'f' * 64, photographs, False, 8)
+    index.write(tmp_path / 'a.index', '/root', 'f' * 64, photographs, False)
     archive = Index.open(tmp_path / 'a.index', 'f' * 64)
     assert archive.left_out == ['none.jpg: no face found'] and len(archive) == 6
     for one, other in zip(photographs, archive.photographs(), strict=True):
@@ -86,7 +87,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 
 def test_it_is_read_with_json_and_numpy_alone(tmp_path):
     photographs, path = made_up(np.random.default_rng(3), ['a.jpg', 'b.jpg']), tmp_path / 'a.index'
-    index.write(path, '/root', 'f' * 64, photographs, False, 8)
+    index.write(path, '/root', 'f' * 64, photographs, False)
     data = path.read_bytes()
     length = int.from_bytes(data[8:16], 'little')
     place = json.loads(data[24 : 24 + length])['arrays']['embeddings']
@@ -97,7 +98,7 @@ def test_it_is_read_with_json_and_numpy_alone(tmp_path):
 
 def test_every_damaged_byte_is_noticed(tmp_path):
     path = tmp_path / 'a.index'
-    index.write(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False, 8)
+    index.write(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False)
     whole = path.read_bytes()
     used = len(whole) - 40  # behind the last array there may be padding
     flips = [*range(0, used, 7), 0, 8, 16]
@@ -110,7 +111,7 @@ def test_every_damaged_byte_is_noticed(tmp_path):
 
 def test_foreign_files_and_other_weights(tmp_path, weights, drawn, ask):
     path, face = tmp_path / 'a.index', next((drawn / 'val').rglob('*.jpg'))
-    index.write(path, '/root', 'e' * 64, made_up(np.random.default_rng(5), ['a']), False, 8)
+    index.write(path, '/root', 'e' * 64, made_up(np.random.default_rng(5), ['a']), False)
     refused('made by other weights', ask, weights, '--find', face, path, '--json')
     refused('made by other weights', ask, weights, '--index', drawn / 'val', path)
     path.write_text('mine')
@@ -180,14 +181,14 @@ def test_a_stopped_run_is_gone_on_from(update, tmp_path, monkeypatch, images_rea
     whole, _ = update(path=tmp_path / 'whole.index')
     monkeypatch.setattr(enrolment, 'BATCH', 8)
 
-    def stop(self, one, of=journal.Journal.add):
+    def stop(self, one, of=Journal.add):
         if len(embedded) == 19:
             signal.raise_signal(signal.SIGINT)
         embedded.append(one.name)
         of(self, one)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, 'add', stop)
+        patch.setattr(Journal, 'add', stop)
         refused('the same command goes on from it', update)
     assert not path.exists()
     with open(f'{path}.journal', 'ab') as file:
@@ -201,7 +202,7 @@ def test_a_stopped_run_is_gone_on_from(update, tmp_path, monkeypatch, images_rea
 
 def test_an_index_in_use_or_of_another_job_is_refused(matcher, folder, update, drawn, tmp_path):
     facts = {'weights': matcher.info.sha256, 'root': str(folder), 'people': False}
-    with journal.Journal(tmp_path / 'a.index', facts, 8):
+    with Journal.of(tmp_path / 'a.index', facts, 8):
         refused('another process is at this index', update)
     refused('--people: remove it', update, people=True)
     update()

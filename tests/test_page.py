@@ -278,7 +278,7 @@ def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_pa
     enrolment.update(matcher, str(folder), path)
     assert client.get('/health').json['faces'] == 2 and 'among 2 faces' in client.get('/').text
     one = list(archive.photographs())
-    index.write(path, str(folder), 'f' * 64, one, False, archive.embeddings.shape[1])
+    index.write(path, str(folder), 'f' * 64, one, False)
     assert client.get('/health').json['faces'] == 2  # one of other weights isn't taken
     assert 'made by other weights' in capsys.readouterr().err
     path.unlink()

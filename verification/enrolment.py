@@ -4,12 +4,17 @@ The journal, archive.index.journal, takes every photograph as soon as it is embe
 stopped goes on from it. When all is done the index is written whole, and the journal goes.
 """
 
+import contextlib
+import fcntl
 import functools
 import itertools
+import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -22,7 +27,6 @@ from system.progress import progress
 from utils import DataError, UserError
 from verification import index, portraits
 from verification.index import FACE, Index, Photograph
-from verification.journal import Journal
 from verification.matcher import BATCH, Matcher
 
 ENOUGH = 64  # images from which on processes are worth their start
@@ -41,7 +45,7 @@ def read_folder(matcher: Matcher, folder: str) -> Index:
     names = _names(folder, below(folder).images)
     photographs = list(embed_files(matcher, folder, names))
     _check_faces(folder, photographs)
-    return Index.of(folder, photographs, False, 2 * matcher.model.dim)
+    return Index.of(folder, photographs, False)
 
 
 def update(
@@ -59,8 +63,8 @@ def update(
     names = _names(folder, found.images)
     old = _old(path, weights, root, people) if path.exists() else None
     before = {one.name: one for one in old.photographs()} if old else {}
-    dim = 2 * matcher.model.dim
-    with Journal(path, {'weights': weights, 'root': root, 'people': people}, dim) as journal:
+    facts = {'weights': weights, 'root': root, 'people': people}
+    with Journal.of(path, facts, 2 * matcher.model.dim) as journal:
         known = before | {one.name: one for one in journal.photographs()}
         todo = [name for name in names if not _is_current(root, name, known.get(name))]
         try:
@@ -68,19 +72,77 @@ def update(
                 for photograph in embed_files(matcher, root, todo, people):
                     journal.add(photograph)
         except (Interrupted, KeyboardInterrupt):  # of a second signal
-            kept = f'{path}.journal has what was embedded'
+            kept = f'{journal.path} has what was embedded'
             raise UserError(f'stopped: {kept}; the same command goes on from it') from None
         known |= {one.name: one for one in journal.photographs()}
-        photographs = [known[name] for name in names if name in known]
+        photographs = [known[name] for name in names]
         _check_faces(folder, photographs)
         now = {one.name: one[:4] for one in photographs}
         changed = sum(now.get(name, one[:4]) != one[:4] for name, one in before.items())
         new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
         counts = {'new': new, 'changed': changed, 'gone': gone}
         if old is None or old.root != root or any(counts.values()):
-            index.write(path, root, weights, photographs, people, dim)
-        journal.remove()
+            index.write(path, root, weights, photographs, people)
+        journal.path.unlink()
     return Index.open(path, weights), counts, _passed_over(folder, found)
+
+
+class Journal:
+    """Photographs that are embedded but in no index yet, in a file beside it, one record each. A
+    record is two lengths, of its JSON and of its arrays, the crc32 of both, and then both; a last
+    record that isn't whole is what a stopped run was writing, and is cut off."""
+
+    def __init__(self, path: Path, file: BinaryIO, dim: int):
+        self.path, self.file, self.dim = path, file, dim
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, index: Path, facts: dict, dim: int) -> Iterator['Journal']:
+        """Raises UserError if another process holds it, or it is of another job (`facts`)."""
+        path = index.with_name(f'{index.name}.journal')
+        with open(path, 'a+b') as file:
+            try:
+                # not lockf, whose lock goes when this process closes any handle of the file
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f'{path}: another process is at this index') from None
+            journal = cls(path, file, dim)
+            records = [*journal._records()]
+            if records and records[0][0] != facts:
+                raise UserError(f'{path}: of other weights, another folder, or --people: remove it')
+            file.truncate(records[-1][2] if records else 0)
+            if not records:
+                journal._append(facts, b'')
+            yield journal
+
+    def add(self, one: Photograph) -> None:
+        arrays = one.faces.tobytes() + one.embeddings.tobytes()
+        self._append([*one[:4], len(one.faces)], arrays)
+
+    def photographs(self) -> Iterator[Photograph]:
+        """Those of it so far; the last of a name is the one that counts. Arrays are mapped."""
+        for (*row, count), arrays, _ in itertools.islice(self._records(), 1, None):
+            middle = count * FACE.itemsize
+            embeddings = arrays[middle:].view('<f4').reshape(count, self.dim)
+            yield Photograph._make([*row, arrays[:middle].view(FACE), embeddings])
+
+    def _append(self, facts, arrays):
+        text = json.dumps(facts).encode()
+        lengths = [len(text), len(arrays), zlib.crc32(arrays, zlib.crc32(text))]
+        self.file.write(np.array(lengths, '<u8').tobytes() + text + arrays)
+        self.file.flush()
+
+    def _records(self):
+        """(JSON, bytes of its arrays, where they end) of every whole record."""
+        is_empty, end = self.path.stat().st_size == 0, 0
+        data = np.frombuffer(b'' if is_empty else np.memmap(self.path, mode='r'), np.uint8)
+        while len(head := data[end : end + 24]) == 24:
+            text_bytes, array_bytes, crc = head.view('<u8').tolist()
+            begin, middle = end + 24, end + 24 + text_bytes
+            end = middle + array_bytes
+            if end > len(data) or zlib.crc32(data[begin:end]) != crc:
+                return
+            yield json.loads(data[begin:middle].tobytes()), data[middle:end], end
 
 
 def _names(folder, names):
@@ -110,11 +172,15 @@ def _check_faces(folder, photographs):
 def _is_current(root, name, photograph):
     if photograph is None or photograph.reason and not photograph.reason.endswith(NO_FACE):
         return False
-    try:
-        stat = os.stat(os.path.join(root, name))
-    except OSError:
-        return False
-    return (photograph.size, photograph.mtime) == (stat.st_size, stat.st_mtime_ns)
+    return photograph[1:3] == _stamp(os.path.join(root, name))
+
+
+def _stamp(path):
+    """Size and time of a file; zeros if it has gone since it was listed."""
+    with contextlib.suppress(OSError):
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    return 0, 0
 
 
 def _passed_over(folder, found):
@@ -180,10 +246,8 @@ def _batch(matcher, waiting):
 
 def _read(width, path):
     """Size, time and, if it has no Portraits, the reason why; its Portraits."""
-    size = time = 0
+    stamp = _stamp(path)
     try:
-        stat = os.stat(path)
-        size, time = stat.st_size, stat.st_mtime_ns
-        return (size, time, ''), portraits.read_all(read_bytes(path), path, width)
-    except (OSError, DataError) as error:
-        return (size, time, str(error)), []
+        return (*stamp, ''), portraits.read_all(read_bytes(path), path, width)
+    except DataError as error:
+        return (*stamp, str(error)), []

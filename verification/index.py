@@ -13,7 +13,9 @@ Every photograph is [name below root, bytes, modification time in ns, why it has
 number of faces], and its faces are consecutive rows. A face whose age is unknown is in group −1.
 """
 
+import functools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -56,16 +58,37 @@ class Index:
         self.faces, self.embeddings = faces, embeddings
 
     @classmethod
-    def of(cls, root: str, photographs: list[Photograph], people: bool, dim: int) -> 'Index':
+    def of(cls, root: str, photographs: list[Photograph], people: bool) -> 'Index':
         """Photographs that are in memory. With `people`, the first folders below root are names."""
         names, rows, faces = _table(photographs, people)
-        embeddings = [np.empty((0, dim), '<f4'), *(one.embeddings for one in photographs)]
-        return cls(root, names, rows, faces, np.concatenate(embeddings))
+        embeddings = np.concatenate([one.embeddings for one in photographs])
+        return cls(root, names, rows, faces, embeddings)
 
     @classmethod
     def open(cls, path: str | Path, weights: str) -> 'Index':
-        """The index in a file, made by weights of this sha256. Raises UserError, one line."""
-        header, arrays = _read(path)
+        """The index in a file, made by weights of this sha256; every byte counts in a checksum.
+        Raises UserError."""
+        with naming(path, '--index FOLDER makes an index', UserError):
+            # a pipe, which would wait to be read, is as empty
+            is_empty = os.stat(path).st_size == 0
+            data = np.empty(0, np.uint8) if is_empty else np.memmap(path, mode='r')
+        if len(data) < START or data[:8].tobytes() != MAGIC:
+            raise UserError(f'{path}: no index that --index made')
+        damaged = f'{path}: damaged: remove it, and --index makes it anew'
+        length, crc = data[8:START].view('<u8').tolist()
+        text, data = data[START : START + length].tobytes(), data[START + length :]
+        if zlib.crc32(text) != crc:
+            raise UserError(damaged)
+        header, arrays = json.loads(text), {}
+        if header['version'] != VERSION:
+            raise UserError(f'{path}: of another version: remove it, and --index again')
+        for name, dtype in (('embeddings', np.dtype('<f4')), ('faces', FACE)):
+            entry = header['arrays'][name]
+            size = math.prod(entry['shape']) * dtype.itemsize
+            part = data[entry['offset'] : entry['offset'] + size]
+            if zlib.crc32(part.data) != entry['crc']:
+                raise UserError(damaged)
+            arrays[name] = np.ndarray(entry['shape'], dtype, part)
         if header['weights'] != weights:
             which = f'made by other weights ({header["weights"][:8]}…, not {weights[:8]}…)'
             remedy = 'name another file, or remove it and run --index again'
@@ -118,7 +141,7 @@ class Index:
     ) -> list[tuple[int, float]]:
         """The `most` faces most like an embedding (2·D,): (face, similarity), best first. Exact. If
         there are people, the best face of each. `but` is a file whose faces are left out."""
-        scores = self.similarities(embedding)
+        scores = self.embeddings @ embedding  # at once: in blocks it took ten times as long
         if but is not None:
             scores[self._faces_of(but)] = -np.inf
         if self.people:
@@ -133,93 +156,57 @@ class Index:
         candidates = candidates[np.lexsort((candidates, -scores[candidates]))][:most]
         return [(int(k), float(scores[k])) for k in candidates if np.isfinite(scores[k])]
 
-    def similarities(self, embedding: np.ndarray) -> np.ndarray:
-        """With every face (N,), of an embedding (2·D,); (N, Q) of (2·D, Q)."""
-        return self.embeddings @ embedding  # at once: in blocks it took ten times as long
-
     def _faces_of(self, path):
         """The faces of a file, by its real path."""
         here = os.path.realpath(path)
         called = os.path.basename(here), os.path.basename(path)
-        paths = {k: row[0] for k, row in enumerate(self.rows) if row[0].endswith(called)}
-        real = {k: os.path.realpath(os.path.join(self.root, name)) for k, name in paths.items()}
-        return np.isin(self.faces['photograph'], [k for k, one in real.items() if one == here])
+        near = [(k, row[0]) for k, row in enumerate(self.rows) if row[0].endswith(called)]
+        same = [k for k, name in near if os.path.realpath(os.path.join(self.root, name)) == here]
+        return np.isin(self.faces['photograph'], same)
 
 
 def write(
-    path: Path, root: str, weights: str, photographs: list[Photograph], people: bool, dim: int
+    path: str | Path, root: str, weights: str, photographs: list[Photograph], people: bool
 ) -> None:
     """The file, whole or not at all."""
     names, rows, faces = _table(photographs, people)
+    embeddings = [one.embeddings for one in photographs]
+    crc = functools.reduce(lambda crc, part: zlib.crc32(part.data, crc), embeddings, 0)
+    shape = len(faces), embeddings[0].shape[1]
+    end = _aligned(4 * math.prod(shape))  # offsets count from the header's end
+    first = {'dtype': '<f4', 'shape': shape, 'offset': 0, 'crc': crc}
+    second = {
+        'dtype': FACE.descr,
+        'shape': faces.shape,
+        'offset': end,
+        'crc': zlib.crc32(faces.data),
+    }
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
     header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
-    end = _aligned(4 * len(faces) * dim)  # offsets count from the header's end
-    first = {'dtype': '<f4', 'shape': (len(faces), dim), 'offset': 0, 'crc': 2**32 - 1}
-    second = {'dtype': FACE.descr, 'shape': faces.shape, 'offset': end, 'crc': 2**32 - 1}
-    header['arrays'] = {'embeddings': first, 'faces': second}
-    length = _aligned(START + len(json.dumps(header))) - START
+    text = json.dumps(header | {'arrays': {'embeddings': first, 'faces': second}}).encode()
+    text = text.ljust(_aligned(START + len(text)) - START)
 
     def fill(temporary):
         with open(temporary, 'wb') as file:
-            for entry, parts in (first, (one.embeddings for one in photographs)), (second, [faces]):
-                file.seek(START + length + entry['offset'])
-                entry['crc'] = 0
-                for part in parts:
-                    entry['crc'] = zlib.crc32(part, entry['crc'])
-                    file.write(part)
-            file.truncate(START + length + end + _aligned(faces.nbytes))
-            text = json.dumps(header).encode().ljust(length)
-            file.seek(0)
-            file.write(MAGIC + np.array([length, zlib.crc32(text)], '<u8').tobytes() + text)
+            file.write(MAGIC + np.array([len(text), zlib.crc32(text)], '<u8').tobytes() + text)
+            file.writelines(embeddings)
+            file.seek(START + len(text) + end)
+            file.write(faces)
 
     utils.write_whole(path, fill)
 
 
 def _table(photographs, people):
     """Names of people, rows of the header, and the faces with their numbers set."""
-    whose = [one.name.rpartition(os.sep)[0].split(os.sep)[0] for one in photographs]
-    whose = ['' if not len(one.faces) else who for one, who in zip(photographs, whose, strict=True)]
-    names = sorted(set(whose) - {''}) if people else []
+    rows = [[*one[:4], len(one.faces)] for one in photographs]
+    folders = [row[0].partition(os.sep)[:2] for row in rows for _ in range(row[4])]  # of each face
+    names = sorted({name for name, below in folders if below}) if people else []
     number = {name: k for k, name in enumerate(names)}
-    faces = np.concatenate([np.empty(0, FACE), *(one.faces for one in photographs)])
-    counts = [len(one.faces) for one in photographs]
-    faces['photograph'] = np.repeat(np.arange(len(photographs)), counts)
-    faces['person'] = np.repeat(np.array([number.get(who, -1) for who in whose], int), counts)
-    rows = [[*one[:4], count] for one, count in zip(photographs, counts, strict=True)]
+    faces = np.concatenate([one.faces for one in photographs])
+    faces['photograph'] = np.repeat(np.arange(len(rows)), [row[4] for row in rows])
+    faces['person'] = [number.get(name, -1) for name, _ in folders]
     return names, rows, faces
 
 
 def _aligned(offset):
     return -(-offset // 64) * 64
-
-
-def _read(path):
-    """Header and arrays, checked: every byte counts in a checksum. Raises UserError."""
-    # a pipe is no index either, and would wait to be read
-    plain = path if os.path.isfile(path) else os.devnull
-    with naming(path, '--index FOLDER makes an index', UserError), open(plain, 'rb') as file:
-        os.stat(path)
-        if file.read(8) != MAGIC:
-            raise UserError(f'{path}: no index that --index made')
-        length, crc = (int.from_bytes(file.read(8), 'little') for _ in range(2))
-        text = file.read(length) if length <= os.fstat(file.fileno()).st_size else b''
-    try:
-        if not text or zlib.crc32(text) != crc:
-            raise ValueError('checksum')
-        header = json.loads(text)
-        if header['version'] != VERSION:
-            raise UserError(f'{path}: of another version: remove it, and --index again')
-        data, arrays = np.memmap(path, np.uint8, 'r', START + length), {}
-        for name, dtype in (('embeddings', np.dtype('<f4')), ('faces', FACE)):
-            entry = header['arrays'][name]
-            arrays[name] = np.ndarray(entry['shape'], dtype, data, entry['offset'])
-            if zlib.crc32(arrays[name]) != entry['crc']:
-                raise ValueError('checksum')
-        if len(arrays['faces']) != len(arrays['embeddings']):
-            raise ValueError('another table')
-        header['weights'][:8], header['root'], header['beside'], header['people']
-        return header, arrays
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError):
-        raise UserError(f'{path}: damaged: remove it, and --index makes it anew') from None
