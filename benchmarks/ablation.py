@@ -166,7 +166,7 @@ def over_people(results, place, val):
         embeddings, of = np.load(path), {}
         for name, here in kinds.items():
             scores = cosines(embeddings, here.left, here.right)
-            of[name] = bootstrap(scores, here.same, here.fold, None, here.people)[0]['auc']
+            of[name] = bootstrap(scores, here, None)[0]['auc']
         probes, nearest = leave_one_out(embeddings, val.labels)
         of['rank1'] = val.labels[probes] == val.labels[nearest]
         drawn.setdefault(row['arm'], {})[row['seed']] = row, of

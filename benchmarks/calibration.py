@@ -20,6 +20,7 @@ import utils
 import verify
 from dataset import Faces
 from evaluation import age_calibration as calibration
+from evaluation.pairs import parts
 from verification.calibrating import features_of
 
 ENOUGH, FACTOR = 200, 1.5
@@ -40,7 +41,7 @@ def read(name, known):
 def half_of(faces, seed, second):
     """The scored pairs of one half of the people."""
     embeddings, labels, ages = faces
-    half = calibration.halves(labels, seed) ^ second
+    half = (parts(labels, 2, seed) == 1) ^ second
     return calibration.score_pairs(embeddings[half], labels[half], np.asarray(ages)[half], seed)
 
 

@@ -180,7 +180,7 @@ def recognition(scores, labels, ages):
     """Figures of a matrix of scores (N, N), intervals over people; replicates of the AUC."""
     pairs = gap_pairs(labels, ages)
     values, bins = scores[pairs.left, pairs.right], gap_bin(pairs.gap)
-    drawn = bootstrap(values, pairs.same, pairs.fold, None, pairs.people, REPLICATES)[0]['auc']
+    drawn = bootstrap(values, pairs, None, REPLICATES)[0]['auc']
     row = {'auc': roc_figures(values, pairs.same)['auc'][0], 'auc_interval': interval(drawn)}
     for k, years in enumerate(GAP_NAMES):
         row[f'auc_{years}'] = roc_figures(values[bins == k], pairs.same[bins == k])['auc'][0]

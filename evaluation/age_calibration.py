@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluation import age_thresholds
 from evaluation.age_thresholds import FARS, SHAPE, TERMS, AgeDecision, cell, smooth
+from evaluation.pairs import parts
 from evaluation.rates import supports
 from recognition.embedding import check_finite
 
@@ -20,19 +21,25 @@ CONFIDENCE = 0.95  # that a threshold accepts no more than asked of further peop
 FACES, PER_PERSON = 4000, 30  # at most: a product of 4000 × 4000 is a second's work
 RATES = (0.1, 0.01, 0.001)  # at which a calibration is measured
 PER_CELL = 500  # pairs of a kind that the regression is fitted on
+KINDS = (False, True)  # different people, one person
 
 
 class Scored(NamedTuple):
-    """n pairs: similarity, younger and gap in years, each (n,) float64, and same (n,) bool.
-
-    people (n, 2) are the numbers of the two people; None if no person is in two pairs.
-    """
+    """n pairs: similarity, younger and gap in years, each (n,) float64, same (n,) bool, and the
+    numbers of the two people (n, 2)."""
 
     similarity: np.ndarray
     younger: np.ndarray
     gap: np.ndarray
     same: np.ndarray
-    people: Any = None
+    people: np.ndarray
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each pair's cell (n,); and how many pairs of different people and of one
+        person each cell has (2, cells)."""
+        place = np.ravel_multi_index(cell(self.younger, self.gap), SHAPE)
+        kinds = [place[self.same == kind] for kind in KINDS]
+        return place, np.stack([np.bincount(kind, minlength=np.prod(SHAPE)) for kind in kinds])
 
 
 def score_pairs(
@@ -53,11 +60,10 @@ def score_pairs(
     chosen = np.sort(np.concatenate(images)[:FACES])
     left, right = np.triu_indices(len(chosen), 1)
     similarity = (embeddings[chosen] @ embeddings[chosen].T)[left, right].astype(np.float64)
-    ages, labels = np.asarray(ages, np.float64)[chosen], np.asarray(labels)[chosen]
-    younger = np.minimum(ages[left], ages[right])
-    number = np.unique(labels, return_inverse=True)[1]
-    people, gap = np.stack([number[left], number[right]], 1), abs(ages[left] - ages[right])
-    return Scored(similarity, younger, gap, labels[left] == labels[right], people)
+    ages, number = np.asarray(ages, np.float64)[chosen], np.unique(labels, return_inverse=True)[1]
+    people = number[chosen][np.stack([left, right], 1)]
+    younger, gap = np.minimum(ages[left], ages[right]), abs(ages[left] - ages[right])
+    return Scored(similarity, younger, gap, people[:, 0] == people[:, 1], people)
 
 
 def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
@@ -68,21 +74,19 @@ def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | 
     """
     if not pairs.same.any() or pairs.same.all():
         return None
-    slope, offset = _regression(pairs, *_balanced(pairs, seed))
+    slope, offset = _regression(pairs, seed)
     line = {'slope': slope.tolist(), 'offset': offset.tolist()}
     return fit_thresholds(pairs, confidence) | line
 
 
 def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
     """As `fit`, of pairs of different people alone if need be: P is then unknown, its line zero."""
-    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
-    kinds = [np.bincount(place[pairs.same == k], minlength=np.prod(SHAPE)) for k in (False, True)]
+    place, counts = pairs.cells()
     thresholds = np.full((len(FARS), np.prod(SHAPE)), np.nan)
     for k in np.unique(place):
         here = (place == k) & ~pairs.same
-        people = None if pairs.people is None else pairs.people[here]
-        thresholds[:, k] = bounds(pairs.similarity[here], people, FARS, confidence)
-    impostor, genuine = (kind.reshape(SHAPE).tolist() for kind in kinds)
+        thresholds[:, k] = bounds(pairs.similarity[here], pairs.people[here], FARS, confidence)
+    impostor, genuine = counts.reshape(2, *SHAPE).tolist()
     found: dict[str, Any] = {'impostor': impostor, 'genuine': genuine}
     known = np.where(np.isnan(thresholds), np.array(None), thresholds)  # None in JSON
     found['thresholds'] = known.reshape(-1, *SHAPE).tolist()
@@ -92,31 +96,28 @@ def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
 
 
 def bounds(
-    similarity: np.ndarray, people: np.ndarray | None, rates: tuple, confidence: float = CONFIDENCE
+    similarity: np.ndarray, people: np.ndarray, rates: tuple, confidence: float = CONFIDENCE
 ) -> np.ndarray:
-    """Thresholds that accept at most `rates` of different people's pairs with this confidence.
+    """Thresholds that accept at most `rates` of different people's pairs with this confidence, of
+    similarities (n,) and people (n, 2) as in Scored.
 
-    Similarities (n,), the numbers of the people (n, 2) as in Scored. Pairs that share a person rise
-    and fall together. They count as the number of independent pairs that gives the same variance of
-    the rate. NaN if these are too few.
+    Pairs that share a person rise and fall together. They count as the number of independent pairs
+    that gives the same variance of the rate. NaN if these are too few.
     Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data.
     """
     from scipy.special import bdtrik
 
     n, thresholds = len(similarity), np.full(len(rates), np.nan)
-    if people is not None and n:
-        low, high = people.min(1).astype(np.int64), people.max(1)
-        dyads = np.unique(low * (high.max() + 1) + high, return_inverse=True)[1]
+    low, high = people.min(1).astype(np.int64), people.max(1)
+    dyads = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
     for k, rate in enumerate(rates):
         if not supports(n, rate):
             continue
-        independent = float(n)
-        if people is not None:
-            residual = similarity > np.quantile(similarity, 1 - rate, method='higher')
-            residual = residual - residual.mean()
-            person = np.bincount(low, residual, high.max() + 1) + np.bincount(high, residual)
-            variance = person @ person - np.square(np.bincount(dyads, residual)).sum()
-            independent = n * min(residual @ residual / max(variance, 1e-12), 1)
+        residual = similarity > np.quantile(similarity, 1 - rate, method='higher')
+        residual = residual - residual.mean()
+        person = np.bincount(low, residual, high.max() + 1) + np.bincount(high, residual)
+        variance = person @ person - np.square(np.bincount(dyads, residual)).sum()
+        independent = n * min(residual @ residual / max(variance, 1e-12), 1)
         # the most that can be accepted by chance alone, if the threshold accepts more than asked
         share = bdtrik(1 - confidence, independent, rate) / independent
         if share > 0:
@@ -124,27 +125,19 @@ def bounds(
     return thresholds
 
 
-def _balanced(pairs, seed):
-    """Pairs for the regression, PER_CELL of a kind from each cell, and their weights (lists)."""
-    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
-    rng, fitted, weights = np.random.default_rng(seed), [], []
-    for k in np.unique(place):
-        kinds = [np.flatnonzero((place == k) & (pairs.same == kind)) for kind in (False, True)]
-        if len(kinds[0]) and len(kinds[1]):
-            kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
-            fitted += kinds
-            weights += [np.full(len(kind), min(map(len, kinds)) / len(kind)) for kind in kinds]
-    return fitted, weights
-
-
-def _regression(pairs, fitted, weights):
+def _regression(pairs, seed):
     """slope, offset (terms,) of logit P(same) = similarity · terms @ slope + terms @ offset."""
     from sklearn.linear_model import LogisticRegression  # a second's import, for those who fit
 
-    if not fitted:  # no cell has both kinds: ages can't be kept apart
-        fitted = [np.flatnonzero(pairs.same == kind)[:PER_CELL] for kind in (False, True)]
-        weights = [np.full(len(kind), 1 / len(kind)) for kind in fitted]
-    rows, weights = np.concatenate(fitted), np.concatenate(weights)
+    place, counts = pairs.cells()
+    cells = [place == k for k in np.flatnonzero(counts.all(0))]
+    chosen, balance, rng = [], [], np.random.default_rng(seed)
+    for here in cells or [True]:  # no cell has both kinds: ages can't be kept apart
+        kinds = [np.flatnonzero(here & (pairs.same == kind)) for kind in KINDS]
+        kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
+        chosen += kinds
+        balance += [np.full(len(kind), min(map(len, kinds)) / len(kind)) for kind in kinds]
+    rows, weights = np.concatenate(chosen), np.concatenate(balance)
     similarity = pairs.similarity[rows, None]
     centre, spread = similarity.mean(), similarity.std() + 1e-9  # the penalty sees one scale
     scaled, terms = (similarity - centre) / spread, smooth(pairs.younger[rows], pairs.gap[rows])
@@ -158,25 +151,20 @@ def _regression(pairs, fitted, weights):
 
 
 def measure(stored: dict, pairs: Scored, far: float, single: float | None = None) -> list[dict]:
-    """What thresholds by age accept of other people's pairs at `far`, a row for each cell.
-
-    Rows hold the cell in words, counts, `far` and `tar` (None without such pairs), `promised`
-    (whether the fitted cell had pairs enough), and with `single`, a threshold for all ages,
-    `single_far` and `single_tar`.
+    """What thresholds by age accept of other people's pairs at `far`, a row for each cell: the cell
+    in words, counts, `far` and `tar` (None without such pairs), `promised` (whether the fitted cell
+    had pairs enough), and with `single`, a threshold for all ages, `single_far` and `single_tar`.
     """
-    decision, (younger, gap) = AgeDecision(stored), cell(pairs.younger, pairs.gap)
-    rows = []
-    for index in np.ndindex(*SHAPE):
-        here = (younger == index[0]) & (gap == index[1])
-        if not here.any():
-            continue
+    decision, rows, (place, counts) = AgeDecision(stored), [], pairs.cells()
+    for k in np.unique(place):
+        here, index = place == k, [int(axis) for axis in np.unravel_index(k, SHAPE)]
         middle, years = (float(np.median(values[here])) for values in (pairs.younger, pairs.gap))
         threshold = decision.threshold(middle, years, far)
-        scores = [pairs.similarity[here & (pairs.same == kind)] for kind in (False, True)]
         row = {'cell': age_thresholds.name(index), 'younger': index[0], 'gap': index[1]}
-        row |= {'impostor': len(scores[0]), 'genuine': len(scores[1])}
+        row |= {'impostor': int(counts[0, k]), 'genuine': int(counts[1, k])}
         row |= {'threshold': threshold and threshold.value}
         row |= {'promised': bool(threshold and threshold.caution is None)}
+        scores = [pairs.similarity[here & (pairs.same == kind)] for kind in KINDS]
         for prefix, value in (('', row['threshold']), ('single_', single)):
             for rate, kind in zip(('far', 'tar'), scores, strict=True):
                 known = value is not None and len(kind)
@@ -186,14 +174,10 @@ def measure(stored: dict, pairs: Scored, far: float, single: float | None = None
 
 
 def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
-    """How often pairs of a predicted P are one person's, and the expected calibration error.
-
-    {'bins': [{'predicted', 'observed', 'weight'}], 'ece'}. Each cell's two kinds weigh alike, as
-    in `fit`; cells that lack a kind are left out.
-    """
-    place = np.ravel_multi_index(cell(pairs.younger, pairs.gap), SHAPE)
-    kinds = [place[pairs.same == kind] for kind in (False, True)]
-    counts = np.stack([np.bincount(kind, minlength=np.prod(SHAPE)) for kind in kinds])
+    """How often pairs of a predicted P are one person's, {'bins': [{'predicted', 'observed',
+    'weight'}]}, and 'ece', the expected calibration error. Each cell's two kinds weigh alike, as in
+    `fit`; cells that lack a kind are left out."""
+    place, counts = pairs.cells()
     weights = (counts.min(0) / np.maximum(counts, 1))[pairs.same.astype(int), place]
     predicted = AgeDecision(stored).probabilities(*pairs[:3])
     place = np.minimum((predicted * bins).astype(int), bins - 1)
@@ -216,24 +200,16 @@ def report(
     refit: bool = False,
     seed: int = 0,
 ) -> dict | None:
-    """How thresholds by age do on faces of known age, for JSON.
-
-    {'cells': `measure` at each of RATES, with the rate `asked`, 'reliability': `reliability`}. If
-    `stored` was fitted on these very people (`refit`), a half of them is fitted again and measured
-    on the other, and 'halves' says so; None if a half has too few.
-    """
-    here = halves(labels, seed) if refit else np.ones(len(labels), bool)
+    """How thresholds by age do on faces of known age, for JSON: 'cells', `measure` at each of RATES
+    with the rate `asked`, and `reliability`. If `stored` was fitted on these very people (`refit`),
+    a half of them is fitted again and measured on the other, and 'halves' says so; None if a half
+    has too few."""
+    ages = np.asarray(ages)
+    here = parts(labels, 2, seed) == 1 if refit else np.ones(len(labels), bool)
     if refit:
-        other = score_pairs(embeddings[~here], labels[~here], np.asarray(ages)[~here])
-        stored = fit(other, seed) or {}
+        stored = fit(score_pairs(embeddings[~here], labels[~here], ages[~here]), seed) or {}
         if not stored or not here.any():
             return None
-    pairs = score_pairs(embeddings[here], labels[here], np.asarray(ages)[here])
+    pairs = score_pairs(embeddings[here], labels[here], ages[here])
     cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
     return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}
-
-
-def halves(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Which half of the people each face (N,) belongs to: bool, drawn by the seed."""
-    people, person = np.unique(labels, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(people)) % 2 == 1)[person]

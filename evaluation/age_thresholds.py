@@ -20,10 +20,8 @@ TERMS = len(YOUNGER_KNOTS) + len(GAP_KNOTS)
 
 
 class Threshold(NamedTuple):
-    """A threshold for a pair's ages; `caution`, a clause, is why its rate can't be promised.
-
-    impostor, genuine  pairs of different people and of one person in the pair's cell
-    """
+    """A threshold for a pair's ages; how many pairs of different people and of one person are in
+    their cell; `caution`, a clause, is why its rate can't be promised."""
 
     value: float
     impostor: int
@@ -32,11 +30,9 @@ class Threshold(NamedTuple):
 
 
 class AgeDecision:
-    """What age_calibration.fit found, plain lists and numbers, read back and checked.
-
-    impostor, genuine  counts of pairs, SHAPE
-    thresholds         (len(FARS), *SHAPE), None (here NaN) if a cell has too few pairs
-    """
+    """What age_calibration.fit found, plain lists and numbers, read back and checked: counts of
+    pairs `impostor` and `genuine`, SHAPE, and `thresholds` (len(FARS), *SHAPE), None (here NaN) if
+    a cell has too few pairs."""
 
     def __init__(self, stored: dict):
         """Raises KeyError, TypeError or ValueError if it isn't what age_calibration.fit gives."""
@@ -57,30 +53,27 @@ class AgeDecision:
         None if no cell at all has a threshold. If the pair's cell has too few pairs for `far`, the
         highest threshold of the nearest cells that have enough decides.
         """
-        here = cell(younger, gap)
-        counts = int(self.impostor[here]), int(self.genuine[here])
-        table = self._at(far)
-        if not np.isfinite(table).any():
-            known = self.thresholds[np.isfinite(self.thresholds)]
-            if not len(known):
+        here, table = cell(younger, gap), self._at(far)
+        counts, known = (int(self.impostor[here]), int(self.genuine[here])), np.isfinite(table)
+        value, caution = table[here], None
+        if not known.any():
+            if np.isnan(self.thresholds).all():
                 return None
+            value = np.nanmax(self.thresholds)
             few = 'validation had too few pairs of different people for a FAR of'
-            return Threshold(float(known.max()), *counts, f'{few} {far:g} at any age')
-        caution = None
-        if younger + gap > self.oldest or gap > self.largest_gap:
+            caution = f'{few} {far:g} at any age'
+        elif not known[here]:
+            steps = abs(np.indices(SHAPE) - np.reshape(here, (2, 1, 1))).max(0)
+            nearest = np.where(known & (steps == steps[known].min()), table, -np.inf)
+            at = np.unravel_index(nearest.argmax(), SHAPE)
+            easier = self.thresholds[np.array(FARS) > far][:, here[0], here[1]]
+            value = np.nanmax(np.append(easier, nearest[at]))  # an easier rate's is a lower bound
+            few = f'validation had {counts[0]} pairs of different people with {name(here)}, too few'
+            decides = f'the most cautious neighbour decides, {name(at)}'
+            caution = f"{few}: a FAR of {far:g} can't be promised; {decides}"
+        elif younger + gap > self.oldest or gap > self.largest_gap:
             seen = f'faces up to {self.oldest:g} years and gaps up to {self.largest_gap:g}'
             caution = f"validation had {seen}: a FAR of {far:g} can't be promised"
-        if np.isfinite(table[here]):
-            return Threshold(float(table[here]), *counts, caution)
-        steps = abs(np.indices(SHAPE) - np.reshape(here, (2, 1, 1))).max(0)
-        closest = steps == steps[np.isfinite(table)].min()
-        nearest = np.where(closest & np.isfinite(table), table, -np.inf)
-        at = np.unravel_index(nearest.argmax(), SHAPE)
-        easier = self.thresholds[np.array(FARS) > far][:, here[0], here[1]]
-        value = np.nanmax(np.append(easier, nearest[at]))  # an easier rate's is a lower bound
-        few = f'validation had {counts[0]} pairs of different people with {name(here)}, too few'
-        decides = f'the most cautious neighbour decides, {name(at)}'
-        caution = f"{few}: a FAR of {far:g} can't be promised; {decides}"
         return Threshold(float(value), *counts, caution)
 
     def supported(self, far: float) -> int:
@@ -88,10 +81,8 @@ class AgeDecision:
         return int(np.isfinite(self._at(far)).sum())
 
     def _at(self, far):
-        """Thresholds (SHAPE) at any rate: linear in log(far) between two of FARS.
-
-        A rate above all of them takes the first, one below has NaN.
-        """
+        """Thresholds (SHAPE) at any rate: linear in log(far) between two of FARS, the first above
+        all of them, NaN below."""
         if far < FARS[-1]:
             return np.full(SHAPE, np.nan)
         place = np.interp(-math.log(far), -np.log(FARS), np.arange(len(FARS)))

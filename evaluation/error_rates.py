@@ -4,8 +4,7 @@ FMR, FNMR    false match and false non-match rate: of comparisons, at one thresh
 FPIR, FNIR   false positive and false negative identification rate: of searches
 FTA          failure to acquire: a photograph in which no face is found
 
-A pair matches if its score is above the threshold. A rate with fewer errors than FEW_ERRORS is
-marked 'few': by the rule of 30 its true value may be further than 30 % away.
+A pair matches if its score is above the threshold.
 """
 
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 
 from evaluation import rates
 from evaluation.age_calibration import Scored, score_pairs
-from evaluation.metrics import FEW_ERRORS
-from evaluation.pairs import GAP_NAMES, Pairs, gap_bin
-from evaluation.rates import REPLICATES, interval, roc, roc_figures, share_interval, supports
+from evaluation.metrics import FEW_ERRORS, number
+from evaluation.pairs import Pairs, gap_masks, parts
+from evaluation.rates import REPLICATES, roc, roc_figures, share_interval, supports
 
 RATE = 1e-3  # the FMR of the global threshold, ten or a hundred times it if the pairs are few
 FPIRS = (0.1, 0.01)
@@ -25,10 +24,10 @@ CURVE = np.geomspace(1e-4, 1, 41)  # the false match rates of a DET curve
 
 def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
     """{'rate', 'errors', 'trials', 'few'} of errors (n,) bool, and with `people` (n,) 'interval',
-    the 95 % over them."""
+    the 95 % over them. 'few' are fewer errors than FEW_ERRORS."""
     count, trials = int(errors.sum()), len(errors)
-    share = count / trials if trials else None
-    found: dict[str, Any] = {'rate': share, 'errors': count, 'trials': trials}
+    found: dict[str, Any] = {'rate': count / trials if trials else None}
+    found |= {'errors': count, 'trials': trials}
     if people is not None:
         found['interval'] = share_interval(errors, people) if trials else None
     return found | {'few': count < FEW_ERRORS}
@@ -37,23 +36,22 @@ def rate(errors: np.ndarray, people: np.ndarray | None = None) -> dict:
 def global_threshold(scores: np.ndarray, same: np.ndarray) -> dict | None:
     """{'fmr', 'threshold'} of n pairs: the asked FMR, RATE or what the pairs carry with 30 false
     matches, and the lowest threshold that keeps it. None if there are too few of either kind."""
-    found = rates.far_thresholds(scores, same) if same.any() else {}
+    found = rates.far_thresholds(scores, same)
     for asked in (RATE, 10 * RATE, 100 * RATE):
-        if (~same).sum() * asked >= FEW_ERRORS:
-            return {'fmr': asked, 'threshold': float(found[str(asked)][0])} if found else None
+        if same.any() and (~same).sum() * asked >= FEW_ERRORS:
+            return {'fmr': asked, 'threshold': float(found[str(asked)][0])}
     return None
 
 
 def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
     """The FMR of each pair of age groups: {'groups': names, 'fmr', 'errors', 'trials', 'few'}, the
     last four matrices (groups, groups) of which the upper triangle, younger × older, is known."""
-    impostor = ~pairs.same
+    impostor, size = ~pairs.same, len(cutoffs) + 1
     younger = np.searchsorted(cutoffs, pairs.younger[impostor])
     older = np.searchsorted(cutoffs, (pairs.younger + pairs.gap)[impostor])
-    size = len(cutoffs) + 1
-    place, errors = younger * size + older, pairs.similarity[impostor] > threshold
-    counts = [np.bincount(x, minlength=size**2) for x in (place, place[errors])]
-    trials, wrong = (count.reshape(size, size) for count in counts)
+    trials, wrong = np.zeros((2, size, size), int)
+    np.add.at(trials, (younger, older), 1)
+    np.add.at(wrong, (younger, older), pairs.similarity[impostor] > threshold)
     shares = (wrong / np.maximum(trials, 1)).astype(object)
     shares[trials == 0] = None
     starts = [0, *(bound + 1 for bound in cutoffs)]
@@ -65,35 +63,28 @@ def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
 
 def by_years(pairs: Scored, threshold: float) -> list[dict]:
     """The FNMR of each range of years elapsed: `rate` with 'years', over people."""
-    same = pairs.same
-    bins, errors = gap_bin(pairs.gap[same]), pairs.similarity[same] <= threshold
-    rows, people = [], pairs.people[same, 0]
-    for k in np.unique(bins):
-        rows.append({'years': GAP_NAMES[k], **rate(errors[bins == k], people[bins == k])})
-    return rows
+    errors, people = pairs.similarity[pairs.same] <= threshold, pairs.people[pairs.same, 0]
+    masks = gap_masks(pairs.gap[pairs.same])
+    return [{'years': years, **rate(errors[here], people[here])} for years, here in masks]
 
 
 def slope(pairs: Scored, seed: int = 0) -> dict | None:
     """How the similarity of one person's faces changes with the years between them: {'per_decade',
-    'interval', 'people'}.
+    'interval' over people, 'people'}; None if no two pairs of a person differ in years.
 
     Least squares with an intercept for each person, so people who were photographed over few years
-    and alike faces don't count as ageing; the interval is over people. None if no two pairs of a
-    person differ in years.
+    and alike faces don't count as ageing.
     """
-    people, person = np.unique(pairs.people[pairs.same, 0], return_inverse=True)
     years, scores = pairs.gap[pairs.same], pairs.similarity[pairs.same]
-    count = np.maximum(np.bincount(person), 1)
-    centred = years - (np.bincount(person, years) / count)[person]
-    products, squares = (np.bincount(person, centred * x) for x in (scores, centred))
-    if not squares.sum() > 0:
+    person = np.unique(pairs.people[pairs.same, 0], return_inverse=True)[1]
+    centred = years - (np.bincount(person, years) / np.bincount(person))[person]
+    squares = centred**2
+    if not squares.any():
         return None
-    even = np.full(len(people), 1 / len(people))
-    drawn = np.random.default_rng(seed).multinomial(len(people), even, size=REPLICATES)
-    with np.errstate(invalid='ignore'):
-        limits = interval(10 * (drawn @ products) / (drawn @ squares))
-    point = 10 * products.sum() / squares.sum()
-    return {'per_decade': float(point), 'interval': limits, 'people': int((squares > 0).sum())}
+    point = 10 * (centred * scores).sum() / squares.sum()
+    limits = share_interval(10 * centred * scores, person, seed, squares)
+    count = len(np.unique(person[squares > 0]))
+    return {'per_decade': float(point), 'interval': limits, 'people': count}
 
 
 def det(
@@ -104,7 +95,6 @@ def det(
     one impostor pair is, and the curve None without pairs of both kinds."""
     if not same.any() or same.all():
         return None
-    people = np.repeat(np.arange(len(same))[:, None], 2, axis=1) if people is None else people
     known = CURVE >= 1 / (~same).sum()
 
     def curves(weights):
@@ -112,12 +102,13 @@ def det(
             yield 1 - tar[np.searchsorted(far, CURVE[known] + 1e-12, 'right') - 1]
 
     (middle,) = curves(None)
-    drawn = np.array([c for w in rates.draws(people, REPLICATES, seed) for c in curves(w)])
-    drawn = drawn[np.isfinite(drawn).all(1)]
-    found = {'fmr': CURVE.tolist(), 'fnmr': middle}
-    found |= dict(zip(('low', 'high'), np.quantile(drawn, (0.025, 0.975), axis=0), strict=True))
-    gap = [None] * int((~known).sum())
-    return {k: v if k == 'fmr' else gap + v.tolist() for k, v in found.items()}
+    blocks = rates.draws(people, len(same), REPLICATES, seed)
+    drawn = np.array([curve for weights in blocks for curve in curves(weights)])
+    low, high = np.quantile(drawn[np.isfinite(drawn).all(1)], (0.025, 0.975), axis=0)
+    gap, found = [None] * int((~known).sum()), {'fmr': CURVE.tolist()}
+    for name, curve in {'fnmr': middle, 'low': low, 'high': high}.items():
+        found[name] = gap + curve.tolist()
+    return found
 
 
 def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None:
@@ -132,9 +123,8 @@ def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-    folds = np.unique(folds, return_inverse=True)[1]
-    kinds = [np.unique(folds[same == kind]) for kind in (True, False)]
-    if folds.max(initial=0) < 1 or any(len(kind) <= folds.max() for kind in kinds):
+    names = np.unique(folds)
+    if len(names) < 2 or any(len(np.unique(folds[kind])) < len(names) for kind in (same, ~same)):
         return None
     spread = ((scores - scores.mean()) / max(scores.std(), 1e-12))[:, None]
     probe = LogisticRegression(C=1e3, class_weight='balanced')
@@ -157,23 +147,21 @@ def open_set(
     embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
 ) -> dict | None:
     """Identification if a half of the people, drawn by the seed, are not enrolled: {'enrolled',
-    'unenrolled', 'fnir': {'0.1': {'threshold', **rate}, …}}.
+    'unenrolled', 'searches', 'fnir': {'0.1': {'threshold', **rate}, …}}.
 
     The gallery is the youngest image of each enrolled person. Each image of the others is a search
     that must find nobody: the lowest threshold that keeps an FPIR. An enrolled person's other
     images must find the person, first and above the threshold. None if nobody is left to search.
     """
     people, person = np.unique(labels, return_inverse=True)
-    enrolled = (np.random.default_rng(seed).permutation(len(people)) % 2 == 0)[person]
+    enrolled = parts(labels, 2, seed) == 0
     order = np.lexsort((ages, person))
     youngest = order[np.diff(person[order], prepend=-1) > 0]
     gallery = youngest[enrolled[youngest]]
-    mated = np.setdiff1d(np.flatnonzero(enrolled), gallery)
-    others = np.flatnonzero(~enrolled)
+    mated, others = np.setdiff1d(np.flatnonzero(enrolled), gallery), np.flatnonzero(~enrolled)
     if not len(mated) or not len(others):
         return None
-    scores = embeddings[others] @ embeddings[gallery].T
-    highest = np.sort(scores.max(1))[::-1]
+    highest = np.sort((embeddings[others] @ embeddings[gallery].T).max(1))[::-1]
     scores = embeddings[mated] @ embeddings[gallery].T
     right = labels[gallery[scores.argmax(1)]] == labels[mated]
     found = {}
@@ -187,18 +175,17 @@ def open_set(
 
 
 def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
-    """Photographs (N,) in which no face was found: {'fta': rate, 'without', 'with'}.
+    """Photographs (N,) in which no face was found: {'fta': rate, 'pairs_lost', 'without', 'with'}.
 
-    The two are roc_figures of the pairs (n,) whose faces were both found, and of all pairs, if one
-    with a failure never matches: what a system as a whole achieves.
+    The last two are roc_figures of the pairs (n,) whose faces were both found, and of all pairs, if
+    one with a failure never matches: what a system as a whole achieves.
     """
     lost = missed[pairs.left] | missed[pairs.right]
-    kept = scores[~lost], pairs.same[~lost]
-    figures = {'without': kept, 'with': (np.where(lost, -2.0, scores), pairs.same)}
+    without = roc_figures(scores[~lost], pairs.same[~lost])
+    whole = roc_figures(np.where(lost, -2.0, scores), pairs.same)
     found = {'fta': rate(missed), 'pairs_lost': int(lost.sum())}
-    for name, (some_scores, same) in figures.items():
-        values = roc_figures(some_scores, same)
-        found[name] = {k: float(v[0]) if np.isfinite(v[0]) else None for k, v in values.items()}
+    for name, values in {'without': without, 'with': whole}.items():
+        found[name] = {key: number(value[0]) for key, value in values.items()}
     return found
 
 
@@ -215,7 +202,7 @@ def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> 
     people = evidence.embeddings, benchmark.labels, benchmark.ages
     report['open_set'] = open_set(*people, seed)
     every = score_pairs(*people, seed)
-    report['slope'] = slope(every, seed) if every.same.any() else None
+    report['slope'] = slope(every, seed)
     report['global'] = found = global_threshold(every.similarity, every.same)
     if found:
         found['fmr_by_ages'] = by_ages(every, found['threshold'], cutoffs)

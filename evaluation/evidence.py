@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import leakage, metrics
-from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
+from evaluation.pairs import gap_masks, gap_pairs
 from evaluation.protocols import Benchmark
 from evaluation.rates import REPLICATES, cosines, share_interval
 from recognition.embedding import check_finite
@@ -44,7 +44,7 @@ class Evidence:
             people = self.embeddings, known.labels, known.ages, seed
             report = metrics.people_report(*people, found=(self.probes, self.nearest))
             return report | {'interval_over': 'people'}
-        facts = *known.pairs[2:5], known.thresholds, REPLICATES, seed
+        facts = known.pairs, known.thresholds, REPLICATES, seed
         report = metrics.verification(self.scores, *facts)
         count = None if known.pairs.people is None else len(np.unique(known.pairs.people))
         counts = {'images': len(known.sources), 'people': count}
@@ -55,18 +55,16 @@ class Evidence:
 def compare(first: Evidence, second: Evidence) -> dict:
     """What the second is better by, with paired 95 % intervals: pooled, by gap, rank-1."""
     pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
-    gain = metrics.difference(first.scores, second.scores, pairs, grid, seed=seed)
+    gain = metrics.difference(first.scores, second.scores, pairs, grid, seed)
     gains: dict[str, Any] = {'verification': gain}
     if pairs.gap is not None:
-        gaps, gains['by_gap'] = gap_bin(pairs.gap), []
-        for k in np.unique(gaps):
-            here = gaps == k
-            scores = first.scores[here], second.scores[here]
-            gain = metrics.difference(scores[0], scores[1], pairs.where(here), None, seed=seed)
-            gains['by_gap'].append({'years': GAP_NAMES[k], **gain})
+        gains['by_gap'] = []
+        for years, here in gap_masks(pairs.gap):
+            facts = first.scores[here], second.scores[here], pairs.where(here), None, seed
+            gains['by_gap'].append({'years': years, **metrics.difference(*facts)})
     if first.hits is not None and len(first.hits):
         more = second.hits.astype(float) - first.hits
-        limits = share_interval(more, first.benchmark.labels[first.probes], seed=seed)
+        limits = share_interval(more, first.benchmark.labels[first.probes], seed)
         gains['rank1'] = {'difference': float(more.mean()), 'interval': limits}
     return gains
 
@@ -119,4 +117,4 @@ def distractor_report(
         raise DataError('no person has two images: nobody to look for among the distractors')
     cmc = [float((ranks <= rank).mean()) for rank in range(1, RANKS + 1)]
     found = {'distractors': len(distractors), 'rank1': cmc[0], 'cmc': cmc}
-    return found | {'rank1_interval': share_interval(ranks == 1, labels[probe], seed=seed)}
+    return found | {'rank1_interval': share_interval(ranks == 1, labels[probe], seed)}

@@ -1,8 +1,8 @@
 """How much age is left in a feature, and how much identity.
 
-Everything here is linear and split by person: probes are fitted on some of the people and measured
-on the others. A probe that was fitted and measured on the same people would read a person's age
-from who they are. scikit-learn is imported by the functions: training imports this file.
+Everything here is split by person: a probe that was fitted and measured on the same people would
+read a person's age from who they are. scikit-learn is imported by the functions: training imports
+this file.
 """
 
 import warnings
@@ -10,12 +10,13 @@ import warnings
 import numpy as np
 
 from evaluation.metrics import leave_one_out_rank1, number
-from evaluation.pairs import gap_pairs, genuine_pairs
+from evaluation.pairs import gap_pairs, genuine_pairs, parts
 from evaluation.rates import cosines, roc_figures, share_interval
 from recognition.embedding import check_finite
 
 STRENGTHS = 10.0 ** np.arange(-4, 4)  # a ridge's penalties, beside the features' mean squares
 AGE_FIGURES = 'r2 mae r2_unit neighbours_r2 neighbours_mae order order_interval order_pairs groups'
+CORRELATION = 'rho', 'shuffled', 'shuffled_95', 'dimensions'
 
 
 def age_leakage(
@@ -35,10 +36,28 @@ def age_leakage(
 
     All are None if there are fewer than five people or one age.
     """
+    from sklearn.neighbors import KNeighborsRegressor
+    from sklearn.preprocessing import Normalizer, normalize
+
+    read = read_ages(features, labels, ages, 5, seed)
+    if read is None:
+        return dict.fromkeys([*AGE_FIGURES.split(), 'balanced_accuracy'])
+    ages, splits = np.asarray(ages, np.float64), _folds(labels, 5, seed)
+    names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
+    count = min(10, *(len(fitted) for fitted, _ in splits))
+    near = _out_of_fold((Normalizer(), KNeighborsRegressor(count)), features, ages, splits)
+    scaled = normalize(np.asarray(features, np.float64))
+    found: dict = {'r2': r2(ages, read), 'mae': float(abs(read - ages).mean())}
+    found |= {'r2_unit': age_r2(scaled, labels, ages, seed, 5), 'neighbours_r2': r2(ages, near)}
+    found |= {'neighbours_mae': float(abs(near - ages).mean()), **_order(read, labels, ages, seed)}
+    return found | {'groups': len(names), 'balanced_accuracy': _told(features, group, splits)}
+
+
+def _told(features, group, splits):
+    """balanced_accuracy of age_leakage: how well the groups (N,) are told apart."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.metrics import recall_score
-    from sklearn.neighbors import KNeighborsRegressor
-    from sklearn.preprocessing import Normalizer, StandardScaler, normalize
+    from sklearn.preprocessing import StandardScaler
 
     class Discriminant(LinearDiscriminantAnalysis):
         """Every group is as likely: their shares weigh the covariance alone."""
@@ -46,27 +65,13 @@ def age_leakage(
         def predict(self, X):  # noqa: N803
             return self.classes_[(self.predict_log_proba(X) - np.log(self.priors_)).argmax(1)]
 
-    read = read_ages(features, labels, ages, 5, seed)
-    if read is None:
-        return dict.fromkeys([*AGE_FIGURES.split(), 'balanced_accuracy'])
-    ages = np.asarray(ages, np.float64)
-    names, group = np.unique(np.searchsorted(cutoffs, ages), return_inverse=True)
-    accuracy, splits = None, _folds(labels, 5, seed)
-    if all(1 < len(np.unique(group[fitted])) < len(fitted) for fitted, _ in splits):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # a group of one face has no covariance
-            probe = StandardScaler(), Discriminant(solver='lsqr', shrinkage=0.1)
-            guess = _out_of_fold(probe, features, group, splits)
-        accuracy = float(recall_score(group, guess, average='macro'))
-    count = min(10, *(len(fitted) for fitted, _ in splits))
-    near = _out_of_fold((Normalizer(), KNeighborsRegressor(count)), features, ages, splits)
-    scaled = normalize(np.asarray(features, np.float64))
-    figures: list = [r2(ages, read), float(abs(read - ages).mean())]
-    figures += [age_r2(scaled, labels, ages, seed, 5), r2(ages, near)]
-    figures += [float(abs(near - ages).mean())]
-    figures += [*_order(read, labels, ages, seed), len(names)]
-    found = dict(zip(AGE_FIGURES.split(), figures, strict=True))
-    return found | {'balanced_accuracy': accuracy}
+    if not all(1 < len(np.unique(group[fitted])) < len(fitted) for fitted, _ in splits):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # a group of one face has no covariance
+        probe = StandardScaler(), Discriminant(solver='lsqr', shrinkage=0.1)
+        guess = _out_of_fold(probe, features, group, splits)
+    return float(recall_score(group, guess, average='macro'))
 
 
 def _order(read, labels, ages, seed):
@@ -76,19 +81,17 @@ def _order(read, labels, ages, seed):
     apart = ages[first] != ages[second]
     first, second = first[apart], second[apart]
     if not len(first):
-        return None, None, 0
+        return {'order': None, 'order_interval': None, 'order_pairs': 0}
     agree = np.sign(read[second] - read[first]) * np.sign(ages[second] - ages[first])
     told = (1 + agree) / 2  # equal readings are half right
-    return float(told.mean()), share_interval(told, people[first], seed=seed), len(told)
+    limits = share_interval(told, people[first], seed)
+    return {'order': float(told.mean()), 'order_interval': limits, 'order_pairs': len(told)}
 
 
 def age_r2(
     features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0, folds: int = 3
 ) -> float | None:
-    """The R² of age_leakage alone, over three folds of people: cheap enough for every epoch.
-
-    None if there are fewer than five people or one age.
-    """
+    """The R² of age_leakage alone, over three folds of people: cheap enough for every epoch."""
     read = read_ages(features, labels, ages, folds, seed)
     return None if read is None else r2(ages, read)
 
@@ -121,8 +124,7 @@ def read_ages(
 
 def _folds(labels, folds, seed):
     """[(images of the other folds, images of the fold)], drawn by people."""
-    names, person = np.unique(labels, return_inverse=True)
-    fold = (np.random.default_rng(seed).permutation(len(names)) % folds)[person]
+    fold = parts(labels, folds, seed)
     return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
 
 
@@ -161,38 +163,38 @@ def held_out_correlation(
     x_id: np.ndarray, x_age: np.ndarray, labels: np.ndarray, seed: int = 0, shuffles: int = 20
 ) -> dict:
     """{'rho', 'shuffled', 'shuffled_95', 'dimensions'}: the first canonical correlation of x_id and
-    x_age, fitted and then held out.
+    x_age, fitted on one half of the people, its |correlation| on the other, averaged over both.
 
-    The directions are fitted on one half of the people and |correlation| is measured on the other,
-    each half in turn, averaged. 'shuffled' is the mean of the same over `shuffles` random pairings
-    of the faces, 'shuffled_95' what 95 % of them stay below: what these faces show if nothing is
-    shared. A fit needs many more faces than dimensions: both sides are first reduced to
-    'dimensions' principal components of the fitting half, one for every 10 faces. None with fewer
-    than four people or 80 faces.
+    'shuffled' is the mean of the same over `shuffles` random pairings of the faces, 'shuffled_95'
+    what 95 % of them stay below: what these faces show if nothing is shared. A fit needs many more
+    faces than dimensions: both sides are first reduced to 'dimensions' principal components of the
+    fitting half, one for every 10 faces. None with fewer than four people or 80 faces.
     """
+    from sklearn.decomposition import PCA
+
     names, person = np.unique(labels, return_inverse=True)
     if len(names) < 4 or len(labels) < 80:
-        return dict.fromkeys(('rho', 'shuffled', 'shuffled_95', 'dimensions'))
+        return dict.fromkeys(CORRELATION)
     rng = np.random.default_rng(seed)
     half = (rng.permutation(len(names)) % 2)[person]
     size = int(max(1, min(np.bincount(half).min() // 10, 256, x_id.shape[1], x_age.shape[1])))
     rhos = np.zeros(1 + shuffles)
     for k in range(2):
-        sides = [(side[half == k], side[half != k]) for side in (x_id, x_age)]
-        (a, a_held), (b, b_held) = (_reduce(*side, size) for side in sides)
+        sides = []
+        for side in (x_id, x_age):
+            side = np.asarray(side, np.float64)
+            with np.errstate(invalid='ignore'):  # of a side that is constant
+                leading = PCA(size, svd_solver='full').fit(side[half == k])
+            sides.append([leading.transform(side[half == of]) for of in (k, 1 - k)])
+        (a, a_held), (b, b_held) = sides
         for i in range(1 + shuffles):
             fit, held = (rng.permutation(len(x)) if i else np.arange(len(x)) for x in (a, a_held))
             _, w_a, w_b = first_canonical_correlation(a, b[fit])
-            rhos[i] += _correlation(a_held @ w_a, b_held[held] @ w_b) / 2
-    found = {'rho': float(rhos[0]), 'shuffled': float(rhos[1:].mean())}
-    return found | {'shuffled_95': float(np.quantile(rhos[1:], 0.95)), 'dimensions': size}
-
-
-def _reduce(fitted, held, size):
-    """Both halves on the leading principal components of `fitted`."""
-    mean = fitted.mean(0, dtype=np.float64)
-    leading = np.linalg.eigh((fitted - mean).T @ (fitted - mean))[1][:, -size:]
-    return (fitted - mean) @ leading, (held - mean) @ leading
+            with np.errstate(invalid='ignore'):  # NaN if a side is constant
+                rho = np.corrcoef(a_held @ w_a, b_held[held] @ w_b)[0, 1]
+            rhos[i] += abs(np.nan_to_num(rho)) / 2
+    values = rhos[0], rhos[1:].mean(), np.quantile(rhos[1:], 0.95)
+    return dict(zip(CORRELATION, (*map(float, values), size), strict=True))
 
 
 def first_canonical_correlation(
@@ -215,16 +217,9 @@ def _whiten(x, ridge):
     """Centred x·W (N, K), of unit covariance, and W (A, K)."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(0)
-    deviation = np.sqrt(np.square(x).mean(0))
+    deviation = x.std(0)
     standardize = np.divide(1, deviation, where=deviation > 0, out=np.zeros_like(deviation))
     values, vectors = np.linalg.eigh((x * standardize).T @ (x * standardize) / len(x))
     large = values > ridge * values.mean()
     whitener = standardize[:, None] * vectors[:, large] / np.sqrt(values[large])
     return x @ whitener, whitener
-
-
-def _correlation(a, b):
-    """|Pearson's correlation| of two variates; 0 if one is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    length = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(abs(a @ b) / length) if length > 0 else 0.0

@@ -4,13 +4,12 @@ numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and 
 can't say.
 """
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from evaluation import rates
-from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
+from evaluation.pairs import Pairs, gap_masks, gap_pairs
 from evaluation.rates import FARS, GRID, REPLICATES, bootstrap, cosines, decide, interval
 from recognition.embedding import check_finite
 
@@ -20,53 +19,51 @@ FEW_ERRORS = 30  # with fewer beneath it, a rate's true value may be further tha
 
 def verification(
     scores: np.ndarray,
-    same: np.ndarray,
-    folds: np.ndarray,
-    people: np.ndarray | None = None,
+    pairs: Pairs,
     thresholds: np.ndarray | None = GRID,
     replicates: int = 0,
     seed: int = 0,
 ) -> dict:
-    """Accuracy over the folds, AUC, EER and TAR@FAR of n scores (n,) with `same` (n,) bool and
-    `folds` (n,) any tokens.
+    """Accuracy over the folds, AUC, EER and TAR@FAR of the scores (n,) of n pairs.
 
     Each fold is scored at the threshold that is best on all the others, the strictest of equals
     (InsightFace's verification); `thresholds` are the candidates, strictest first, None for every
     score that occurs. 'threshold' is the best on all pairs: for deployment, no figure here uses it;
     'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `replicates`,
-    'intervals' holds the 95 % of each figure over `people` (n, 2) (over pairs if people is None;
-    the folds' thresholds are held). 'few_errors' names the figures with fewer than FEW_ERRORS
-    errors beneath. If a kind of pair is missing there are no figures, if there are
-    fewer than ENOUGH of a kind no accuracy and no intervals, if the folds can't be folds no
-    accuracy; 'reason' says so. Raises ValueError for scores that aren't finite.
+    'intervals' holds the 95 % of each figure over people, over pairs if they aren't known; the
+    folds' thresholds are held. 'few_errors' names the figures with fewer than FEW_ERRORS errors
+    beneath. Where pairs of a kind are missing or too few, or the folds can't be folds, figures are
+    None, and 'reason' says why. Raises ValueError for scores that aren't finite.
     """
-    scores, same, folds = np.asarray(scores, np.float64), np.asarray(same, bool), np.asarray(folds)
+    scores, same = np.asarray(scores, np.float64), pairs.same
     if not np.isfinite(scores).all():
         first = np.flatnonzero(~np.isfinite(scores))[0]
         raise ValueError(f'pair {first} (counted from 0): the score is not finite')
-    reason = _missing(same, folds)
-    right, best = decide(scores, same, folds, thresholds)
-    both = same.any() and not same.all()  # else accepting all, or nothing, would be right
+    reason = _missing(same, pairs.fold)
+    right, best = decide(scores, pairs, thresholds)
     right = None if reason else right
-    by_fold = [] if right is None else [right[folds == fold].mean() for fold in np.unique(folds)]
+    by_fold, folds = [], np.unique(pairs.fold)
+    if right is not None:
+        by_fold = [float(right[pairs.fold == fold].mean()) for fold in folds]
     figures = {name: number(values[0]) for name, values in rates.roc_figures(scores, same).items()}
     report: dict[str, Any] = {'pairs': len(scores), 'genuine': int(same.sum())}
     report['impostor'] = len(scores) - report['genuine']
-    mean, std = (number(f(by_fold)) if by_fold else None for f in (np.mean, np.std))
-    report |= {'accuracy': mean, 'accuracy_std': std}
-    report['fold_accuracy'] = [number(value) for value in by_fold]
-    report |= {'threshold': best if both else None, **figures}
+    mean, std = (float(f(by_fold)) if by_fold else None for f in (np.mean, np.std))
+    report |= {'accuracy': mean, 'accuracy_std': std, 'fold_accuracy': by_fold}
+    # with one kind alone, accepting all, or nothing, would be right
+    report |= {'threshold': None if figures['auc'] is None else best, **figures}
     at_far = rates.far_thresholds(scores, same).items()
     report['far'] = {k: {'threshold': float(v[0]), 'interval': None} for k, v in at_far}
     report['few_errors'] = _few_errors(report)
     if reason:
         report['reason'] = reason
-    if replicates and _few(same):
+    if replicates:
         report['intervals'] = dict.fromkeys(('accuracy', *figures))
-    elif replicates:
-        drawn, drawn_at = bootstrap(scores, same, folds, right, people, replicates, seed)
-        known = {name: values for name, values in drawn.items() if report[name] is not None}
-        report['intervals'] = dict.fromkeys(drawn) | {k: interval(v) for k, v in known.items()}
+    if replicates and not _few(same):
+        drawn, drawn_at = bootstrap(scores, pairs, right, replicates, seed)
+        for name, values in drawn.items():
+            if report[name] is not None:
+                report['intervals'][name] = interval(values)
         for rate, values in drawn_at.items():
             report['far'][rate]['interval'] = interval(values)
     return report
@@ -92,19 +89,18 @@ def _missing(same, folds):
     if _few(same):
         kinds = f'{same.sum()} pairs of one person and {(~same).sum()} of different people'
         return f'{kinds}: accuracy and intervals need {ENOUGH} of each'
-    counts = Counter(zip(folds.tolist(), same.tolist(), strict=True))
-    names = sorted({fold for fold, _ in counts})
+    names, fold = np.unique(folds, return_inverse=True)
     if len(names) < 2:
         return 'all pairs are in one fold: accuracy needs two, a threshold is fitted on the others'
-    sizes = [counts[fold, True] + counts[fold, False] for fold in names]
-    ask = 'is the column of folds something else? Without it, ten folds are cut'
-    one = [fold for fold in names if not (counts[fold, True] and counts[fold, False])]
-    if one:
-        count = f'{len(one)} of {len(names)} folds, {one[0]} first'
-        return f'{count}, have pairs of one kind alone, and no accuracy: {ask}'
-    if len(names) > 10 and max(sizes) > 2 * min(sizes):
-        return f'{len(names)} folds of {min(sizes)} to {max(sizes)} pairs give no accuracy: {ask}'
-    return None
+    counts = np.stack([np.bincount(fold[kind], minlength=len(names)) for kind in (same, ~same)])
+    sizes, lack = counts.sum(0), names[~counts.all(0)]
+    wrong = None
+    if len(lack):
+        wrong = f'{len(lack)} of {len(names)} folds, {lack[0]} first, have pairs of one kind alone'
+    elif len(names) > 10 and sizes.max() > 2 * sizes.min():
+        wrong = f'{len(names)} folds of {sizes.min()} to {sizes.max()} pairs'
+    ask = 'no accuracy: is the column of folds something else? Without it, ten folds are cut'
+    return wrong and f'{wrong}: {ask}'
 
 
 def _few(same):
@@ -114,12 +110,10 @@ def _few(same):
 
 def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0) -> list[dict]:
     """verification() within each age gap that has pairs; with 'years' and 'mean_gap'."""
-    rows, gaps = [], gap_bin(pairs.gap)
-    for k in np.unique(gaps):
-        here = pairs.where(gaps == k)
-        facts = here.same, here.fold, here.people, None, replicates, seed
-        found = verification(scores[gaps == k], *facts)
-        rows.append({'years': GAP_NAMES[k], 'mean_gap': float(here.gap.mean()), **found})
+    rows = []
+    for years, here in gap_masks(pairs.gap):
+        found = verification(scores[here], pairs.where(here), None, replicates, seed)
+        rows.append({'years': years, 'mean_gap': float(pairs.gap[here].mean()), **found})
     return rows
 
 
@@ -145,7 +139,7 @@ def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 def leave_one_out_rank1(embeddings: np.ndarray, labels: np.ndarray) -> float | None:
     """The share of leave_one_out's probes that find their person, None without probes."""
     probes, nearest = leave_one_out(embeddings, labels)
-    return number((labels[probes] == labels[nearest]).mean()) if len(probes) else None
+    return float((labels[probes] == labels[nearest]).mean()) if len(probes) else None
 
 
 def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
@@ -168,16 +162,15 @@ def people_report(
     'verification', 'percentiles', 'by_gap'}, ready for JSON, of unit embeddings (N, D), labels (N,)
     and ages (N,) in years.
 
-    Verification is over gap_pairs. No published rule binds these pairs, so each score is a
-    threshold candidate, and a network whose cosines are all alike is fairly read. `found` are the
-    probes and the images nearest to them, by default leave_one_out's. Training's validation
-    (intervals=False: under a second for 1,000 faces) and `evaluate.py … folder` are this function.
+    Verification is over gap_pairs, each score a threshold candidate: a network whose cosines are
+    all alike is fairly read. `found` are the probes and the images nearest to them, by default
+    leave_one_out's. Without `intervals` it is under a second for 1,000 faces.
     """
     replicates = REPLICATES * intervals
     probes, nearest = found or leave_one_out(embeddings, labels)
     pairs = gap_pairs(labels, ages, seed)
     scores = cosines(embeddings, pairs.left, pairs.right)
-    report = verification(scores, *pairs[2:5], None, replicates, seed)
+    report = verification(scores, pairs, None, replicates, seed)
     counts = np.unique(labels, return_counts=True)[1]
     if not len(scores):
         report['reason'] = 'no pair of different people has the ages of a pair of one person'
@@ -187,23 +180,17 @@ def people_report(
             report['reason'] = 'every person has one image alone'
     rows: dict[str, Any] = {'images': len(labels), 'people': len(counts), 'verification': report}
     hits, who = labels[probes] == labels[nearest], labels[probes]
-    rows |= {'rank1': number(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
+    rows |= {'rank1': float(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
     if intervals:
-        limits = rates.share_interval(hits, who, seed=seed) if len(hits) else None
-        rows['rank1_interval'] = limits
+        rows['rank1_interval'] = rates.share_interval(hits, who, seed) if len(hits) else None
     rows['percentiles'] = percentiles(scores, pairs.same)
     return rows | {'by_gap': by_gap(scores, pairs, replicates, seed)}
 
 
 def decision(report: dict) -> dict | None:
-    """What a weights file keeps of a people_report, to decide by: {'threshold', 'accuracy',
-    'genuine', 'impostor', 'far'}.
-
-    The threshold that is best on all pairs, the accuracy that thresholds have on people they
-    weren't fitted on, the percentiles of both kinds of pair, and the thresholds at a false accept
-    rate, {'0.001': {'threshold', 'interval'}} for each rate that the impostor pairs support (the
-    interval is None without a bootstrap). None if there are no pairs of both kinds.
-    """
+    """What a weights file keeps of a people_report, to decide by: the 'threshold', 'accuracy' and
+    'far' of its verification, and its percentiles, 'genuine' and 'impostor'. None if there are no
+    pairs of both kinds."""
     kept = {key: report['verification'][key] for key in ('threshold', 'accuracy', 'far')}
     return None if kept['threshold'] is None else kept | report['percentiles']
 
@@ -213,8 +200,8 @@ def difference(
     second: np.ndarray,
     pairs: Pairs,
     thresholds: np.ndarray | None = GRID,
-    replicates: int = REPLICATES,
     seed: int = 0,
+    replicates: int = REPLICATES,
 ) -> dict:
     """What the second model's scores (n,) are better by than the first's on the same pairs:
     {figure: {'difference', 'interval'}}.
@@ -226,10 +213,9 @@ def difference(
         return {}
     point, drawn = [], []
     for scores in (first, second):
-        right, _ = decide(scores, pairs.same, pairs.fold, thresholds)
-        point.append(verification(scores, pairs.same, pairs.fold, thresholds=thresholds))
-        facts = pairs.same, pairs.fold, right, pairs.people
-        drawn.append(bootstrap(scores, *facts, replicates, seed)[0])
+        right, _ = decide(scores, pairs, thresholds)
+        point.append(verification(scores, pairs, thresholds))
+        drawn.append(bootstrap(scores, pairs, right, replicates, seed)[0])
     found = {}
     for name in drawn[0]:
         if point[0][name] is not None and point[1][name] is not None:

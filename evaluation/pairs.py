@@ -1,6 +1,7 @@
 """Pairs of faces to compare: the type every list is read into, and pairs drawn from people of
 known age."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,7 @@ class Pairs(NamedTuple):
     """n pairs of images: indices `left` and `right`, whether they are the `same` person, and the
     `fold` they are scored in.
 
-    `people` (n, 2) are the two identities of each pair, None if a list doesn't say; `gap` (n,) is
-    in years, None if ages are unknown.
+    `people` (n, 2) are the two identities of each pair and `gap` (n,) is in years, None if unknown.
     """
 
     left: np.ndarray
@@ -28,9 +28,7 @@ class Pairs(NamedTuple):
     gap: Any = None
 
     def where(self, kept: np.ndarray) -> 'Pairs':
-        """The pairs of the mask `kept` (n,)."""
-        masked: Any = [None if value is None else value[kept] for value in self]
-        return Pairs(*masked)
+        return Pairs(*(None if value is None else value[kept] for value in self))  # type: ignore
 
 
 def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
@@ -65,6 +63,19 @@ def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
 def gap_bin(gap: np.ndarray) -> np.ndarray:
     """Age differences in years (n,) -> index into GAP_NAMES, upper bounds inclusive."""
     return np.searchsorted(GAP_BOUNDS, gap)
+
+
+def gap_masks(gap: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The name of each age gap that occurs, and which of the pairs (n,) have it."""
+    bins = gap_bin(gap)
+    for k in np.unique(bins):
+        yield GAP_NAMES[k], bins == k
+
+
+def parts(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which of `count` parts of the people, drawn by the seed, each face (N,) belongs to."""
+    people, person = np.unique(labels, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(people)) % count)[person]
 
 
 def gap_pairs(

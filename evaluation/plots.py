@@ -61,20 +61,19 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
     by_age = {k: one['by_age']['reliability'] for k, one in reports.items() if one.get('by_age')}
     if by_age:
         draw_reliability(by_age, out / 'reliability.png')
-    det = {k: one['error_rates']['det'] for k, one in reports.items()}
-    if curves := {label: curve for label, curve in det.items() if curve}:
-        draw_det(curves, out / 'det.png')
-    for k, (label, one) in enumerate(evidence.items()):
-        suffix = f'_{k + 1}' if len(evidence) > 1 else ''
+    det = {k: one['error_rates']['det'] for k, one in reports.items() if one['error_rates']['det']}
+    if det:
+        draw_det(det, out / 'det.png')
+    for k, (label, one) in enumerate(evidence.items(), 1):
+        suffix, report = f'_{k}' if len(evidence) > 1 else '', reports[label]
         if len(one.scores):
-            threshold = reports[label]['verification']['threshold']
-            draw_histogram(one.scores, one.pairs.same, threshold, out / f'scores{suffix}.png')
+            draw_histogram(one, report['verification']['threshold'], out / f'scores{suffix}.png')
             if one.benchmark.sources:
                 draw_errors(one, out / f'errors{suffix}.png')
-        if reports[label]['error_rates'].get('global'):
-            draw_ages(reports[label]['error_rates']['global'], out / f'ages{suffix}.png')
-        if 'leakage' in reports[label]:
-            draw_leakage(reports[label]['leakage'], out / f'leakage{suffix}.png')
+        if report['error_rates'].get('global'):
+            draw_ages(report['error_rates']['global'], out / f'ages{suffix}.png')
+        if 'leakage' in report:
+            draw_leakage(report['leakage'], out / f'leakage{suffix}.png')
 
 
 def draw_curves(lines: dict, path, title, across, up, dotted=None, style='steps-post', **axes):
@@ -109,20 +108,29 @@ def draw_roc(models: dict, path: Path) -> None:
 def draw_det(curves: dict, path: Path) -> None:
     """FNMR over FMR of {name: error_rates.det}, both on the scale of a normal deviate, with the
     95 % band; rates of 0 and 1, which that scale hasn't, are cut off."""
+    deviate = np.vectorize(statistics.NormalDist().inv_cdf)
     lines = {}
     for name, curve in curves.items():
-        known = [k for k, value in enumerate(curve['fnmr']) if value is not None]
-        rows = [[curve[key][k] for k in known] for key in ('fmr', 'fnmr', 'low', 'high')]
-        lines[name] = [rows[0], *np.clip(rows[1:], 1e-4, 1 - 1e-4)]
+        rows = np.array([curve[key] for key in ('fmr', 'fnmr', 'low', 'high')], float)
+        least = np.array([[1e-6], [1e-4], [1e-4], [1e-4]])
+        lines[name] = deviate(rows[:, np.isfinite(rows[1])].clip(least, 1 - least))
     ticks = [1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95]
-    scale = statistics.NormalDist()
-    deviate = np.vectorize(lambda p: scale.inv_cdf(min(max(p, 1e-6), 1 - 1e-6)))
-    lines = {name: [deviate(row) for row in rows] for name, rows in lines.items()}
     axes = {'xlim': deviate([1e-4, 0.9]), 'ylim': deviate([1e-4, 0.95])}
     for side in 'xy':
         axes |= {f'{side}ticks': deviate(ticks), f'{side}ticklabels': [f'{x:g}' for x in ticks]}
     words = 'DET, with 95 % over people', 'false match rate', 'false non-match rate'
     draw_curves(lines, path, *words, style='default', **axes)
+
+
+def draw_reliability(models: dict[str, dict], path: Path) -> None:
+    """The share of one person over the predicted one, of {name: age_calibration.reliability}."""
+    lines = {}
+    for name, found in models.items():
+        points = [[row[key] for row in found['bins']] for key in ('predicted', 'observed')]
+        lines[f'{name}, ECE {found["ece"]:.3f}'] = points
+    words = 'predicted probability of one person', 'share of one person, both kinds weighed alike'
+    dotted, axes = ('as predicted', (0, 1), (0, 1)), {'xlim': (0, 1), 'ylim': (0, 1)}
+    draw_curves(lines, path, 'Reliability', *words, dotted, 'default', **axes)
 
 
 def draw_ages(found: dict, path: Path) -> None:
@@ -133,8 +141,7 @@ def draw_ages(found: dict, path: Path) -> None:
     figure = Figure(figsize=(11, 4.8), layout='constrained')
     heat, years = figure.subplots(1, 2, width_ratios=(1.3, 1))
     shares = np.array(table['fmr'], float)
-    upper = np.triu(np.ones((size, size), bool))
-    shares = np.where(upper, shares, shares.T)
+    shares = np.where(np.tri(size, dtype=bool).T, shares, shares.T)
     # colours tell how often over, or under, what the threshold keeps for all pairs together
     ratio = np.log10(np.maximum(shares, found['fmr'] / 10) / found['fmr'])
     heat.imshow(ratio, cmap='RdBu_r', vmin=-2, vmax=2)
@@ -145,28 +152,14 @@ def draw_ages(found: dict, path: Path) -> None:
     heat.set(xticks=range(size), yticks=range(size), xticklabels=groups, yticklabels=groups)
     title = f'false match rate, %, at one threshold ({100 * found["fmr"]:g} % over all)'
     heat.set(title=title, xlabel='ages of the two people', ylabel='years')
-    middle = 100 * np.array([row['rate'] for row in rows])
-    low, high = 100 * np.array([row['interval'] for row in rows]).T
-    error = np.clip([middle - low, high - middle], 0, None)
-    years.errorbar(range(len(rows)), middle, error, fmt='o-', capsize=3)
+    shares = 100 * np.array([row['rate'] for row in rows])
+    limits = 100 * np.array([row['interval'] for row in rows])
     names = [f'{row["years"]}{"*" * row["few"]}\n({row["trials"]})' for row in rows]
+    _with_limits(years, range(len(rows)), shares, limits)
     years.set_xticks(range(len(rows)), names)
     title = 'false non-match rate, %, at the same threshold'
     years.set(title=title, xlabel='years elapsed (pairs)', ylim=(0, None))
-    years.grid(alpha=0.3)
     save(figure, path)
-
-
-def draw_reliability(models: dict[str, dict], path: Path) -> None:
-    """The share of one person over the predicted one, of {name: age_calibration.reliability}."""
-    lines = {}
-    for name, found in models.items():
-        points = [[row[key] for row in found['bins']] for key in ('predicted', 'observed')]
-        lines[f'{name}, ECE {found["ece"]:.3f}'] = points
-    words = 'predicted probability of one person', 'share of one person, both kinds weighed alike'
-    dotted = 'as predicted', (0, 1), (0, 1)
-    limits = {'xlim': (0, 1), 'ylim': (0, 1)}
-    draw_curves(lines, path, 'Reliability', *words, dotted, 'default', **limits)
 
 
 def draw_gaps(models: dict, path: Path) -> None:
@@ -179,29 +172,34 @@ def draw_gaps(models: dict, path: Path) -> None:
         for k, (label, rows) in enumerate(models.items()):
             rows = [row for row in rows if row[name] is not None]
             at = [places[row['years']] + (k - (len(models) - 1) / 2) * 0.12 for row in rows]
-            middle = np.array([row[name] for row in rows])
             limits = [row['intervals'][name] or [row[name]] * 2 for row in rows]
-            low, high = np.array(limits).reshape(-1, 2).T
-            error = np.clip([middle - low, high - middle], 0, None)
-            axis.errorbar(at, middle, error, fmt='o-', capsize=3, label=readable(label))
+            _with_limits(axis, at, [row[name] for row in rows], limits, label=readable(label))
         chance = 0.1 if name.startswith('tar') else 0.5
         axis.axhline(chance, color='grey', linestyle=':', label='chance')
         ends = -0.5, len(years) - 0.5
         axis.set(title=title, xlabel='age gap in years (genuine pairs)', xlim=ends)
         axis.set_xticks(range(len(years)), [f'{key}\n({count})' for key, count in years.items()])
-        axis.grid(alpha=0.3)
     axis.legend(fontsize='small')
     save(figure, path)
 
 
-def draw_histogram(scores: np.ndarray, same: np.ndarray, threshold: float, path: Path) -> None:
-    """How the scores (n,) of genuine and impostor pairs are spread, and the threshold."""
+def _with_limits(axis, at, values, limits, **options):
+    """Values (n,) as points on a line, each between its limits (n, 2)."""
+    low, high = np.reshape(limits, (-1, 2)).T
+    error = np.clip([values - low, high - values], 0, None)
+    axis.errorbar(at, values, error, fmt='o-', capsize=3, **options)
+    axis.grid(alpha=0.3)
+
+
+def draw_histogram(one, threshold: float | None, path: Path) -> None:
+    """How an Evidence's scores of genuine and impostor pairs are spread, and the threshold."""
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis = figure.subplots()
-    bins = np.linspace(scores.min() - 1e-3, scores.max() + 1e-3, 60).tolist()
-    for kind, name, colour in ((same, 'genuine', GENUINE), (~same, 'impostor', IMPOSTOR)):
+    bins = np.linspace(one.scores.min() - 1e-3, one.scores.max() + 1e-3, 60).tolist()
+    kinds = (one.pairs.same, 'genuine', GENUINE), (~one.pairs.same, 'impostor', IMPOSTOR)
+    for kind, name, colour in kinds:
         label = f'{name} ({kind.sum()})'
-        axis.hist(scores[kind], bins, density=True, alpha=0.55, color=colour, label=label)
+        axis.hist(one.scores[kind], bins, density=True, alpha=0.55, color=colour, label=label)
     if threshold is not None:
         axis.axvline(threshold, color='black', linestyle='--', label=f'threshold {threshold:.3f}')
     axis.set(xlabel='score: cosine of the embeddings', ylabel='density', title='Scores')
@@ -213,8 +211,10 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
     """The lowest-scoring genuine pairs of an Evidence over the highest-scoring impostor pairs."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
     low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]
-    titles = 'same person, scored low', 'different people, scored high'
-    kinds = zip(titles, (GENUINE, IMPOSTOR), (low, high), strict=True)
+    kinds = (
+        ('same person, scored low', GENUINE, low),
+        ('different people, scored high', IMPOSTOR, high),
+    )
     figure = Figure(figsize=(1.75 * each, 4.6), layout='constrained')
     halves: Any = figure.subfigures(2, 1)
     for half, (title, colour, chosen) in zip(halves, kinds, strict=True):
@@ -240,43 +240,31 @@ def draw_errors(one, path: Path, each: int = 8) -> None:
 
 def draw_leakage(report: dict, path: Path) -> None:
     """The age that can be read from x, x_age and x_id, the people they tell apart; and the first
-    canonical correlation of x_id and x_age.
-
-    An R² far below 0 is cut off at the axis, its number is not.
-    """
+    canonical correlation of x_id and x_age. A value far below 0 is cut off, its number is not."""
     figure = Figure(figsize=(10.5, 3.8), layout='constrained')
-    names, rho = list(report['age']), report['correlation']
-    panels = (
-        ('age that can be read', 'age', {'R² (ridge)': 'r2', 'groups': 'balanced_accuracy'}),
-        ('people told apart', 'identity', {'AUC': 'auc', 'rank-1': 'rank1'}),
-    )
-    *axes, correlation = figure.subplots(1, 3, width_ratios=(1.2, 1, 0.8))
-    for axis, (title, key, series) in zip(axes, panels, strict=True):
-        found = report[key]
-        _bars(axis, names, {k: [found[n][v] for n in names] for k, v in series.items()})
-        groups = found['x'].get('groups', 2)  # an AUC of chance is 1/2
-        if groups:
-            axis.axhline(1 / groups, color='grey', linestyle=':', label=f'chance: 1/{groups}')
+    age, rho, groups = report['age'], report['correlation'], report['age']['x']['groups']
+    pairings = {'x_id, x_age': rho, 'shuffled': {'rho': rho['shuffled']}}
+    series = {'R² (ridge)': 'r2', 'groups': 'balanced_accuracy'}
+    chance = groups and 1 / groups, f'chance: 1/{groups}'
+    panels: list = [('age that can be read', age, series, *chance)]
+    series = {'AUC': 'auc', 'rank-1': 'rank1'}
+    panels.append(('people told apart', report['identity'], series, 1 / 2, 'chance: 1/2'))
+    limit = rho['shuffled_95'], '95 % of shuffles'
+    panels.append(('correlation, held out', pairings, {'ρ': 'rho'}, *limit))
+    axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 0.8))
+    for axis, (title, found, series, level, name) in zip(axes, panels, strict=True):
+        width = 0.8 / len(series)
+        for k, (label, key) in enumerate(series.items()):
+            values = [one[key] for one in found.values()]
+            at = np.arange(len(values)) + (k + 0.5) * width - 0.4
+            bars = axis.bar(at, [max(v or 0, -0.1) for v in values], width, label=label)
+            figures = ['–' if v is None else f'{v:.2f}' for v in values]
+            axis.bar_label(bars, figures, fontsize=8)
+        if level is not None:
+            axis.axhline(level, color='grey', linestyle=':', label=name)
+        axis.set_xticks(range(len(found)), found)
         axis.set(title=title, ylim=(-0.16, 1.05))
-    _bars(correlation, ('x_id, x_age', 'shuffled'), {'ρ': [rho['rho'], rho['shuffled']]})
-    if rho['shuffled_95'] is not None:
-        limit = {'color': 'grey', 'linestyle': ':', 'label': '95 % of shuffles'}
-        correlation.axhline(rho['shuffled_95'], **limit)
-    correlation.set(title='correlation, held out', ylim=(0, 1.05))
-    for axis in (*axes, correlation):
+        axis.grid(alpha=0.3, axis='y')
         below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.14), 'ncols': 3}
         axis.legend(fontsize='small', frameon=False, **below)
     save(figure, path)
-
-
-def _bars(axis, names, series):
-    """Groups of bars with their value above; None is left empty."""
-    width = 0.8 / len(series)
-    for k, (label, values) in enumerate(series.items()):
-        heights = [max(value or 0, -0.1) for value in values]
-        at = np.arange(len(names)) + (k + 0.5) * width - 0.4
-        drawn = axis.bar(at, heights, width, label=label)
-        figures = ['–' if value is None else f'{value:.2f}' for value in values]
-        axis.bar_label(drawn, figures, fontsize=8)
-    axis.set_xticks(range(len(names)), names)
-    axis.grid(alpha=0.3, axis='y')

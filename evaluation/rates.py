@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from evaluation.pairs import Pairs
 from recognition.embedding import check_finite
 
 # the field's thresholds: squared distances 2 − 2·cos of 0, 0.01 … 3.99, as cosines, strictest first
@@ -34,7 +35,7 @@ def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.n
 
 
 def decide(
-    scores: np.ndarray, same: np.ndarray, folds: np.ndarray, thresholds: np.ndarray | None = GRID
+    scores: np.ndarray, pairs: Pairs, thresholds: np.ndarray | None = GRID
 ) -> tuple[np.ndarray | None, float | None]:
     """Whether each pair (n,) is decided rightly at the threshold that is best on all other folds,
     None if there are no others; and the threshold that is best on all pairs.
@@ -46,15 +47,15 @@ def decide(
         return None, None
     if thresholds is None:
         thresholds = np.append(np.unique(scores)[::-1], -2.0)
-    names, fold = np.unique(folds, return_inverse=True)
+    names, fold = np.unique(pairs.fold, return_inverse=True)
     correct = np.empty((len(names), len(thresholds)), np.int64)
     for k in range(len(names)):
-        kinds = [(fold == k) & kind for kind in (same, ~same)]
+        kinds = [(fold == k) & kind for kind in (pairs.same, ~pairs.same)]
         rejected = [np.searchsorted(np.sort(scores[kind]), thresholds, 'right') for kind in kinds]
         correct[k] = kinds[0].sum() - rejected[0] + rejected[1]
     total = correct.sum(0)
     chosen = thresholds[(total - correct).argmax(1)][fold]
-    right = (scores > chosen) == same if len(names) > 1 else None
+    right = (scores > chosen) == pairs.same if len(names) > 1 else None
     return right, float(thresholds[total.argmax()])
 
 
@@ -77,13 +78,13 @@ def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None)
 
 
 def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> dict:
-    """{'auc', 'eer', 'tar@…'}, each (W,): NaN if a kind of pair is missing, or if too few impostors
-    carry the FAR.
+    """{'auc', 'eer', 'tar@…'}, each (W,) with `weights` as in `roc`: NaN if a kind of pair is
+    missing, or if too few impostors carry the FAR.
 
     TAR is the largest whose FAR is no larger than asked, without interpolation; EER is the FAR at
     which the ROC, linear between its points, crosses FAR = 1 − TAR.
     """
-    if not (same.any() and not same.all()):
+    if same.all() or not same.any():
         return {name: np.full(1, np.nan) for name in ('auc', 'eer', *FARS)}
     far, tar = roc(scores, same, weights)
     row = np.arange(len(far))
@@ -103,11 +104,10 @@ def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None
 def far_thresholds(
     scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """{'0.1': thresholds (W,), …}: the lowest threshold whose false accept rate is no larger, for
-    each of THRESHOLD_FARS that the impostor pairs support.
+    """{'0.1': thresholds (W,), …}, with `weights` as in `roc`: the lowest threshold whose false
+    accept rate is no larger, for each of THRESHOLD_FARS that the impostor pairs support.
 
-    `weights` (W, n) as in `roc`. A threshold is an impostor's score, which it does not accept; NaN
-    in a replicate without impostors.
+    It is an impostor's score, which it does not accept; NaN in a replicate without impostors.
     """
     order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind='stable')]
     counts = np.ones((1, len(order))) if weights is None else weights[:, order]
@@ -126,15 +126,16 @@ def supports(impostors: int, far: float) -> bool:
     return impostors * far > FALSE_ACCEPTS - 1e-6
 
 
-def draws(people: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """Weights (W, n) of n pairs of `people` (n, 2), in blocks of W replicates.
+def draws(people: np.ndarray | None, n: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """Weights (W, n) of n pairs of `people` (n, 2), in blocks of W replicates; None draws pairs.
 
     The same people and seed draw the same, so the difference of two models is a paired bootstrap.
     """
+    people = np.repeat(np.arange(n)[:, None], 2, axis=1) if people is None else people
     names, person = np.unique(people, return_inverse=True)
     first, second = person.reshape(-1, 2).T
     even, rng = np.full(len(names), 1 / len(names)), np.random.default_rng(seed)
-    rows = max(1, 2**21 // max(len(people), 1))
+    rows = max(1, 2**21 // max(n, 1))
     for start in range(0, replicates, rows):
         drawn = rng.multinomial(len(names), even, size=min(rows, replicates - start)).astype(float)
         yield drawn[:, first] * np.where(first == second, 1, drawn[:, second])
@@ -142,46 +143,43 @@ def draws(people: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray
 
 def bootstrap(
     scores: np.ndarray,
-    same: np.ndarray,
-    folds: np.ndarray,
+    pairs: Pairs,
     right: np.ndarray | None,
-    people: np.ndarray | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> tuple[dict, dict]:
-    """{'accuracy', 'auc', 'eer', 'tar@…'} and far_thresholds, each (replicates,), of n pairs.
-
-    `right` (n,) are the folds' decisions, `people` (n, 2) the two of each pair (None: pairs are
-    drawn instead).
-    """
-    if people is None:
-        people = np.repeat(np.arange(len(scores))[:, None], 2, axis=1)
-    in_fold = (folds[:, None] == np.unique(folds)).astype(float)
-    found = []
-    for weights in draws(people, replicates, seed):
+    """{'accuracy', 'auc', 'eer', 'tar@…'} and far_thresholds, each (replicates,), of n pairs, drawn
+    over their people; `right` (n,) are the folds' decisions, None for no accuracy."""
+    in_fold = (pairs.fold[:, None] == np.unique(pairs.fold)).astype(float)
+    found: list[tuple[dict, dict]] = []
+    for weights in draws(pairs.people, len(scores), replicates, seed):
         accuracy = np.full(len(weights), np.nan)
         if right is not None:
             count = weights @ in_fold
             share = weights @ (in_fold * right[:, None]) / np.where(count > 0, count, 1)
             with np.errstate(invalid='ignore'):  # NaN if no pair was drawn
                 accuracy = share.sum(1) / (count > 0).sum(1)
-        figures = {'accuracy': accuracy, **roc_figures(scores, same, weights)}
-        found.append((figures, far_thresholds(scores, same, weights)))
-    joined = []
-    for blocks in zip(*found, strict=True):
-        joined.append({k: np.concatenate([one[k] for one in blocks]) for k in blocks[0]})
-    return joined[0], joined[1]
+        figures = {'accuracy': accuracy, **roc_figures(scores, pairs.same, weights)}
+        found.append((figures, far_thresholds(scores, pairs.same, weights)))
+    figures, at_far = (
+        {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        for blocks in zip(*found, strict=True)
+    )
+    return figures, at_far
 
 
 def share_interval(
-    hits: np.ndarray, people: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+    hits: np.ndarray, people: np.ndarray, seed: int = 0, of: np.ndarray | float = 1.0
 ) -> list | None:
-    """95 % interval of the mean of hits (n,), bool or the difference of two, over `people` (n,)."""
+    """95 % interval of the mean of hits (n,), bool or the difference of two, over `people` (n,); or
+    of the sum of `hits` over the sum of `of` (n,)."""
     names, person = np.unique(people, return_inverse=True)
     even = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=replicates)
-    hit, all_ = (np.bincount(person, weight, len(names)) for weight in (hits, np.ones(len(hits))))
-    return interval(drawn @ hit / (drawn @ all_))
+    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=REPLICATES)
+    parts = hits, np.broadcast_to(of, len(hits))
+    above, below = (drawn @ np.bincount(person, part, len(names)) for part in parts)
+    with np.errstate(invalid='ignore'):  # NaN if all that was drawn has none
+        return interval(above / below)
 
 
 def interval(values: np.ndarray) -> list | None:

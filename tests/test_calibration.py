@@ -16,20 +16,23 @@ from evaluation import age_thresholds as cells
 from evaluation import plots
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import FARS, SHAPE, AgeDecision
+from evaluation.pairs import parts
 from evaluation.report import ages_table
 from verification.decision import Ages, Decision, calibration_file, read_decision
 from verification.index import FACE, Photograph, write
 
 
 def scored(similarity, same, younger=25.0, gap=2.0):
+    """Pairs of people of whom none is in two pairs."""
     n = len(similarity)
     ages = np.full(n, float(younger)), np.full(n, float(gap))
-    return Scored(np.asarray(similarity, float), *ages, np.asarray(same, bool))
+    people = np.arange(2 * n).reshape(n, 2)
+    return Scored(np.asarray(similarity, float), *ages, np.asarray(same, bool), people)
 
 
 def joined(*blocks):
-    parts = zip(*(block[:4] for block in blocks), strict=True)
-    return Scored(*map(np.concatenate, parts))
+    found = Scored(*map(np.concatenate, zip(*blocks, strict=True)))
+    return found._replace(people=np.arange(2 * len(found.same)).reshape(-1, 2))
 
 
 def stored(**more):
@@ -223,7 +226,7 @@ def test_one_kind_of_pair_is_no_calibration():
 
 def test_halves_share_nobody():
     labels = np.repeat([3, 7, 9, 11], 5)
-    half = calibration.halves(labels, 0)
+    half = parts(labels, 2, 0) == 1
     assert half.sum() == 10 and not set(labels[half]) & set(labels[~half])
 
 
@@ -327,7 +330,7 @@ def test_a_report_on_other_people(tmp_path):
     assert f'is {found["reliability"]["ece"]:.3f}' in text
     plots.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 5000
-    half = calibration.halves(labels, 0)
+    half = parts(labels, 2, 0) == 1
     again = calibration.report(stored(), embeddings, labels, ages, refit=True)
     faces = half.sum()  # thresholds of the other half's people, measured on this one
     pairs = sum(row['impostor'] + row['genuine'] for row in again['cells'])

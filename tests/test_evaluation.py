@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from evaluation import leakage, metrics, rates
-from evaluation.pairs import GAP_NAMES, gap_bin, gap_pairs
+from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
 from evaluation.report import table
 from model import DALModel
 from recognition.embedding import extract, extract_files
@@ -24,11 +24,17 @@ def unit(features):
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
+def listed(same, folds=None, people=None):
+    """Pairs of these kinds, in ten folds by default."""
+    folds = np.arange(len(same)) * 10 // len(same) if folds is None else folds
+    return Pairs(None, None, np.asarray(same, bool), folds, people)
+
+
 def scored(n=2000, gap=0.3, seed=0):
-    """Scores, same and ten folds of n pairs, either kind in each."""
+    """Scores and n pairs, either kind in each of ten folds."""
     rng = np.random.default_rng(seed)
     same = np.arange(n) % 2 == 0
-    return np.clip(rng.normal(0.2, 0.2, n) + gap * same, -1, 1), same, np.arange(n) * 10 // n
+    return np.clip(rng.normal(0.2, 0.2, n) + gap * same, -1, 1), listed(same)
 
 
 def people(n=60, each=6, spread=0.5, dim=24, seed=0):
@@ -44,7 +50,7 @@ def test_accuracy_is_insightfaces():
     rng = np.random.default_rng(1)
     noise, people = rng.normal(size=(1200, 16)), rng.normal(size=(600, 16))
     embeddings = unit(noise + np.repeat(people, 2, axis=0))
-    same, folds = np.arange(600) // 30 % 2 == 0, np.arange(600) * 10 // 600
+    same = np.arange(600) // 30 % 2 == 0
     left, right = 2 * np.arange(600), 2 * np.arange(600) + 1
     right[~same] = np.roll(right[~same], 1)
     distance, grid = np.square(embeddings[left] - embeddings[right]).sum(1), np.arange(0, 4, 0.01)
@@ -52,7 +58,7 @@ def test_accuracy_is_insightfaces():
     for fit, test in KFold(10, shuffle=False).split(distance):
         best = np.argmax([((distance[fit] < t) == same[fit]).mean() for t in grid])
         slow.append(((distance[test] < grid[best]) == same[test]).mean())
-    report = metrics.verification(rates.cosines(embeddings, left, right), same, folds)
+    report = metrics.verification(rates.cosines(embeddings, left, right), listed(same))
     assert report['fold_accuracy'] == pytest.approx(slow, abs=1e-9)
     assert report['accuracy'] == pytest.approx(np.mean(slow), abs=1e-9)
     assert report['accuracy_std'] == pytest.approx(np.std(slow), abs=1e-9)
@@ -60,9 +66,9 @@ def test_accuracy_is_insightfaces():
 
 @pytest.mark.parametrize('digits', [1, 2, 12])  # few digits: many equal scores
 def test_roc_figures_are_scikit_learns(digits):
-    scores, same, folds = scored(30000)
-    scores = scores.round(digits)
-    report = metrics.verification(scores, same, folds)
+    scores, pairs = scored(30000)
+    scores, same = scores.round(digits), pairs.same
+    report = metrics.verification(scores, pairs)
     far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
     assert report['auc'] == pytest.approx(roc_auc_score(same, scores), abs=1e-9)
     for name, rate in rates.FARS.items():
@@ -73,10 +79,10 @@ def test_roc_figures_are_scikit_learns(digits):
 
 
 def test_a_folds_own_scores_move_no_decision():
-    scores, same, folds = scored(400)
-    right, _ = rates.decide(scores, same, folds, None)
+    scores, pairs = scored(400)
+    same, (right, _) = pairs.same, rates.decide(scores, pairs, None)
     for k in range(10):
-        fit = folds != k
+        fit = pairs.fold != k
         candidates = np.append(np.unique(scores[fit])[::-1], -2)
         correct = [((scores[fit] >= t) == same[fit]).sum() for t in candidates]
         threshold = candidates[int(np.argmax(correct))]
@@ -85,15 +91,14 @@ def test_a_folds_own_scores_move_no_decision():
 
 @pytest.mark.parametrize('thresholds', [rates.GRID, None])
 def test_constant_scores_are_chance(thresholds):
-    _, same, folds = scored(4000)
-    found = metrics.verification(np.full(4000, 0.7), same, folds, thresholds=thresholds)
+    found = metrics.verification(np.full(4000, 0.7), scored(4000)[1], thresholds)
     assert found['accuracy'] == found['auc'] == found['eer'] == 0.5 and found['tar@1e-1'] == 0
 
 
 def test_without_pairs_or_without_one_kind_there_is_no_figure():
     for same in ([], [True], [True, True], [False, False]):
-        pairs = np.full(len(same), 0.5), np.array(same, bool), np.arange(len(same))
-        report = metrics.verification(*pairs, replicates=20)
+        pairs = listed(same, np.arange(len(same)))
+        report = metrics.verification(np.full(len(same), 0.5), pairs, replicates=20)
         assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
         assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
@@ -112,8 +117,8 @@ NO_FOLDS = {
 @pytest.mark.parametrize('why, folds', NO_FOLDS.items(), ids=NO_FOLDS)
 def test_folds_that_give_no_accuracy(why, folds):
     pairs = len(folds)
-    scores, same, _ = scored(pairs, gap=0.8)
-    report = metrics.verification(scores, same, folds, replicates=20)
+    scores, drawn = scored(pairs, gap=0.8)
+    report = metrics.verification(scores, drawn._replace(fold=folds), replicates=20)
     assert report['accuracy'] is None and report['accuracy_std'] is None
     assert report['fold_accuracy'] == [] and report['auc'] > 0.9 and report['threshold'] is not None
     assert re.search(why, report['reason'])
@@ -122,8 +127,8 @@ def test_folds_that_give_no_accuracy(why, folds):
 
 
 def test_every_dash_has_its_reason():
-    scores, same, _ = scored(200)
-    report = metrics.verification(scores, same, np.zeros(200), replicates=20)
+    scores, pairs = scored(200)
+    report = metrics.verification(scores, pairs._replace(fold=np.zeros(200)), replicates=20)
     known = {'images': 9, 'people': None, 'verification': report, 'error_rates': {'cllr': None}}
     text = table('list', {'w': known})
     assert report['few_errors'] == ['eer', 'tar@1e-1'] and '* [' in text
@@ -133,10 +138,10 @@ def test_every_dash_has_its_reason():
 
 @pytest.mark.parametrize('digits', [1, 12])  # few digits: many equal scores
 def test_a_threshold_at_a_far_is_the_lowest_that_keeps_it(digits):
-    scores, same, folds = scored(30000)
+    scores, pairs = scored(30000)
     scores = scores.round(digits)
-    impostors = scores[~same]
-    far = metrics.verification(scores, same, folds)['far']
+    impostors = scores[~pairs.same]
+    far = metrics.verification(scores, pairs)['far']
     assert list(far) == ['0.1', '0.01', '0.001']  # 15,000 impostors don't carry 1 in 10,000
     for rate, found in far.items():
         assert (impostors > found['threshold']).mean() <= float(rate)
@@ -145,7 +150,7 @@ def test_a_threshold_at_a_far_is_the_lowest_that_keeps_it(digits):
 
 
 def test_weighted_thresholds_are_repetition():
-    scores, same, _ = scored(2000)
+    scores, (_, _, same, *_) = scored(2000)
     weights = np.random.default_rng(0).integers(0, 3, (4, 2000))
     found = rates.far_thresholds(scores, same, weights.astype(float))
     for row, weight in enumerate(weights):
@@ -156,7 +161,7 @@ def test_weighted_thresholds_are_repetition():
 
 
 def test_weighted_roc_is_repetition():
-    scores, same, _ = scored(200)
+    scores, (_, _, same, *_) = scored(200)
     weights = np.random.default_rng(0).integers(0, 4, (3, 200))
     figures = rates.roc_figures(scores.round(1), same, weights.astype(float))
     for row, weight in enumerate(weights):
@@ -167,21 +172,19 @@ def test_weighted_roc_is_repetition():
 
 
 def test_intervals_over_pairs_are_the_binomial():
-    _, same, folds = scored(2000)
-    good = np.random.default_rng(0).random(2000) < 0.9
-    scores = np.where(good == same, 0.8, 0.2)
-    low, high = metrics.verification(scores, same, folds, replicates=400)['intervals']['accuracy']
+    pairs, good = scored(2000)[1], np.random.default_rng(0).random(2000) < 0.9
+    scores = np.where(good == pairs.same, 0.8, 0.2)
+    low, high = metrics.verification(scores, pairs, replicates=400)['intervals']['accuracy']
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.09 / 2000), rel=0.2)
 
 
 def test_intervals_over_people_see_that_their_pairs_go_together():
     rng = np.random.default_rng(0)
-    same, folds = np.tile([True, False], 500), np.repeat(np.arange(10), 100)
-    good = np.repeat(rng.random(20) < 0.7, 50)
+    same, good = np.tile([True, False], 500), np.repeat(rng.random(20) < 0.7, 50)
     scores, owner = np.where(good == same, 0.8, 0.2), np.repeat(np.arange(20), 50)
     widths = []
     for who in (None, np.stack([owner, owner], 1)):
-        found = metrics.verification(scores, same, folds, who, replicates=300)
+        found = metrics.verification(scores, listed(same, people=who), replicates=300)
         widths.append(np.diff(found['intervals']['accuracy']))
     assert widths[1] > 3 * widths[0]
 
@@ -190,16 +193,16 @@ def test_difference_is_paired():
     embeddings, labels, ages = people()
     pairs = gap_pairs(labels, ages)
     scores = rates.cosines(embeddings, pairs.left, pairs.right)
-    same = metrics.difference(scores, scores, pairs, None, 50)
+    same = metrics.difference(scores, scores, pairs, None, replicates=50)
     assert all(value == {'difference': 0, 'interval': [0, 0]} for value in same.values())
     mixed = np.random.default_rng(0).permutation(scores)
-    worse = metrics.difference(scores, mixed, pairs, None, 50)['auc']
+    worse = metrics.difference(scores, mixed, pairs, None, replicates=50)['auc']
     low, high = worse['interval']
     assert low < worse['difference'] < high < 0
     embeddings, labels, ages = people(4, 2)
     few = gap_pairs(labels, ages)
     scores = rates.cosines(embeddings, few.left, few.right)
-    assert metrics.difference(scores, scores, few, None, 50) == {}
+    assert metrics.difference(scores, scores, few, None) == {}
 
 
 def test_gap_bins_have_inclusive_upper_bounds():
@@ -293,10 +296,10 @@ def test_people_report_is_ready_for_json_whatever_there_is():
 
 
 def test_what_is_not_finite_is_named():
-    scores, same, folds = scored(100)
+    scores, pairs = scored(100)
     scores[7] = np.nan
     with pytest.raises(ValueError, match='pair 7'):
-        metrics.verification(scores, same, folds)
+        metrics.verification(scores, pairs)
     embeddings, labels, ages = people()
     embeddings[5, 2] = np.nan
     for figure in (metrics.people_report, leakage.age_r2):

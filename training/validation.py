@@ -75,7 +75,7 @@ def validate(
         pairs, to_read = listed.pairs, (listed.sources, training.device, listed.names)
         features, _ = extract_files(training.model, *to_read, bf16=bf16, keep=('embedding',))
         scores = cosines(features['embedding'], pairs.left, pairs.right)
-        figures = verification(scores, pairs.same, pairs.fold, thresholds=listed.thresholds)
+        figures = verification(scores, pairs, listed.thresholds)
         report |= {f'{name}_{key}': figures[key] for key in ('accuracy', 'auc')}
         spread = percentiles(scores, pairs.same)
         kept = kept or decision({'verification': figures, 'percentiles': spread})

@@ -12,6 +12,7 @@ from evaluation import age_calibration
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import SHAPE, AgeDecision
 from evaluation.metrics import decision, people_report, percentiles
+from evaluation.pairs import parts
 from evaluation.rates import THRESHOLD_FARS
 from recognition.embedding import extract
 from storage.images import WIDTH, to_width
@@ -124,7 +125,7 @@ def features_of(matcher: Matcher, faces: Faces) -> dict[str, np.ndarray]:
 
 def held_out(embeddings, labels, ages) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    half, score = age_calibration.halves(labels, 0), age_calibration.score_pairs
+    half, score = parts(labels, 2, 0) == 1, age_calibration.score_pairs
     first, second = (score(embeddings[k], labels[k], np.asarray(ages)[k]) for k in (half, ~half))
     fitted = age_calibration.fit(first)
     if fitted is None or not second.same.any():
