@@ -262,17 +262,12 @@ def folder(path: str, pat: str, pos: int) -> Benchmark:
 def embeddings(path: str) -> Benchmark:
     """Stored vectors, whatever made them: a .npz or .safetensors of `embeddings` (N, D),
     `identities` (N,) and `ages` (N,) in years."""
-    from storage.vectors import read_vectors
+    from storage.vectors import VectorFaces
 
-    vectors, identities, ages = read_vectors(path)
-    if identities is None or ages is None:
-        name = 'identities' if identities is None else 'ages'
-        remedy = f'add an array `{name}` ({len(vectors)},)'
-        raise DataError(f'{path}: the report needs `{name}`, which it lacks: {remedy}')
-    labels = np.unique(identities, return_inverse=True)[1]
-    digest = hashlib.sha256(vectors.data).hexdigest()
-    names = [f'{path}: row {k}' for k in range(len(vectors))]
-    return Benchmark([], names, labels=labels, ages=ages, digest=digest, vectors=vectors)
+    faces = VectorFaces(path)
+    names = list(map(faces.path, range(len(faces))))
+    found = Benchmark([], names, labels=faces.labels, ages=faces.ages, vectors=faces.vectors)
+    return found._replace(digest=faces.fingerprint)
 
 
 def images_below(path: str) -> list[str]:

@@ -2,7 +2,6 @@
 text file that lists images: `path label age` lines.
 """
 
-import contextlib
 import csv
 import hashlib
 import os
@@ -131,12 +130,8 @@ class List(Folder):
         self.file, self.beside = root, Path(os.path.abspath(root))
 
     def list(self, pat: str, pos: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """classes, the labels, sorted; places (n,), labels (n,) int64, ages (n,) float32 in years.
-
-        Sorted by label and path. `pat` and `pos` are for ages in file names, and not used. Raises
-        DataError for lines that are none, for images that are missing, and for one with two labels
-        or ages.
-        """
+        """As of a folder, sorted by label and path; `pat` and `pos` are not used. Raises DataError
+        for lines that are none, images that are missing, and one with two labels or ages."""
         faces: dict[str, tuple[str, float]] = {}
         missing, rows = [], self._rows()
         for number, name, label, age in rows:
@@ -144,7 +139,7 @@ class List(Folder):
             if found is None:
                 missing.append(name)
                 continue
-            found = _plain(found)
+            found = os.path.normpath(found)  # one image has one place
             if faces.setdefault(found, (label, age)) != (label, age):
                 before = f'{some([name])} stands there before, with another label or age'
                 differ = f'{faces[found]}, now {(label, age)}'
@@ -173,8 +168,7 @@ class List(Folder):
                 continue
             try:
                 if AGE.fullmatch(fields[0]) and any(map(is_image, fields[1:])):
-                    mxnet = 'as lists of mxnet do, which have no ages'
-                    raise ValueError(f'it begins with a number, {mxnet}')
+                    raise ValueError('it begins with a number, as lists of mxnet without ages do')
                 if len(fields) != 3 or not all(fields):
                     raise ValueError('it has no path, label and age')
                 label = unicodedata.normalize('NFC', fields[1])
@@ -192,14 +186,5 @@ class List(Folder):
         if '\t' in line:
             return line.split('\t')
         if self.file.lower().endswith('.csv'):
-            with contextlib.suppress(csv.Error):
-                ways = [next(csv.reader([line], delimiter=mark)) for mark in ',;']
-                return ways[1] if len(ways[1]) == 3 != len(ways[0]) else ways[0]
+            return next(csv.reader([line], delimiter=files.separator(line)))
         return line.rsplit(maxsplit=2)
-
-
-def _plain(path):
-    """./a.jpg and sub//a.jpg as a.jpg and sub/a.jpg: one image has one place."""
-    first, *rest = path.split('/')
-    rest = [part for part in rest if part not in ('', '.')]
-    return '/'.join(rest if first == '.' else [first, *rest])

@@ -91,7 +91,7 @@ class Shards(Folder):
 
     def _read_through(self, pat, pos):
         """What `list` returns, from the shards themselves."""
-        rows, bad = [], []
+        rows, bad = [], {}
         paths = progress(self.paths, f'listing {self.root}', len(self.paths), unit=' shards')
         for shard, path in enumerate(paths):
             for sample in _samples(path):
@@ -100,13 +100,12 @@ class Shards(Folder):
                     rows.append((identity, os.fsencode(name), shard, offset, size, age))
                 except ValueError as error:
                     at = f'{path}:{sample["__key__"]}'.removeprefix(os.path.join(self.folder, ''))
-                    bad.append((at, str(error)))
+                    bad[at] = str(error)
         if bad:
-            why, names = bad[0][1], some([name for name, _ in bad])
             which = f'{len(bad)} sample(s) without one image, an identity and a readable age'
-            mend = f", or mend 'pat' {pat!r} and 'pos' {pos} in meta.py" if 'splits' in why else ''
-            remedy = f'write the shards anew{mend}'
-            raise DataError(f'{self.root}: {which}: {names}; for the first, {why}: {remedy}')
+            first = f'{some(bad)}; for the first, {next(iter(bad.values()))}'
+            remedy = f"write the shards anew, or mend 'pat' {pat!r} and 'pos' {pos} in meta.py"
+            raise DataError(f'{self.root}: {which}: {first}: {remedy}')
         if not rows:
             form = 'key.jpg and key.json, {"identity": "Ada", "age": 35}'
             raise DataError(f'{self.root}: no samples; expected {form}')
@@ -160,40 +159,31 @@ def _samples(path) -> Iterator[dict]:
     """The library's samples of one shard: {'__key__': …, suffix: bytes, or (offset, size) of an
     image}. Raises DataError if the shard is damaged."""
     try:
-        yield from library().tariterators.group_by_keys(_files(path), lcase=False)
-    except ValueError as error:  # the library's error for a name that is there twice
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f'{path}: {some([str(error.args[0])])}') from None
-
-
-def _files(path):
-    """The regular files in a shard, with (offset, size) in place of an image's data."""
-    try:
         with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
-            end = 0
-            while member := tar.next():
-                if tar.offset <= end:
-                    raise DataError(f'{path}: damaged at byte {end}: restore it')
-                end, tar.members = tar.offset, []
-                if member.isreg() and not _is_passed_over(member.name):
-                    data = b''
-                    if is_image(member.name):
-                        data = member.offset_data, member.size
-                    elif member.name.lower().endswith(KNOWN):
-                        size = min(member.size, SMALL)
-                        data = os.pread(file.fileno(), size, member.offset_data)
-                    yield {'fname': member.name, 'data': data, '__url__': path}
+            yield from library().tariterators.group_by_keys(_files(path, file, tar), lcase=False)
             file.seek(tar.offset)
             # tarfile takes damage, and any end, for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                at = f'{tar.offset} of {os.fstat(file.fileno()).st_size}'
-                raise DataError(f'{path}: damaged or cut short at byte {at}: restore it')
-    except DataError:
-        raise
+                raise ValueError(f'at byte {tar.offset} of {os.fstat(file.fileno()).st_size}')
     except Exception as error:  # damaged headers lead to whatever they like
         why = f'damaged, cut short, or not a plain tar file ({some([str(error)])})'
         raise DataError(f'{path}: {why}: restore it') from None
+
+
+def _files(path, file, tar):
+    """The regular files in a shard, with (offset, size) in place of an image's data."""
+    end = 0
+    while member := tar.next():
+        if tar.offset <= end:
+            raise ValueError(f'at byte {end}')
+        end, tar.members = tar.offset, []
+        if member.isreg() and not _is_passed_over(member.name):
+            data = b''
+            if is_image(member.name):
+                data = member.offset_data, member.size
+            elif member.name.lower().endswith(KNOWN):
+                data = os.pread(file.fileno(), min(member.size, SMALL), member.offset_data)
+            yield {'fname': member.name, 'data': data, '__url__': path}
 
 
 def _is_passed_over(name):

@@ -463,7 +463,7 @@ def test_stored_vectors_are_a_benchmark(weights, tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'plain' / 'report.html').exists()
     for key in ('ages', 'identities'):
         np.savez(tmp_path / 'v.npz', **{name: rows[name] for name in rows if name != key})
-        refused(f'v.npz: the report needs `{key}`', run, 'embeddings', tmp_path / 'v.npz')
+        refused(f'v.npz: it holds no array `{key}`', run, 'embeddings', tmp_path / 'v.npz')
     np.savez(tmp_path / 'v.npz', **rows | {'embeddings': np.ones((80, 5))})
     with pytest.raises(UserError, match='have 5 values, the weights 16'):
         run(-1, weights[0], 'embeddings', tmp_path / 'v.npz', '--out', tmp_path / 'other')

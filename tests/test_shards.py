@@ -369,7 +369,7 @@ def test_two_files_of_one_name(tmp_path):
     with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
         for name in ('1.jpg', '1.jpg'):
             tar.addfile(tarfile.TarInfo(name))
-    refused('a.tar: 1.jpg: duplicate file name', listed, tmp_path / 'a.tar')
+    refused('a.tar: .*1.jpg: duplicate file name', listed, tmp_path / 'a.tar')
 
 
 @pytest.mark.parametrize('why', ['cut short', 'No such file', 'changed'])

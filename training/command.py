@@ -12,7 +12,7 @@ from dataset import Faces, check_entry
 from evaluation.pair_files import is_pair_list
 from evaluation.set_checks import check_ages, check_validation
 from recognition.weights import load_checkpoint
-from storage.vectors import VectorFaces, is_vectors, read_vectors
+from storage.vectors import VectorFaces, is_vectors
 from training import pretrained
 from training.distributed import world_size
 from training.recipe import Recipe, recipes
@@ -87,7 +87,7 @@ def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = 
     if vectors:
         if args.epochs or init:
             raise UserError(f'{entry["train_root"]}: stored vectors take zero epochs and no --init')
-        dim = read_vectors(entry['train_root']).embeddings.shape[1]
+        dim = VectorFaces(entry['train_root']).vectors.shape[1]
         recipe = replace(recipe, backbone='vectors', dim=dim)
     if recipe.batch_size < 2 * world_size() * recipe.accumulate:
         parts = f'{world_size()} process(es) and {recipe.accumulate} micro-batch(es)'
