@@ -231,7 +231,7 @@ def test_birth_and_dates_make_ages_exact(family, tmp_path):
     years = {row['face']: row['age'] for row in rows}
     assert [years[k] for k in (0, 1, 2)] == [30, 5, 7]
     assert after[3] != before[0] and after[4] == before[0]
-    assert any('Ada, born 1990-03-01: 1 photographs have a date that' in line for line in said)
+    assert any('Ada, born 1990-03-01, on a photograph taken 1970' in line for line in said)
     correct(out / 'people.csv', lambda row: row.update(born='1990-13-40' if row['born'] else ''))
     assert any('is no date' in line for line in grouped(archive, out)[2])
 

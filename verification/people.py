@@ -24,7 +24,7 @@ from verification import grouping
 from verification.grouping import LogOdds, probability
 from verification.index import Index
 from verification.matcher import Matcher
-from verification.people_files import COLUMNS, PAIRS, read_table, write_table
+from verification.people_files import COLUMNS, PAIRS, by_group, read_table, write_table
 
 XMP_DATE = re.compile(
     rb'(?:exif:DateTimeOriginal|photoshop:DateCreated|xmp:CreateDate)(?:="|>)([-0-9:]{4,10})'
@@ -33,87 +33,77 @@ SLOPE = 15  # of the log-odds over similarity, if only a threshold is known: typ
 UNLIKELY, SUGGESTED = 0.02, 200  # the least P that is suggested, and how many pairs
 
 
-class Corrections:
-    """What people.csv and suggestions.csv say of an archive's faces. rows are {face: its row}, to
-    which `label` is added, its group after all joining, and `key`: ('name', a name), ('group', a
-    label), or None if whose face it is, is open. born is {key: date}; answers are the pairs that
-    were answered with no."""
+def _corrections(path, archive):
+    """What people.csv and the suggestions beside it say: {face: its row}, to which `label` is
+    added, its group after all joining, and `key`: ('name', a name), ('group', a label), or None if
+    it is open whose face it is; the suggestions that were answered with no; lines to print."""
+    if path is None:
+        return {}, [], []
+    table, (joined, answers) = read_table(path), _answers(path.with_name('suggestions.csv'))
+    names: dict[str, set[str]] = defaultdict(set)
+    for row in table:
+        row['group'] = row['group'].removesuffix('.0')  # as a spreadsheet may write it
+        row['label'] = joined.get(row['group'], row['group'])
+        if row['label'] and row['name']:
+            names[row['label']].add(row['name'])
+    faces, rows = faces_by_place(archive), {}
+    for row in table:
+        whose = {row['name']} if row['name'] else names[row['label']]
+        row['key'] = ('group', row['label']) if row['label'] else None
+        if whose:  # of a group of two names, the rows without one are open
+            row['key'] = ('name', *whose) if len(whose) == 1 else None
+        rows[faces.get((row['photograph'], row['box']))] = row
+    lost = sum((row['photograph'], row['box']) not in faces for row in table)
+    rows.pop(None, None)
+    notes = [f'{path}: {lost} rows are of no face of this archive: not used'] if lost else []
+    return rows, answers, notes
 
-    def __init__(self, path: Path | None, archive: Index):
-        self.rows: dict[int, dict] = {}
-        self.born: dict[tuple[str, str], str] = {}
-        self.answers: list[dict] = []
-        self.notes: list[str] = []
-        self.free = 1  # the first number that no group ever had
-        if path is None:
-            return
-        table: list[dict] = [*read_table(path)]
-        joined = self._accepted(path.with_name('suggestions.csv'))
-        names: dict[str, set[str]] = defaultdict(set)
-        for row in table:
-            row['group'] = row['group'].removesuffix('.0')  # as a spreadsheet may write it
-            row['label'] = joined.get(row['group'], row['group'])
-            if row['label'] and row['name']:
-                names[row['label']].add(row['name'])
-        for label in {*joined.values()}:
-            if len(names[label]) > 1:
-                raise DataError(f'{path}: group {label} is of {" and ".join(sorted(names[label]))}')
-        faces = faces_by_place(archive)
-        for row in table:
-            whose = {row['name']} if row['name'] else names[row['label']]
-            row['key'] = ('group', row['label']) if row['label'] else None
-            if whose:  # of a group of two names, the rows without one are open
-                row['key'] = ('name', *whose) if len(whose) == 1 else None
-            face = faces.get((row['photograph'], row['box']))
-            if face is None:
-                continue
-            self.rows[face] = row
-            if row['key'] and row['born']:
-                born = self.born.setdefault(row['key'], row['born'])
-                if born != row['born']:
-                    both = f'{born} and {row["born"]}'
-                    raise DataError(f'{path}: {row["key"][1]} is born {both}: correct one')
-        if lost := sum((row['photograph'], row['box']) not in faces for row in table):
-            self.notes.append(f'{path}: {lost} rows are of no face of this archive: not used')
-        labels = [*joined, *(row['label'] for row in table)]
-        self.free += max((int(label) for label in labels if label.isdecimal()), default=0)
 
-    def _accepted(self, path):
-        """{label: the label that it becomes} of the suggestions with a yes."""
-        joined: dict[str, str] = {}
-        for row in read_table(path, PAIRS[:3]) if path.exists() else []:
-            two = (row[name].removesuffix('.0') for name in ('first', 'second'))
-            first, second = (joined.get(label, label) for label in two)
-            answer = row['accept'].lower()
-            if answer in ('yes', 'y', '1', 'x'):
-                to, gone = sorted((first, second), key=lambda x: (len(x), x))
-                joined |= {label: to for label, now in joined.items() if now == gone} | {gone: to}
-            elif answer:
-                self.answers.append(row)
-        return joined
+def _answers(path):
+    """{label: the label that it becomes} of the suggestions with a yes; those with a no."""
+    joined: dict[str, str] = {}
+    answers = []
+    for row in read_table(path, PAIRS[:3]) if path.exists() else []:
+        labels = (row[name].removesuffix('.0') for name in ('first', 'second'))
+        two = {joined.get(label, label) for label in labels}
+        if row['accept'].lower() in ('yes', 'y', '1', 'x'):
+            same = [label for label, now in joined.items() if now in two]
+            joined |= dict.fromkeys([*same, *two], min(two, key=lambda x: (len(x), x)))
+        elif row['accept']:
+            answers.append(row)
+    return joined, answers
 
-    def numbers(self, found: np.ndarray) -> dict[int, int]:
-        """{group of the faces: its number} of groups (N,) that were found. Each has the most
-        frequent number of its rows that is still free; new ones follow, the largest first."""
-        sizes: Counter[int] = Counter(found.tolist())
-        labels: dict[int, Counter] = defaultdict(Counter)
-        for face, row in self.rows.items():
-            if row['key']:
-                labels[int(found[face])][row['label']] += 1
-        known = sorted(labels, key=lambda k: -max(labels[k].values()))
-        new = sorted(sizes.keys() - labels.keys(), key=lambda k: (-sizes[k], k))
-        numbers: dict[int, int] = {}
-        taken, free = set[int](), self.free
-        for k in [*known, *new]:
-            wanted = [int(x) for x, _ in labels[k].most_common() if x.isdecimal()]
-            numbers[k] = next((number for number in wanted if number not in taken), free)
-            free += numbers[k] == free
-            taken.add(numbers[k])
-        rows = [(row['group'], face) for face, row in self.rows.items()]
-        became = {int(x): numbers[int(found[face])] for x, face in rows if x.isdecimal()}
-        for number in sorted(became.keys() - taken):
-            self.notes.append(f'group {number} is now of group {became[number]}')
-        return numbers
+
+def _births(rows):
+    """{key: date} of those whose date of birth is known."""
+    born: dict[tuple[str, str], str] = {}
+    for row in rows.values():
+        key, date = row['key'], row['born']
+        if key and date and born.setdefault(key, date) != date:
+            raise DataError(f'people.csv: {key[1]} is born {born[key]} and {date}: correct one')
+    return born
+
+
+def _numbers(found, rows):
+    """{group: its number} of groups (N,) that were found, and what to say of numbers that are gone.
+    Who has most faces of a number keeps it; new numbers follow, the largest group first."""
+    votes: Counter[tuple[int, int]] = Counter()
+    before: dict[int, int] = {}  # the group that faces of a number are in now
+    for face, row in rows.items():
+        if row['group'].isdecimal():
+            before[int(row['group'])] = int(found[face])
+        if row['key'] and row['label'].isdecimal():
+            votes[int(found[face]), int(row['label'])] += 1
+    numbers: dict[int, int] = {}
+    kept = set[int]()
+    for (k, number), _ in votes.most_common():
+        if k not in numbers and number not in kept:
+            numbers[k] = number
+            kept.add(number)
+    new = (k for k, _ in Counter(found.tolist()).most_common() if k not in numbers)
+    numbers |= {k: number for number, k in enumerate(new, max([0, *before, *kept]) + 1)}
+    gone = sorted(before.keys() - kept)
+    return numbers, [f'group {x} is now of group {numbers[before[x]]}' for x in gone]
 
 
 def place_of(archive: Index, face: int) -> tuple[str, str]:
@@ -159,10 +149,10 @@ def group(
     people.csv and lines to print. Raises UserError or DataError before anything is written.
     """
     kept = kept or (out / 'people.csv' if (out / 'people.csv').exists() else None)
-    known, count = Corrections(kept, archive), len(archive)
-    keys = [known.rows.get(face, {}).get('key') for face in range(count)]
-    taken = {face: row['taken'] for face, row in known.rows.items() if row['taken']}
-    dates = {**_dates(archive), **taken} if known.born else taken
+    (known, answers, said), count = _corrections(kept, archive), len(archive)
+    keys, born = [known.get(face, {}).get('key') for face in range(count)], _births(known)
+    taken = {face: row['taken'] for face, row in known.items() if row['taken']}
+    dates = {**_dates(archive), **taken} if born else taken
     embeddings, faces = archive.embeddings, archive.faces
     if named is not None:
         whose = map(named.person, range(len(named)))
@@ -170,7 +160,7 @@ def group(
         embeddings = np.concatenate([embeddings, named.embeddings])
         faces = np.concatenate([faces, named.faces])
     ages = np.where(faces['group'] < 0, np.nan, faces['age']).astype(float)
-    never, notes = _use_dates(ages, keys, known.born, dates)
+    never, absurd = _use_dates(ages, keys, born, dates)
     never += [] if same_photograph else archive.in_one_photograph().tolist()
     apart = np.array(never, int).reshape(-1, 2)
     first: dict[tuple, int] = {}
@@ -179,10 +169,10 @@ def group(
     pairs = log_odds(matcher, embeddings, ages)
     found = grouping.group(pairs, np.array(start), apart, fixed, sure)
     rest, other, value = grouping.belonging(pairs, found)
-    numbers, groups = known.numbers(found[:count]), int(found.max()) + 1
+    (numbers, moved), groups = _numbers(found[:count], known), int(found.max()) + 1
     keyed = {int(found[k]): key for k, key in enumerate(keys) if key}
     now = [keyed.get(int(k)) for k in found[:count]]
-    _use_dates(ages, now, known.born, dates)  # of faces that have joined a person, too
+    _use_dates(ages, now, born, dates)  # of faces that have joined a person, too
     rows = []
     for k, key in enumerate(now):
         near = numbers.get(int(other[k]), '')
@@ -190,21 +180,23 @@ def group(
         values = [k, *place_of(archive, k), numbers[int(found[k])], name]
         values += [_rounded(ages[k], 1), _rounded(probability(rest[k], groups))]
         values += [near, _rounded(probability(value[k], groups)) if near else '']
-        values += [known.born.get(key, '') if key else '', dates.get(k, '')]
+        values += [born.get(key, '') if key else '', dates.get(k, '')]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    suggestions = known.answers
+    suggestions = answers
     if suggest:
-        asked = [{row['first'], row['second']} for row in known.answers]
-        new = _suggestions(pairs, found, other, numbers, keyed, apart, rows)
-        suggestions += [row for row in new if {f'{row["first"]}', f'{row["second"]}'} not in asked]
+        suggestions += _suggestions(pairs, found, other, numbers, keyed, apart, rows, answers)
     rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
     out.mkdir(parents=True, exist_ok=True)
     facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
-    utils.write_json(facts | {'groups': _groups(rows)}, out / 'people.json')
+    utils.write_json(facts | {'groups': by_group(rows)}, out / 'people.json')
     write_table(out / 'people.csv', COLUMNS, rows)
     if suggest or suggestions or (out / 'suggestions.csv').exists():
         write_table(out / 'suggestions.csv', PAIRS, suggestions)
-    return rows, [*known.notes, *notes, *_said(rows, suggestions if suggest else (), out)]
+    said += [*moved, *absurd, *_said(rows, out)]
+    if suggest:
+        many = f'{len(suggestions)} pairs of groups that may be one person'
+        said.append(f'{out}/suggestions.csv: {many}')
+    return rows, said
 
 
 def _dates(archive):
@@ -225,10 +217,11 @@ def _dates(archive):
 
 def _use_dates(ages, keys, born, dates):
     """Sets the ages that birth and photograph make exact. Returns pairs of faces that can't be one
-    person, because one of them was born later, and a note on each person's dates that can't be."""
-    never, notes = [], []
+    person, because one of them was born later, and a line on each person with dates that can't be.
+    """
+    never, notes = [], {}
     for key, date in born.items():
-        one, absurd = keys.index(key), []
+        one = keys.index(key)
         for k, taken in dates.items():
             try:
                 age = years_between(date, taken)
@@ -236,24 +229,29 @@ def _use_dates(ages, keys, born, dates):
                     ages[k] = age
             except ValueError as error:
                 if keys[k] == key:
-                    absurd.append(f'taken {taken}: {error}')
+                    what = f'{key[1]}, born {date}, on a photograph taken {taken}: {error}'
+                    notes[key] = f'{what}: its age is an estimate; correct `born` or `taken`'
                     continue
                 with contextlib.suppress(ValueError):
                     years_between(taken, date)  # so that it was taken before
                     never.append((one, k))
-        if absurd:
-            what = f"{len(absurd)} photographs have a date that can't be ({absurd[0]})"
-            remedy = 'the age is an estimate there; correct `born` or `taken`'
-            notes.append(f'{key[1]}, born {date}: {what}: {remedy}')
-    return never, notes
+    return never, notes.values()
 
 
-def _suggestions(pairs, found, other, numbers, keyed, apart, rows):
-    """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it."""
+def _suggestions(pairs, found, other, numbers, keyed, apart, rows, answers):
+    """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it and
+    no answer."""
     near = {(min(two), max(two)) for two in zip(found.tolist(), other.tolist(), strict=True)}
     near -= {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
     named = {k for k, key in keyed.items() if key[0] == 'name'}
-    near = [two for two in sorted(near) if numbers.keys() >= {*two} and not named >= {*two}]
+    asked = [{row['first'], row['second']} for row in answers]
+    near = [
+        two
+        for two in sorted(near)
+        if numbers.keys() >= {*two}
+        and not named >= {*two}
+        and {str(numbers[k]) for k in two} not in asked
+    ]
     first, second = np.array(near, int).reshape(-1, 2).T
     sizes = np.bincount(found)
     value = grouping.evidence(pairs.means(found, first, second), sizes[first], sizes[second])
@@ -275,29 +273,14 @@ def _suggestions(pairs, found, other, numbers, keyed, apart, rows):
     return result
 
 
-def _groups(rows):
-    """Those of people.json."""
-    groups: dict[int, dict] = {}
-    for row in rows:
-        face = {key: None if row[key] == '' else row[key] for key in COLUMNS[5:9]}
-        face |= {key: row[key] for key in ('face', 'photograph', 'taken')}
-        face['box'] = [*map(int, row['box'].split())]
-        facts = {key: row[key] for key in ('group', 'name', 'born')} | {'faces': []}
-        groups.setdefault(row['group'], facts)['faces'].append(face)
-    return [*groups.values()]
-
-
-def _said(rows, suggestions, out):
+def _said(rows, out):
     sizes = Counter(row['group'] for row in rows)
     alone = sum(size == 1 for size in sizes.values())
-    sure = [row['probability'] for row in rows if row['probability'] != '']
     groups = f'{len(sizes) - alone} groups of two or more, {alone} alone'
     yield f'{out}/people.csv: {len(rows)} faces in {groups}'
-    if sure:
+    if sure := [row['probability'] for row in rows if row['probability'] != '']:
         below = f'below 0.9 for {sum(p < 0.9 for p in sure)} of {len(sure)} faces'
         yield f'P of belonging: {np.median(sure):.3f} in the middle, {below}'
-    if suggestions:
-        yield f'{out}/suggestions.csv: {len(suggestions)} pairs of groups that may be one person'
 
 
 def _rounded(value, digits=3):

@@ -57,6 +57,21 @@ def write_table(path: Path, columns: list[str], rows: list[dict]) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, 'utf-8'))
 
 
+def by_group(rows: list[dict]) -> list[dict]:
+    """The groups of rows of people.csv, for JSON; None for a number that is not known."""
+    groups: dict[object, dict] = {}
+    for row in rows:
+        face = {key: row[key] for key in ('face', 'photograph', 'taken')}
+        face |= {'nearest': row['nearest'] or None, 'box': [*map(int, row['box'].split())]}
+        for key in ('age', 'probability', 'nearest_probability'):
+            face[key] = None if row[key] == '' else float(row[key])
+        person = {'group': row['group'], 'name': '', 'born': '', 'faces': []}
+        group = groups.setdefault(row['group'], person)
+        group |= {key: group[key] or row[key] for key in ('name', 'born')}
+        group['faces'].append(face)
+    return [*groups.values()]
+
+
 def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
     """A JPEG for each group, its faces in order of age, in `folder`; returns how many were drawn: a
     sheet that shows the same already stays, and of a group that is no more it goes."""

@@ -18,7 +18,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 
 from verification.people import faces_by_place
-from verification.people_files import COLUMNS, PAIRS, read_table, write_table
+from verification.people_files import COLUMNS, PAIRS, by_group, read_table, write_table
 from verification.service import service
 
 GROUPS = 20  # on a page
@@ -86,22 +86,15 @@ def _read() -> tuple[str, Rows]:
 
 def _groups(rows: Rows) -> list[dict]:
     """The groups for JSON, the largest first, faces by age; `face` is the row in the index."""
-    faces, groups = faces_by_place(service.index()), dict[str, dict]()
-    for row in rows:
-        face = faces.get((row['photograph'], row['box']))
-        if face is None:  # of a photograph that has gone
-            continue
-        group = groups.setdefault(row['group'], {'group': row['group'], 'name': '', 'faces': []})
-        group['name'] = group['name'] or row['name']
-        facts: dict = {key: row[key] or None for key in ('photograph', 'nearest', 'born', 'taken')}
-        for key in ('age', 'probability', 'nearest_probability'):
-            facts[key] = float(row[key]) if row[key] else None
-        group['faces'].append(facts | {'face': face, 'box': [*map(float, row['box'].split())]})
-    for group in groups.values():
+    here = faces_by_place(service.index())
+    faces = ((here.get((row['photograph'], row['box'])), row) for row in rows)
+    # None are photographs that have gone
+    groups = by_group([row | {'face': face} for face, row in faces if face is not None])
+    for group in groups:
         group['faces'].sort(key=lambda face: (face['age'] is None, face['age'] or 0, face['face']))
         nearest = max(group['faces'], key=lambda face: face['nearest_probability'] or 0)
         group['nearest'] = nearest['nearest']
-    return sorted(groups.values(), key=lambda one: (-len(one['faces']), one['group'].zfill(9)))
+    return sorted(groups, key=lambda one: (-len(one['faces']), one['group'].zfill(9)))
 
 
 def _name(rows, here):
