@@ -114,12 +114,10 @@ def page(**facts) -> str:
 
 
 @views.get('/')
-def empty_page() -> str:
-    return page()
-
-
 @views.post('/')
-def answered_page() -> str:
+def comparing_page() -> str:
+    if request.method != 'POST':
+        return page()
     archive = service.index()
     with service.admitted():
         faces, ages = given(('first', 'second'), (2,) if archive is None else (1, 2))
@@ -136,7 +134,7 @@ def static_file(name: str) -> Response:
 
 
 @views.get('/<any("face", "photograph"):what>/<int:face>.jpg')
-def image(what: str, face: int) -> Response:
+def image(what: str, face: int) -> ResponseReturnValue:
     """A face of the archive, aligned, or its photograph with the face marked."""
     archive = service.index()
     if archive is None or face >= len(archive):
@@ -148,9 +146,9 @@ def image(what: str, face: int) -> Response:
         except DataError as error:
             abort(404, str(error))
         if what == 'face':
-            return Response(_jpeg(portraits.cut(photograph, points)), mimetype='image/jpeg')
+            return _jpeg(portraits.cut(photograph, points)), {'Content-Type': 'image/jpeg'}
         marked = portraits.marked(photograph, points, box, 1600)
-    return Response(_jpeg(marked), mimetype='image/jpeg')
+    return _jpeg(marked), {'Content-Type': 'image/jpeg'}
 
 
 @views.post('/compare')
@@ -185,8 +183,8 @@ def health_json() -> Response:
 @views.before_app_request
 def refuse_other_sites() -> None:
     # else a site could point its own name here, and read what is shown
-    hostname = urlsplit(f'//{request.host}').hostname or ''
-    if current_app.config['LOCAL'] and not is_loopback(hostname):
+    name = urlsplit(request.host_url).hostname or ''
+    if current_app.config['LOCAL'] and not is_loopback(name):
         abort(400, 'this server is known by the names of this machine alone')
     host = urlsplit(request.headers.get('Origin', request.host_url)).netloc
     known = 'none' if host == request.host else 'cross-site'  # of a browser that doesn't say

@@ -239,19 +239,14 @@ def _use_dates(ages, keys, born, dates):
 
 
 def _suggestions(pairs, found, other, numbers, keyed, apart, rows, answers):
-    """Rows of PAIRS of the groups that are most likely one person, of which no face forbids it and
-    no answer."""
+    """Rows of PAIRS of the groups that are most likely one person, unless faces or answers forbid
+    it."""
     near = {(min(two), max(two)) for two in zip(found.tolist(), other.tolist(), strict=True)}
     near -= {tuple(pair) for pair in np.sort(found[apart], 1).tolist()}
     named = {k for k, key in keyed.items() if key[0] == 'name'}
     asked = [{row['first'], row['second']} for row in answers]
-    near = [
-        two
-        for two in sorted(near)
-        if numbers.keys() >= {*two}
-        and not named >= {*two}
-        and {str(numbers[k]) for k in two} not in asked
-    ]
+    near = [two for two in sorted(near) if numbers.keys() >= {*two} and not named >= {*two}]
+    near = [two for two in near if {str(numbers[k]) for k in two} not in asked]
     first, second = np.array(near, int).reshape(-1, 2).T
     sizes = np.bincount(found)
     value = grouping.evidence(pairs.means(found, first, second), sizes[first], sizes[second])

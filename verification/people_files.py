@@ -1,9 +1,12 @@
 """The tables and sheets of `verify.py --group`."""
 
+import contextlib
 import csv
 import functools
 import hashlib
 import io
+import itertools
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,14 +76,13 @@ def by_group(rows: list[dict]) -> list[dict]:
 
 
 def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
-    """A JPEG for each group, its faces in order of age, in `folder`; returns how many were drawn: a
-    sheet that shows the same already stays, and of a group that is no more it goes."""
+    """A JPEG for each group of the sorted rows, its faces in order of age, in `folder`; returns how
+    many were drawn: a sheet that shows the same already stays, and of a group that is no more it
+    goes."""
     folder.mkdir(exist_ok=True)
-    groups: dict[int, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(row['group'], []).append(row)
-    jobs = []
-    for number, members in groups.items():
+    jobs, stale = [], set(folder.glob('[0-9]*.jpg'))
+    for number, group in itertools.groupby(rows, operator.itemgetter('group')):
+        members = list(group)
         chosen = np.unique(np.linspace(0, len(members) - 1, min(len(members), MOST)).astype(int))
         faces = [members[k] for k in chosen]
         name = f': {faces[0]["name"]}' if faces[0]['name'] else ''
@@ -88,11 +90,14 @@ def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
         points, paths = archive.faces['points'][here], map(archive.path, here)
         parts = [*zip(paths, points, map(_beneath, faces), strict=True)]
         path = folder / f'{number:04}.jpg'
+        stale.discard(path)
         mark = hashlib.sha256(repr((title, [(a, c) for a, _, c in parts])).encode()).hexdigest()
-        if not _is_drawn(path, mark):
-            jobs.append((path, title, parts, mark))
-    for stale in set(folder.glob('[0-9]*.jpg')) - {folder / f'{k:04}.jpg' for k in groups}:
-        stale.unlink()
+        with contextlib.suppress(OSError), Image.open(path) as image:
+            if image.info.get('comment') == mark.encode():
+                continue
+        jobs.append((path, title, parts, mark))
+    for path in stale:
+        path.unlink()
     workers = os.cpu_count() or 1 if len(jobs) > 32 else 1
     work = each(_draw, jobs, None, functools.partial(bool), workers)
     return sum(1 for _ in progress(work, 'sheets', len(jobs), unit=' groups'))
@@ -101,14 +106,6 @@ def draw_sheets(archive: Index, rows: list[dict], folder: Path) -> int:
 def _beneath(row):
     taken = f' ({row["taken"][:4]})' if row['taken'] else ''
     return f'{row["age"]:.0f} years{taken}' if row['age'] != '' else row['taken'][:10]
-
-
-def _is_drawn(path, mark):
-    try:
-        with Image.open(path) as image:
-            return image.info.get('comment', b'').decode() == mark
-    except (OSError, ValueError):
-        return False
 
 
 def _draw(tool, job):

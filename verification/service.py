@@ -38,8 +38,9 @@ class Service:
         self.reading = threading.BoundedSemaphore(os.cpu_count() or 1)  # photographs are large
         self.queue: queue.Queue = queue.Queue()
         threading.Thread(target=self._work, daemon=True).start()
-        self.archive, self.path = archive, path if path and os.path.isfile(path) else ''
-        self.opening, self.stamp = threading.Lock(), self._stamp()
+        self.archive, self.opening = archive, threading.Lock()
+        self.path = path if path and os.path.isfile(path) else ''
+        self.stamp = os.path.getmtime(path) if self.path else 0.0
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -81,21 +82,15 @@ class Service:
     def index(self) -> Index | None:
         """The archive, read again as soon as its file is another. If that can't be used, why is
         said once, and the index before it stays."""
-        with self.opening:
-            stamp = self._stamp()
-            if stamp and stamp != self.stamp:
+        with self.opening, contextlib.suppress(OSError):  # it may be gone
+            stamp = os.path.getmtime(self.path)
+            if stamp != self.stamp:
                 self.stamp = stamp
                 try:
                     self.archive = Index.open(self.path, self.matcher.info.sha256)
                 except UserError as error:
                     print(f'not served: {error}', file=sys.stderr, flush=True)
-            return self.archive
-
-    def _stamp(self):
-        """What tells the file from one that replaces it; None if there is none."""
-        with contextlib.suppress(OSError):
-            stat = os.stat(self.path)
-            return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return self.archive
 
 
 service: Service = LocalProxy(lambda: current_app.extensions['service'])  # type: ignore[assignment]

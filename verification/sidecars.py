@@ -67,15 +67,14 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
     """The sidecar `before` with our regions too; the same bytes if they were all there. `size`
     (width, height) is the stored image's, `turned` its EXIF orientation, and `regions` are (box
     (4,) in pixels of the upright image, name or ''). Raises ParseError for what is no XML."""
-    for prefix, space in SPACES.items():
-        ElementTree.register_namespace(prefix, space)
-    for _, (prefix, space) in ElementTree.iterparse(io.BytesIO(before), ['start-ns']):
+    theirs = [space for _, space in ElementTree.iterparse(io.BytesIO(before), ['start-ns'])]
+    for prefix, space in [*SPACES.items(), *theirs]:
         if not prefix.startswith('ns'):  # ElementTree numbers its own so
             ElementTree.register_namespace(prefix, space)
     root = ElementTree.fromstring(before)
     bag, changed = root.find('.//mwg-rs:RegionList/rdf:Bag', SPACES), False
     if bag is None:
-        rdf = root if root.tag == _tag('rdf:RDF') else root.find('rdf:RDF', SPACES)
+        rdf = next(root.iter(_tag('rdf:RDF')), None)
         if rdf is None:
             raise ValueError('its sidecar is no XMP')
         rdf.append(ElementTree.fromstring(LIST.format(DECLARED, *size)))
@@ -111,10 +110,9 @@ def _tag(name):
 
 def _value(item, name):
     """Of a region, written as an attribute or as an element; '' if it isn't there."""
-    for node in item.iter():
-        if node.tag == _tag(name) or _tag(name) in node.attrib:
-            return (node.attrib.get(_tag(name)) or node.text or '').strip()
-    return ''
+    attributes = (node.get(_tag(name)) for node in item.iter())
+    elements = (node.text for node in item.iter(_tag(name)))
+    return next(filter(None, (*attributes, *elements)), '').strip()
 
 
 def _is_at(item, middle):
