@@ -6,9 +6,7 @@ import functools
 import glob
 import os
 import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage import images
 from storage.files import sweep
-from storage.folder import Folder, List, is_list
+from storage.folder import alike, is_list
 from storage.images import HEIGHT, WIDTH, decode, some
 from storage.rows import Rows
+from storage.shards import shards_of, source_of
 from storage.vectors import is_vectors
 from system.names import naming
 from system.progress import progress
@@ -49,9 +48,6 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
     if all roots are lists, which say the ages themselves; `n_cls` if train_root is one. Raises
     DataError if it, or age_cutoffs, is not valid."""
     where = f'meta.py, {name}'
-    if not isinstance(entry, dict):
-        is_one = f'a data set is a dict with the keys {", ".join(KEYS)}'
-        raise DataError(f'{where}: {is_one}, not {type(entry).__name__}')
     for key in sorted(map(str, entry.keys() - set(KEYS))):
         close = difflib.get_close_matches(key, KEYS, 1)
         hint = f'did you mean {close[0]!r}?' if close else f'the keys are {", ".join(KEYS)}'
@@ -78,36 +74,6 @@ def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
         must = 'must be ages in years, each above the one before'
         raise DataError(f'meta.py: age_cutoffs {cutoffs!r} {must}')
     return entry
-
-
-def are_shards(root: str) -> bool:
-    """Whether `root` names tar files, rather than a folder."""
-    return re.search(r'\.(tar|tgz)(\.\w+)?$', root) is not None and not os.path.isdir(root)
-
-
-def source_of(root: str) -> Any:
-    """The folder, shards or list that `root` names. Raises DataError if it can't be used."""
-    if are_shards(root):
-        from storage.shards import Shards  # here, so that a run on a folder does without
-
-        return Shards(root)
-    return List(root) if is_list(root) else Folder(root)
-
-
-def shards_of(places: np.ndarray) -> np.ndarray | None:
-    """The number of the shard that each place is in (n,); None if there are no shards."""
-    return places['shard'] if places.dtype.names else None
-
-
-def alike(root: str, people: Iterable[str]) -> list[str]:
-    """A notice of people whose names differ in their Unicode form alone."""
-    forms = defaultdict(list)
-    for name in people:
-        forms[unicodedata.normalize('NFC', name)].append(name)
-    names = [name for name, spellings in forms.items() if len(spellings) > 1]
-    what = 'stand for different people that differ only in how accents are stored (NFC, NFD)'
-    line = f'{root}: {len(names)} name(s) {what}: {some(names)}: if they are one person, merge them'
-    return [line] if names else []
 
 
 class Faces(Dataset):
@@ -178,45 +144,48 @@ class Faces(Dataset):
                 notices.append(f'{beside.parent}: {no_room}; {anew}')
         return notices + left_out
 
-    def _decode(self, new, skip_corrupt, workers):
-        """Decodes every image once, into `new` unless it is None; notices of those left out."""
-        bad = self._decode_all(new, workers)
-        if len(bad) > skip_corrupt:
-            what = f'{len(bad)} image(s) are not 112 high × 96 or 112 wide, or not readable'
-            remedy = 'align them (prepare.py), or remove them'
-            raise DataError(f'{self.root}: {what}: {some(bad.values())}: {remedy}')
+    def _decode(self, rows, skip_corrupt, workers):
+        """Decodes every image once, into `rows` unless it is None; notices of those left out."""
+        workers = workers or os.cpu_count()
+        size, shards = max(1, min(256, len(self) // workers)), shards_of(self.places)
+        order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
+        parts, bad = [order[k : k + size].tolist() for k in range(0, len(self), size)], {}
+
+        def work(part):
+            faces, wrong = self._readable(part)
+            for index in faces if rows is not None else ():
+                rows[index] = faces[index]
+            return wrong
+
+        bar = progress(None, f'reading {self.root}', len(self), unit=' faces')
+        with bar, ThreadPoolExecutor(workers) as pool:
+            for part, wrong in zip(parts, pool.map(work, parts), strict=True):
+                bad |= wrong
+                bar.update(len(part))
         if not bad:
             return []
+        within = os.path.join(self.source.folder, '')
+        which = some(reason.removeprefix(within) for reason in bad.values())
+        if len(bad) > skip_corrupt:
+            what = f'{len(bad)} image(s) are not 112 high × 96 or 112 wide, or not readable'
+            raise DataError(
+                f'{self.root}: {what}: {which}: align them (prepare.py), or remove them'
+            )
         kept = np.setdiff1d(np.arange(len(self)), list(bad))
         for name in ('places', 'labels', 'ages'):
             setattr(self, name, getattr(self, name)[kept])
         until = 'until they are mended or removed, every epoch decodes anew'
-        return [f'{self.root}: {len(bad)} image(s) left out: {some(bad.values())}; {until}']
+        return [f'{self.root}: {len(bad)} image(s) left out: {which}; {until}']
 
-    def _decode_all(self, new, workers):
-        """{index: reason} of the images that can't be used; the others go to `new`."""
-        workers = workers or os.cpu_count()
-        size, shards = max(1, min(256, len(self) // workers)), shards_of(self.places)
-        order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
-
-        def work(start):
-            bad = {}
-            for index in order[start : start + size].tolist():
-                try:
-                    face = self.read(index)
-                    if new is not None:
-                        new[index] = face
-                except DataError as error:
-                    bad[index] = str(error).removeprefix(os.path.join(self.source.folder, ''))
-            return bad
-
-        bad, starts = {}, range(0, len(self), size)
-        bar = progress(None, f'reading {self.root}', len(self), unit=' faces')
-        with bar, ThreadPoolExecutor(workers) as pool:
-            for start, found in zip(starts, pool.map(work, starts), strict=True):
-                bad |= found
-                bar.update(min(size, len(self) - start))
-        return bad
+    def _readable(self, indices):
+        """{index: face} of the faces that can be read, {index: what is wrong} of the others."""
+        faces, wrong = {}, {}
+        for index in indices:
+            try:
+                faces[index] = self.read(index)
+            except DataError as error:
+                wrong[index] = str(error)
+        return faces, wrong
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -230,12 +199,8 @@ class Faces(Dataset):
         if self.pixels:
             pixels = self.pixels[indices]
         else:
-            faces = {}
-            for index in indices:
-                try:
-                    faces[index] = self.read(index)
-                except DataError as error:
-                    unreadable.append(str(error))
+            faces, wrong = self._readable(indices)
+            unreadable = list(wrong.values())
             if not faces:
                 raise DataError(unreadable[0])
             indices, pixels = list(faces), np.stack(list(faces.values()))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset import Faces, shards_of
+from dataset import Faces
 from evaluation import pair_files
 from evaluation.pairs import Pairs
 from evaluation.rates import GRID
@@ -22,6 +22,7 @@ from evaluation.set_checks import check_ages
 from recognition.alignment import TAIL
 from storage import files
 from storage.images import some
+from storage.shards import shards_of
 from system.names import seen_from
 from utils import DataError
 

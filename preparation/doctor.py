@@ -8,12 +8,13 @@ from typing import cast
 
 import numpy as np
 
-from dataset import Faces, alike
+from dataset import Faces
 from evaluation.set_checks import NOTHING, check_ages
 from preparation.pictures import draw_histograms
 from preparation.summary import entry_text
 from preparation.survey import AGELESS, SIZE, UNREADABLE, Root, by_content, by_embedding
 from preparation.target import write_csv
+from storage.folder import alike
 from storage.images import some
 from system.names import naming
 from utils import UserError

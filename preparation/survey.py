@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from dataset import Faces, are_shards
+from dataset import Faces
 from recognition.embedding import extract_files
 from recognition.weights import load_weights
 from storage.files import below, is_system, read_file
 from storage.folder import is_list
 from storage.images import decode, parse_age
+from storage.shards import are_shards
 from system.names import seen_from
 from system.progress import progress
 from utils import DataError, UserError

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import os
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,14 @@ class List(Folder):
         if self.file.lower().endswith('.csv'):
             return next(csv.reader([line], delimiter=files.separator(line)))
         return line.rsplit(maxsplit=2)
+
+
+def alike(root: str, people: Iterable[str]) -> list[str]:
+    """A notice of people whose names differ in their Unicode form alone."""
+    forms = defaultdict(list)
+    for name in people:
+        forms[unicodedata.normalize('NFC', name)].append(name)
+    names = [name for name, spellings in forms.items() if len(spellings) > 1]
+    what = 'stand for different people that differ only in how accents are stored (NFC, NFD)'
+    line = f'{root}: {len(names)} name(s) {what}: {some(names)}: if they are one person, merge them'
+    return [line] if names else []

@@ -10,11 +10,12 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from storage.files import is_image, is_system, sweep, write_npz
-from storage.folder import Folder
+from storage.folder import Folder, List, is_list
 from storage.images import parse_age, some, to_age
 from system.names import seen_from
 from system.progress import progress
@@ -142,6 +143,23 @@ class Shards(Folder):
         if len(data) < place['size']:
             raise OSError(None, 'the shard was cut short after it was listed')
         return data
+
+
+def are_shards(root: str) -> bool:
+    """Whether `root` names tar files, rather than a folder."""
+    return re.search(r'\.(tar|tgz)(\.\w+)?$', root) is not None and not os.path.isdir(root)
+
+
+def source_of(root: str) -> Any:
+    """The folder, shards or list that `root` names. Raises DataError if it can't be used."""
+    if are_shards(root):
+        return Shards(root)
+    return List(root) if is_list(root) else Folder(root)
+
+
+def shards_of(places: np.ndarray) -> np.ndarray | None:
+    """The number of the shard that each place is in (n,); None if there are no shards."""
+    return places['shard'] if places.dtype.names else None
 
 
 @functools.lru_cache(OPEN)
