@@ -73,20 +73,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     modes = [args.find, args.pairs, args.index, args.group, args.calibrate, args.serve]
     modes.append(args.images or None)
-    of_group = args.sure or args.keep or args.same_photograph or args.suggest or args.xmp
+    is_one = sum(mode is not None for mode in modes) == 1 and len(args.images) in (0, 2)
     ages = 2 if args.images else 1 if args.find else 0
-    people = args.people is True if args.index else args.people is not True if args.group else False
-    two = '--group and --serve take an index and, if you like, the folder of its groups'
+    places = args.index or args.group or args.serve or ()
+    people = args.people is None or (args.index if args.people is True else args.group)
+    of_group = args.sure or args.keep or args.same_photograph or args.suggest or args.xmp
     for right, message in (
-        (
-            sum(mode is not None for mode in modes) == 1 and len(args.images) in (0, 2),
-            'give two images, or one of --find --pairs --index --group --serve --calibrate',
-        ),
+        (is_one, 'give two images, or one of --find --pairs --index --group --serve --calibrate'),
         (args.far is None or args.threshold is None, 'give --far or --threshold, not both'),
         (len(args.ages or ()) in (0, ages), '--ages: two with two images, one with --find'),
-        (len(args.index or ()) <= 2, '--index takes a folder and, if you like, a file'),
-        (len(args.group or args.serve or ()) <= 2, two),
-        (not args.people or people, '--people belongs to --index, and with --group names an index'),
+        (len(places) <= 2, '--index takes FOLDER [FILE], --group and --serve INDEX [OUT]'),
+        (people, '--people belongs to --index, and with --group names an index'),
         (args.group or not of_group, '--sure --keep --suggest --xmp belong to --group'),
     ):
         if not right:
@@ -113,9 +110,8 @@ def matcher(args: argparse.Namespace) -> Matcher:
     return Matcher(model, info, device, decision.read_decision(info, args.threshold))
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(args: argparse.Namespace, known: Matcher) -> int:
     """Two images: prints the decision, and draws it into --out."""
-    known = matcher(args)
     two = known.features([portraits.read_file(path, known.width) for path in args.images])
     answer = known.compare(two[0], two[1], args.ages or (None, None), args.far)
     if args.json:
@@ -134,20 +130,19 @@ def compare(args: argparse.Namespace) -> int:
     return _status([answer.same])
 
 
-def find(args: argparse.Namespace) -> int:
+def find(args: argparse.Namespace, known: Matcher) -> int:
     """One image among an archive's: prints the ranking and draws it."""
     face, where = args.find
-    known = matcher(args)
     (features,) = known.features([portraits.read_file(face, known.width)])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
     found = known.most_alike(archive, features, args.top, age, args.far, face)
+    if not found:
+        raise utils.DataError(f'{where}: no other face than the one that is looked for')
     if args.json:
         print(json.dumps(about_search(features, where, archive, found)))
     else:
         print_found(known, features, archive, found)
-    if not found:
-        raise utils.DataError(f'{where}: no other face than the one that is looked for')
     if args.out:
         from verification import drawing
 
@@ -172,23 +167,24 @@ def print_found(known: Matcher, features: Features, archive: Index, found: list[
         where = f'{who}{one["photograph"]}{box.format(*one["box"])}'
         age = known.age_in(archive.faces[one['face']]).about
         print(f'{one["rank"]:3} {one["similarity"]:.3f}{star}  {where}; {age}')
-    if found and found[0]['threshold'] is not None:
-        which = 'for its ages' if found[0]['by'] == 'ages' else f'of {found[0]["threshold"]:.3f}'
+    first = found[0]
+    if first['threshold'] is not None:
+        which = 'for its ages' if first['by'] == 'ages' else f'of {first["threshold"]:.3f}'
         many = 'which is meant for one pair: among many faces other people pass it too'
         print(f'* above the threshold {which}, {many}')
-    if found and found[0]['far'] is not None:
-        print(decision.rate_holds(found[0]['fitted_on']))
+    if first['far'] is not None:
+        print(decision.rate_holds(first['fitted_on']))
     for caution in dict.fromkeys(one['caution'] for one in found if one['caution']):
         print(f'note: {caution}')
     _list(archive.left_out, 'images left out')
 
 
-def compare_table(args: argparse.Namespace) -> int:
+def compare_table(args: argparse.Namespace, known: Matcher) -> None:
     """Every row of a CSV: a table, or with --json a line of JSON each, to --out or the screen."""
     rows, unknown = pairs.read(args.pairs)
     if unknown:
         print(f'{args.pairs}: columns not used: {", ".join(unknown)}', file=sys.stderr)
-    results = list(pairs.compare_all(matcher(args), rows, str(args.pairs.parent), args.far))
+    results = list(pairs.compare_all(known, rows, str(args.pairs.parent), args.far))
     if args.json:
         text = ''.join(json.dumps(result) + '\n' for result in results)
     else:
@@ -201,35 +197,31 @@ def compare_table(args: argparse.Namespace) -> int:
     bad = [result['error'] for result in results if result['error']]
     if bad:
         raise utils.DataError(f'{len(bad)} of {len(results)} pairs not compared: {bad[0]}')
-    return 0
 
 
-def index(args: argparse.Namespace) -> int:
+def index(args: argparse.Namespace, known: Matcher) -> None:
     """Makes or updates the index of a folder."""
-    folder = args.index[0]
-    default = f'{Path(folder).resolve().name}.index'
-    path = Path(args.index[1] if len(args.index) > 1 else default)
-    archive, counts, passed = enrolment.update(matcher(args), folder, path, bool(args.people))
+    folder, *path = args.index
+    file = Path(*path or [f'{Path(folder).resolve().name}.index'])
+    archive, counts, passed = enrolment.update(known, folder, file, bool(args.people))
+    people, images, left_out = len(archive.people), len(archive.rows), archive.left_out
     if args.json:
-        facts = {'index': str(path), 'faces': len(archive), 'photographs': len(archive.rows)}
-        facts |= {'people': len(archive.people), 'left_out': len(archive.left_out)}
-        print(json.dumps({**facts, **counts, 'passed_over': passed}))
-        return 0
-    people = f' of {len(archive.people)} people' if args.people else ''
+        facts = {'index': str(file), 'faces': len(archive), 'photographs': images}
+        facts |= {'people': people, 'left_out': len(left_out), **counts, 'passed_over': passed}
+        print(json.dumps(facts))
+        return
+    of = f' of {people} people' if args.people else ''
     changes = ', '.join(f'{count} {kind}' for kind, count in counts.items())
-    print(f'{path}: {len(archive)} faces{people} in {len(archive.rows)} images ({changes})')
-    _list(archive.left_out, 'without a face')
+    print(f'{file}: {len(archive)} faces{of} in {images} images ({changes})')
+    _list(left_out, 'without a face')
     _list(passed, 'passed over', 12)
-    return 0
 
 
-def group(args: argparse.Namespace) -> int:
+def group(args: argparse.Namespace, known: Matcher) -> None:
     """The people of an archive, into people.csv and its companions, and a sheet each."""
     from verification import people, people_files, sidecars
 
-    known, (path, *out) = matcher(args), args.group
-    out = people_file(path, *out).parent
-    archive = read_archive(known, path)
+    out, archive = people_file(*args.group).parent, read_archive(known, args.group[0])
     named = Index.open(args.people, known.info.sha256) if args.people else None
     options = args.sure or 0.5, args.same_photograph, args.suggest
     try:
@@ -243,7 +235,6 @@ def group(args: argparse.Namespace) -> int:
         raise utils.UserError(f'stopped: {out} is whole; the same command goes on') from None
     if args.json:
         print((out / 'people.json').read_text('utf-8'), end='')
-    return 0
 
 
 def people_file(index: str, out: str = '') -> Path:
@@ -251,33 +242,29 @@ def people_file(index: str, out: str = '') -> Path:
     return Path(out or f'{Path(index).stem}-people', 'people.csv')
 
 
-def calibrate(args: argparse.Namespace) -> int:
+def calibrate(args: argparse.Namespace, known: Matcher) -> None:
     """Thresholds and probabilities from a data set's people, into a file beside the weights."""
     from verification import calibrating
 
-    known = matcher(args)
     path = decision.calibration_file(args.weights)
     if path.exists():
         raise utils.UserError(f'{path} is there already: remove it to calibrate again')
     for line in calibrating.calibrate(known, args.calibrate, path):
         print(line)
-    return 0
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace, known: Matcher) -> None:
     """The page, until it is interrupted."""
     try:
         from verification import page, service
     except ImportError as error:
         remedy = 'pip install -r requirements-serve.txt'
         raise utils.UserError(f'the page needs {error.name}: {remedy}') from None
-    known = matcher(args)
     where, out = [*args.serve, '', ''][:2]
     archive = read_archive(known, where) if where else None
     groups = people_file(where, out)
     app = page.application(known, archive, args.host, args.far, path=where, people=groups)
     service.serve(app, args.host, args.port)
-    return 0
 
 
 def _list(lines, kind, most=3):
@@ -305,7 +292,8 @@ def run(args: argparse.Namespace) -> int:
         raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
     modes = [(args.find, find), (args.pairs, compare_table), (args.index, index)]
     modes += [(args.group, group), (args.calibrate, calibrate), (args.images, compare)]
-    return next((work for asked, work in modes if asked), serve)(args)
+    work = next((work for asked, work in modes if asked), serve)
+    return work(args, matcher(args)) or SAME
 
 
 if __name__ == '__main__':

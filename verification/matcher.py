@@ -65,25 +65,22 @@ class Matcher:
     """A network with its decision: a DALModel, and the WeightsInfo of its file."""
 
     def __init__(self, model: DALModel, info: WeightsInfo, device, decision: Decision):
-        """Raises UserError where the file's age groups aren't those of its age head."""
         self.network = ready(model, device)
         self.model, self.info, self.device, self.decision = model, info, device, decision
-        self.cutoffs = info.age_cutoffs
         self.width = model.width  # of the faces that it sees, 96 or 112
         # unknown are ages that validation found unreadable, and those of an untouched backbone
         self.knows_ages = bool(model.estimator or info.classes and info.age_error is None)
-        numbers = all(isinstance(bound, (int, float)) for bound in self.cutoffs)
-        if len(self.cutoffs) != len(model.age.cutoffs) or not numbers:
-            raise utils.UserError(f'{info.path}: its age groups are not those of its age head')
+        # age groups in whole years; an upper bound belongs to its group
+        self.cutoffs = model.age.cutoffs.tolist()
+        starts = [f'{bound + 1:g}' for bound in self.cutoffs]
+        between = [f'{low}–{high:g}' for low, high in zip(starts, self.cutoffs[1:], strict=False)]
+        self.groups = [f'0–{self.cutoffs[0]:g}', *between, f'over {self.cutoffs[-1]:g}']
 
     def features(self, portraits: Sequence[Portrait]) -> list[Features]:
         """Features of each face; an age that its portrait knows better stays."""
         images = torch.from_numpy(np.stack([one.face for one in portraits])).permute(0, 3, 1, 2)
-        try:
-            found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
-            ages, probabilities, groups = self.ages(found)
-        except torch.OutOfMemoryError:
-            raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
+        found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
+        ages, probabilities, groups = self.ages(found)
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
             remedy = 'take weights of before the training went wrong'
             raise utils.UserError(f'what the network says of a face is not finite: {remedy}')
@@ -153,14 +150,6 @@ class Matcher:
             years, chances = head.years(logits), head.probabilities(logits)
         probabilities, groups = chances.max(1)
         return years.tolist(), probabilities.tolist(), groups.tolist()
-
-    @property
-    def groups(self) -> list[str]:
-        """The age groups in whole years; an upper bound belongs to its group."""
-        bounds = [f'{bound:g}' for bound in self.cutoffs]
-        starts = [f'{bound + 1:g}' for bound in self.cutoffs]
-        between = [f'{low}–{high}' for low, high in zip(starts, bounds[1:], strict=False)]
-        return [f'0–{bounds[0]}', *between, f'over {bounds[-1]}']
 
 
 def about_search(features: Features, where: str, index: Index, found: list[dict]) -> dict:
