@@ -248,12 +248,12 @@ def ask(capsys):
 
 @pytest.fixture
 def images_read(monkeypatch):
-    """The names of the images in which verify.py looks for faces, as it does."""
+    """The paths of the images in which verify.py looks for faces, as it does."""
     from verification import portraits
 
-    names, of = [], portraits.read_all
+    names, of = [], portraits.open_file
     monkeypatch.setattr(
-        portraits, 'read_all', lambda data, name, *rest: names.append(name) or of(data, name, *rest)
+        portraits, 'open_file', lambda path, name: names.append(name) or of(path, name)
     )
     return names
 

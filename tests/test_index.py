@@ -154,7 +154,7 @@ def test_all_faces_of_a_photograph_are_in_it(matcher, faces, update, tmp_path, m
         picture.paste(Image.open(face).resize((96 * scale, 112 * scale)), at)
         points.append((portraits.TEMPLATE + 0.5) * scale - 0.5 + at)
     picture.save(tmp_path / 'archive' / 'both.png')
-    monkeypatch.setattr(portraits, 'detector', lambda: Stub(*points))
+    monkeypatch.setattr(portraits, 'detector', lambda: Stub(*reversed(points)))
     archive, _ = update(tmp_path / 'archive')
     assert len(archive) == 2 and archive.faces['photograph'].tolist() == [0, 0]
     assert archive.faces['box'][0][0] > archive.faces['box'][1][0]  # the larger one, on the right

@@ -12,7 +12,6 @@ from evaluation import age_calibration
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import SHAPE, AgeDecision
 from evaluation.metrics import decision, people_report, percentiles
-from evaluation.pairs import parts
 from evaluation.rates import THRESHOLD_FARS
 from recognition.embedding import extract
 from storage.images import WIDTH, to_width
@@ -23,8 +22,6 @@ from verification.index import Index
 from verification.matcher import BY_PACKAGE, BY_WEIGHTS, KEPT, Matcher
 from verification.portraits import age_model
 
-RATES = (0.1, 0.01)  # at which it is told how the thresholds do on other people
-
 
 def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     """Writes the file, and yields lines for the user: half of the people's thresholds on the other.
@@ -32,33 +29,36 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     UserError or DataError if there is neither, or no people to calibrate on."""
     entry = getattr(meta, name, None)
     if not isinstance(entry, dict):
-        if Path(name).is_file():
-            yield from calibrate_archive(matcher, name, path)
-            return
-        raise UserError(f'--calibrate {name}: no index, and meta.py has no such entry')
+        if not Path(name).is_file():
+            raise UserError(f'--calibrate {name}: no index, and meta.py has no such entry')
+        yield from calibrate_archive(matcher, name, path)
+        return
     entry = check_entry(name, entry, meta.age_cutoffs)
     root = entry['val_root'] or entry['train_root']
     faces = Faces(root, entry['pat'], entry['pos'], matcher.width)
-    found = features_of(matcher, faces)
-    embeddings = found['embedding']
-    stored = decision(people_report(embeddings, faces.labels, faces.ages, intervals=False))
-    fitted, estimates = {}, estimated_ages(matcher, faces, found)
-    by = min(estimates, key=lambda name: abs(estimates[name] - faces.ages).mean(), default='')
-    for kind, ages in {'ages': faces.ages, 'estimated': estimates.get(by)}.items():
-        if ages is not None:
-            pairs = age_calibration.score_pairs(embeddings, faces.labels, ages)
-            fitted[kind] = age_calibration.fit(pairs)
-    ages = fitted['ages']
-    if stored is None or ages is None:
+    batches = evaluation_loader(faces)
+    found = extract(matcher.network, batches, matcher.device, keep=KEPT, progress='faces')
+    people = found['embedding'], faces.labels
+    stored = decision(people_report(*people, faces.ages, intervals=False))
+    fitted = {'ages': age_calibration.fit(age_calibration.score_pairs(*people, faces.ages))}
+    if stored is None or fitted['ages'] is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
-    write_calibration(stored | fitted, name, matcher.info, path)
-    enough = f'{AgeDecision(ages).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
+    enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
     whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
-    yield f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough'
-    if by:
-        off = f'off by {abs(estimates[by] - faces.ages).mean():.1f} years here'
-        yield f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'
-    yield from held_out(embeddings, faces.labels, faces.ages)
+    lines = [f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough']
+    estimates = estimated_ages(matcher, faces, found)
+    errors = {by: abs(years - faces.ages).mean() for by, years in estimates.items()}
+    if errors:
+        by = min(errors, key=errors.__getitem__)
+        pairs = age_calibration.score_pairs(*people, estimates[by])
+        fitted['estimated'] = age_calibration.fit(pairs)
+        off = f'off by {errors[by]:.1f} years here'
+        lines.append(
+            f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'
+        )
+    write_calibration(stored | fitted, name, matcher.info, path)
+    yield from lines
+    yield from held_out(*people, faces.ages)
 
 
 def estimated_ages(
@@ -117,26 +117,18 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     )
 
 
-def features_of(matcher: Matcher, faces: Faces) -> dict[str, np.ndarray]:
-    """The features of a data set's faces: extract's. Raises DataError if one can't be read."""
-    batches = evaluation_loader(faces)
-    return extract(matcher.network, batches, matcher.device, keep=KEPT, progress='faces')
-
-
 def held_out(embeddings, labels, ages) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    half, score = parts(labels, 2, 0) == 1, age_calibration.score_pairs
-    first, second = (score(embeddings[k], labels[k], np.asarray(ages)[k]) for k in (half, ~half))
-    fitted = age_calibration.fit(first)
-    if fitted is None or not second.same.any():
+    found = age_calibration.report({}, embeddings, labels, ages, refit=True)
+    if found is None or not found['reliability']['bins']:
         return
-    for far in RATES:
-        cells = age_calibration.measure(fitted, second, far)
-        rows = [cell for cell in cells if cell['impostor'] >= 200 and cell['promised']]
+    for far in age_calibration.RATES:
+        cells = [cell for cell in found['cells'] if cell['asked'] == far and cell['promised']]
+        rows = [cell for cell in cells if cell['impostor'] >= 200]
         if rows:
             worst = max(rows, key=lambda row: row['far'])
             where = f'in any of {len(rows)} cells of 200 pairs or more ({worst["cell"]})'
             most = f'the thresholds accept at most {worst["far"]:.3g} of the other half'
             yield f'asked for {far:g} of half of the people, {most}, {where}'
-    error = age_calibration.reliability(fitted, second)['ece']
+    error = found['reliability']['ece']
     yield f'the probability is off by {100 * error:.1f} points on average, on the other half'

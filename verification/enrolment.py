@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from storage.files import below, read_bytes
+from storage.files import below
 from system.locks import Interrupt, Interrupted
 from system.names import shown
 from system.processes import each
@@ -248,6 +248,6 @@ def _read(width, path):
     """Size, time and, if it has no Portraits, the reason why; its Portraits."""
     stamp = _stamp(path)
     try:
-        return (*stamp, ''), portraits.read_all(read_bytes(path), path, width)
+        return (*stamp, ''), portraits.faces_in(portraits.open_file(path, path), path, width)
     except DataError as error:
         return (*stamp, str(error)), []

