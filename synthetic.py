@@ -7,9 +7,10 @@ python3 synthetic.py --sheet faces.png  # eight people growing old
 import argparse
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from synthesis.drawing import contact_sheet, make
+from synthesis.drawing import draw, make
 
 
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
@@ -34,8 +35,9 @@ def arguments(line: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     if args.sheet:
-        people = range(args.seed, args.seed + 8)
-        contact_sheet(people, (2, 8, 16, 30, 45, 60, 75, 88), args.seed).save(args.sheet)
+        ages, people = (2, 8, 16, 30, 45, 60, 75, 88), range(args.seed, args.seed + 8)
+        lives = [[draw(who, age, args.seed + k) for k, age in enumerate(ages)] for who in people]
+        Image.fromarray(np.vstack([np.hstack(life) for life in lives])).save(args.sheet)
     if args.root:
         sizes = args.people, args.val_people, args.images, args.val_images
         make(args.root, *sizes, args.span, args.seed)

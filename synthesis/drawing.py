@@ -7,7 +7,6 @@ expression, glasses, background, camera. Lengths are in pixels of the 112 high x
 
 import os
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,7 +16,7 @@ from PIL import Image
 from synthesis.face import Face
 from synthesis.features import brows, eyes, glasses, hairdo, mouth, nostrils_and_moles
 from synthesis.skin import beard, behind, complexion
-from system.progress import progress as progress_of
+from system.progress import progress
 
 LAYERS = behind, complexion, beard, eyes, brows, nostrils_and_moles, mouth, hairdo, glasses
 
@@ -28,12 +27,6 @@ def draw(identity: int, age: float, shot: int) -> np.ndarray:
     for paint in LAYERS:  # from back to front
         paint(face)
     return face.photograph()
-
-
-def contact_sheet(people: Iterable[int], ages: Iterable[float], seed: int = 0) -> Image.Image:
-    """One row a person, one column an age. people: identities; ages: years."""
-    rows = [np.hstack([draw(who, age, seed + k) for k, age in enumerate(ages)]) for who in people]
-    return Image.fromarray(np.vstack(rows))
 
 
 def write_person(folder: str, identity: int, ages: list[int]) -> None:
@@ -52,14 +45,12 @@ def make(
     val_images: int = 12,
     span: float = 4,
     seed: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
 ) -> None:
     """Write root/train and root/val, which share nobody.
 
     A training person is seen within `span` years, a validation person over a whole life. root must
     not exist; it appears when everything in it has been written. Every person is drawn from (seed,
-    number) alone, so the content does not depend on the number of worker processes.
+    number) alone, by as many processes as there are processors.
     """
     root = os.path.abspath(root)
     if os.path.exists(root):
@@ -76,14 +67,13 @@ def make(
         folder = os.path.join(building, 'train' if number < people else 'val', f'p{number:05d}')
         jobs.append((folder, int(rng.integers(2**62)), ages))
     # a process takes longer to start than a few people to draw
-    workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 16)
+    workers = min(os.cpu_count() or 1, 1 + len(jobs) // 16)
     columns = list(zip(*jobs, strict=True))
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
             here = map(write_person, *columns)  # and no process is started
             drawn = pool.map(write_person, *columns, chunksize=4) if workers > 1 else here
-            done = progress_of(drawn, 'drawing', len(jobs), unit=' people', disable=not progress)
-            list(done)
+            list(progress(drawn, 'drawing', len(jobs), unit=' people'))
         os.rename(building, root)
     except OSError as error:
         error.filename, error.filename2 = root, None  # what the user knows

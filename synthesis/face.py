@@ -1,14 +1,13 @@
 """A person, and their face in its own frame (x from the midline, y down), posed point by point."""
 
 import functools
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
-
-from synthesis.pens import curve, mirrored, points, ramp, rgb
 
 HEIGHT, WIDTH, SS = 112, 96, 2  # shapes are drawn SS times as large and averaged down
 TRAITS = """width jaw cheek chin_width chin_length eye_x eye_y eye_size eye_open eye_tilt crease
@@ -22,6 +21,55 @@ SKIN += [(134, 92, 66), (100, 68, 52)]
 HAIR = [(30, 26, 28), (54, 38, 30), (90, 60, 40), (134, 94, 56), (188, 150, 96)]
 IRIS = [(52, 32, 22), (92, 60, 34), (112, 98, 54), (84, 118, 92), (88, 128, 168), (116, 134, 146)]
 RED_HAIR, GREY_HAIR = np.array((150, 72, 36.0)), np.array((196, 194, 192.0))
+
+
+def ramp(age: float, start: float, stop: float) -> float:
+    """0 before start, 1 after stop, smooth between."""
+    t = min(max((age - start) / (stop - start), 0), 1)
+    return t * t * (3 - 2 * t)
+
+
+def rgb(colour: Iterable[float]) -> tuple[int, ...]:
+    """A colour as Pillow takes it: three whole numbers from 0 to 255."""
+    return tuple(min(255, max(0, int(v))) for v in colour)
+
+
+@functools.cache
+def spline(k: int, n: int = 6) -> np.ndarray:
+    """The matrix ((k - 1) * n + 1, k) that takes k points to a Catmull-Rom curve through them."""
+    t = np.linspace(0, 1, n, endpoint=False)[:, None]
+    terms = [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
+    weights = np.hstack(terms) / 2
+    padded = np.eye(k)[[0, *range(k), k - 1]]
+    padded[0], padded[-1] = 2 * padded[1] - padded[2], 2 * padded[-2] - padded[-3]
+    return np.vstack([weights @ padded[i : i + 4] for i in range(k - 1)] + [padded[-2]])
+
+
+def points(xs: ArrayLike, ys: ArrayLike) -> np.ndarray:
+    """Points (k, 2) of their coordinates."""
+    return np.stack([np.asarray(xs), np.asarray(ys)], 1)
+
+
+def curve(through: ArrayLike) -> np.ndarray:
+    """Points (6 (k - 1) + 1, 2) of a smooth line through k points."""
+    through = np.asarray(through, float)
+    return spline(len(through)) @ through
+
+
+def mirrored(right: ArrayLike) -> np.ndarray:
+    """Points from the right side to the midline (k, 2) -> on to the left side (2k - 1, 2)."""
+    right = np.asarray(right, float)
+    return np.vstack([right, right[-2::-1] * (-1, 1)])
+
+
+def both(x: float, *rest: float) -> list[tuple]:
+    """The same on the right and on the left of the midline."""
+    return [(x, *rest), (-x, *rest)]
+
+
+def tone(a: float, *where: float) -> tuple:
+    """A soft blob of light (a > 0) or shadow: skin turns redder as it darkens."""
+    return (*where, a, 1.25 * a, 1.3 * a)
 
 
 def mix(palette: ArrayLike, t: float) -> np.ndarray:
@@ -110,9 +158,7 @@ class Face:
     # pens: points are in the face's frame; depth is 0 at the outline and 2.5 at the tip of the
     # nose, which moves most with yaw
 
-    def layer(
-        self, mode: str = 'L', colour: int | tuple = 0
-    ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    def layer(self, mode: str = 'L', colour: Any = 0) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """An empty picture of the canvas's size, and the pen that draws on it."""
         image = Image.new(mode, (WIDTH * SS, HEIGHT * SS), colour)
         return image, ImageDraw.Draw(image)
@@ -126,9 +172,7 @@ class Face:
         """x and y of the points one after the other, on the canvas, as Pillow's pens take them."""
         return (SS * self.place(at, depth)).ravel().tolist()
 
-    def dot(
-        self, ink: Any, xy: Any, depth: float, rx: float, ry: float, colour: int | tuple
-    ) -> None:
+    def dot(self, ink: Any, xy: Any, depth: float, rx: float, ry: float, colour: Any) -> None:
         """An ellipse around `xy` with half axes `rx` and `ry`."""
         x, y = self.flat([xy], depth)
         ink.ellipse((x - SS * rx, y - SS * ry, x + SS * rx, y + SS * ry), fill=colour)

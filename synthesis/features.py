@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from synthesis.face import GREY_HAIR, SS, Face
-from synthesis.pens import both, curve, mirrored, points, ramp, rgb
+from synthesis.face import GREY_HAIR, SS, Face, both, curve, mirrored, points, ramp, rgb
 
 DOME = np.array([13, 2, -5, -7])  # heights of the outside of the hair, before its volume
 

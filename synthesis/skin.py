@@ -3,8 +3,7 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from synthesis.face import HEIGHT, SS, WIDTH, Face
-from synthesis.pens import both, curve, mirrored, points, ramp, rgb, tone
+from synthesis.face import HEIGHT, SS, WIDTH, Face, both, curve, mirrored, points, ramp, rgb, tone
 
 
 def behind(face: Face) -> None:
