@@ -10,6 +10,7 @@ the images and one past the last. The keys between are a record an identity, who
 first key of its images and one past the last. Some packs lack these: then every key is an image.
 """
 
+import contextlib
 import os
 import struct
 import weakref
@@ -24,7 +25,7 @@ from system.progress import progress
 from utils import DataError
 
 MAGIC = struct.pack('<I', 0xCED7230A)
-WHOLE, FIRST, _, LAST = range(4)  # the part flags
+WHOLE, LAST = 0, 3  # part flags
 HEADER = struct.Struct('<IfQQ')
 TWO_SETS = 'they are of two downloads, or one is cut short: fetch both again'
 
@@ -51,20 +52,18 @@ class RecordFile:
 
         Raises DataError if there is no whole record.
         """
-        parts, flag, before = list[bytes](), -1, -1
+        parts, flag = list[bytes](), -1
         while flag not in (WHOLE, LAST):
             head = self._bytes(8, offset)
             if len(head) < 8 or head[:4] != MAGIC:
                 wrong = f'no record at byte {offset} of {self.size}, where the .idx has one'
                 raise DataError(f'{self.path}: {wrong}: {TWO_SETS}')
-            before, (length,) = flag, struct.unpack('<I', head[4:])
+            (length,) = struct.unpack('<I', head[4:])
             flag, length = length >> 29, length & (1 << 29) - 1
             parts.append(self._bytes(length, offset + 8))
-            if flag > LAST or (flag in (WHOLE, FIRST)) != (before < 0):
-                raise DataError(f'{self.path}: damaged at byte {offset}: fetch it again')
-            if len(parts[-1]) < length:
-                raise DataError(f'{self.path}: cut short at byte {self.size}: fetch it again')
             offset += 8 + length + -length % 4
+        if offset > self.size:
+            raise DataError(f'{self.path}: cut short at byte {self.size}: fetch it again')
         return MAGIC.join(parts), offset
 
     def record(self, offset: int) -> tuple[np.ndarray, bytes]:
@@ -77,13 +76,13 @@ class RecordFile:
         labels = np.frombuffer(data[HEADER.size : start], '<f4')
         return labels if flag else np.array([label], np.float32), data[start:]
 
-
-def identity_of(labels: np.ndarray, where: str) -> int:
-    """The identity, a whole number from 0 on, that an image's labels begin with. DataError."""
-    label = float(labels[0])
-    if not (label >= 0 and label.is_integer()):  # nan neither
-        raise DataError(f'{where}: its label {label:g} is no identity: a whole number from 0 on')
-    return int(label)
+    def identity(self, key: int, labels: np.ndarray) -> int:
+        """The identity, a whole number from 0 on, with which the labels of an image begin."""
+        label = float(labels[0])
+        if not (label >= 0 and label.is_integer()):  # nan neither
+            wrong = f'its label {label:g} is no identity: a whole number from 0 on'
+            raise DataError(f'{self.path}, key {key}: {wrong}')
+        return int(label)
 
 
 class Records:
@@ -97,61 +96,58 @@ class Records:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.file, index = RecordFile(path), Path(path).with_suffix('.idx')
-        self.name = f'{path} and {index.name}'
-        keys, offsets = _read_index(index)
-        end = self.file.data(int(offsets.max()))[1]  # the last one is whole
-        labels, image = self.file.record(int(offsets[0]))
-        if keys[0] == 0 and not image:
-            self.keys, self.labels = self._identities(keys, offsets, labels)
-            self.offsets = offsets[self.keys]
+        self.file, self.index = RecordFile(path), Path(path).with_suffix('.idx')
+        self.keys, self.offsets = _read_index(self.index)
+        end = self.file.data(int(self.offsets.max()))[1]  # the last one is whole
+        labels, image = self.file.record(int(self.offsets[0]))
+        if self.keys[0] == 0 and not image:
+            self.labels = self._identities(labels)
+            self.keys, self.offsets = (
+                x[1 : len(self.labels) + 1] for x in (self.keys, self.offsets)
+            )
         else:
             # records of identities tell of all keys; here only the file's end does
             if end < self.file.size:
-                more = f'{path} goes on for {self.file.size - end} bytes after the last record'
-                raise DataError(f'{more} that {index.name} has: {TWO_SETS}')
-            listed = progress(keys.tolist(), f'listing {path}', len(keys), unit=' records')
-            self.keys, self.offsets = keys, offsets
-            self.labels = np.array(list(map(self._label, listed, offsets.tolist())))
-        self.people = len(np.unique(self.labels))
-        self._check_property(Path(path).with_name('property'))
+                raise self._differ(
+                    f'{self.file.size - end} bytes follow the last record of the .idx'
+                )
+            places = range(len(self.keys))
+            listed = progress(places, f'listing {path}', len(places), unit=' records')
+            self.labels = np.array([self._label(place) for place in listed])
+        people, told = len(np.unique(self.labels)), Path(path).with_name('property')
+        with contextlib.suppress(FileNotFoundError):  # not every pack has it
+            classes = told.read_text().split(',')[0].strip()
+            if classes != str(people):
+                raise self._differ(f'{people} identities, {classes} by the file {told.name}')
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _label(self, key, offset):
-        return identity_of(self.file.record(offset)[0], f'{self.file.path}, key {key}')
+    def _label(self, place):
+        return self.file.identity(self.keys[place], self.file.record(int(self.offsets[place]))[0])
 
-    def _identities(self, keys, offsets, labels):
-        """The keys of the images and their identities; `labels` are those of record 0."""
+    def _identities(self, labels):
+        """The identities of the images; `labels` are those of record 0."""
         first, end = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
-        if not 1 < first < end or not np.array_equal(keys, np.arange(end)):
+        if not 1 < first < end or not np.array_equal(self.keys, np.arange(end)):
             told = f'record 0 tells of keys 0 to {end - 1}, identities from {first} on'
-            there = f'the .idx has {len(keys)} keys, up to {keys[-1]}'
-            raise DataError(f'{self.name}: {told}; {there}: {TWO_SETS}')
+            there = f'{len(self.keys)} keys, up to {self.keys[-1]}'
+            raise self._differ(f'{told}; the .idx has {there}')
         owner = np.full(first, -1)
         for key in range(first, end):
-            labels = self.file.record(int(offsets[key]))[0]
-            start, stop = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
+            images = self.file.record(int(self.offsets[key]))[0].tolist()
+            start, stop = map(int, images) if len(images) == 2 else (0, 0)
             if not 1 <= start < stop <= first or (owner[start:stop] >= 0).any():
-                images = f'{labels.tolist()}, which are not its own among 1 to {first - 1}'
-                wrong = f'{self.name}: the identity of key {key} has images {images}'
-                raise DataError(f'{wrong}: {TWO_SETS}')
-            owner[start:stop] = self._label(start, int(offsets[start]))
+                raise self._differ(f'the identity of key {key} has images {images}')
+            owner[start:stop] = self._label(start)
         people = len(np.unique(owner[1:]))
         if (owner[1:] < 0).any() or people != end - first:
-            counts = f'{end - first} identities by the .idx, {people} by the labels of their images'
-            raise DataError(f'{self.name}: {counts}: {TWO_SETS}')
-        return np.arange(1, first), owner[1:]
+            by_labels = f'{people} by the labels of their images'
+            raise self._differ(f'{end - first} identities by the .idx, {by_labels}')
+        return owner[1:]
 
-    def _check_property(self, path):
-        try:
-            classes = int(path.read_text().split(',')[0])
-        except (OSError, ValueError):
-            return  # not every pack has it
-        if classes != self.people:
-            there = f'{self.file.path} has {self.people}'
-            raise DataError(f'{path}: {classes} identities; {there}: {TWO_SETS}')
+    def _differ(self, what):
+        return DataError(f'{self.file.path} and {self.index.name}: {what}: {TWO_SETS}')
 
 
 def _read_index(path):

@@ -13,7 +13,7 @@ from PIL import Image
 from preparation import summary
 from preparation.ages import Ages
 from preparation.pictures import contact_sheet
-from preparation.recordio import RecordFile, Records, identity_of
+from preparation.recordio import TWO_SETS, RecordFile, Records
 from preparation.sharding import write_shards
 from preparation.target import Report
 from storage.images import decode, some
@@ -44,10 +44,9 @@ class Examiner:
         """
         key, offset, identity = image.tolist()
         labels, data = self.file.record(offset)
-        where = f'{self.file.path}, key {key}'
-        if identity_of(labels, where) != identity:
+        if self.file.identity(key, labels) != identity:
             two = f'its label is {labels[0]:g}, its identity in the .idx {identity}'
-            raise DataError(f'{where}: {two}: they are of two sets: fetch both again')
+            raise DataError(f'{self.file.path}, key {key}: {two}: {TWO_SETS}')
         row = Row(str(key), str(identity))
         try:
             age, origin = self.ages.told(row.key, row.identity)

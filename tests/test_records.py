@@ -150,7 +150,7 @@ def labelled(**changes):
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\n'
 DISAGREE = [
-    (counted, 'property: 4 identities; .*train.rec has 3'),
+    (counted, 'train.rec .*: 3 identities, 4 by the file property'),
     (labelled(labels={4: 0}), '3 identities by the .idx, 2 by the labels'),
     (labelled(labels={1: 0.5}), 'key 1: its label 0.5 is no identity'),
     (labelled(labels={1: np.nan}), 'key 1: its label nan is no identity'),
@@ -163,7 +163,7 @@ DISAGREE = [
     (lambda path: written(path).with_suffix('.idx').unlink(), 'belongs beside the .rec'),
     (cut(200), 'cut short'),
     (cut(4), 'cut short at byte'),
-    (indexed(lambda lines: lines[:6], without_header), 'goes on for .* bytes after the last rec'),
+    (indexed(lambda lines: lines[:6], without_header), 'bytes follow the last record of the .idx'),
     (replaced(POINTER), 'git lfs pull'),
     (replaced(b'hello'), 'not a .rec file'),
 ]
