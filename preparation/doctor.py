@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,18 +12,13 @@ from dataset import Faces
 from evaluation.set_checks import NOTHING, check_ages
 from preparation.pictures import draw_histograms
 from preparation.summary import entry_text
-from preparation.survey import AGELESS, SIZE, UNREADABLE, Root, by_content, by_embedding
+from preparation.survey import Root, by_content, by_embedding
 from preparation.target import write_csv
 from storage.folder import alike
 from storage.images import some
 from system.names import naming
 from utils import UserError
 
-REMEDIES = {
-    AGELESS: "rename them, or mend 'pat' and 'pos'",
-    UNREADABLE: 'copy or download them again, or remove them',
-    SIZE: 'align them (prepare.py), or remove them',
-}
 BLUISH = -4  # red − blue in the middle of a face below which it is hardly skin
 
 
@@ -34,30 +29,33 @@ def examine(
 
     Raises DataError or UserError.
     """
-    keys = [key for key in ('train_root', 'val_root') if entry[key]]
-    roots = {key: Root(entry[key], entry['pat'], entry['pos'], workers) for key in keys}
+    named = [entry[key] for key in ('train_root', 'val_root') if entry[key]]
+    roots = [Root(root, entry['pat'], entry['pos'], workers) for root in named]
     same = by_content(roots)
     close, akin = by_embedding(roots, weights) if weights else ([], [])
     with naming(out, '--out names a folder that can be written', UserError):
         out.mkdir(parents=True, exist_ok=True)
-    sets, listed = {}, []
-    for root in roots.values():
-        known = [face.age for face in root.faces if face.age is not None]
-        sets[root.root] = known, list(map(len, root.people.values()))
-        listed += [(root.path(face), face.reason, '', '') for face in root.faces if face.wrong]
-    draw_histograms(sets, cutoffs, out / 'ages.png')
+    draw_histograms(roots, cutoffs, out / 'ages.png')
+    listed = [(face.path, face.wrong, '', '') for r in roots for face in r.faces if face.wrong]
     listed += [(a, 'same pixels', b, '') for a, b in same]
     listed += [(a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close]
     listed += [(a, 'same person', b, f'{cosine:.3f}') for a, b, cosine in akin]
     write_csv(out / 'findings.csv', [('file', 'what', 'other', 'cosine'), *listed])
     todo = findings(entry, roots, (same, close, akin), cutoffs)
-    people = len(roots['train_root'].people)  # empty folders are to be filled or removed
-    lines = [line for root in roots.values() for line in describe(root, cutoffs)]
+    people = len(roots[0].people)  # empty folders are to be filled or removed
+    lines = [line for root in roots for line in describe(root, cutoffs)]
     found = f'{out / "findings.csv"}: {len(listed)} findings, file by file'
     lines += [f'{out / "ages.png"}: the ages and the images a person; {found}', '']
     lines.append('To do:' if todo else 'Nothing to do.')
     lines += [f'  {number}. {line}' for number, line in enumerate(todo, 1)]
     return '\n'.join([*lines, '', 'For meta.py:', '', entry_text(name, entry | {'n_cls': people})])
+
+
+def by_group(root: Root, cutoffs: Sequence[float]) -> dict[str, int]:
+    """{age group: its images}"""
+    names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
+    groups = np.searchsorted(cutoffs, [face.age for face in root.faces if face.age is not None])
+    return dict(zip(names, np.bincount(groups, minlength=len(names)).tolist(), strict=True))
 
 
 def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
@@ -66,27 +64,25 @@ def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
     images = f'{counts[0]} to {counts[-1]} a person (median {np.median(counts):g})'
     lines = [f'{root.root}: {len(root.people)} people, {len(root.faces)} images, {images}']
     known = [[face.age for face in faces if face.age is not None] for faces in root.people.values()]
-    ages, spans = np.array(sum(known, [])), [np.ptp(ages) for ages in known if ages]
-    if len(ages):
-        groups = np.bincount(np.searchsorted(cutoffs, ages), minlength=len(cutoffs) + 1)
-        names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
-        shown = ', '.join(f'{group} {count}' for group, count in zip(names, groups, strict=True))
+    ages, spans = sum(known, []), [np.ptp(ages) for ages in known if ages]
+    if ages:
         seen = f'{np.median(spans):g} years (median), {np.max(spans):g} at most'
-        lines.append(f'  ages {ages.min():g} to {ages.max():g}; a person is seen over {seen}')
-        lines.append(f'  images by age group: {shown}')
+        lines.append(f'  ages {min(ages):g} to {max(ages):g}; a person is seen over {seen}')
+        groups = by_group(root, cutoffs).items()
+        lines.append('  images by age group: ' + ', '.join(f'{name} {n}' for name, n in groups))
     if root.others:
         unread = f'{len(root.others)} files or folders that training does not read'
         lines.append(f'  {unread}: {some(root.others)}')
     return lines
 
 
-def findings(entry: dict, roots: Mapping, twice: tuple, cutoffs: Sequence[float]) -> list[str]:
+def findings(entry: dict, roots: list[Root], twice: tuple, cutoffs: Sequence[float]) -> list[str]:
     """The list of what to do about an entry of meta.py, the gravest first; empty if all is well.
 
     `twice` are survey.by_content's pairs and the two lists of survey.by_embedding.
     """
-    train, val = roots['train_root'], roots.get('val_root')
-    todo = [line for root in roots.values() for line in _files(root)]
+    train, val = roots[0], roots[1] if len(roots) > 1 else None
+    todo = [line for root in roots for line in _files(root)]
     people = len(train.people)
     if entry['n_cls'] not in (people, None):
         kind = f'{"folders" if train.folder else "people"} in train_root are {people}'
@@ -98,39 +94,40 @@ def findings(entry: dict, roots: Mapping, twice: tuple, cutoffs: Sequence[float]
         remedy = 'move a tenth of the people to a folder of their own'
         todo.append(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
     else:
-        todo += _duplicates(roots, *twice)
+        todo += _duplicates(train, val, *twice)
         todo += _validation(train, val) if val else []
-    for root in roots.values():
+    for root in roots:
         todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root))]
         todo += [*_people(root), *_colours(root)]
-    return todo + list(_groups(train, cutoffs))
+    missing = [name for name, number in by_group(train, cutoffs).items() if not number]
+    if 0 < len(missing) <= len(cutoffs):
+        remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
+        todo.append(f'{train.root}: no image of the age group {", ".join(missing)}: {remedy}')
+    return todo
 
 
 def _files(root) -> Iterator[str]:
-    """Files that can't be trained on, by what is wrong with them; empty folders."""
+    """Files that can't be trained on, by what to do about them; empty folders."""
     kinds = defaultdict(list)
     for face in root.faces:
         if face.wrong:
-            kinds[face.wrong].append(face)
-    for wrong, faces in kinds.items():
-        names = some([f'{face.person}/{face.name}' for face in faces])
+            kinds[face.remedy].append(face)
+    for remedy, faces in kinds.items():
+        names = some(map(root.short, faces))
         number = f'{root.root}: {len(faces)} of {len(root.faces)} images'
-        yield f'{number}: {faces[0].reason}: {names}: {REMEDIES[wrong]}'
+        yield f'{number}: {faces[0].wrong}: {names}: {remedy}'
     if root.empty:
         count = f'{len(root.empty)} folders without an image'
         yield f'{root.root}: {count}: {some(root.empty)}: fill or remove them'
 
 
-def _duplicates(roots, same, close, akin) -> Iterator[str]:
-    place = dict[str, tuple[str, str]]()
-    for name, root in roots.items():
-        place |= {root.path(face): (name, face.person) for face in root.faces}
+def _duplicates(train, val, same, close, akin) -> Iterator[str]:
+    place = {face.path: (root, face.person) for root in (train, val) if root for face in root.faces}
     across = [(a, b) for a, b in same if place[a][1] != place[b][1]]
     leaked = [(a, b) for a, b in same if place[a][0] != place[b][0]]
     within = len(same) - len({*across, *leaked})
-    copied = {b for _, b in leaked}
-    if leaked and len(copied) == sum(bool(face.pixels) for face in roots['val_root'].faces):
-        copy = f'{roots["val_root"].root}: a copy of images of {roots["train_root"].root}'
+    if leaked and len({b for _, b in leaked}) == sum(bool(face.pixels) for face in val.faces):
+        copy = f'{val.root}: a copy of images of {train.root}'
         yield f'{copy}: {NOTHING}; take out of train_root the people to validate on'
     elif leaked:
         count = f'{len(leaked)} images are in train_root and in val_root'
@@ -179,27 +176,15 @@ def _people(root) -> Iterator[str]:
 
 
 def _colours(root) -> Iterator[str]:
-    """What the colours of a root say: grey images, red and blue exchanged."""
-    read = [face for face in root.faces if face.pixels]
-    grey = [f'{face.person}/{face.name}' for face in read if face.grey]
-    coloured = [face for face in read if not face.grey]
-    blue = [f'{face.person}/{face.name}' for face in coloured if face.redness < BLUISH]
+    """Grey images, and images with red and blue exchanged."""
+    coloured = [face for face in root.faces if face.pixels and not face.grey]
+    grey = [root.short(face) for face in root.faces if face.grey]
+    blue = [root.short(face) for face in coloured if face.redness < BLUISH]
     if grey:
-        count = f'{len(grey)} of {len(read)} images are grey: {some(grey)}'
+        count = f'{len(grey)} of {len(root.faces)} images are grey: {some(grey)}'
         harm = 'no harm if people and ages are as mixed among them as elsewhere'
         yield f'{root.root}: {count}: {harm}'
     if blue:
         count = f'{len(blue)} of {len(coloured)} images are bluer than skin, {some(blue)}'
         cause = 'red and blue are probably exchanged (by a program that counts BGR)'
         yield f'{root.root}: {count}: {cause}: write them again'
-
-
-def _groups(root, cutoffs) -> Iterator[str]:
-    """Age groups of which there is no image."""
-    names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
-    known = [face.age for face in root.faces if face.age is not None]
-    missing = set(range(len(names))) - set(np.searchsorted(cutoffs, known).tolist())
-    if known and missing:
-        groups = ', '.join(names[group] for group in sorted(missing))
-        remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
-        yield f'{root.root}: no image of the age group {groups}: {remedy}'

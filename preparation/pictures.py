@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from preparation.survey import Root
 from storage.images import HEIGHT, WIDTH, decode, some
 from utils import DataError, write_whole
 
@@ -46,32 +47,27 @@ def _evenly(items, most):
     return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
-def draw_histograms(sets: Mapping[str, tuple], cutoffs: Sequence[float], path: PathLike) -> None:
-    """Writes a PNG of {name: (ages (n,), images a person (p,))}: two histograms a set.
-
-    How many images there are at each age, with the bounds of the age groups; how many a person has.
-    """
+def draw_histograms(roots: Sequence[Root], cutoffs: Sequence[float], path: Path) -> None:
+    """Writes a PNG: for each root the images at each age, with the bounds of the age groups, and
+    how many a person has."""
     from matplotlib.figure import Figure  # slow to import
     from matplotlib.ticker import MaxNLocator
 
-    from evaluation.plots import readable
+    from evaluation.plots import readable, save
 
-    figure = Figure(figsize=(11, 3.2 * len(sets)), layout='constrained')
-    axes = figure.subplots(len(sets), 2, squeeze=False, width_ratios=(2, 1))
-    for (name, (ages, counts)), (left, right) in zip(sets.items(), axes, strict=True):
+    figure = Figure(figsize=(11, 3.2 * len(roots)), layout='constrained')
+    axes = figure.subplots(len(roots), 2, squeeze=False, width_ratios=(2, 1))
+    for root, (left, right) in zip(roots, axes, strict=True):
+        ages = [face.age for face in root.faces if face.age is not None]
         left.hist(ages, np.arange(-0.5, max(100, *ages, 0) + 1), color='#4c72b0')
         for cutoff in cutoffs:
             left.axvline(cutoff + 0.5, color='grey', linestyle=':', linewidth=1)
-        left.set_title(f'{readable(name)}: {len(ages):,} images')
+        left.set_title(f'{readable(root.root)}: {len(ages):,} images')
         left.set(xlabel='age in years; dotted: age_cutoffs', ylabel='images', xlim=(-1, 101))
-        most = max(counts, default=1)
-        bins = np.geomspace(1, most + 1, 25) if most > 30 else np.arange(0.5, most + 1)
-        right.hist(counts, bins, color='#55a868')
+        counts = list(map(len, root.people.values()))
+        right.hist(counts, np.linspace(0.5, max(counts) + 0.5, min(max(counts), 30) + 1))
         right.set(xlabel='images of a person', ylabel='people', title=f'{len(counts):,} people')
-        if most > 30:
-            right.set_xscale('log')
-        else:
-            right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (left, right):
             axis.grid(alpha=0.3)
-    write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))
+    save(figure, path)
