@@ -5,9 +5,10 @@ A run lists SOURCE, brings TARGET up to date, and converts the rest over several
 
 import functools
 import io
+import itertools
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,22 +170,6 @@ def without_rivals(found: list[Photograph]) -> list[Photograph]:
     return listed
 
 
-def numbered(found: list[Photograph], done: Mapping[str, Outcome]) -> list[Photograph]:
-    """`found` with the numbers that name the faces: those that are `done` keep theirs."""
-    kept = {name: (os.path.dirname(row.target), row.number) for name, row in done.items()}
-    listed, place, used = [], Counter[str](), set(kept.values())
-    for photograph in found:
-        person = photograph.person
-        # counted over all files: a run that was stopped gives the numbers of one that wasn't
-        _, number = kept.get(photograph.relative, (person, place[person]))
-        place[person] += 1
-        while photograph.relative not in kept and (person, number) in used:
-            number += 1
-        used.add((person, number))
-        listed.append(photograph._replace(number=number))
-    return listed
-
-
 def run(converter: Converter, workers: int, report: Report) -> Counter:
     """Converts what the report doesn't have yet; its rows are then all files of the source.
 
@@ -194,9 +179,13 @@ def run(converter: Converter, workers: int, report: Report) -> Counter:
     """
     found = converter.find()
     changes = update(report, {item.relative: item for item in found}, converter)
-    if not converter.keep_names:
-        found = numbered(found, report.rows)
-    todo = [item for item in found if item.relative not in report.rows]
+    made = [] if converter.keep_names else report.rows.values()
+    used = {(os.path.dirname(row.target), row.number) for row in made}
+    numbers, todo = defaultdict[str, Iterator](itertools.count), []
+    for item in found:
+        if item.relative not in report.rows:
+            free = (n for n in numbers[item.person] if (item.person, n) not in used)
+            todo.append(item._replace(number=next(free)))
     make = functools.partial(Converter, converter.settings)
     report.fill(Converter.convert, todo, converter, make, workers, ' photographs')
     report.rewrite(item.relative for item in found)

@@ -21,7 +21,6 @@ import numpy as np
 from storage.files import read_bytes
 from system import foreign
 from system.names import naming
-from system.progress import progress
 from utils import DataError
 
 MAGIC = struct.pack('<I', 0xCED7230A)
@@ -56,8 +55,7 @@ class RecordFile:
         while flag not in (WHOLE, LAST):
             head = self._bytes(8, offset)
             if len(head) < 8 or head[:4] != MAGIC:
-                wrong = f'no record at byte {offset} of {self.size}, where the .idx has one'
-                raise DataError(f'{self.path}: {wrong}: {TWO_SETS}')
+                raise self.lost(offset)
             (length,) = struct.unpack('<I', head[4:])
             flag, length = length >> 29, length & (1 << 29) - 1
             parts.append(self._bytes(length, offset + 8))
@@ -65,6 +63,11 @@ class RecordFile:
         if offset > self.size:
             raise DataError(f'{self.path}: cut short at byte {self.size}: fetch it again')
         return MAGIC.join(parts), offset
+
+    def lost(self, offset: int) -> DataError:
+        """What is said where no record begins at byte `offset`."""
+        wrong = f'no record at byte {offset} of {self.size}, where the .idx has one'
+        return DataError(f'{self.path}: {wrong}: {TWO_SETS}')
 
     def record(self, offset: int) -> tuple[np.ndarray, bytes]:
         """The labels (k,) float32, k ≥ 1, and the image's bytes of the record at `offset`."""
@@ -76,21 +79,11 @@ class RecordFile:
         labels = np.frombuffer(data[HEADER.size : start], '<f4')
         return labels if flag else np.array([label], np.float32), data[start:]
 
-    def identity(self, key: int, labels: np.ndarray) -> int:
-        """The identity, a whole number from 0 on, with which the labels of an image begin."""
-        label = float(labels[0])
-        if not (label >= 0 and label.is_integer()):  # nan neither
-            wrong = f'its label {label:g} is no identity: a whole number from 0 on'
-            raise DataError(f'{self.path}, key {key}: {wrong}')
-        return int(label)
-
 
 class Records:
     """The images of a .rec file: where each is, and whose.
 
     keys, offsets, labels   (n,) int64: the keys of the .idx, byte offsets, identities
-    Of a pack with records of identities, labels come from them, and who reads an image holds its
-    label against them.
 
     Raises DataError if file, .idx, identities and `property` disagree.
     """
@@ -100,51 +93,46 @@ class Records:
         self.keys, self.offsets = _read_index(self.index)
         end = self.file.data(int(self.offsets.max()))[1]  # the last one is whole
         labels, image = self.file.record(int(self.offsets[0]))
+        people = None
         if self.keys[0] == 0 and not image:
-            self.labels = self._identities(labels)
-            self.keys, self.offsets = (
-                x[1 : len(self.labels) + 1] for x in (self.keys, self.offsets)
-            )
-        else:
-            # records of identities tell of all keys; here only the file's end does
-            if end < self.file.size:
-                raise self._differ(
-                    f'{self.file.size - end} bytes follow the last record of the .idx'
-                )
-            places = range(len(self.keys))
-            listed = progress(places, f'listing {path}', len(places), unit=' records')
-            self.labels = np.array([self._label(place) for place in listed])
-        people, told = len(np.unique(self.labels)), Path(path).with_name('property')
+            first, after = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
+            if not 1 < first < after or not np.array_equal(self.keys, np.arange(after)):
+                told = f'record 0 tells of keys 0 to {after - 1}, identities from {first} on'
+                there = f'{len(self.keys)} keys, up to {self.keys[-1]}'
+                raise self._differ(f'{told}; the .idx has {there}')
+            self.keys, self.offsets = self.keys[1:first], self.offsets[1:first]
+            people = after - first
+        elif end < self.file.size:  # nothing but the file's end tells of all records
+            raise self._differ(f'{self.file.size - end} bytes follow the last record of the .idx')
+        self.labels = self._identities()
+        self.people = len(np.unique(self.labels))
+        if people not in (None, self.people):
+            by_labels = f'{self.people} by the labels of their images'
+            raise self._differ(f'{people} identities by the .idx, {by_labels}')
         with contextlib.suppress(FileNotFoundError):  # not every pack has it
-            classes = told.read_text().split(',')[0].strip()
-            if classes != str(people):
-                raise self._differ(f'{people} identities, {classes} by the file {told.name}')
+            classes = Path(path).with_name('property').read_text().split(',')[0].strip()
+            if classes != str(self.people):
+                raise self._differ(f'{self.people} identities, {classes} by the file property')
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _label(self, place):
-        return self.file.identity(self.keys[place], self.file.record(int(self.offsets[place]))[0])
-
-    def _identities(self, labels):
-        """The identities of the images; `labels` are those of record 0."""
-        first, end = map(int, labels.tolist()) if len(labels) == 2 else (0, 0)
-        if not 1 < first < end or not np.array_equal(self.keys, np.arange(end)):
-            told = f'record 0 tells of keys 0 to {end - 1}, identities from {first} on'
-            there = f'{len(self.keys)} keys, up to {self.keys[-1]}'
-            raise self._differ(f'{told}; the .idx has {there}')
-        owner = np.full(first, -1)
-        for key in range(first, end):
-            images = self.file.record(int(self.offsets[key]))[0].tolist()
-            start, stop = map(int, images) if len(images) == 2 else (0, 0)
-            if not 1 <= start < stop <= first or (owner[start:stop] >= 0).any():
-                raise self._differ(f'the identity of key {key} has images {images}')
-            owner[start:stop] = self._label(start)
-        people = len(np.unique(owner[1:]))
-        if (owner[1:] < 0).any() or people != end - first:
-            by_labels = f'{people} by the labels of their images'
-            raise self._differ(f'{end - first} identities by the .idx, {by_labels}')
-        return owner[1:]
+    def _identities(self):
+        """The identity with which the labels of each image begin: whole numbers from 0 on."""
+        words = np.memmap(self.file.path, '<u4', 'r', shape=(self.file.size // 4,))
+        places = self.offsets // 4
+        lost = (self.offsets % 4 > 0) | (places + HEADER.size // 4 + 2 >= len(words))
+        lost[~lost] = words[places[~lost]] != np.frombuffer(MAGIC, '<u4')
+        if lost.any():
+            raise self.file.lost(self.offsets[lost][0])
+        flag, label, first = (words[places + place] for place in (2, 3, 2 + HEADER.size // 4))
+        labels = np.where(flag > 0, first, label).view('<f4')
+        wrong = ~(labels >= 0) | (labels % 1 != 0)  # nan neither
+        if wrong.any():
+            where = f'{self.file.path}, key {self.keys[wrong][0]}'
+            number = f'its label {labels[wrong][0]:g} is no identity'
+            raise DataError(f'{where}: {number}: a whole number from 0 on')
+        return labels.astype(np.int64)
 
     def _differ(self, what):
         return DataError(f'{self.file.path} and {self.index.name}: {what}: {TWO_SETS}')

@@ -32,7 +32,7 @@ ALIGN = 'align them (prepare.py), or remove them'
 
 
 class Face(NamedTuple):
-    """A face of the set; of one that can't be trained on, `wrong` says why, and `remedy` what to do.
+    """A face of the set; if it can't be trained on, `wrong` says why, and `remedy` what to do.
 
     `pixels` is a hash of them, `redness` red − blue in the middle of the face.
     """
