@@ -90,7 +90,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def make(args: argparse.Namespace) -> None:
     """SOURCE to TARGET."""
-    from preparation import photographs, pictures, summary, updating
+    from preparation import photographs, summary, updating
     from preparation.target import Report, claim
 
     source, target = args.folders
@@ -113,7 +113,7 @@ def make(args: argparse.Namespace) -> None:
         changes = photographs.run(converter, args.workers, report)
         sheet, faces = Path(target, 'sheet.jpg'), updating.faces_in(report)
         if faces and sheet.name not in {row.target for row in report.rows.values()}:
-            pictures.contact_sheet(faces, sheet)
+            summary.contact_sheet(faces, sheet)
     print(summary.of_photographs(report, faces, changes, args.keep_names))
 
 
@@ -132,12 +132,10 @@ def entry_called(name: str) -> dict:
     """The entry of meta.py, checked."""
     from dataset import check_entry
 
-    entry = getattr(meta, name, None)
-    if not isinstance(entry, dict):
-        names = [name for name, value in vars(meta).items() if isinstance(value, dict)]
-        names = [name for name in names if not name.startswith('_')]
-        raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(names)}')
-    return check_entry(name, entry, meta.age_cutoffs)
+    known = [key for key, x in vars(meta).items() if isinstance(x, dict) and key[:2] != '__']
+    if name not in known:
+        raise utils.UserError(f'meta.py has no data set {name!r}; there are {", ".join(known)}')
+    return check_entry(name, getattr(meta, name), meta.age_cutoffs)
 
 
 def check(args: argparse.Namespace) -> None:

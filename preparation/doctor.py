@@ -10,7 +10,6 @@ import numpy as np
 
 from dataset import Faces
 from evaluation.set_checks import NOTHING, check_ages
-from preparation.pictures import draw_histograms
 from preparation.summary import entry_text
 from preparation.survey import Root, by_content, by_embedding
 from preparation.target import write_csv
@@ -188,3 +187,29 @@ def _colours(root) -> Iterator[str]:
         count = f'{len(blue)} of {len(coloured)} images are bluer than skin, {some(blue)}'
         cause = 'red and blue are probably exchanged (by a program that counts BGR)'
         yield f'{root.root}: {count}: {cause}: write them again'
+
+
+def draw_histograms(roots: Sequence[Root], cutoffs: Sequence[float], path: Path) -> None:
+    """Writes a PNG: for each root the images at each age, with the bounds of the age groups, and
+    how many a person has."""
+    from matplotlib.figure import Figure  # slow to import
+    from matplotlib.ticker import MaxNLocator
+
+    from evaluation.plots import readable, save
+
+    figure = Figure(figsize=(11, 3.2 * len(roots)), layout='constrained')
+    axes = figure.subplots(len(roots), 2, squeeze=False, width_ratios=(2, 1))
+    for root, (left, right) in zip(roots, axes, strict=True):
+        ages = [face.age for face in root.faces if face.age is not None]
+        left.hist(ages, np.arange(-0.5, max(100, *ages, 0) + 1), color='#4c72b0')
+        for cutoff in cutoffs:
+            left.axvline(cutoff + 0.5, color='grey', linestyle=':', linewidth=1)
+        left.set_title(f'{readable(root.root)}: {len(ages):,} images')
+        left.set(xlabel='age in years; dotted: age_cutoffs', ylabel='images', xlim=(-1, 101))
+        counts = list(map(len, root.people.values()))
+        right.hist(counts, np.linspace(0.5, max(counts) + 0.5, min(max(counts), 30) + 1))
+        right.set(xlabel='images of a person', ylabel='people', title=f'{len(counts):,} people')
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+    save(figure, path)

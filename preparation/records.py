@@ -12,7 +12,6 @@ from PIL import Image
 
 from preparation import summary
 from preparation.ages import Ages
-from preparation.pictures import contact_sheet
 from preparation.recordio import RecordFile, Records
 from preparation.sharding import write_shards
 from preparation.target import Report
@@ -117,7 +116,7 @@ def run(source: str, target: str, ages: Sequence[str], dex: str | None, workers:
     for label in np.linspace(0, people - 1, 12).round().astype(int).tolist():
         indices = np.flatnonzero(faces.labels == label)[:8].tolist()
         shown[faces.classes[label]] = [(faces.encoded(k), faces.ages[k]) for k in indices]
-    contact_sheet(shown, Path(target, 'sheet.jpg'))
+    summary.contact_sheet(shown, Path(target, 'sheet.jpg'))
     pattern = write_shards(faces, Path(target, Path(source).stem), replace=True)
     return '\n'.join([*lines, summary.entry(target, pattern, people)])
 

@@ -1,4 +1,4 @@
-"""What a run of prepare.py says at its end: what came out, what was skipped, what to do next."""
+"""What a run of prepare.py tells and shows at its end: what came out, and what to do next."""
 
 import contextlib
 import keyword
@@ -9,12 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from dataset import Faces
 from evaluation.set_checks import check_ages
 from preparation.target import Report
 from storage.files import below
-from storage.images import some
-from utils import DataError
+from storage.images import HEIGHT, WIDTH, decode, some
+from utils import DataError, write_whole
+
+MARGIN, LINE, ROWS, COLUMNS = 8, 16, 12, 8  # of the sheet: pixels, people, faces of each
 
 
 def of(report: Report, written: str, counts: Mapping[str, int]) -> list[str]:
@@ -94,3 +99,35 @@ def entry_text(name: str, values: dict) -> str:
     lines = [f'    {key!r}: {value!r},' for key, value in values.items()]
     text, encoding = '\n'.join([f'{name} = {{', *lines, '}']), sys.stdout.encoding or 'utf-8'
     return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def contact_sheet(people: Mapping[str, Sequence[tuple]], path: Path) -> None:
+    """Writes a JPEG of faces of {person: [(file, age), …]}: a row a person, the age on each face.
+
+    Of more than ROWS people or COLUMNS faces, some are picked evenly. A file is a path or the bytes
+    of one; an age may be None. What can't be read leaves its place empty.
+    """
+    names = _evenly(sorted(people), ROWS)
+    step = WIDTH + 4, HEIGHT + 2 * LINE
+    size = 2 * MARGIN + COLUMNS * step[0], 2 * MARGIN + len(names) * step[1]
+    sheet, font = Image.new('RGB', size, 'white'), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(names):
+        faces = sorted(people[name], key=lambda face: -1 if face[1] is None else face[1])
+        top = MARGIN + row * step[1]
+        title = f'{some([name])[:80]}  ({len(faces)})'.encode('ascii', 'replace').decode()
+        draw.text((MARGIN, top), title, 'black', font)
+        for column, (file, age) in enumerate(_evenly(faces, COLUMNS)):
+            left = MARGIN + column * step[0]
+            with contextlib.suppress(OSError, DataError):
+                data = file if isinstance(file, bytes) else Path(file).read_bytes()
+                sheet.paste(Image.fromarray(decode(data)), (left, top + LINE))
+            text, place = '' if age is None else f'{age:g}', (left + 4, top + LINE + 3)
+            draw.text(place, text, 'white', font, stroke_width=1, stroke_fill='black')
+    write_whole(path, lambda temporary: sheet.save(temporary, 'JPEG', quality=90))
+
+
+def _evenly(items, most):
+    if len(items) <= most:
+        return items
+    return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]

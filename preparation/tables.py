@@ -2,20 +2,26 @@
 
 import contextlib
 import csv
+import datetime
+import io
 import os
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from preparation.labels import day_is_first, taken_on, years_between, years_in
-from preparation.matlab import read_mat
 from storage.files import lines_of_text, read_bytes, separator
 from storage.folder import TITLES
 from storage.images import some, to_age
 from utils import DataError
 
 KEYS = {'path': 'path', 'key': 'path', 'person': 'person', 'identity': 'person'}
+# of .mat files; the first path that is there, since IMDB's name is the person's
+PATHS = 'full_path', 'path', 'name'
+FIELDS = {'age': 'age', 'dob': 'birth', 'birth': 'birth', 'photo_taken': 'taken', 'taken': 'taken'}
 UNTITLED = {2: ['path', 'age'], 3: ['path', 'label', 'age']}  # columns, without titles
 
 
@@ -170,22 +176,59 @@ def composed(name: str) -> str:
 
 def read_table(file: str | os.PathLike) -> list[list[str]]:
     """The rows of a CSV file, a list or a .mat file; the first may have titles. DataError."""
-    if os.fspath(file).lower().endswith(('.xlsx', '.xls', '.ods', '.numbers')):
+    ending = os.fspath(file).lower().rpartition('.')[2]
+    if ending in ('xlsx', 'xls', 'ods', 'numbers'):
         raise DataError(f'{file}: a spreadsheet: save it as CSV (UTF-8) and give that')
     data = read_bytes(file)
-    return read_mat(file, data) if os.fspath(file).lower().endswith('.mat') else _rows(file, data)
-
-
-def _rows(file, data):
-    """The rows of a text that aren't empty. Without a separator in the first, the last two of three
-    fields have no spaces."""
+    if ending == 'mat':
+        return _rows_of_mat(file, data)
     lines = [line for _, line in lines_of_text(data, file)]
     if not lines:
         raise DataError(f'{file}: the table is empty')
     mark = separator(lines[0])
-    if mark not in lines[0]:
+    if mark not in lines[0]:  # then only the first of three fields may have spaces
         return [line.rsplit(maxsplit=2) for line in lines]
     try:
         return list(csv.reader((f'{line}\n' for line in lines), delimiter=mark))
     except csv.Error as error:
         raise DataError(f'{file}: not a CSV file ({error})') from None
+
+
+def _rows_of_mat(file, data):
+    """IMDB-WIKI's and CACD2000's files hold structs; others may hold variables."""
+    from scipy.io import loadmat  # slow to import
+
+    try:
+        variables = loadmat(io.BytesIO(data), simplify_cells=True)
+    except Exception as error:  # of any kind, if the file is damaged
+        reason = f'not readable as a .mat file ({" ".join(str(error).split())})'
+        remedy = "save it in MATLAB with '-v7', or path and age as CSV"
+        raise DataError(f'{file}: {reason}: {remedy}') from None
+    for columns in [variables, *(value for value in variables.values() if isinstance(value, dict))]:
+        path = next((name for name in PATHS if name in columns), None)
+        known = [name for name in FIELDS if name in columns]
+        # CACD2000 has a second struct, of people: name and birth
+        if path and ('age' in known or path != 'name' and {'dob', 'birth'} & set(known)):
+            titles = ['path', *(FIELDS[name] for name in known)]
+            texts = [
+                [_text(name, value) for value in np.atleast_1d(columns[name])]
+                for name in (path, *known)
+            ]
+            if len(set(map(len, texts))) == 1:
+                return [titles, *map(list, zip(*texts, strict=True))]
+    names = ', '.join(name for name in variables if not name.startswith('__')) or 'nothing'
+    form = 'full_path, path or name, the file names, with age, or dob and photo_taken'
+    raise DataError(f'{file}: holds {names}; expected {form}: save path and age as CSV')
+
+
+def _text(name, value):
+    """A cell as text, empty for nan; a `dob` is a day, which MATLAB counts from the year 0."""
+    value = value.ravel()[0] if isinstance(value, np.ndarray) and value.size else value
+    if isinstance(value, str):
+        return value.strip()
+    if not np.size(value) or not np.isfinite(value):
+        return ''
+    days = int(value) - 366  # Python counts from the year 1
+    if name == 'dob':
+        return str(datetime.date.fromordinal(days)) if days > 0 else ''
+    return f'{float(value):g}'
