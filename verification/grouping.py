@@ -6,6 +6,8 @@ Groups that are each other's nearest merge, all at once, round after round: over
 groups if they are few enough, before that over the pairs of nearest neighbours.
 """
 
+import copy
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -47,15 +49,8 @@ class LogOdds:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def sorted(self, order: np.ndarray) -> 'LogOdds':
-        """The same of the faces in another order (N,)."""
-        other = object.__new__(LogOdds)
-        other.embeddings, other.years = self.embeddings[order], self.years[order]
-        other.slope, other.offset = self.slope, self.offset
-        return other
-
     def rows(self, start: int, end: int) -> np.ndarray:
-        """(end − start, N) float32: of faces with every face."""
+        """(end − start, N) float32: of faces with every face; fewer rows if `end` is beyond."""
         values = self.embeddings[start:end] @ self.embeddings.T
         for row, years in zip(values, self.years[start:end], strict=True):
             row *= self.slope[years][self.years]
@@ -163,32 +158,39 @@ def _by_matrix(pairs, groups, apart, fixed, more):
 
 def _matrix(pairs, groups):
     """Mean log-odds of every two groups."""
-    order = np.argsort(groups, kind='stable')
-    pairs, groups = pairs.sorted(order), groups[order]
-    starts, count = np.flatnonzero(np.diff(groups, prepend=-1)), groups[-1] + 1
-    matrix = np.zeros((count, count), np.float32)
-    for start in progress(range(0, len(pairs), ROWS), 'pairs', unit=f' × {ROWS} faces'):
-        rows = pairs.rows(start, min(start + ROWS, len(pairs)))
-        if count < len(pairs):
-            rows = np.add.reduceat(rows, starts, 1)
-        here = groups[start : start + ROWS]
-        inner = np.flatnonzero(np.diff(here, prepend=-1))
-        matrix[here[inner]] += np.add.reduceat(rows, inner, 0)
     sizes = np.bincount(groups).astype(np.float32)
+    matrix = np.zeros((len(sizes), len(sizes)), np.float32)
+    for faces, _, sums in _sums(pairs, groups, 'pairs'):
+        here = groups[faces]
+        inner = np.flatnonzero(np.diff(here, prepend=-1))
+        matrix[here[inner]] += np.add.reduceat(sums, inner, 0)
     matrix /= sizes
     matrix /= sizes[:, None]
     return matrix
 
 
+def _sums(pairs, groups, what):
+    """Of ROWS faces at a time, in order of their groups: which they are (n,), the log-odds of each
+    with itself (n,), and the sums (n, groups) of those with the faces of every group."""
+    order = np.argsort(groups, kind='stable')
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    pairs = copy.copy(pairs)
+    pairs.embeddings, pairs.years = pairs.embeddings[order], pairs.years[order]
+    for start in progress(range(0, len(pairs), ROWS), what, unit=f' × {ROWS} faces'):
+        rows = pairs.rows(start, start + ROWS)
+        sums = np.add.reduceat(rows, starts, 1) if len(starts) < len(pairs) else rows
+        yield order[start : start + ROWS], rows.diagonal(start), sums
+
+
 def _by_neighbours(pairs, groups, apart, fixed, more):
     """Linkage over the pairs of groups of which a face is among the other's nearest ones; ends as
     soon as a matrix can be made."""
-    edges, means = _neighbours(pairs), None
+    edges = groups[_neighbours(pairs)]
     # pairs of groups that are as they were in the round before, and their means
     known = np.zeros((0, 2), int), np.zeros(0)
     while groups.max() >= DENSE:
         sizes, count = np.bincount(groups), groups.max() + 1
-        edges = _distinct(edges if means is not None else groups[edges], count)
+        edges = _distinct(edges, count)
         keys, never = edges @ [count, 1], np.sort(groups[apart], 1) @ [count, 1]
         edges = edges[(edges[:, 0] != edges[:, 1]) & ~np.isin(keys, never)]
         edges = edges[~(np.bincount(groups, fixed) > 0)[edges].all(1)]
@@ -220,7 +222,7 @@ def _neighbours(pairs):
     """Pairs (n, 2) of a face and one of its NEIGHBOURS nearest, of positive log-odds."""
     found = []
     for start in progress(range(0, len(pairs), ROWS), 'neighbours', unit=f' × {ROWS} faces'):
-        rows = pairs.rows(start, min(start + ROWS, len(pairs)))
+        rows = pairs.rows(start, start + ROWS)
         here = np.arange(start, start + len(rows))
         rows[here - start, here] = NEVER
         nearest = np.argpartition(rows, -NEIGHBOURS, 1)[:, -NEIGHBOURS:]
@@ -237,21 +239,14 @@ def _distinct(edges, count):
 def belonging(pairs: LogOdds, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each face (N,): evidence for its own group without it (NaN if it is alone), the nearest
     other group (−1 if there is none), and evidence for that."""
-    order = np.argsort(groups, kind='stable')
-    pairs, sizes = pairs.sorted(order), np.bincount(groups)
-    groups = groups[order]
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    own, other, value = np.empty(len(groups)), np.empty(len(groups), int), np.empty(len(groups))
-    for start in progress(range(0, len(pairs), ROWS), 'belonging', unit=f' × {ROWS} faces'):
-        rows = pairs.rows(start, min(start + ROWS, len(pairs)))
-        part, row = slice(start, start + len(rows)), np.arange(len(rows))
-        alone = rows[row, row + start]
-        sums, here = np.add.reduceat(rows, starts, 1), groups[part]
+    sizes, number = np.bincount(groups), len(groups)
+    own, other, value = np.empty(number), np.empty(number, int), np.empty(number)
+    for faces, alone, sums in _sums(pairs, groups, 'belonging'):
+        row, here = np.arange(len(faces)), groups[faces]
         rest = np.where(sizes[here] > 1, sizes[here] - 1, np.nan)
-        own[part] = evidence((sums[row, here] - alone) / rest, 1, rest)
+        own[faces] = evidence((sums[row, here] - alone) / rest, 1, rest)
         means = evidence(sums / sizes.astype(np.float32), 1, sizes)
         means[row, here] = NEVER
-        other[part], value[part] = means.argmax(1), means.max(1)
-    back = np.argsort(order)
+        other[faces], value[faces] = means.argmax(1), means.max(1)
     other[value <= NEVER] = -1
-    return own[back], other[back], value[back]
+    return own, other, value
