@@ -121,11 +121,11 @@ def refused(match, call, *line, **options):
 
 
 @contextlib.contextmanager
-def serving(app):
+def serving(app, host='127.0.0.1'):
     """The port on which a server of the page listens, as verify.py has it."""
     from verification import service
 
-    running = service.create_server(app, '127.0.0.1', 0)
+    running = service.create_server(app, host, 0)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     try:

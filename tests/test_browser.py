@@ -7,15 +7,10 @@ import re
 import numpy as np
 import pytest
 from conftest import serving
-from test_calibration import stored
+from test_page import by_ages, similarity
 from test_verify import Stub, photograph_of
 
-from evaluation.age_thresholds import AgeDecision
-from verification import portraits
-
-pytest.importorskip('flask')
-pytest.importorskip('waitress')
-from verification import page  # noqa: E402
+from verification import page, portraits
 
 
 @pytest.fixture(scope='module')
@@ -74,16 +69,16 @@ def submit(browser, address, **files):
 
 def test_two_faces_in_a_browser(browser, served, matcher, faces):
     text = submit(browser, served, first=faces[0], second=faces[1])
-    a, b = matcher.features([portraits.read_file(path) for path in faces[:2]])
-    similarity = a.embedding @ b.embedding
-    assert f'Similarity {similarity:.3f}' in text and a.age.about in text
+    score, first = similarity(matcher, faces[:2]), portraits.read_file(faces[0])
+    assert f'Similarity {score:.3f}' in text
+    assert matcher.features([first])[0].age.about in text
     assert [side(browser, image) for image in elements(browser, '#people img')] == [96, 96]
     (dot,) = elements(browser, '#answer circle')
     (line,) = elements(browser, '#answer line[stroke-dasharray]')
     right = dot.rect['x'] + dot.rect['width'] / 2 > line.rect['x']
-    assert right == (similarity > matcher.decision.threshold)
+    assert right == (score > matcher.decision.threshold)
     (head,) = elements(browser, '#answer h2')
-    colour = '27, 120, 55' if matcher.decision.answer(similarity).same else '178, 24, 43'
+    colour = '27, 120, 55' if matcher.decision.answer(score).same else '178, 24, 43'
     assert colour in head.value_of_css_property('color')  # so the style sheet came through
     assert quiet(browser)
 
@@ -149,10 +144,8 @@ def test_photographs_are_shown_as_soon_as_they_are_chosen_dragged_or_pasted(brow
 
 
 def test_ages_may_be_typed_and_the_answer_says_them(browser, matcher, faces):
-    decision = matcher.decision._replace(ages=AgeDecision(stored()))
-    known = type(matcher)(matcher.model, matcher.info, matcher.device, decision)
     fields = {'first': faces[0], 'second': faces[1], 'first_age': 4, 'second_age': 30}
-    with serving(page.application(known)) as port:
+    with serving(page.application(by_ages(matcher))) as port:
         text = submit(browser, f'http://127.0.0.1:{port}/', **fields)
     assert 'the threshold for the ages 4 and 30 is 0.300' in text
     assert 'Probability of one person' in text and quiet(browser)

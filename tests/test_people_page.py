@@ -2,14 +2,11 @@
 
 import pytest
 from conftest import serving
+from test_browser import elements, phone, quiet, wait_for
 
-pytest.importorskip('flask')
-pytest.importorskip('waitress')
-from test_browser import elements, phone, quiet, wait_for  # noqa: E402
-
-from verification import page, people_page  # noqa: E402
-from verification.people import place_of  # noqa: E402
-from verification.people_files import COLUMNS, read_table, write_table  # noqa: E402
+from verification import page, people_page
+from verification.people import place_of
+from verification.people_files import COLUMNS, read_table, write_table
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def merged(before: bytes, size: tuple[int, int], turned: int, regions: list) -> 
     for box, name in regions:
         first, second = _stored(np.reshape(box, (2, 2)) / upright, turned)
         middle, sides = (first + second) / 2, abs(first - second)
-        here = next((item for item in bag if _is_at(item, middle)), None)
+        here = next((item for item in bag if np.allclose(_centre(item), middle, 0, NEAR)), None)
         if here is None:
             here, changed = ElementTree.fromstring(REGION.format(DECLARED, *middle, *sides)), True
             bag.append(here)
@@ -115,8 +115,5 @@ def _value(item, name):
     return next(filter(None, (*attributes, *elements)), '').strip()
 
 
-def _is_at(item, middle):
-    try:
-        return np.allclose(middle, [float(_value(item, f'stArea:{key}')) for key in 'xy'], 0, NEAR)
-    except ValueError:
-        return False
+def _centre(item):
+    return [float(_value(item, f'stArea:{key}') or 'nan') for key in 'xy']
