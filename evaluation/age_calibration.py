@@ -46,10 +46,8 @@ def score_pairs(
     embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
 ) -> Scored:
     """Every pair of the faces, embeddings (N, D) of unit length, labels (N,), ages (N,) in years.
-
     Of a person at most PER_PERSON faces, and of all at most FACES, whole people at a time, are
-    taken, drawn by the seed. Raises ValueError if an embedding isn't finite.
-    """
+    taken, drawn by the seed. Raises ValueError if an embedding isn't finite."""
     check_finite(embeddings)
     rng = np.random.default_rng(seed)
     images: list[np.ndarray] = []
@@ -67,11 +65,9 @@ def score_pairs(
 
 
 def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
-    """The thresholds by age that Scored pairs lead to, lists and numbers: what AgeDecision reads.
-
-    A threshold accepts at most its rate of the pairs of further people with this `confidence`.
-    None if there are no pairs of one of the two kinds.
-    """
+    """The thresholds by age that Scored pairs lead to, lists and numbers: what AgeDecision reads. A
+    threshold accepts at most its rate of the pairs of further people with this `confidence`. None
+    if there are no pairs of one of the two kinds."""
     if not pairs.same.any() or pairs.same.all():
         return None
     slope, offset = _regression(pairs, seed)
@@ -99,12 +95,10 @@ def bounds(
     similarity: np.ndarray, people: np.ndarray, rates: tuple, confidence: float = CONFIDENCE
 ) -> np.ndarray:
     """Thresholds that accept at most `rates` of different people's pairs with this confidence, of
-    similarities (n,) and people (n, 2) as in Scored.
-
-    Pairs that share a person rise and fall together. They count as the number of independent pairs
-    that gives the same variance of the rate. NaN if these are too few.
-    Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data.
-    """
+    similarities (n,) and people (n, 2) as in Scored. Pairs that share a person rise and fall
+    together. They count as the number of independent pairs that gives the same variance of the
+    rate. NaN if these are too few.
+    Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data."""
     from scipy.special import bdtrik
 
     n, thresholds = len(similarity), np.full(len(rates), np.nan)

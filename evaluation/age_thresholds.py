@@ -48,11 +48,9 @@ class AgeDecision:
             raise ValueError('not a calibration by ages')
 
     def threshold(self, younger: float, gap: float, far: float) -> Threshold | None:
-        """The similarity that accepts `far` of the pairs of different people of these ages.
-
-        None if no cell at all has a threshold. If the pair's cell has too few pairs for `far`, the
-        highest threshold of the nearest cells that have enough decides.
-        """
+        """The similarity that accepts `far` of the pairs of different people of these ages. None if
+        no cell at all has a threshold. If the pair's cell has too few pairs for `far`, the highest
+        threshold of the nearest cells that have enough decides."""
         here, table = cell(younger, gap), self._at(far)
         counts, known = (int(self.impostor[here]), int(self.genuine[here])), np.isfinite(table)
         value, caution = table[here], None

@@ -70,11 +70,9 @@ def by_years(pairs: Scored, threshold: float) -> list[dict]:
 
 def slope(pairs: Scored, seed: int = 0) -> dict | None:
     """How the similarity of one person's faces changes with the years between them: {'per_decade',
-    'interval' over people, 'people'}; None if no two pairs of a person differ in years.
-
-    Least squares with an intercept for each person, so people who were photographed over few years
-    and alike faces don't count as ageing.
-    """
+    'interval' over people, 'people'}; None if no two pairs of a person differ in years. Least
+    squares with an intercept for each person, so people who were photographed over few years and
+    alike faces don't count as ageing."""
     years, scores = pairs.gap[pairs.same], pairs.similarity[pairs.same]
     person = np.unique(pairs.people[pairs.same, 0], return_inverse=True)[1]
     centred = years - (np.bincount(person, years) / np.bincount(person))[person]
@@ -113,12 +111,10 @@ def det(
 
 def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None:
     """{'cllr', 'min_cllr'}: the cost in bits of log-likelihood ratios made from the scores, and its
-    minimum over all increasing maps (isotonic regression, PAV). 0 is perfect, 1 says nothing.
-
-    A score becomes a ratio by a logistic regression that was fitted on the other folds, each kind
-    of pair weighing the same. None if a fold lacks pairs of a kind.
-    Source: Brümmer & du Preez 2006, Application-independent evaluation of speaker detection.
-    """
+    minimum over all increasing maps (isotonic regression, PAV). 0 is perfect, 1 says nothing. A
+    score becomes a ratio by a logistic regression that was fitted on the other folds, each kind of
+    pair weighing the same. None if a fold lacks pairs of a kind.
+    Source: Brümmer & du Preez 2006, Application-independent evaluation of speaker detection."""
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -147,12 +143,10 @@ def open_set(
     embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
 ) -> dict | None:
     """Identification if a half of the people, drawn by the seed, are not enrolled: {'enrolled',
-    'unenrolled', 'searches', 'fnir': {'0.1': {'threshold', **rate}, …}}.
-
-    The gallery is the youngest image of each enrolled person. Each image of the others is a search
-    that must find nobody: the lowest threshold that keeps an FPIR. An enrolled person's other
-    images must find the person, first and above the threshold. None if nobody is left to search.
-    """
+    'unenrolled', 'searches', 'fnir': {'0.1': {'threshold', **rate}, …}}. The gallery is the
+    youngest image of each enrolled person. Each image of the others is a search that must find
+    nobody: the lowest threshold that keeps an FPIR. An enrolled person's other images must find the
+    person, first and above the threshold. None if nobody is left to search."""
     people, person = np.unique(labels, return_inverse=True)
     enrolled = parts(labels, 2, seed) == 0
     order = np.lexsort((ages, person))
@@ -176,10 +170,8 @@ def open_set(
 
 def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
     """Photographs (N,) in which no face was found: {'fta': rate, 'pairs_lost', 'without', 'with'}.
-
     The last two are roc_figures of the pairs (n,) whose faces were both found, and of all pairs, if
-    one with a failure never matches: what a system as a whole achieves.
-    """
+    one with a failure never matches: what a system as a whole achieves."""
     lost = missed[pairs.left] | missed[pairs.right]
     without = roc_figures(scores[~lost], pairs.same[~lost])
     whole = roc_figures(np.where(lost, -2.0, scores), pairs.same)

@@ -105,11 +105,8 @@ def read_ages(
     features: np.ndarray, labels: np.ndarray, ages: np.ndarray, folds: int, seed: int = 0
 ) -> np.ndarray | None:
     """Ages (N,) in years that a ridge regression, fitted on the other folds of people, reads from
-    features (N, D).
-
-    None is outside the ages that occur: a unit that is dead in the other folds can't run away. None
-    at all if there are fewer than five people or one age.
-    """
+    features (N, D). None is outside the ages that occur: a unit that is dead in the other folds
+    can't run away. None at all if there are fewer than five people or one age."""
     from sklearn.linear_model import RidgeCV
     from sklearn.preprocessing import StandardScaler
 
@@ -139,12 +136,9 @@ def _out_of_fold(steps, features, target, splits):
 
 def identity_in(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0) -> dict:
     """{'auc', 'rank1', 'rank1_chance'}: how well features (N, D) alone, standardised and compared
-    by cosine, tell people apart.
-
-    The AUC is over gap_pairs, so that two faces of one age are no easier to take for one person;
-    rank-1 is leave-one-out and can't be freed of age: pictures of one person are often taken at one
-    age.
-    """
+    by cosine, tell people apart. The AUC is over gap_pairs, so that two faces of one age are no
+    easier to take for one person; rank-1 is leave-one-out and can't be freed of age: pictures of
+    one person are often taken at one age."""
     from sklearn.preprocessing import normalize, scale
 
     check_finite(features)
@@ -164,12 +158,10 @@ def held_out_correlation(
 ) -> dict:
     """{'rho', 'shuffled', 'shuffled_95', 'dimensions'}: the first canonical correlation of x_id and
     x_age, fitted on one half of the people, its |correlation| on the other, averaged over both.
-
     'shuffled' is the mean of the same over `shuffles` random pairings of the faces, 'shuffled_95'
     what 95 % of them stay below: what these faces show if nothing is shared. A fit needs many more
     faces than dimensions: both sides are first reduced to 'dimensions' principal components of the
-    fitting half, one for every 10 faces. None with fewer than four people or 80 faces.
-    """
+    fitting half, one for every 10 faces. None with fewer than four people or 80 faces."""
     from sklearn.decomposition import PCA
 
     names, person = np.unique(labels, return_inverse=True)
@@ -201,11 +193,9 @@ def first_canonical_correlation(
     x: np.ndarray, y: np.ndarray, ridge: float = 1e-6
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Largest canonical correlation ρ of x (N, A) and y (N, B) in closed form, with its directions
-    w_x (A,) and w_y (B,).
-
-    Meaningful only if N is much larger than A + B. Columns without variance (a dead unit) and
-    directions with less than `ridge` of the mean variance of standardized columns drop out.
-    """
+    w_x (A,) and w_y (B,). Meaningful only if N is much larger than A + B. Columns without variance
+    (a dead unit) and directions with less than `ridge` of the mean variance of standardized columns
+    drop out."""
     (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
     u, s, v = np.linalg.svd(x.T @ y / len(x))
     if not len(s):

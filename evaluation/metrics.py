@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from evaluation import rates
-from evaluation.pairs import Pairs, gap_masks, gap_pairs
-from evaluation.rates import FARS, GRID, REPLICATES, bootstrap, cosines, decide, interval
+from evaluation.pairs import Pairs
+from evaluation.rates import FARS, GRID, bootstrap, decide, interval
 from recognition.embedding import check_finite
 
 ENOUGH = 10  # pairs of either kind: below, one more or less moves every figure by points
@@ -21,7 +21,7 @@ def verification(
     scores: np.ndarray,
     pairs: Pairs,
     thresholds: np.ndarray | None = GRID,
-    replicates: int = 0,
+    intervals: bool = False,
     seed: int = 0,
 ) -> dict:
     """Accuracy over the folds, AUC, EER and TAR@FAR of the scores (n,) of n pairs.
@@ -29,7 +29,7 @@ def verification(
     Each fold is scored at the threshold that is best on all the others, the strictest of equals
     (InsightFace's verification); `thresholds` are the candidates, strictest first, None for every
     score that occurs. 'threshold' is the best on all pairs: for deployment, no figure here uses it;
-    'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `replicates`,
+    'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `intervals`,
     'intervals' holds the 95 % of each figure over people, over pairs if they aren't known; the
     folds' thresholds are held. 'few_errors' names the figures with fewer than FEW_ERRORS errors
     beneath. Where pairs of a kind are missing or too few, or the folds can't be folds, figures are
@@ -57,10 +57,10 @@ def verification(
     report['few_errors'] = _few_errors(report)
     if reason:
         report['reason'] = reason
-    if replicates:
+    if intervals:
         report['intervals'] = dict.fromkeys(('accuracy', *figures))
-    if replicates and not _few(same):
-        drawn, drawn_at = bootstrap(scores, pairs, right, replicates, seed)
+    if intervals and not _few(same):
+        drawn, drawn_at = bootstrap(scores, pairs, right, seed=seed)
         for name, values in drawn.items():
             if report[name] is not None:
                 report['intervals'][name] = interval(values)
@@ -108,22 +108,11 @@ def _few(same):
     return min(same.sum(), (~same).sum()) < ENOUGH
 
 
-def by_gap(scores: np.ndarray, pairs: Pairs, replicates: int = 0, seed: int = 0) -> list[dict]:
-    """verification() within each age gap that has pairs; with 'years' and 'mean_gap'."""
-    rows = []
-    for years, here in gap_masks(pairs.gap):
-        found = verification(scores[here], pairs.where(here), None, replicates, seed)
-        rows.append({'years': years, 'mean_gap': float(pairs.gap[here].mean()), **found})
-    return rows
-
-
 def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each probe and the image nearest to it among all the others: two index arrays (P,).
-
-    Probes are the images of people with at least two; all N images are the gallery, the probe's own
-    score at −inf. Works in blocks: 100,000 faces need no N × N matrix. Raises ValueError if an
-    embedding isn't finite.
-    """
+    """Each probe and the image nearest to it among all the others: two index arrays (P,). Probes
+    are the images of people with at least two; all N images are the gallery, the probe's own score
+    at −inf. Works in blocks: 100,000 faces need no N × N matrix. Raises ValueError if an embedding
+    isn't finite."""
     check_finite(embeddings)
     _, person, counts = np.unique(labels, return_inverse=True, return_counts=True)
     probes = np.flatnonzero(counts[person] > 1)
@@ -150,47 +139,10 @@ def percentiles(scores: np.ndarray, same: np.ndarray) -> dict:
     return {k: np.quantile(v, at).tolist() if len(v) else [] for k, v in kinds.items()}
 
 
-def people_report(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    ages: np.ndarray,
-    seed: int = 0,
-    intervals: bool = True,
-    found: tuple | None = None,
-) -> dict:
-    """Recognition of people of known age: {'images', 'people', 'rank1', 'rank1_probes',
-    'verification', 'percentiles', 'by_gap'}, ready for JSON, of unit embeddings (N, D), labels (N,)
-    and ages (N,) in years.
-
-    Verification is over gap_pairs, each score a threshold candidate: a network whose cosines are
-    all alike is fairly read. `found` are the probes and the images nearest to them, by default
-    leave_one_out's. Without `intervals` it is under a second for 1,000 faces.
-    """
-    replicates = REPLICATES * intervals
-    probes, nearest = found or leave_one_out(embeddings, labels)
-    pairs = gap_pairs(labels, ages, seed)
-    scores = cosines(embeddings, pairs.left, pairs.right)
-    report = verification(scores, pairs, None, replicates, seed)
-    counts = np.unique(labels, return_counts=True)[1]
-    if not len(scores):
-        report['reason'] = 'no pair of different people has the ages of a pair of one person'
-        if len(counts) == 1:
-            report['reason'] = 'there is one person alone'
-        if counts.max() == 1:
-            report['reason'] = 'every person has one image alone'
-    rows: dict[str, Any] = {'images': len(labels), 'people': len(counts), 'verification': report}
-    hits, who = labels[probes] == labels[nearest], labels[probes]
-    rows |= {'rank1': float(hits.mean()) if len(hits) else None, 'rank1_probes': len(hits)}
-    if intervals:
-        rows['rank1_interval'] = rates.share_interval(hits, who, seed) if len(hits) else None
-    rows['percentiles'] = percentiles(scores, pairs.same)
-    return rows | {'by_gap': by_gap(scores, pairs, replicates, seed)}
-
-
 def decision(report: dict) -> dict | None:
-    """What a weights file keeps of a people_report, to decide by: the 'threshold', 'accuracy' and
-    'far' of its verification, and its percentiles, 'genuine' and 'impostor'. None if there are no
-    pairs of both kinds."""
+    """What a weights file keeps of an evidence.people_report, to decide by: the 'threshold',
+    'accuracy' and 'far' of its verification, and its percentiles, 'genuine' and 'impostor'. None if
+    there are no pairs of both kinds."""
     kept = {key: report['verification'][key] for key in ('threshold', 'accuracy', 'far')}
     return None if kept['threshold'] is None else kept | report['percentiles']
 
@@ -199,23 +151,20 @@ def difference(
     first: np.ndarray,
     second: np.ndarray,
     pairs: Pairs,
-    thresholds: np.ndarray | None = GRID,
+    thresholds: np.ndarray | None,
     seed: int = 0,
-    replicates: int = REPLICATES,
 ) -> dict:
     """What the second model's scores (n,) are better by than the first's on the same pairs:
-    {figure: {'difference', 'interval'}}.
-
-    Second minus first; a paired bootstrap: every replicate draws the same people for both. A figure
-    that either lacks is left out, and all are if there are fewer than ENOUGH pairs of a kind.
-    """
+    {figure: {'difference', 'interval'}}. Second minus first; a paired bootstrap: every replicate
+    draws the same people for both. A figure that either lacks is left out, and all are if there are
+    fewer than ENOUGH pairs of a kind."""
     if _few(pairs.same):
         return {}
     point, drawn = [], []
     for scores in (first, second):
         right, _ = decide(scores, pairs, thresholds)
         point.append(verification(scores, pairs, thresholds))
-        drawn.append(bootstrap(scores, pairs, right, replicates, seed)[0])
+        drawn.append(bootstrap(scores, pairs, right, seed=seed)[0])
     found = {}
     for name in drawn[0]:
         if point[0][name] is not None and point[1][name] is not None:

@@ -19,16 +19,13 @@ LABELS = dict.fromkeys(('1', '+1', '1.0', 'true'), True)
 LABELS |= dict.fromkeys(('0', '-1', '0.0', 'false'), False)
 # in the first line of a list whose threshold candidates are all of its scores, and no grid
 EVERY_SCORE = 'thresholds: every score'
-QUOTED = re.compile(r'"([^"]*)"|([^ \t]+)')
 EXPECTED = 'expected `label pathA pathB`, the label 1 or 0'
 TABS = f'{EXPECTED}; names with spaces need tabs between the columns'
 
 
 def read_lines(file: Path) -> tuple[list[tuple[int, str]], str]:
-    """The lines that aren't blank, (number, text), and the sha256 of the file.
-
-    Raises DataError if the file is missing, empty or no text.
-    """
+    """The lines that aren't blank, (number, text), and the sha256 of the file. Raises DataError if
+    it is missing, empty or no text."""
     data = read_bytes(file, 'the list is looked for there')
     lines = lines_of_text(data, file)
     if not lines:
@@ -43,29 +40,21 @@ def is_pair_list(path: Path | str) -> bool:
         return file.suffix == '.bin'
     with open(file, 'rb') as begin:
         lines = numbered_lines_of(begin.read(4096))
-    return any(pair_of(line) is not None for _, line in lines[:2])
+    return any('\0' not in line and pair_of(line) for _, line in lines[:2])
 
 
 def columns(line: str) -> list[list[str]]:
-    """The ways to cut a line: at its tabs, its spaces (outside quotes), its commas, semicolons.
-
-    A comma or semicolon at the end of the line starts no column.
-    """
-    line = re.sub(r'\s*[,;]\s*$', '', line)
-    ways = [[field.strip().strip('"') for field in line.split('\t')]] if '\t' in line else []
-    ways.append([quoted or plain for quoted, plain in QUOTED.findall(line)])
-    for mark in ',;':
-        if mark in line:
-            fields = next(csv.reader([line], delimiter=mark, skipinitialspace=True))
-            ways.append([field.strip() for field in fields])
-    return ways
+    """The ways to cut a line: at its tabs, its spaces (outside quotes), its commas, semicolons. A
+    comma or semicolon at the end of the line starts no column."""
+    line = re.sub(r'\s*[,;]?\s*$', '', line)
+    ways = [(line, '\t'), (line.replace('\t', ' '), ' '), (line, ','), (line, ';')]
+    cuts = (csv.reader([x], delimiter=at, skipinitialspace=True) for x, at in ways if at in x)
+    return [[field.strip() for field in fields] for cut in cuts for fields in cut] or [[line]]
 
 
 def pair_of(line: str) -> tuple[str, str, bool, int | None] | None:
-    """(image, image, same, fold) of `label a b`, `a b label` or `label a b fold`, else None.
-
-    The fold is None if there is no column of it.
-    """
+    """(image, image, same, fold) of `label a b`, `a b label` or `label a b fold`, else None. The
+    fold is None if there is no column of it."""
     for fields in columns(line):
         first, last = (LABELS.get(fields[at].lower()) for at in (0, -1))
         if len(fields) == 4 and first is not None and fields[3].isdecimal():
@@ -79,18 +68,17 @@ def pair_of(line: str) -> tuple[str, str, bool, int | None] | None:
 
 def why_no_pair(line: str) -> str:
     """What is wrong with a line that is no pair, and what was expected."""
-    ways = columns(line)
     if line.count('|') > 1:
         return f"columns are cut at tabs, spaces, commas or semicolons, not at '|': {EXPECTED}"
+    ways = columns(line)
     fields = next((fields for fields in ways if len(fields) in (3, 4)), ways[0])
     first, last = f'{fields[0]!r:.40}', f'{fields[-1]!r:.40}'
     if len(fields) == 3:
         places = f'in the first column, {first}, and in the last, {last}'
         return f'the label is looked for {places}: {EXPECTED}'
-    if len(fields) == 4 and fields[0].isdecimal():
-        if LABELS.keys() & {fields[1].lower(), fields[3].lower()}:
-            remedy = 'seems to be an index: write the list without it'
-            return f'4 columns, the first, {first}, {remedy}: {EXPECTED}'
+    if len(fields) == 4 and LABELS.keys() & {fields[1].lower(), fields[3].lower()}:
+        remedy = 'seems to be an index: write the list without it'
+        return f'4 columns, the first, {first}, {remedy}: {EXPECTED}'
     if len(fields) == 4 and fields[0].lower() in LABELS:
         return f'the fourth column, {last}, is no number of a fold: {TABS}'
     return f'{len(fields)} column(s): {TABS}'
@@ -103,33 +91,24 @@ def is_header(line: str) -> bool:
 
 
 def locate(root: Path, name: str) -> str:
-    """The path of an image that a list names, below `root` or from `~`.
-
-    If there is no such image: the path where it would be.
-    """
+    """The path of an image that a list names, below `root` or from `~`: where it is or would be."""
     return str(root / (find(root, name) or find(root, os.path.expanduser(name)) or name))
 
 
 def root_of(path: Path, names: list[str], *below: str) -> Path:
-    """The first of the folders path/<below> that holds an image of the list.
-
-    Raises DataError if none does.
-    """
-    for folder in below:
-        root = Path(path, folder)
+    """The first of the folders path/<below> that holds an image of the list, else DataError."""
+    for root in (path / folder for folder in below):
         if any(os.path.exists(locate(root, name)) for name in names):
             return root
-    places = some([str(Path(path, folder, names[0])) for folder in below])
+    places = some([str(path / folder / names[0]) for folder in below])
     wrong = f'{some(names[:1])}, the first image of the list, is not there, nor any other'
     raise DataError(f'{wrong}: looked for {places}')
 
 
 def write_pairs(path: Path, pairs: Pairs, names: list[str], note: str) -> None:
     """Writes lines `label pathA pathB fold`, with tabs between, which protocols.pair_list reads.
-
     The first line holds `note`, and EVERY_SCORE, as for the drawn pairs. Raises DataError for a
-    name that such a line can't hold.
-    """
+    name that such a line can't hold."""
     paths = [os.path.abspath(name) for name in names]
     for name in paths:
         if set(name) & set('\t\r\n"'):
@@ -184,10 +163,8 @@ class _Unpickler(pickle.Unpickler):
 
 def read_bin(path: Path | str) -> tuple[list[bytes], np.ndarray]:
     """The 2·n encoded images of an InsightFace .bin, and whether each pair is one person, (n,).
-
     Pair i is images 2i and 2i + 1. The file is a pickle of Python 2 or 3, its images bytes or 1-D
-    uint8 arrays. Raises DataError, one line, for anything else; nothing in the file is run.
-    """
+    uint8 arrays. Raises DataError, one line, for anything else; nothing in the file is run."""
     data = read_bytes(path, 'expected an InsightFace .bin file')
     try:
         content = _Unpickler(io.BytesIO(data), encoding='latin1').load()
@@ -220,13 +197,13 @@ def _plain(value):
 
 def _encoded(image, which):
     """The bytes of one image, as the pickle holds them."""
-    if isinstance(image, np.ndarray) and image.ndim == 1 and image.dtype == np.uint8:
-        return image.tobytes()
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        kind = f'an array {image.shape} of {image.dtype}'
+        if image.ndim == 1 and image.dtype == np.uint8:
+            return image.tobytes()
     if isinstance(image, str) and max(image, default='') < '\u0100':
         return image.encode('latin1')  # Python 2's bytes
     if isinstance(image, (bytes, bytearray)):
         return bytes(image)
-    kind = type(image).__name__
-    if isinstance(image, np.ndarray):
-        kind = f'an array {image.shape} of {image.dtype}'
     raise DataError(f'{which}: expected an encoded image, found {kind}')

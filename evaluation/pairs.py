@@ -15,10 +15,8 @@ GAP_NAMES = ('0-5', '6-10', '11-20', '21-30', '31+')
 
 class Pairs(NamedTuple):
     """n pairs of images: indices `left` and `right`, whether they are the `same` person, and the
-    `fold` they are scored in.
-
-    `people` (n, 2) are the two identities of each pair and `gap` (n,) is in years, None if unknown.
-    """
+    `fold` they are scored in. `people` (n, 2) are the two identities of each pair and `gap` (n,) is
+    in years, None if unknown."""
 
     left: np.ndarray
     right: np.ndarray
@@ -32,11 +30,9 @@ class Pairs(NamedTuple):
 
 
 def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
-    """Lines of notice, of pairs that stand in the list again.
-
-    Raises DataError, which names the first pair, if a list can't measure a network: an image with
-    itself, two images as one person and as different people, pairs of one kind alone.
-    """
+    """Lines of notice, of pairs that stand in the list again. Raises DataError, which names the
+    first pair, if a list can't measure a network: an image with itself, two images as one person
+    and as different people, pairs of one kind alone."""
 
     def refuse(wrong, why):
         if wrong.any():
@@ -81,16 +77,14 @@ def parts(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def gap_pairs(
     labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int = 5000, per_person: int = 30
 ) -> Pairs:
-    """Genuine pairs, each with an impostor pair of the same age gap.
-
-    At most `per_bin` genuine pairs of each age gap, and of `per_person` images of anybody, so that
-    nobody is most pairs. The impostor pair has one face of the genuine pair and, for the other,
-    somebody of that age: so neither the gap nor the ages separate the two kinds. It comes from the
-    same fold of people if one has the age, so that folds share no people; else from anywhere, and
-    from another age within the same gap bin; a genuine pair that even then finds none is left out.
-    The same seed gives the same pairs. `labels` (N,) int, `ages` (N,) years. Raises ValueError for
-    an age that isn't finite.
-    """
+    """Genuine pairs, each with an impostor pair of the same age gap. At most `per_bin` genuine
+    pairs of each age gap, and of `per_person` images of anybody, so that nobody is most pairs. The
+    impostor pair has one face of the genuine pair and, for the other, somebody of that age: so
+    neither the gap nor the ages separate the two kinds. It comes from the same fold of people if
+    one has the age, so that folds share no people; else from anywhere, and from another age within
+    the same gap bin; a genuine pair that even then finds none is left out. The same seed gives the
+    same pairs. `labels` (N,) int, `ages` (N,) years. Raises ValueError for an age that isn't
+    finite."""
     ages = np.asarray(ages, np.float64)
     if not np.isfinite(ages).all():
         first = np.flatnonzero(~np.isfinite(ages))[0]
@@ -115,10 +109,8 @@ def gap_pairs(
 def genuine_pairs(
     person: np.ndarray, rng: np.random.Generator, per_person: int = 30, limit: int = 1_000_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of one person's images, or `limit` of them drawn evenly: two index arrays.
-
-    `person` counts from 0.
-    """
+    """All pairs of one person's images, or `limit` of them drawn evenly: two index arrays. `person`
+    counts from 0."""
     order, counts = np.lexsort((rng.random(len(person)), person)), np.bincount(person)
     position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     order = order[position < per_person]

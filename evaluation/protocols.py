@@ -66,26 +66,24 @@ class Benchmark(NamedTuple):
 
 
 def of_pairs(
-    rows: list, path: Path, below: tuple, digest: str | None, people: Any = None
+    rows: list, path: Path, below: tuple, digest: str | None, person=os.path.dirname
 ) -> Benchmark:
-    """Rows (image, image, same, fold) as a Benchmark, each image once.
-
-    The images lie below the first of the folders path/<below> that holds any. `people` are the two
-    names of each row. If a fold is None, ten are cut in the order of the rows, each with a tenth of
-    either kind.
-    """
+    """Rows (image, image, same, fold) as a Benchmark, each image once. The images lie below the
+    first of the folders path/<below> that holds any. person(path) says whose an image is, and is
+    believed if that agrees with every row. If a fold is None, ten are cut in the order of the rows,
+    each with a tenth of either kind."""
     names = list(dict.fromkeys(name for row in rows for name in row[:2]))
     root = pair_files.root_of(path, names, *below)
     paths = {name: pair_files.locate(root, name) for name in names}
     unique = {source: index for index, source in enumerate(dict.fromkeys(paths.values()))}
-    left, right = np.array([[unique[paths[name]] for name in row[:2]] for row in rows]).T
-    if people is not None:
-        people = np.unique(np.array(people), return_inverse=True)[1].reshape(-1, 2)
+    two = np.array([[unique[paths[name]] for name in row[:2]] for row in rows])
     same, fold = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
     if None in fold:
         count = np.where(same, same.cumsum(), (~same).cumsum()) - 1
         fold = count * 10 // np.where(same, same.sum(), (~same).sum())
-    pairs = Pairs(left, right, same, fold, people)
+    people = np.unique([person(source) for source in unique], return_inverse=True)[1][two]
+    agree = ((people[:, 0] == people[:, 1]) == same).all()
+    pairs = Pairs(two[:, 0], two[:, 1], same, fold, people if agree else None)
     return Benchmark(list(unique), list(unique), pairs, digest=digest)
 
 
@@ -100,55 +98,52 @@ def lfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
         shape = f'LFW has {folds} folds of {per_fold} and {per_fold} pairs'
         remedy = 'a list of your own in this format is read by the benchmark `pairs`'
         raise DataError(f'{file}: the first line is {lines[0][1]!r}; {shape}; {remedy}')
-    rows, people = _lfw_rows(file, lines[1:], per_fold, folds)
-    return of_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest, people)
+    rows = _lfw_rows(file, lines[1:], per_fold, folds)
+    return of_pairs(rows, Path(path), ('images', '', *LFW_FOLDERS), digest)
 
 
 def _lfw_rows(file, lines, per_fold, folds):
-    """Rows and people of LFW's lines: in each fold `per_fold` genuine pairs, then as many not."""
+    """Rows of LFW's lines: in each fold `per_fold` genuine pairs, then as many that are not."""
     if len(lines) != 2 * folds * per_fold:
         raise DataError(f'{file}: {len(lines)} pairs; expected {2 * folds * per_fold}')
-    rows, people = [], []
+    rows = []
     for index, (number, line) in enumerate(lines):
         fields = [field.strip() for field in line.split('\t' if '\t' in line else None)]
         same, numbers = index // per_fold % 2 == 0, fields[1:2] + fields[-1:]
         if len(fields) != 4 - same or not all(map(NUMBER.fullmatch, numbers)):
             form = 'name number number' if same else 'name number name number'
             raise DataError(f'{file}, line {number}: {line!r}: expected {form}')
-        a, b = fields[0], fields[0 if same else 2]
-        images = [f'{x}/{x}_{int(k):04d}.jpg' for x, k in zip((a, b), numbers, strict=True)]
+        two = zip((fields[0], fields[0 if same else 2]), numbers, strict=True)
+        images = [f'{name}/{name}_{int(k):04d}.jpg' for name, k in two]
         rows.append((*images, same, index // (2 * per_fold) if folds > 1 else None))
-        people.append((a, b))
-    return rows, people
+    return rows
 
 
 def calfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
-    """CALFW: path/pairs_CALFW.txt, images in path/'aligned images', path/images or path.
-
-    Lines `file token`, two a pair: first the genuine pairs, whose token is the fold, 1 to 10; then
-    the impostors, token 0, a fold every 300.
-    """
+    """CALFW: path/pairs_CALFW.txt, images in path/'aligned images', path/images or path. Lines
+    `file token`, two a pair: first the genuine pairs, whose token is the fold, 1 to 10; then the
+    impostors, token 0, a fold every 300."""
     file = Path(path, 'pairs_CALFW.txt')
     lines, digest = pair_files.read_lines(file)
     if len(lines) != 4 * folds * per_fold:
         raise DataError(f'{file}: {len(lines)} lines; expected {4 * folds * per_fold}, two a pair')
-    rows, people = [], []
-    for index in range(0, len(lines), 2):
-        two = [(line.rsplit(maxsplit=1) + [''])[:2] for _, line in lines[index : index + 2]]
-        (a, token), (b, other) = two
-        same = index < len(lines) // 2
+    rows, half = [], folds * per_fold
+    for index, (number, line) in enumerate(lines[::2]):
+        (a, token), (b, other) = (
+            (text.rsplit(maxsplit=1) + [''])[:2] for text in (line, lines[2 * index + 1][1])
+        )
+        same = index < half
         allowed = range(1, folds + 1) if same else (0,)
         if token != other or not NUMBER.fullmatch(token) or int(token) not in allowed:
             expected = f'one fold of 1 to {folds}' if same else '0'
-            where = f'{file}, line {lines[index][0]}'
-            raise DataError(f'{where}: tokens {token!r} and {other!r}: expected {expected}')
-        fold = int(token) - 1 if same else (index // 2 - folds * per_fold) // per_fold
-        rows.append((a, b, same, fold))
-        people.append(tuple(re.sub(r'_\d+\.\w+$', '', name) for name in (a, b)))
+            wrong = f'tokens {token!r} and {other!r}: expected {expected}'
+            raise DataError(f'{file}, line {number}: {wrong}')
+        rows.append((a, b, same, int(token) - 1 if same else (index - half) // per_fold))
     counts = np.bincount([fold for *_, same, fold in rows if same], minlength=folds).tolist()
     if counts != [per_fold] * folds:
         raise DataError(f'{file}: {counts} genuine pairs in the folds; expected {per_fold} in each')
-    return of_pairs(rows, Path(path), ('aligned images', 'images', ''), digest, people)
+    below = ('aligned images', 'images', '')
+    return of_pairs(rows, Path(path), below, digest, lambda name: re.sub(r'_\d+\.\w+$', '', name))
 
 
 def cacd_vs(path: str, folds: int = 10, per_fold: int = 200) -> Benchmark:
@@ -173,36 +168,27 @@ def bin_file(path: str) -> Benchmark:
 
 def pair_list(path: str) -> Benchmark:
     """Lines `label pathA pathB`, label 1 or 0, paths from the list's folder or its images/: LAG,
-    AgeDB-C20, FGNET-C30 … And lists of the user's in LFW's format, whatever their size.
-
-    Columns are cut at tabs, spaces or commas; the label may come last, a fourth column is the fold.
-    The folders are taken for people if they agree with every label. A first line `# thresholds:
-    every score`, as --write-pairs has it, makes the thresholds those of pairs drawn by age gap.
-    """
+    AgeDB-C20, FGNET-C30 … And lists of the user's in LFW's format, whatever their size. A first
+    line `# thresholds: every score`, as --write-pairs has it, makes the thresholds those of pairs
+    drawn by age gap."""
     file = Path(path).expanduser()
     lines, digest = pair_files.read_lines(file)
     first = lines[0][1]
     head = first.split()
     if len(lines) > 1 and len(head) < 3 and all(map(NUMBER.fullmatch, head)):
         folds = int(head[0]) if len(head) == 2 else 1
-        rows, people = _lfw_rows(file, lines[1:], int(head[-1]), folds)
-        return of_pairs(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest, people)
+        rows = _lfw_rows(file, lines[1:], int(head[-1]), folds)
+        return of_pairs(rows, file.parent, ('', 'images', *LFW_FOLDERS), digest)
     rows = []
     for number, line in lines:
-        pair = pair_files.pair_of(line)
-        if pair:
+        if pair := pair_files.pair_of(line):
             rows.append(pair)
         elif not line.startswith('#') and not (line == first and pair_files.is_header(line)):
             raise DataError(f'{file}, line {number}: {line!r:.200}: {pair_files.why_no_pair(line)}')
     if not rows:
         raise DataError(f'{file}: no pair in it: expected lines `label pathA pathB`')
-    found = of_pairs(rows, file.parent, ('', 'images'), digest)
-    if first.startswith('#') and pair_files.EVERY_SCORE in first:
-        found = found._replace(every_score=True)
-    folders = [str(Path(source).parent) for source in found.sources]
-    people = np.unique(folders, return_inverse=True)[1][np.stack(found.pairs[:2], 1)]
-    agree = ((people[:, 0] == people[:, 1]) == found.pairs.same).all()
-    return found._replace(pairs=found.pairs._replace(people=people)) if agree else found
+    every_score = first.startswith('#') and pair_files.EVERY_SCORE in first
+    return of_pairs(rows, file.parent, ('', 'images'), digest)._replace(every_score=every_score)
 
 
 def fgnet(path: str, images: int = 1002, people: int = 82) -> Benchmark:
@@ -223,13 +209,10 @@ def morph(path: str) -> Benchmark:
 
 
 def morph_subjects(album: Benchmark, subjects: int, seed: int) -> tuple[Benchmark, str]:
-    """`subjects` people of MORPH, each a gallery and a probe image, in turns; and the text of that
-    list, whose sha256 is its digest.
-
-    Of each subject the youngest image is gallery and the oldest of the others probe; of one age,
-    the lowest picture number. The subjects are drawn from those with two or more images by the
-    seed. Raises DataError if there are fewer.
-    """
+    """`subjects` people of MORPH with two images or more, drawn by the seed, each a gallery and a
+    probe image, in turns: the youngest, and the oldest of the others; of one age, the lowest
+    picture number. And the text of that list, whose sha256 is its digest. Raises DataError if there
+    are fewer."""
     starts = np.flatnonzero(np.diff(album.labels)) + 1  # sorted by subject, then picture
     several = [one for one in np.split(np.arange(len(album.labels)), starts) if len(one) > 1]
     if len(several) < subjects:
@@ -287,26 +270,22 @@ def _named(path, pattern, form):
     found, others, first = [], [], {}
     for file in images_below(path):
         match = re.fullmatch(pattern, Path(file).stem)
-        if match:
-            numbers = re.split(r'(\d+)', match.string)
-            order = [int(text) if text.isdigit() else text.lower() for text in numbers]
-            found.append((order, match, file))
-        else:
+        if not match:
             others.append(os.path.relpath(file, path))
-    found.sort(key=lambda item: item[0])
+            continue
+        two = some([first.setdefault(match['photograph'].lower(), file), file])
+        if first[match['photograph'].lower()] != file:
+            raise DataError(f'{path}: two images of one photograph, {two}: remove one of them')
+        numbers = re.split(r'(\d+)', match.string)
+        order = [int(text) if text.isdigit() else text.lower() for text in numbers]
+        found.append((order, file, int(match['subject']), float(match['age'])))
     if not found:
         raise DataError(f'{path}: no image here or below is named {form}')
-    for _, match, file in found:
-        other = first.setdefault(match['photograph'].lower(), file)
-        if other != file:
-            two = some([other, file])
-            raise DataError(f'{path}: two images of one photograph, {two}: remove one of them')
-    _, matches, paths = zip(*found, strict=True)
-    labels = np.unique([int(match['subject']) for match in matches], return_inverse=True)[1]
-    ages = np.array([match['age'] for match in matches], np.float32)
+    _, paths, subjects, ages = map(list, zip(*sorted(found), strict=True))
+    labels = np.unique(subjects, return_inverse=True)[1]
     rest = f'{len(others)} image(s) left out, whose names are not {form}: {some(others)}'
     notices = (f'{path}: {rest}',) if others else ()
-    return Benchmark(list(paths), list(paths), labels=labels, ages=ages, notices=notices)
+    return Benchmark(paths, paths, labels=labels, ages=np.float32(ages), notices=notices)
 
 
 READERS: dict[str, Callable[..., Benchmark]] = {'lfw': lfw, 'calfw': calfw, 'cacd-vs': cacd_vs}

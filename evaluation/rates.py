@@ -21,10 +21,8 @@ REPLICATES = 500
 
 
 def cosines(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Scores (n,) float64 of the pairs left[i], right[i] of unit embeddings (N, D).
-
-    Raises ValueError if an embedding isn't finite.
-    """
+    """Scores (n,) float64 of the pairs left[i], right[i] of unit embeddings (N, D). Raises
+    ValueError if an embedding isn't finite."""
     check_finite(embeddings)
     scores = np.empty(len(left))
     for start in range(0, len(left), 8192):
@@ -38,11 +36,9 @@ def decide(
     scores: np.ndarray, pairs: Pairs, thresholds: np.ndarray | None = GRID
 ) -> tuple[np.ndarray | None, float | None]:
     """Whether each pair (n,) is decided rightly at the threshold that is best on all other folds,
-    None if there are no others; and the threshold that is best on all pairs.
-
-    Without `thresholds` every score is a candidate. The strictest of equals is taken: it lies at a
-    score of the other folds, so the fold's scores change no decision.
-    """
+    None if there are no others; and the threshold that is best on all pairs. Without `thresholds`
+    every score is a candidate. The strictest of equals is taken: it lies at a score of the other
+    folds, so the fold's scores change no decision."""
     if not len(scores):
         return None, None
     if thresholds is None:
@@ -61,11 +57,8 @@ def decide(
 
 def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> list:
     """False and true accept rates, each (W, m + 1), from rejecting all to accepting all, at the m
-    distinct scores.
-
-    `weights` (W, n) counts the pairs, a row for each replicate; None counts each once. A rate is
-    NaN if its kind of pair is missing.
-    """
+    distinct scores. `weights` (W, n) counts the pairs, a row for each replicate; None counts each
+    once. A rate is NaN if its kind of pair is missing."""
     order = np.argsort(-scores, kind='stable')
     steps = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     weights = np.ones((1, len(scores))) if weights is None else weights[:, order]
@@ -79,11 +72,9 @@ def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None)
 
 def roc_figures(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> dict:
     """{'auc', 'eer', 'tar@…'}, each (W,) with `weights` as in `roc`: NaN if a kind of pair is
-    missing, or if too few impostors carry the FAR.
-
-    TAR is the largest whose FAR is no larger than asked, without interpolation; EER is the FAR at
-    which the ROC, linear between its points, crosses FAR = 1 − TAR.
-    """
+    missing, or if too few impostors carry the FAR. TAR is the largest whose FAR is no larger than
+    asked, without interpolation; EER is the FAR at which the ROC, linear between its points,
+    crosses FAR = 1 − TAR."""
     if same.all() or not same.any():
         return {name: np.full(1, np.nan) for name in ('auc', 'eer', *FARS)}
     far, tar = roc(scores, same, weights)
@@ -105,10 +96,8 @@ def far_thresholds(
     scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """{'0.1': thresholds (W,), …}, with `weights` as in `roc`: the lowest threshold whose false
-    accept rate is no larger, for each of THRESHOLD_FARS that the impostor pairs support.
-
-    It is an impostor's score, which it does not accept; NaN in a replicate without impostors.
-    """
+    accept rate is no larger, for each of THRESHOLD_FARS that the impostor pairs support. It is an
+    impostor's score, which it does not accept; NaN in a replicate without impostors."""
     order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind='stable')]
     counts = np.ones((1, len(order))) if weights is None else weights[:, order]
     accepted = np.cumsum(counts, axis=1)
@@ -128,9 +117,8 @@ def supports(impostors: int, far: float) -> bool:
 
 def draws(people: np.ndarray | None, n: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
     """Weights (W, n) of n pairs of `people` (n, 2), in blocks of W replicates; None draws pairs.
-
-    The same people and seed draw the same, so the difference of two models is a paired bootstrap.
-    """
+    The same people and seed draw the same, so the difference of two models is a paired
+    bootstrap."""
     people = np.repeat(np.arange(n)[:, None], 2, axis=1) if people is None else people
     names, person = np.unique(people, return_inverse=True)
     first, second = person.reshape(-1, 2).T

@@ -53,11 +53,8 @@ def _is_counter(ages, people):
 
 def _numbered(people):
     """The labels in {label: sorted ages} of those whose pictures are numbered from one number on,
-    if nearly all are; else none.
-
-    Two people are enough if no number from 0 or 1 on is missing, else it takes three, and three
-    pictures of each if it starts later: that may well be a life.
-    """
+    if nearly all are; else none. Two people are enough if no number from 0 or 1 on is missing, else
+    it takes three, and three pictures of each if it starts later: that may well be a life."""
     from_one = [k for k, ages in people.items() if ages[0] in (0, 1) and (np.diff(ages) == 1).all()]
     if len(from_one) > 1 and len(from_one) > 0.9 * len(people):
         return from_one
@@ -72,11 +69,9 @@ def _numbered(people):
 
 
 def check_validation(train: Faces, val: Faces) -> list[str]:
-    """Lines of notice of what is wrong with `val` as a validation set for `train`.
-
-    Raises DataError if all of its images are in `train` too, or if neither verification (different
-    people, one of them twice) nor closed-set accuracy (people of `train`) can be measured.
-    """
+    """Lines of notice of what is wrong with `val` as a validation set for `train`. Raises DataError
+    if all of its images are in `train` too, or if neither verification (different people, one of
+    them twice) nor closed-set accuracy (people of `train`) can be measured."""
     if val.source.beside.resolve() == train.source.beside.resolve():
         remedy = 'move a tenth of the people to a folder of their own, or set val_root to None'
         raise DataError(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
@@ -98,10 +93,8 @@ def check_validation(train: Faces, val: Faces) -> list[str]:
 
 def check_list(train: Faces, path: str, names: list, sources: list) -> list[str]:
     """Lines of notice if images of the list of pairs at `path`, `sources` (paths or bytes) with
-    their `names`, are in `train` too, or if their folders are called like people of `train`.
-
-    Raises DataError if all of the images are.
-    """
+    their `names`, are in `train` too, or if their folders are called like people of `train`. Raises
+    DataError if all of the images are."""
     folders = ['' if isinstance(x, bytes) else Path(x).parent.name for x in sources]
     sizes = np.array([len(x) if isinstance(x, bytes) else _size(x) for x in sources])
     shared = _shared(train, folders, sizes, lambda index: _digest_of(sources[index]))
@@ -133,11 +126,9 @@ def fingerprint(names: list) -> str:
 
 def shared_images(train: Faces, val: Faces, most: int = READS) -> list[int]:
     """Indices in `val` of the images that `train` holds too, byte for byte, of whichever person.
-
     Files are read if their sizes agree: all of people of the same name, and of the others up to
     `most` files of `train`, those of the rarest sizes first; the rest only if one of them is found,
-    so that sets of other people cost little.
-    """
+    so that sets of other people cost little."""
     folders, sizes = np.array(val.classes)[val.labels], val.source.sizes(val.places)
     return _shared(train, folders, sizes, lambda index: _digest(val, index), most)
 

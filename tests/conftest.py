@@ -208,7 +208,8 @@ def weights(drawn, tmp_path_factory):
     import main
     import meta
     from dataset import Faces, evaluation_loader
-    from evaluation.metrics import decision, people_report
+    from evaluation.evidence import people_report
+    from evaluation.metrics import decision
     from recognition.embedding import extract
     from recognition.weights import save_checkpoint
     from training.resume import weights_of

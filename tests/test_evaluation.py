@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from evaluation import leakage, metrics, rates
+from evaluation.evidence import people_report
 from evaluation.pairs import GAP_NAMES, Pairs, gap_bin, gap_pairs
 from evaluation.report import table
 from model import DALModel
@@ -98,7 +99,7 @@ def test_constant_scores_are_chance(thresholds):
 def test_without_pairs_or_without_one_kind_there_is_no_figure():
     for same in ([], [True], [True, True], [False, False]):
         pairs = listed(same, np.arange(len(same)))
-        report = metrics.verification(np.full(len(same), 0.5), pairs, replicates=20)
+        report = metrics.verification(np.full(len(same), 0.5), pairs, intervals=True)
         assert report['auc'] is None and report['eer'] is None and report['accuracy'] is None
         assert report['threshold'] is None and report['reason'] and report['far'] == {}
         json.dumps(report, allow_nan=False)
@@ -118,7 +119,7 @@ NO_FOLDS = {
 def test_folds_that_give_no_accuracy(why, folds):
     pairs = len(folds)
     scores, drawn = scored(pairs, gap=0.8)
-    report = metrics.verification(scores, drawn._replace(fold=folds), replicates=20)
+    report = metrics.verification(scores, drawn._replace(fold=folds), intervals=True)
     assert report['accuracy'] is None and report['accuracy_std'] is None
     assert report['fold_accuracy'] == [] and report['auc'] > 0.9 and report['threshold'] is not None
     assert re.search(why, report['reason'])
@@ -128,7 +129,7 @@ def test_folds_that_give_no_accuracy(why, folds):
 
 def test_every_dash_has_its_reason():
     scores, pairs = scored(200)
-    report = metrics.verification(scores, pairs._replace(fold=np.zeros(200)), replicates=20)
+    report = metrics.verification(scores, pairs._replace(fold=np.zeros(200)), intervals=True)
     known = {'images': 9, 'people': None, 'verification': report, 'error_rates': {'cllr': None}}
     text = table('list', {'w': known})
     assert report['few_errors'] == ['eer', 'tar@1e-1'] and '* [' in text
@@ -174,7 +175,7 @@ def test_weighted_roc_is_repetition():
 def test_intervals_over_pairs_are_the_binomial():
     pairs, good = scored(2000)[1], np.random.default_rng(0).random(2000) < 0.9
     scores = np.where(good == pairs.same, 0.8, 0.2)
-    low, high = metrics.verification(scores, pairs, replicates=400)['intervals']['accuracy']
+    low, high = metrics.verification(scores, pairs, intervals=True)['intervals']['accuracy']
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.09 / 2000), rel=0.2)
 
 
@@ -184,7 +185,7 @@ def test_intervals_over_people_see_that_their_pairs_go_together():
     scores, owner = np.where(good == same, 0.8, 0.2), np.repeat(np.arange(20), 50)
     widths = []
     for who in (None, np.stack([owner, owner], 1)):
-        found = metrics.verification(scores, listed(same, people=who), replicates=300)
+        found = metrics.verification(scores, listed(same, people=who), intervals=True)
         widths.append(np.diff(found['intervals']['accuracy']))
     assert widths[1] > 3 * widths[0]
 
@@ -193,10 +194,10 @@ def test_difference_is_paired():
     embeddings, labels, ages = people()
     pairs = gap_pairs(labels, ages)
     scores = rates.cosines(embeddings, pairs.left, pairs.right)
-    same = metrics.difference(scores, scores, pairs, None, replicates=50)
+    same = metrics.difference(scores, scores, pairs, None)
     assert all(value == {'difference': 0, 'interval': [0, 0]} for value in same.values())
     mixed = np.random.default_rng(0).permutation(scores)
-    worse = metrics.difference(scores, mixed, pairs, None, replicates=50)['auc']
+    worse = metrics.difference(scores, mixed, pairs, None)['auc']
     low, high = worse['interval']
     assert low < worse['difference'] < high < 0
     embeddings, labels, ages = people(4, 2)
@@ -251,7 +252,7 @@ def test_age_alone_tells_no_pair():
     labels = np.repeat(np.arange(100), 5)
     ages = rng.uniform(0, 60, 100)[labels] + rng.uniform(0, 15, 500)
     only_age = unit(np.stack([np.cos(ages / 60), np.sin(ages / 60)], 1))
-    report = metrics.people_report(only_age, labels, ages, intervals=False)
+    report = people_report(only_age, labels, ages, intervals=False)
     assert report['verification']['auc'] == pytest.approx(0.5, abs=0.03)
 
 
@@ -276,19 +277,19 @@ def test_percentiles_and_decision():
     np.testing.assert_allclose(found['genuine'], np.linspace(0, 1, 101))
     np.testing.assert_allclose(found['impostor'], np.linspace(-1, 0, 101))
     embeddings, labels, ages = people(20, 4)
-    report = metrics.people_report(embeddings, labels, ages, intervals=False)
+    report = people_report(embeddings, labels, ages, intervals=False)
     kept = metrics.decision(report)
     assert kept['far'] == report['verification']['far'] and kept['far']['0.1']['interval'] is None
     assert kept['threshold'] == report['verification']['threshold']
     assert len(kept['genuine']) == len(kept['impostor']) == 101
     alone = (values[::4] for values in (embeddings, labels, ages))
-    assert metrics.decision(metrics.people_report(*alone, intervals=False)) is None
+    assert metrics.decision(people_report(*alone, intervals=False)) is None
 
 
 @pytest.mark.filterwarnings('error')
 def test_people_report_is_ready_for_json_whatever_there_is():
     for n, each in ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (12, 6), (30, 4)):
-        report = metrics.people_report(*people(n, each))
+        report = people_report(*people(n, each))
         json.dumps(report, allow_nan=False)
         assert (report['images'], report['people']) == (n * each, n)
     assert report['rank1_interval'][0] <= report['rank1'] <= report['rank1_interval'][1]
@@ -302,7 +303,7 @@ def test_what_is_not_finite_is_named():
         metrics.verification(scores, pairs)
     embeddings, labels, ages = people()
     embeddings[5, 2] = np.nan
-    for figure in (metrics.people_report, leakage.age_r2):
+    for figure in (people_report, leakage.age_r2):
         with pytest.raises(ValueError, match='image 5 '):
             figure(embeddings, labels, ages)
     with pytest.raises(ValueError, match='image 5 '):

@@ -7,7 +7,8 @@ import torch
 import utils
 from dataset import Faces, evaluation_loader
 from evaluation import age_calibration, protocols
-from evaluation.metrics import decision, people_report, percentiles, verification
+from evaluation.evidence import people_report
+from evaluation.metrics import decision, percentiles, verification
 from evaluation.pairs import check_pairs
 from evaluation.protocols import Benchmark
 from evaluation.rates import cosines

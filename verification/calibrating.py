@@ -11,7 +11,8 @@ from dataset import Faces, check_entry, evaluation_loader
 from evaluation import age_calibration
 from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import SHAPE, AgeDecision
-from evaluation.metrics import decision, people_report, percentiles
+from evaluation.evidence import people_report
+from evaluation.metrics import decision, percentiles
 from evaluation.rates import THRESHOLD_FARS
 from recognition.embedding import extract
 from storage.images import WIDTH, to_width
