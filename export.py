@@ -84,28 +84,28 @@ def needed(name: str) -> ModuleType:
         raise utils.UserError(f'this needs {name.partition(".")[0]}: {remedy}') from None
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, str]) -> None:
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], facts: dict) -> None:
     """An .npz or a .safetensors of arrays and a description, by the ending of `path`."""
     if path.suffix == '.npz':
         write_npz(path, arrays | {name: np.array(value) for name, value in facts.items()})
-    else:
-        save = needed('safetensors.numpy').save_file
-        utils.write_whole(path, lambda temporary: save(arrays, temporary, facts))
+        return
+    save = needed('safetensors.numpy').save_file
+    texts = {k: one if isinstance(one, str) else json.dumps(one) for k, one in facts.items()}
+    utils.write_whole(path, lambda temporary: save(arrays, temporary, texts))
 
 
-def onnx(args: argparse.Namespace) -> None:
+def onnx(args: argparse.Namespace, model: DALModel, info: WeightsInfo) -> None:
     """Writes the network as ONNX, once onnxruntime and PyTorch agree on one face and on five."""
     needed('onnxscript')
     runtime = needed('onnxruntime')
-    network, info = load_weights(args.weights, backbone=args.backbone)
-    embedder = MethodOf(network, 'embed').eval()
-    shape, drawn = (5, 3, HEIGHT, network.width), torch.Generator().manual_seed(0)
+    embedder = MethodOf(model, 'embed').eval()
+    shape, drawn = (5, 3, HEIGHT, model.width), torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)
     names: dict = {'input_names': ['faces'], 'output_names': ['embedding']}
     names['dynamic_shapes'] = ({0: torch.export.Dim('N', min=1)},)
     program = torch.onnx.export(embedder, (faces,), dynamo=True, verbose=False, **names)
     assert program is not None  # with dynamo there is one
-    program.model.metadata_props.update(description(network, info))
+    program.model.metadata_props.update(description(model, info))
     data = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(data, providers=['CPUExecutionProvider'])
     apart = 0.0
@@ -123,10 +123,8 @@ def onnx(args: argparse.Namespace) -> None:
     )
 
 
-def backbone(args: argparse.Namespace) -> None:
+def backbone(args: argparse.Namespace, model: DALModel, info: WeightsInfo) -> None:
     """Writes the tensors that make the embedding, with `description` as metadata."""
-    needed('safetensors.numpy')
-    model, info = load_weights(args.weights, backbone=args.backbone)
     parts, state = ('backbone.', 'factorization.'), model.state_dict()
     kept = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
     arrays = {name: tensor.contiguous().numpy() for name, tensor in kept.items()}
@@ -135,25 +133,18 @@ def backbone(args: argparse.Namespace) -> None:
     print(f'{args.out}: {len(arrays)} tensors, {values / 1e6:.1f} M values')
 
 
-def embeddings(args: argparse.Namespace) -> None:
+def embeddings(args: argparse.Namespace, model: DALModel, info: WeightsInfo) -> None:
     """Writes the embedding of every image below a folder."""
-    device, sources = utils.pick_device(args.ctx), protocols.images_below(args.folder)
-    model, info = load_weights(args.weights, device, args.backbone)
-    features, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
-    vectors, facts = features['embedding'], description(model, info)
+    sources, device = protocols.images_below(args.folder), utils.pick_device(args.ctx)
+    found, _ = extract_files(model, sources, device, keep=('embedding',), progress='embedding')
     paths = [shown(os.path.relpath(source, args.folder)) for source in sources]
-    arrays = {'embeddings': vectors}
-    if args.out.suffix == '.npz':
-        arrays['paths'] = np.array(paths)
-    else:
-        facts['paths'] = json.dumps(paths)
-    write_arrays(args.out, arrays, facts)
-    print(f'{args.out}: {len(paths)} faces, {vectors.shape[1]} values each')
+    facts = description(model, info) | {'paths': paths}
+    write_arrays(args.out, {'embeddings': found['embedding']}, facts)
+    print(f'{args.out}: {len(paths)} faces, {2 * model.dim} values each')
 
 
-def eraser(args: argparse.Namespace) -> None:
+def eraser(args: argparse.Namespace, model: DALModel, info: WeightsInfo) -> None:
     """Writes the affine map x -> x_id, for vectors that are stored already."""
-    model, info = load_weights(args.weights)
     split = model.factorization
     if not isinstance(split, SolvedFactorization):
         remedy = 'python3 main.py -1 0 --init FILE --dataset NAME solves for one'
@@ -185,15 +176,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         (eraser, ('.npz', '.safetensors')),
     ):
         one = kinds.add_parser(kind.__name__, description=kind.__doc__)
-        one.set_defaults(kind=kind, endings=endings)
+        one.set_defaults(kind=kind, endings=endings, backbone=None, ctx=-1)
         one.add_argument('weights', help='best.pth, epoch_*.pth or last.pth of a training')
         if kind is not eraser:
-            named = 'the weights are that network as others publish it'
-            one.add_argument('--backbone', metavar='NAME', help=named)
+            published = 'the weights are that network as others publish it'
+            one.add_argument('--backbone', metavar='NAME', help=published)
         if kind is embeddings:
-            gpu = 'the GPU to use; below 0, the default, the CPU'
             one.add_argument('folder', help='aligned faces, however deep')
-            one.add_argument('--ctx', type=int, default=-1, help=gpu)
+            gpu = 'the GPU to use; below 0, the default, the CPU'
+            one.add_argument('--ctx', type=int, help=gpu)
         where = f'the file, {" or ".join(endings)}; by default beside the weights'
         one.add_argument('out', nargs='?', type=Path, help=where)
     return parser.parse_args(argv)
@@ -202,9 +193,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Does what the command line asks. Raises UserError if the file can't be written there."""
     if args.out is None:
-        stem = Path(args.weights).stem
-        if args.kind is not onnx and args.kind is not backbone:
-            stem += f'-{Path(args.folder).resolve().name if args.kind is embeddings else "eraser"}'
+        stem = Path(args.weights).stem + ('-eraser' if args.kind is eraser else '')
+        stem += f'-{Path(args.folder).resolve().name}' if args.kind is embeddings else ''
         args.out = Path(args.weights).with_name(stem + args.endings[0])
     if args.out.suffix not in args.endings:
         raise utils.UserError(f'{args.out}: its name must end in {" or ".join(args.endings)}')
@@ -212,7 +202,7 @@ def run(args: argparse.Namespace) -> None:
         raise utils.UserError(f'{args.out} is there already: remove it, or name another file')
     if not args.out.absolute().parent.is_dir():
         raise utils.UserError(f'{args.out}: there is no folder {args.out.parent}')
-    args.kind(args)
+    args.kind(args, *load_weights(args.weights, utils.pick_device(args.ctx), args.backbone))
 
 
 if __name__ == '__main__':

@@ -16,19 +16,16 @@ from torch import nn
 dependencies = ['torch']
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str, file: str) -> ModuleType:
     """A module or package of this repository under a private name, `dal_hub_…`: the caller may
     have one of the same name, which must stay theirs."""
-    private, file = f'dal_hub_{name}', Path(__file__).with_name(f'{name}.py')
-    if private in sys.modules:
-        return sys.modules[private]
-    if not file.exists():
-        file = Path(__file__).with_name(name) / '__init__.py'
-    spec = importlib.util.spec_from_file_location(private, file)
-    assert spec and spec.loader  # of a file that is here
-    module = sys.modules[private] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    private = f'dal_hub_{name}'
+    if private not in sys.modules:
+        spec = importlib.util.spec_from_file_location(private, Path(__file__).parent / file)
+        assert spec and spec.loader  # of a file that is here
+        sys.modules[private] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[private])
+    return sys.modules[private]
 
 
 def dal(weights: str | Path, backbone: nn.Module | None = None, map_location='cpu') -> nn.Module:
@@ -37,10 +34,10 @@ def dal(weights: str | Path, backbone: nn.Module | None = None, map_location='cp
     `backbone` is needed only if a module of your own was trained. Raises ValueError if the file
     can't be used.
     """
-    model = _load('model')
+    model = _load('model', 'model.py')
     state = model.read_state(weights, map_location)
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
-        backbones = _load('backbones')
+        backbones = _load('backbones', 'backbones/__init__.py')
         backbones.files.check_tensors(weights, state['model'])
         backbone = backbones.rebuild(state, weights) if backbone is None else backbone
     return model.DALModel.of(state, weights, backbone).to(map_location).eval()

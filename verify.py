@@ -107,7 +107,10 @@ def matcher(args: argparse.Namespace) -> Matcher:
     """The Matcher of the command line. Raises UserError if the weights can't be used."""
     device = utils.pick_device(args.ctx)
     model, info = load_weights(args.weights, device, args.backbone)
-    return Matcher(model, info, device, decision.read_decision(info, args.threshold))
+    known = decision.read_decision(info)
+    if args.threshold is not None:
+        known = known._replace(threshold=args.threshold, given=True)
+    return Matcher(model, info, device, known)
 
 
 def compare(args: argparse.Namespace, known: Matcher) -> int:

@@ -89,26 +89,23 @@ class Decision(NamedTuple):
     impostor: np.ndarray | None = None  # and of different people
     far: dict[float, float] | None = None  # {rate: threshold for all ages}
     ages: AgeDecision | None = None  # thresholds and probabilities by the ages of a pair
+    estimated: AgeDecision | None = None  # by the ages that these weights estimate; None: as `ages`
     given: bool = False
     fitted_on: str = VALIDATION  # whose people; or the name of a calibration
-    estimated: AgeDecision | None = None  # by the ages that these weights estimate; None: as `ages`
 
     @classmethod
-    def of(
-        cls, stored: dict | None, path, threshold: float | None = None, fitted_on: str = VALIDATION
-    ) -> 'Decision':
-        """The `decision` that a weights file or a calibration holds; `threshold` replaces its own.
-        Weights trained without a val_root hold None. Raises UserError if it is damaged."""
-        given = threshold is not None
+    def of(cls, stored: dict | None, path) -> 'Decision':
+        """The `decision` that a weights file or a calibration holds. Weights trained without a
+        val_root hold None. Raises UserError if it is damaged."""
         if stored is None:
-            return cls(threshold, given=given)
+            return cls()
         try:
             numbers = (stored[key] for key in ('threshold', 'accuracy'))
-            best, accuracy = (None if one is None else float(one) for one in numbers)
+            threshold, accuracy = (None if one is None else float(one) for one in numbers)
             genuine, impostor = (_percentiles(stored[kind]) for kind in ('genuine', 'impostor'))
             entries = (stored.get('far') or {}).items()
             far = {float(rate): float(entry['threshold']) for rate, entry in entries}
-            if not all(map(math.isfinite, (best or 0, *far, *far.values()))):
+            if not all(map(math.isfinite, (threshold or 0, *far, *far.values()))):
                 raise ValueError
             fitted = (stored.get(name) for name in ('ages', 'estimated'))
             ages, estimated = (AgeDecision(one) if one else None for one in fitted)
@@ -116,8 +113,7 @@ class Decision(NamedTuple):
             what = 'what it says of its threshold is damaged'
             raise UserError(f'{path}: {what}: validate again, or train on') from None
         accuracy = None if accuracy is None or math.isnan(accuracy) else accuracy
-        best = threshold if given else best
-        return cls(best, accuracy, genuine, impostor, far, ages, given, fitted_on, estimated)
+        return cls(threshold, accuracy, genuine, impostor, far, ages, estimated)
 
     def answer(
         self, similarity: float, ages: Ages | None = None, far: float | None = None
@@ -208,12 +204,12 @@ def write_calibration(decision: dict, source: str, info: WeightsInfo, path: Path
     utils.write_whole(path, lambda temporary: temporary.write_text(json.dumps(facts) + '\n'))
 
 
-def read_decision(info: WeightsInfo, threshold: float | None = None) -> Decision:
+def read_decision(info: WeightsInfo) -> Decision:
     """The Decision of the calibration file beside the weights, else of the weights themselves.
     Raises UserError if that file is damaged or of other weights."""
     path = calibration_file(info.path)
     if not path.exists():
-        return Decision.of(info.decision, info.path, threshold)
+        return Decision.of(info.decision, info.path)
     try:
         facts = json.loads(path.read_text())
         sha256, stored, source = (facts[key] for key in ('weights_sha256', 'decision', 'source'))
@@ -221,7 +217,7 @@ def read_decision(info: WeightsInfo, threshold: float | None = None) -> Decision
         raise UserError(f'{path}: damaged: remove it, or calibrate again') from None
     if sha256 != info.sha256:
         raise UserError(f'{path}: of other weights than {info.path}: remove it, or calibrate again')
-    return Decision.of(stored, path, threshold, str(source))
+    return Decision.of(stored, path)._replace(fitted_on=str(source))
 
 
 def _percentiles(values):
