@@ -258,7 +258,7 @@ def images_below(path: str) -> list[str]:
     """All image files below a folder, sorted. Raises DataError if there are none."""
     if not os.path.isdir(path):
         raise DataError(f'{path}: no such folder{seen_from(path)}')
-    found = files.images_below(path)
+    found = sorted(os.path.join(path, name) for name in files.below(path).images)
     if not found:
         raise DataError(f'{path}: no images in this folder or below')
     return found

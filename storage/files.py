@@ -1,6 +1,4 @@
-"""Files as people's disks hold them: which names are images, folders below folders, lines of text,
-reading at a position.
-"""
+"""Files as people's disks hold them: which names are images, folders below folders, text."""
 
 import codecs
 import contextlib
@@ -40,8 +38,7 @@ def is_image(name: str) -> bool:
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is the system's or hidden (`.DS_Store`,
-    `._000_12.jpg`), and so no image and nobody's folder."""
+    """Whether a file or folder of this name is the system's or hidden, as `._000_12.jpg` is."""
     return SYSTEM.fullmatch(name.lower()) is not None
 
 
@@ -60,22 +57,21 @@ def below(folder: str | os.PathLike, above: tuple[str, ...] = ()) -> Below:
     folders are followed, unless they lead to `folder`, to a folder between or to one of `above`,
     which would have no end. Raises DataError for a folder that can't be read."""
     found = Below([], [], [], [])
-    for path, names in sorted(_walk(os.fspath(folder), '', above)):
-        for kind, name in names:
-            getattr(found, kind).append(os.path.join(path, name))
+    for path, name, kind in sorted(_walk(os.fspath(folder), '', above)):
+        getattr(found, kind).append(os.path.join(path, name))
     return found
 
 
-def _walk(folder, path, above) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(path below the first folder, sorted (field of Below, name) of its files) of each folder."""
-    names, above = [], (folder, *above)
+def _walk(folder, path, above) -> Iterator[tuple[str, str, str]]:
+    """(path below the first folder, name, field of Below) of each file."""
+    above = folder, *above
     with naming(folder), os.scandir(folder) as entries:
-        for entry in entries:
-            if not is_system(entry.name):
-                names.append((_kind(entry, above), entry.name))
-    yield path, sorted(name for name in names if name[0] != 'folder')
-    for name in [name for kind, name in names if kind == 'folder']:
-        yield from _walk(os.path.join(folder, name), os.path.join(path, name), above)
+        names = [(x.name, _kind(x, above)) for x in entries if not is_system(x.name)]
+    for name, kind in names:
+        if kind == 'folder':
+            yield from _walk(os.path.join(folder, name), os.path.join(path, name), above)
+        else:
+            yield path, name, kind
 
 
 def _kind(entry, above):
@@ -87,11 +83,6 @@ def _kind(entry, above):
         same = entry.is_symlink() and any(os.path.samefile(entry.path, one) for one in above)
         return 'loops' if same else 'folder'
     return 'special' if not stat.S_ISREG(mode) else 'images' if is_image(entry.name) else 'others'
-
-
-def images_below(folder: str | os.PathLike) -> list[str]:
-    """The paths of all images below a folder, sorted. Raises DataError if it can't be read."""
-    return sorted(os.path.join(folder, name) for name in below(folder).images)
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -122,14 +113,12 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 
 def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
     """The lines of a text file that aren't blank, whatever their ends, with their numbers. UTF-8,
-    with or without a byte order mark, or UTF-16 with one. Other bytes are kept as file names keep
-    them (surrogateescape)."""
+    or UTF-16 with a byte order mark; other bytes stay as file names keep them (surrogateescape)."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
-    lines = data.removeprefix(codecs.BOM_UTF8).splitlines()
-    texts = [line.decode('utf-8', 'surrogateescape') for line in lines]
-    return [(number, text) for number, text in enumerate(texts, 1) if lines[number - 1].strip()]
+    lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
+    return [(k, line.decode('utf-8', 'surrogateescape')) for k, line in lines if line.strip()]
 
 
 def lines_of_text(data: bytes, path: str | os.PathLike) -> list[tuple[int, str]]:

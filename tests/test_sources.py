@@ -11,8 +11,9 @@ from conftest import listed, refused, same, state_dict_of
 from test_images import encoded
 from torchvision.datasets import ImageFolder
 
+from evaluation.protocols import images_below
 from preparation.sharding import write_shards
-from storage.files import images_below, is_system
+from storage.files import is_system
 
 
 def face(path):

@@ -278,7 +278,7 @@ def test_odd_files_in_a_folder(model, drawn, tmp_path):
     assert torch.load(classes, weights_only=True) == faces.classes
     os.symlink('loop_25.jpg', person / 'loop_25.jpg')
     faces = Faces(tmp_path / 'set', r'_|\.', 1)
-    assert "loop_25.jpg': Too many levels of symbolic links" in said(faces.check)
+    assert 'loop_25.jpg: Too many levels of symbolic links' in said(faces.check)
     paths = protocols.images_below(tmp_path / 'set')
     assert said(extract_files, model, paths, 'cpu').isprintable()
 
