@@ -84,8 +84,7 @@ class Faces(Dataset):
 
     classes  list of the identities, sorted; labels (n,) int64, ages (n,) float32 in years
     Listed and parsed at once; `check` then decodes. Raises DataError if they are missing or empty,
-    and for faces without a readable age.
-    """
+    and for faces without a readable age."""
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, width: int = WIDTH):
         self.root, self.width = os.path.expanduser(root), width
@@ -120,8 +119,7 @@ class Faces(Dataset):
         It is called .train.0123456789abcdef.npy, of faces 112 wide .train.0123456789abcdef-112.npy:
         a hash of the names, sizes and times of the images, and a set that changed gets a new one.
         Raises DataError if more than `skip_corrupt` images can't be read or are of another size; as
-        many are left out. Returns lines of notice: what was left out, that there is no room …
-        """
+        many are left out. Returns lines of notice: what was left out, that there is no room …"""
         notices = [*self.source.notices, *alike(self.root, self.classes)]
         if images.simplejpeg is None:
             notices.append(WITHOUT_SIMPLEJPEG)
@@ -215,8 +213,7 @@ class Batches(Sampler):
     Set `epoch`, and `first` to begin at a later batch of it, as a resumed run does; the order never
     depends on what ran before. Of several ranks, each takes its share of every batch: the same
     batches, whatever their number, and shares that differ by one at most. `shards` (n,), the shard
-    that each face is in, keeps the order of more than WINDOW faces to a few shards at a time.
-    """
+    that each face is in, keeps the order of more than WINDOW faces to a few shards at a time."""
 
     def __init__(
         self, n: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1, shards: Any = None

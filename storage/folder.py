@@ -1,6 +1,5 @@
 """A folder of folders, one a person, as in torchvision's ImageFolder; ages are in file names. And a
-text file that lists images: `path label age` lines.
-"""
+text file that lists images: `path label age` lines."""
 
 import csv
 import hashlib
@@ -124,8 +123,7 @@ class List(Folder):
     The three are separated by tabs, in a .csv by commas or semicolons, else by spaces, of which the
     path may hold some. Paths are relative to the list's folder; the label, as it is written, is the
     identity: 0 and 0.0 are different people. UTF-8, or UTF-16 with a byte order mark; a first line
-    of titles is passed over. A place is a path, in bytes.
-    """
+    of titles is passed over. A place is a path, in bytes."""
 
     def __init__(self, root: str):
         super().__init__(os.path.dirname(root))

@@ -91,8 +91,7 @@ def open_image(data: bytes, check: Callable[[int, int], None] | None = None) -> 
     What a decoder calls damaged is refused, rather than shown with half of it grey. Greys of 16
     and 32 bits and floats are scaled to 8 bits, transparency is ignored, of an animation the first
     picture is taken. `check(height, width)` may refuse the size, by a DataError, before anything
-    but a PNG is decoded. Raises DataError with the decoder's reason, without the file's name.
-    """
+    but a PNG is decoded. Raises DataError with the decoder's reason, without the file's name."""
     try:
         return _open(data, check or (lambda height, width: None))
     except DataError:
@@ -157,8 +156,7 @@ def _eight_bits(values, twelve):
 
     Neither TIFF nor Pillow says which scale was meant. 16 bits with no value of 4096 were written
     with 12, or with 8 if none reaches 256; otherwise it is the smallest scale that holds them: of
-    32 bits 8, 16 or 31, of floats 1 first.
-    """
+    32 bits 8, 16 or 31, of floats 1 first."""
     if not np.isfinite(values).all() or values.min() < 0:
         raise ValueError('values below 0, or not finite: it has no greys')
     top = values.max()
@@ -180,8 +178,7 @@ def _check_sums(image, tags, data):
 
     Pillow's `verify` compares those of a PNG's chunks, its `load` does not. libtiff stops where the
     rows are full, before the checksum of Deflate, and only warns of damaged JPEG: both are decoded
-    here once more. Other compressions of TIFF have no checksum.
-    """
+    here once more. Other compressions of TIFF have no checksum."""
     if image.format == 'PNG':
         with Image.open(io.BytesIO(data), formats=('PNG',)) as again:
             again.verify()

@@ -2,8 +2,7 @@
 each, or activations of a network.
 
 They are read and written by position and never mapped into memory. A map would be as fast, but if
-its file is cut short or its disk is full, the system ends the process (SIGBUS) silently.
-"""
+its file is cut short or its disk is full, the system ends the process (SIGBUS) silently."""
 
 import contextlib
 import fcntl
@@ -26,8 +25,7 @@ class Rows:
     """`n` rows of one shape and type in the file at `path`; `what` is what a message calls them.
 
     Either the file `is_whole`, or it is made: `begin`, set each row, `finish`, and `close` in any
-    case. `error` is why it can't be made, an OSError or None.
-    """
+    case. `error` is why it can't be made, an OSError or None."""
 
     def __init__(
         self, path: Path, n: int, shape: Sequence[int], dtype: str, what: str = 'decoded faces'

@@ -41,8 +41,7 @@ class Shards(Folder):
     """The shards of a pattern, '/data/x/train-{00000..00099}.tar'; several are joined by '::'.
 
     `paths` and `stats` are those of the shards, (size, time) each; a place is a record of shard,
-    offset, size and name. Raises DataError if shards are missing or can't be read by position.
-    """
+    offset, size and name. Raises DataError if shards are missing or can't be read by position."""
 
     def __init__(self, root: str):
         super().__init__(root)

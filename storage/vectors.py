@@ -22,8 +22,7 @@ class VectorFaces:
     float32 stand in for images.
 
     In a .safetensors the identities are whole numbers, or a JSON list in its metadata. Raises
-    DataError if the file can't be read, lacks an array, or its arrays don't fit each other.
-    """
+    DataError if the file can't be read, lacks an array, or its arrays don't fit each other."""
 
     def __init__(self, root: str | os.PathLike):
         self.root = root = os.path.expanduser(root)

@@ -2,8 +2,7 @@
 
 `draw(identity, age, shot)` is a pure function. Identity decides bones, colours and hair; age
 decides proportions, wrinkles and grey; shot decides what a photographer would: pose, light,
-expression, glasses, background, camera. Lengths are in pixels of the 112 high x 96 wide crop.
-"""
+expression, glasses, background, camera. Lengths are in pixels of the 112 high x 96 wide crop."""
 
 import os
 import shutil
@@ -50,8 +49,7 @@ def make(
 
     A training person is seen within `span` years, a validation person over a whole life. root must
     not exist; it appears when everything in it has been written. Every person is drawn from (seed,
-    number) alone, by as many processes as there are processors.
-    """
+    number) alone, by as many processes as there are processors."""
     root = os.path.abspath(root)
     if os.path.exists(root):
         raise FileExistsError(f'{root} exists already; remove it or choose another folder')
