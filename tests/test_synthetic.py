@@ -17,12 +17,9 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path, line):
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_a_folder_that_exists_is_not_written_to(tmp_path):
+def test_a_folder_that_exists_is_not_written_to_and_a_sheet_is_a_picture(tmp_path):
     run = python(tmp_path, ROOT / 'synthetic.py', tmp_path, *SMALL)
     assert run.returncode == 1 and run.stderr.startswith(f'error: {tmp_path} exists already')
     assert not list(tmp_path.iterdir())
-
-
-def test_a_sheet_is_a_picture(tmp_path):
     run = python(tmp_path, ROOT / 'synthetic.py', '--sheet', 'x.foo')
     assert run.returncode == 2 and 'x.foo: not the name of a picture' in run.stderr.splitlines()[-1]

@@ -1,5 +1,7 @@
-"""Values of recipes, and which weights decay."""
+"""Values of recipes, which weights decay, and signals that wait for the step."""
 
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 
 import utils
 from model import DALModel
+from system.locks import Interrupt
 from training.recipe import Recipe, paper, small
 from training.schedule import parameter_groups
 
@@ -54,3 +57,27 @@ def test_weight_decay_not_on_norms_and_biases():
     assert {names[id(p)] for p in free['params']} == biases | {'backbone.1.weight'}
     assert decayed['weight_decay'] == 0.1 and free['weight_decay'] == 0
     assert len(decayed['params']) + len(free['params']) == len(names)
+
+
+def test_interrupt_waits_for_the_step():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.received == 'SIGTERM'
+        again = signal.getsignal(signal.SIGTERM)
+        assert again == before[0], 'a second one must end the process as usual'
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+def test_another_thread_does_without_signals(capsys):
+    """As where a notebook or a server trains in one."""
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with Interrupt() as interrupt:
+            found.append((interrupt.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)] and 'not in the main thread' in capsys.readouterr().out

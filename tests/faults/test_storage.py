@@ -2,7 +2,6 @@
 # ruff: noqa: F811, fixtures are imported and are parameters
 
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -189,11 +188,3 @@ def test_fuzzed_shards(sharded, tmp_path):
             assert str(error).isprintable() and len(str(error)) < 1000
             ends.append('refused')
     assert {'faces', 'refused'} <= set(ends), len(ends)
-
-
-def test_a_plan_that_is_not_ours_is_not_overwritten(own, tmp_path):
-    for content in ({'pattern': 1}, [], None, 'x'):
-        (tmp_path / 'x.json').write_text(json.dumps(content))
-        with pytest.raises(DataError, match='x.json: there are shards of this name already'):
-            write_shards(faces_of(own), tmp_path / 'x')
-        assert json.loads((tmp_path / 'x.json').read_text()) == content
