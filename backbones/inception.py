@@ -1,8 +1,7 @@
 """facenet-pytorch's InceptionResnetV1 (FaceNet), as its `…-vggface2.pt` and `…-casia-webface.pt`.
 
-Our own code, so that a fine-tuned file opens with torch alone: the package, which prepare.py
-needs for its detector, pins old releases of others. Input RGB 160×160, (v − 127.5)/128. Its
-faces were cropped more loosely than ours, which are enlarged to 160 here: it sees less than it
+Our own code, so that a fine-tuned file opens with torch alone. Input RGB 160×160, (v − 127.5)/128.
+Its faces were cropped more loosely than ours, which are enlarged to 160 here: it sees less than it
 was trained on, and fine-tuning has that to make good.
 """
 
@@ -27,13 +26,12 @@ class Branches(nn.Module):
 
     def __init__(self, *branches):
         super().__init__()
-        for index, branch in enumerate(branches):
-            self.add_module(f'branch{index}', branch)
-        self.count = len(branches)
+        self.names = [f'branch{index}' for index in range(len(branches))]
+        for name, branch in zip(self.names, branches, strict=True):
+            self.add_module(name, branch)
 
     def forward(self, x):
-        branches = [self.get_submodule(f'branch{index}') for index in range(self.count)]
-        return torch.cat([branch(x) for branch in branches], dim=1)
+        return torch.cat([self.get_submodule(name)(x) for name in self.names], dim=1)
 
 
 class Residual(Branches):

@@ -3,21 +3,17 @@
 Input RGB 112×112, normalised by ImageNet's mean and deviation; x is 128 numbers.
 """
 
+import functools
+
 from torch import nn
 
-from .base import PretrainedBackbone, flatten
+from .base import ConvUnit, PretrainedBackbone, flatten
 
 # expansion, width, blocks, stride of the first
 ROWS = (2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)
 
 
-class ConvUnit(nn.Sequential):
-    """Convolution that keeps the size, batch normalisation, ReLU6."""
-
-    def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
-        about = kernel, stride, kernel // 2
-        conv = nn.Conv2d(inputs, outputs, *about, groups=groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+unit = functools.partial(ConvUnit, activation=lambda width: nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
@@ -28,8 +24,8 @@ class InvertedResidual(nn.Module):
         wide = inputs * expansion
         self.identity = stride == 1 and inputs == outputs
         self.conv = nn.Sequential(
-            ConvUnit(inputs, wide, kernel=1),
-            ConvUnit(wide, wide, stride=stride, groups=wide),
+            unit(inputs, wide, kernel=1),
+            unit(wide, wide, stride=stride, groups=wide),
             nn.Conv2d(wide, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
@@ -45,7 +41,7 @@ class MobileFaceNet(PretrainedBackbone):
 
     def __init__(self, name='mobilefacenet'):
         super().__init__(name)
-        self.conv1 = ConvUnit(3, 64, stride=2)
+        self.conv1 = unit(3, 64, stride=2)
         self.dw_conv = nn.Sequential()
         self.dw_conv.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
         self.dw_conv.bn1, self.dw_conv.relu1 = nn.BatchNorm2d(64), nn.ReLU(inplace=True)
@@ -58,7 +54,7 @@ class MobileFaceNet(PretrainedBackbone):
                 blocks.append(InvertedResidual(inputs, width, step, expansion))
                 inputs = width
         self.features = nn.Sequential(*blocks)
-        self.conv2 = ConvUnit(inputs, 512, kernel=1)
+        self.conv2 = unit(inputs, 512, kernel=1)
         self.gdconv = nn.Sequential()  # over the whole 7×7 map: a learnt average
         self.gdconv.depthwise = nn.Conv2d(512, 512, 7, groups=512, bias=False)
         self.gdconv.bn = nn.BatchNorm2d(512)

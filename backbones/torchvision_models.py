@@ -1,10 +1,9 @@
 """Any of torchvision's classification models, by its name there: `resnet50`, `convnext_tiny`, …
 
-Input RGB of the size and normalisation of the model's default weights (224×224 for most), faces
-enlarged to it. Published files fit as they are, their classifier of 1,000 classes left out.
+Input RGB as of the model's default weights (224×224 for most). Published files fit as they are,
+their classifier of 1,000 classes left out.
 """
 
-import difflib
 import re
 
 from torch import nn
@@ -39,18 +38,14 @@ class TorchvisionModel(PretrainedBackbone):
         self.size = tuple(size)
         mean, deviation = ([255 * value for value in values] for values in (facts.mean, facts.std))
         self.set_normalisation(mean, deviation)
-        arguments = dict(ARGUMENTS) if name in ('googlenet', 'inception_v3') else {}
-        if name.startswith('vit_'):
-            arguments['image_size'] = size[0]
-        if name.startswith('maxvit_'):
-            arguments['input_size'] = self.size
+        arguments = {'vit': {'image_size': size[0]}, 'maxvit': {'input_size': self.size}}
+        arguments |= dict.fromkeys(('googlenet', 'inception'), ARGUMENTS)
+        arguments = arguments.get(name.split('_')[0], {})
         self.net = models.get_model(name, weights=None, num_classes=dim or CLASSES, **arguments)
-        modules = dict(self.net.named_modules())
-        layers = [path for path in modules if isinstance(modules[path], (nn.Linear, nn.Conv2d))]
-        self.classifier = layers[-1]
-        self.dim = dim
+        kinds, layers = (nn.Linear, nn.Conv2d), self.net.named_modules()
+        self.classifier, last = [item for item in layers if isinstance(item[1], kinds)][-1]
+        self.dim = dim or last.weight.shape[1]
         if dim is None:
-            self.dim = modules[self.classifier].weight.shape[1]
             self.net.set_submodule(self.classifier, nn.Identity())
 
     def encode(self, faces):
@@ -70,9 +65,3 @@ def names() -> list[str]:
     except ImportError:
         return []
     return models.list_models(module=models)
-
-
-def nearest(name: str) -> str:
-    """` (did you mean …?)`, or nothing, for a name that isn't there."""
-    near = difflib.get_close_matches(name, names(), 1)
-    return f' (did you mean {near[0]}?)' if near else ''

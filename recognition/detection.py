@@ -7,8 +7,6 @@ Sources: YuNet (Wu, Peng, Yu, MIR 2023), O-Net (Zhang, Zhang, Li, Qiao, SPL 2016
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from backbones.files import in_package
 from recognition.alignment import TEMPLATE, similarity, warp
 from utils import UserError, keep_freed_memory
 
@@ -54,7 +53,7 @@ class Detector:
         try:
             import cv2
 
-            yunet, onet = (_inside(*where) for where in (YUNET, ONET))
+            yunet, onet = (in_package(*where) for where in (YUNET, ONET))
         except ImportError as error:
             raise UserError(
                 f'finding faces needs {error.name}: pip install -r requirements-prepare.txt; '
@@ -168,14 +167,6 @@ def _square(image, matrix):
         shift = matrix[:, :2] @ (first + (shrink - 1) / 2) + matrix[:, 2]
         matrix = np.hstack([shrink * matrix[:, :2], shift[:, None]])
     return np.asarray(warp(image, matrix, (48, 48)), np.float32)
-
-
-def _inside(package, file):
-    """A file that a package brings. Raises ImportError if the package isn't installed."""
-    spec = find_spec(package)
-    if spec is None:
-        raise ImportError(name=package.replace('_', '-'))
-    return Path(spec.submodule_search_locations[0], file)
 
 
 def choose(faces: Sequence[Face], size: tuple[int, int], rule: str) -> Face:

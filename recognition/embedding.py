@@ -37,15 +37,13 @@ def check_finite(features: np.ndarray, names: list | None = None) -> None:
 def extract(
     model, batches, device, bf16: bool = False, keep: tuple = FEATURES, progress: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), 'x',
-    'x_age' and 'x_id' (N, D).
+    """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), x_id of
+    face and mirror, of unit length; 'x', 'x_age' and 'x_id' (N, D); 'x_mirror', x of the mirror.
 
-    A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. The
-    embedding is x_id of face and mirror, concatenated, of unit length: the paper's test feature;
-    the others are of the face, 'x_mirror' is x of its mirror. `model` is a DALModel, which is in
-    eval mode meanwhile, or what inference.ready made of one. `progress` (a title) shows a bar.
-    Raises ValueError if there are no faces. Whether the features are finite is for who uses them:
-    check_finite, which every metric calls.
+    A batch is images (N, 3, 112, 96 or 112), uint8 RGB, or a tuple that begins with them. `model`
+    is a DALModel, which is in eval mode meanwhile, or what inference.ready made of one. `progress`
+    (a title) shows a bar. Raises ValueError if there are no faces. Whether the features are finite
+    is for who uses them: check_finite, which every metric calls.
     """
     training = getattr(model, 'training', False)
     if training:
@@ -81,20 +79,18 @@ def extract_files(
     cache=None,
     weights: str = '',
 ) -> tuple[dict, str]:
-    """extract() of `sources`, each a path or an encoded image (bytes): features, and the sha256 of
-    the list of sources.
+    """extract() of `sources`, each a path or an encoded image (bytes) that messages call by
+    `names`, by default the paths: features, and digest_of the sources.
 
-    `names` are what messages call them, by default the paths. Faces are 112×96 or 112×112; the
-    model sees `model.width` columns of them. With `cache`, a folder, the features are kept there
-    under the hash of the list (paths, sizes and times, or bytes) and of `weights`, the sha256 of
-    the weights file: the same faces and weights are read back at once. Raises DataError, one line,
-    where images are missing, can't be read or are of another size, or where features aren't finite.
+    With `cache`, a folder, the features are kept there under the digest and `weights`, the sha256
+    of the weights file. Raises DataError, one line, where images are missing, can't be read or are
+    of another size, or where features aren't finite.
     """
     names = [os.fspath(source) for source in sources] if names is None else names
     digest = digest_of(sources, names)
     key = hashlib.sha256(repr((digest, weights, bf16, keep)).encode()).hexdigest()[:32]
-    file = Path(cache, f'{key}.npz') if cache else None
-    kept = _kept(file, keep, len(sources)) if file else None
+    file = Path(cache or '', f'{key}.npz')
+    kept = _kept(file, keep, len(sources)) if cache else None
     if kept:
         return kept, digest
     batches = _Decoded(sources, names, getattr(model, 'width', WIDTH), batch_size)
@@ -104,15 +100,14 @@ def extract_files(
             check_finite(array, names)
     except ValueError as error:
         raise DataError(str(error)) from None
-    if file:
+    if cache:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_npz(file, features)
     return features, digest
 
 
 def _kept(file, keep, n):
-    """The features in `file`, or None where they must be computed: it isn't there, or isn't what
-    was written."""
+    """The features in `file`; None if it isn't there, or isn't what was written."""
     try:
         with np.load(file) as arrays:
             found = {name: arrays[name] for name in keep}
@@ -148,33 +143,32 @@ class _Decoded:
     them all."""
 
     def __init__(self, sources, names, width, batch_size):
-        self.sources, self.names = sources, names
-        self.width, self.batch_size = width, batch_size
+        self.faces, self.width = list(zip(sources, names, strict=True)), width
+        self.starts = range(0, len(sources), batch_size)
 
     def __len__(self):
-        return -(-len(self.sources) // self.batch_size)
+        return len(self.starts)
 
     def __iter__(self):
-        bad, ahead = [], deque()
+        bad, ahead, step = [], deque(), self.starts.step
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(self.sources) + 2 * self.batch_size, self.batch_size):
-                part = range(start, min(start + self.batch_size, len(self.sources)))
-                ahead.append([pool.submit(self._read, index) for index in part])
+            for start in (*self.starts, None, None):
+                part = [] if start is None else self.faces[start : start + step]
+                ahead.append([pool.submit(self._read, *face) for face in part])
                 if len(ahead) > 2:
                     faces = [future.result() for future in ahead.popleft()]
                     bad += [face for face in faces if isinstance(face, str)]
-                    if faces and not bad:
+                    if not bad:
                         yield torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
         if bad:
-            which = f"{len(bad)} of {len(self.sources)} images can't be used: {some(bad)}"
+            which = f"{len(bad)} of {len(self.faces)} images can't be used: {some(bad)}"
             size = f'{HEIGHT} high × {" or ".join(map(str, WIDTHS))} wide is expected'
             raise DataError(f'{which}: {size}; align them, or remove them')
 
-    def _read(self, index):
+    def _read(self, source, name):
         """The face (112, width, 3), or what is wrong with it."""
-        source = self.sources[index]
         try:
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
             return decode(data, self.width)
         except (DataError, OSError, ValueError) as error:
-            return f'{self.names[index]}: {getattr(error, "strerror", None) or error}'
+            return f'{name}: {getattr(error, "strerror", None) or error}'

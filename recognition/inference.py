@@ -31,8 +31,8 @@ def ready(
 
     On a CPU in float32 it computes few images at a time, batch norm is folded into the layer before
     it, and a convolution is one operation with its activation; after MANY images onnxruntime takes
-    over, if it is installed and faster. On a GPU, or in bfloat16, the network runs as it is.
-    `model` is in eval mode; the function knows its weights of now.
+    over, if it is faster. Else the network runs as it is. `model` is in eval mode; the function
+    knows its weights of now.
     """
     device = torch.device(device)
     folds = device.type == 'cpu' and not bf16 and torch.backends.mkldnn.is_available()
@@ -161,8 +161,7 @@ def _graph(module, method):
         elif type(layer) is nn.Linear:
             changed[node] = layer
         elif before in changed and len(before.users) == 1:
-            absorbed = _absorb(changed[before], layer)
-            if absorbed:
+            if absorbed := _absorb(changed[before], layer):
                 changed[before] = absorbed
                 node.replace_all_uses_with(before)
                 graph.erase_node(node)
@@ -177,16 +176,16 @@ def _graph(module, method):
 
 def _absorb(layer, following):
     """One layer that does what both do; None if there is none."""
-    whole = getattr(following, 'affine', False) and following.track_running_stats
-    if isinstance(layer, nn.Linear):
-        is_norm = type(following) is nn.BatchNorm1d and whole
-        return fuse_linear_bn_eval(layer, following) if is_norm else None
-    if layer.activation != NO_ACTIVATION:
-        return None
-    if type(following) is nn.BatchNorm2d and whole:
-        return Convolution(fuse_conv_bn_eval(layer.layer, following))
-    activation = ACTIVATIONS.get(type(following))
-    return Convolution(layer.layer, activation) if activation else None
+    kind, is_linear = type(following), isinstance(layer, nn.Linear)
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        fits = following.affine and following.track_running_stats
+        if is_linear:
+            return fuse_linear_bn_eval(layer, following) if fits else None
+        plain = fits and layer.activation == NO_ACTIVATION
+        return Convolution(fuse_conv_bn_eval(layer.layer, following)) if plain else None
+    if kind in ACTIVATIONS and not is_linear and layer.activation == NO_ACTIVATION:
+        return Convolution(layer.layer, ACTIVATIONS[kind])
+    return None
 
 
 NO_ACTIVATION: tuple[str, list] = ('none', [])

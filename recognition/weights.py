@@ -11,7 +11,7 @@ import torch
 import backbones
 import utils
 from backbones import files, own
-from model import AGE_CUTOFFS, DALModel, read_state
+from model import AGE_CUTOFFS, DALModel
 from utils import UserError
 
 OTHERS = '; weights that others trained: main.py --init FILE, or --backbone NAME'
@@ -43,11 +43,10 @@ def load_weights(
     """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval mode
     on `device`, and what the file says of it.
 
-    The backbone is rebuilt from the file; a module of the user's own by
-    `backbones.own.make_backbone`. With `backbone`, a name of backbones.build, the file is that
-    network as others publish it: x_id is its feature as it is. Of that, and of a file that
-    `export.py backbone` wrote, the age head knows nothing.
-    Raises UserError if the file is missing, damaged, not one of this repository, or does not fit.
+    A module of the user's own is made by `backbones.own.make_backbone`. With `backbone`, a name of
+    backbones.build, the file is that network as others publish it: x_id is its feature as it is. Of
+    that, and of a file that `export.py backbone` wrote, the age head knows nothing.
+    Raises UserError if the file is missing, damaged, not one of these, or does not fit.
     """
     try:
         model, info = _untouched(path, backbone) if backbone else _trained(path)
@@ -59,8 +58,11 @@ def load_weights(
 
 
 def _trained(path):
-    of_export = str(path).endswith('.safetensors')
-    state = _exported(path) if of_export else load_checkpoint(path, NEEDED)
+    if str(path).endswith('.safetensors'):  # of export.py backbone: no heads, and no people
+        state = {'classes': [], 'age_cutoffs': list(AGE_CUTOFFS), 'epoch': 0}
+        state |= load_checkpoint(path, {'model': dict, 'backbone': dict})
+    else:
+        state = load_checkpoint(path, NEEDED)
     is_own = state['backbone'] is None  # the user's own code, which no file of weights can hold
     try:
         if is_own:
@@ -74,15 +76,6 @@ def _trained(path):
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     known = [state.get(field.name) for field in fields(WeightsInfo)[2:]]
     return model, WeightsInfo(str(path), sha256, *known)
-
-
-def _exported(path):
-    """The state in a file of `export.py backbone`, which holds no heads and knows no people."""
-    state = files.read(path)
-    if 'backbone' not in state:
-        raise UserError(f'{path}: not written by export.py backbone{OTHERS}')
-    files.check_tensors(path, state['model'])
-    return state | {'classes': [], 'age_cutoffs': list(AGE_CUTOFFS), 'epoch': 0}
 
 
 def _untouched(path, name):
@@ -102,15 +95,12 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
     FileNotFoundError."""
     content = files.read(path, say=lambda line: None)  # said by who reads another file
-    if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
-        return None
-    weights = _without_prefix(content['model'])
-    if not any(str(name).startswith('factorization.') for name in weights):
+    weights = _without_prefix(content.get('model')) if isinstance(content, dict) else None
+    if not files.is_ours(weights):
         return None
     files.check_tensors(path, weights)
     named = [item for item in weights.items() if item[0].startswith('backbone.')]
-    weights = {name.removeprefix('backbone.'): tensor for name, tensor in named}
-    return content.get('backbone'), weights
+    return content.get('backbone'), {name.removeprefix('backbone.'): one for name, one in named}
 
 
 def save_checkpoint(state: dict, path: Any) -> None:
@@ -127,52 +117,39 @@ def save_checkpoint(state: dict, path: Any) -> None:
 
 
 def load_checkpoint(path: Any, needed: Any) -> dict:
-    """The dict in a checkpoint, on the CPU, by model.read_state: a stranger's file runs nothing.
-    Its weights are examined; a prefix that all their names share is taken off.
+    """The dict in a checkpoint, on the CPU: a stranger's file runs nothing. Its weights are
+    examined; a prefix that all their names share is taken off.
 
     `needed` are the keys it must have, or a dict of them and the types of their values. Raises
     UserError if the file is missing, damaged, or not of that form.
     """
     try:
-        state = read_state(path)
+        state = files.read(path, lambda line: None, others=False)
+        facts = state if isinstance(state, dict) else {}
+        for key in needed:
+            if key not in facts:
+                raise ValueError(
+                    f'{path}: no weights file of this repository (it lacks {key}){OTHERS}'
+                )
+            if isinstance(needed, dict) and not isinstance(facts[key], needed[key]):
+                found = f'{key} is of type {type(facts[key]).__name__}'
+                raise ValueError(f'{path}: no weights file of this repository ({found})')
+        if isinstance(facts.get('model'), dict):
+            facts['model'] = _without_prefix(facts['model'])
+            files.check_tensors(path, facts['model'])
+        return facts
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except ValueError as error:
-        raise UserError(_why_unreadable(path) or str(error)) from None
-    missing = [key for key in needed if not isinstance(state, dict) or key not in state]
-    if missing:
-        lacks = f'it lacks {", ".join(missing)}'
-        raise UserError(f'{path}: no weights file of this repository ({lacks}){OTHERS}')
-    for key, kind in needed.items() if isinstance(needed, dict) else ():
-        if not isinstance(state[key], kind):
-            found = f'{key} is of type {type(state[key]).__name__}'
-            raise UserError(f'{path}: no weights file of this repository ({found})')
-    if isinstance(state.get('model'), dict):
-        state['model'] = _without_prefix(state['model'])
-        try:
-            files.check_tensors(path, state['model'])
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    return state
+        raise UserError(str(error)) from None
 
 
 def _without_prefix(weights):
     """The weights without what DistributedDataParallel, torch.compile or a module around it put
     before every name."""
-    first = next((str(name) for name in weights if 'backbone.' in str(name)), '')
+    names = [str(name) for name in weights or ()]
+    first = next((name for name in names if 'backbone.' in name), '')
     prefix = first[: first.find('backbone.')]
-    if not prefix or not all(str(name).startswith(prefix) for name in weights):
+    if not prefix or not all(name.startswith(prefix) for name in names):
         return weights
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-
-
-def _why_unreadable(path):
-    """Why model.read_state can't read the file, with the remedy; None if that isn't known."""
-    try:
-        files.read(path, say=lambda line: None)
-    except ValueError as error:
-        return str(error)
-    with open(path, 'rb') as file:
-        if file.read(2) == files.OLD:
-            return f'{path}: of torch.save before PyTorch 1.6, so none of this repository{OTHERS}'
-    return None
