@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -23,13 +22,12 @@ TEMPLATE = np.array(
 
 
 def open_photograph(
-    path: str | os.PathLike | BinaryIO, name: str | None = None, most: int | None = None
+    source: str | os.PathLike | bytes, name: str | None = None, most: int | None = None
 ) -> Image.Image:
-    """The photograph as a PIL image, RGB, upright as its EXIF says; see storage.images.open_image.
+    """The photograph of a path or of encoded bytes as a PIL image, RGB, upright as its EXIF says.
 
-    `path` may be an open binary file, which `name` then names in messages. Raises DataError, which
-    names the file, where it can't be read, and, before anything is decoded, where it has more than
-    `most` pixels.
+    Raises DataError, which names the file (or `name`), where it can't be read, and, before anything
+    is decoded, where it has more than `most` pixels.
     """
 
     def check(height, width):
@@ -38,23 +36,20 @@ def open_photograph(
             raise DataError(f'{width} × {height}, more than {limit}: make it smaller')
 
     try:
-        data = read_file(path) if isinstance(path, (str, os.PathLike)) else path.read()
+        data = source if isinstance(source, bytes) else read_file(source)
         return Image.fromarray(open_image(data, check))
     except DataError as error:
         # of what is no image at all, that is enough
         reason = re.sub(r'.*\((not an image .*|\w+ needs .*)\)$', r'\1', str(error))
-    except FileNotFoundError:
-        reason = 'no such file'
     except OSError as error:
-        reason = str(error.strerror)
-    shown = path if isinstance(path, (str, os.PathLike)) else 'a file'
-    raise DataError(f'{some([name or shown])}: {reason}')
+        reason = 'no such file' if isinstance(error, FileNotFoundError) else str(error.strerror)
+    raise DataError(f'{some([name or source])}: {reason}')
 
 
 def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:
-    """The (2, 3) matrix of the similarity that takes points (n, 2), n ≥ 2, closest to the template.
-    Rotation, one scale and a shift, no mirroring, by least squares (Umeyama, PAMI 1991). Raises
-    ValueError where all points are one."""
+    """The (2, 3) matrix of rotation, one scale and a shift that takes points (n, 2), n ≥ 2, closest
+    to the template, by least squares (Umeyama, PAMI 1991). Raises ValueError where all points are
+    one."""
     points, template = np.asarray(points, float), np.asarray(template, float)
     if points.shape != template.shape or not np.isfinite(points).all():
         raise ValueError(f'expected {len(template)} points (x, y), finite: {points.tolist()}')
@@ -69,9 +64,8 @@ def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarra
 
 
 def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """`image` under the similarity (2, 3), `size` (width, height) of it, black beyond its edges.
-    Points (x, y) are counted from the middle of the first pixel. A large face is drawn at its own
-    resolution and then averaged, so that it shows no aliasing."""
+    """`image` under the similarity (2, 3), `size` (width, height) of it, black beyond its edges. A
+    large face is drawn at its own resolution and then averaged, so that it shows no aliasing."""
     times = max(1, math.ceil(1 / np.hypot(*matrix[:, 0])))
     # Pillow asks where an output pixel comes from, and counts from the pixel's corner
     inverse = np.linalg.inv(matrix[:, :2] * times)
@@ -83,15 +77,15 @@ def warp(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image
 
 
 def align(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> Image.Image:
-    """The face with these five points (5, 2) in an RGB image, aligned: 112 high, `width` wide; at
-    112, the field's 112 × 112, the same face with 8 columns more on either side."""
+    """The face with these points (5, 2) in an RGB image, aligned: 112 high, `width` wide; at 112,
+    the same face with 8 columns more on either side."""
     template = TEMPLATE + [(width - WIDTH) / 2, 0]
     return warp(image, similarity(points, template), (width, HEIGHT))
 
 
 def middle(image: Image.Image, width: int = WIDTH) -> Image.Image:
-    """The middle of an RGB image in which no face is found, 112 high, `width` wide. Half of the
-    shorter side becomes the height: about what a face fills in LFW's photographs."""
+    """The middle of an RGB image in which no face is found, half of its shorter side: about what a
+    face fills in LFW's photographs."""
     scale = 2 * HEIGHT / min(image.size)
     shift = np.subtract((width, HEIGHT), 1) / 2 - scale * np.subtract(image.size, 1) / 2
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])

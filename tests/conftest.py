@@ -18,6 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / 'benchmarks'))
 
 from utils import DataError, UserError  # noqa: E402
 

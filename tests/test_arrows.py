@@ -1,7 +1,10 @@
-"""Which file may import which: the order of the house, from the ground up, and no circle."""
+"""Which file may import which: the order of the house, from the ground up, and no circle; and how
+little a command imports before it reads its arguments: `-h` answers as soon as torch is there."""
 
 import ast
 import graphlib
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -9,6 +12,8 @@ from conftest import ROOT
 ROOMS = 'utils system meta model dal storage backbones recognition dataset synthesis evaluation'
 ROOMS = [*ROOMS.split(), 'preparation', 'verification', 'training']
 COMMANDS = ['main', 'evaluate', 'prepare', 'verify', 'export', 'synthetic', 'hubconf']
+SLOW = 'sklearn scipy matplotlib tensorboard torchvision cv2 onnxruntime facenet_pytorch flask'
+SLOW = [*SLOW.split(), 'torch.distributed.checkpoint', 'torch.distributed.fsdp', 'torch._dynamo']
 FILES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
     for room in (*ROOMS, *COMMANDS)
@@ -49,3 +54,13 @@ def test_arrows_go_down(name):
 def test_no_circle():
     graph = {name: {module for module in imports(name) if module in FILES} for name in FILES}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize('command', COMMANDS[:5])
+def test_import_is_light(command):
+    code = f'import sys, {command}; print(*sys.modules)'
+    found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    there = found.stdout.split()
+    assert command in there and not {*SLOW} & {*there} and not found.stderr
+    ours = [name for name in there if name in FILES]
+    assert command != 'main' or 10 < len(ours) <= 35

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, tiny
+from conftest import TINY, tiny
 
 import backbones
 import dal
@@ -17,8 +17,7 @@ CPU = torch.device('cpu')
 
 
 @pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+def same_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)  # an arm sets it to one

@@ -1,4 +1,4 @@
-"""Commands, links, names and code in README, docs/ and the tour are what they say."""
+"""Commands, links, names, tables and code in README, docs/ and the tour are what they say."""
 
 import contextlib
 import importlib
@@ -10,7 +10,9 @@ import shlex
 import sys
 from pathlib import Path
 
+import ablation
 import pytest
+import tables
 import torch
 from conftest import ROOT
 from torch.distributed.run import get_args_parser
@@ -33,11 +35,6 @@ TOOLS += sorted(
     for path in (ROOT / 'benchmarks').glob('*.py')
     if 'def arguments' in path.read_text()
 )
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
 
 
 @pytest.fixture(params=PAGES)
@@ -104,7 +101,6 @@ def test_commands_are_found():
 def flags():
     """Every option of every tool, and of torchrun."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.syspath_prepend(ROOT / 'benchmarks')
         for tool, *kind in [*([tool] for tool in TOOLS), ['export.py', 'embeddings']]:
             with pytest.raises(SystemExit):
                 parse(tool, [*kind, '-h'], patch)
@@ -254,3 +250,23 @@ def test_lines_end_by_column_100(page):
     # one of the first page is to be pasted
     assert [line[:14] for line in long] == ['    python3 -m'] * (page == 'README.md')
     assert page != 'README.md' or len(lines) <= 165
+
+
+RESULTS = sorted((ROOT / 'benchmarks').rglob('*.json'))
+
+
+def test_the_tables_are_the_scripts():
+    """`python3 benchmarks/tables.py` would change nothing."""
+    for page in tables.pages():
+        text = page.read_text()
+        assert tables.filled(text) == text, f'{page.name}: run python3 benchmarks/tables.py'
+        assert len(re.findall('<!-- benchmarks/', text)) == len(tables.MARKED.findall(text)), page
+
+
+@pytest.mark.parametrize('path', RESULTS, ids=lambda path: path.stem)
+def test_results_are_written_a_row_a_line_and_stand_on_a_page(path):
+    report = json.loads(path.read_text())
+    assert path.read_text() == tables.as_text(report)
+    assert path.name in ' '.join(PAGES.values())
+    if path.stem.startswith('ablation-'):
+        assert json.loads(json.dumps(ablation.summary(report['runs']))) == report['summary']

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, batch, iterate, moved, new_training, refused, tiny
+from conftest import batch, iterate, moved, new_training, refused, tiny
 
 import utils
 from recognition.weights import save_checkpoint
@@ -206,7 +206,6 @@ def test_cudnn_chooses_kernels_but_in_deterministic_mode():
 
 def test_the_one_command_on_a_cpu(tmp_path, monkeypatch):
     """Of each kind of check one that a CPU can make, and one that fails."""
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
     import gpu
 
     checks = gpu.checks

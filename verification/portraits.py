@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +80,7 @@ def faces_in(image: Image.Image, name: str, width: int = WIDTH) -> list[Portrait
 def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
     """The largest face in an encoded image, `shown` in it. Raises as faces_in, and DataError if it
     is no image or has more than `most` pixels."""
-    image = open_photograph(io.BytesIO(data), name, most)
+    image = open_photograph(data, name, most)
     portrait = faces_in(image, name, width)[0]
     if not portrait.faces:
         return portrait
@@ -95,7 +94,7 @@ def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
 
 def open_file(path: str | Path, name: str) -> Image.Image:
     """A file's image, RGB and upright. Raises DataError."""
-    return open_photograph(io.BytesIO(read_bytes(path)), name)
+    return open_photograph(read_bytes(path), name)
 
 
 def cut_again(path: str | Path, points: np.ndarray) -> np.ndarray:
