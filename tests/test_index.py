@@ -85,17 +85,6 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     assert isinstance(archive.embeddings.base, np.memmap)
 
 
-def test_it_is_read_with_json_and_numpy_alone(tmp_path):
-    photographs, path = made_up(np.random.default_rng(3), ['a.jpg', 'b.jpg']), tmp_path / 'a.index'
-    index.write(path, '/root', 'f' * 64, photographs, False)
-    data = path.read_bytes()
-    length = int.from_bytes(data[8:16], 'little')
-    place = json.loads(data[24 : 24 + length])['arrays']['embeddings']
-    begin, shape = 24 + length + place['offset'], tuple(place['shape'])
-    embeddings = np.memmap(path, place['dtype'], 'r', begin, shape)
-    np.testing.assert_array_equal(embeddings, np.concatenate([p.embeddings for p in photographs]))
-
-
 def test_every_damaged_byte_is_noticed(tmp_path):
     path = tmp_path / 'a.index'
     index.write(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, csv_rows, python, refused
+from conftest import ROOT, python, refused
 from photographs import needs_estimator
 from PIL import Image
 from test_calibration import stored
@@ -72,14 +72,13 @@ def test_weights_without_a_threshold_ask_for_one(undecided, faces, ask):
 
 
 NAN, ZEROS = float('nan'), [0.0] * 101
-ROWS = [('x', ZEROS), (NAN, ZEROS), (0.5, []), (0.5, ZEROS[1:]), (0.5, [1.0] + ZEROS[1:])]
-ROWS += [(0.5, [NAN] * 101)]
-FORM = {'accuracy': 0.5, 'impostor': ZEROS}
-FORMS = [FORM | {'threshold': threshold, 'genuine': row} for threshold, row in ROWS]
-FORMS += [FORM | {'threshold': 0.5, 'genuine': ZEROS, 'impostor': row} for _, row in ROWS[2:]]
+FORM = {'threshold': 0.5, 'accuracy': 0.5, 'genuine': ZEROS, 'impostor': ZEROS}
+ROWS = [], ZEROS[1:], [1.0] + ZEROS[1:], [NAN] * 101
+FORMS = [FORM | {kind: row} for kind in ('genuine', 'impostor') for row in ROWS]
+FORMS += [FORM | {'threshold': 'x'}, FORM | {'threshold': NAN}, {'threshold': 0.5}, {}, 5, 'x']
 
 
-@pytest.mark.parametrize('kept', [5, {}, {'threshold': 0.5}, 'x', *FORMS], ids=str)
+@pytest.mark.parametrize('kept', FORMS, ids=str)
 def test_a_decision_of_another_form_is_refused(kept):
     refused('w.pth', Decision.of, kept, 'w.pth')
 
@@ -142,17 +141,15 @@ def test_photographs_are_found_in_by_the_detector(faces, tmp_path):
     assert np.abs(face.points - points).max() < 30
 
 
-def test_what_is_no_image(weights, faces, tmp_path, ask):
-    (tmp_path / 'empty.jpg').write_bytes(b'')
-    refused('empty.jpg: not an image', ask, weights, tmp_path / 'empty.jpg', faces[0])
-    refused('a.jpg: No such file', ask, weights, tmp_path / 'a.jpg', faces[0])
-
-
 def no_detector():
     raise utils.UserError('facenet-pytorch')
 
 
-def test_no_face_and_no_detector(tmp_path, monkeypatch):
+def test_images_that_show_no_face(weights, faces, tmp_path, monkeypatch, ask):
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    refused('empty.jpg: not an image', ask, weights, tmp_path / 'empty.jpg', faces[0])
+    refused('a.jpg: No such file', ask, weights, tmp_path / 'a.jpg', faces[0])
+    refused('no face in any of its 1 images', ask, weights, '--find', faces[0], tmp_path, '--json')
     Image.new('RGB', (200, 200)).save(tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub())
     refused('a.png: no face found', portraits.read_file, tmp_path / 'a.png')
@@ -180,15 +177,6 @@ def test_find_ranks_the_same_picture_first(weights, faces, tmp_path, monkeypatch
     assert ' 3.png' not in ask(weights, *line)[1].split('\n', 1)[1]  # the face itself
 
 
-def test_a_gallery_without_faces(weights, faces, tmp_path, ask):
-    (tmp_path / 'junk.jpg').write_bytes(b'junk')
-    line = weights, '--find', faces[0], tmp_path, '--out', tmp_path / 'a.png'
-    refused('no face in any of its 1 images', ask, *line)
-
-
-# for scripts
-
-
 @pytest.fixture(scope='module')
 def aged(weights, tmp_path_factory):
     """The weights with thresholds by age, as training would leave them."""
@@ -204,13 +192,11 @@ def table(path, text):
     return path
 
 
-ANSWERS = [(-1, 0, 'the same person'), (1, 3, 'different people')]
-
-
-@pytest.mark.parametrize('threshold, status, said', ANSWERS)
-def test_the_exit_status_is_the_answer(weights, faces, ask, threshold, status, said):
+@pytest.mark.parametrize('threshold, answer', [(-1, (0, 'the same person')), (1, (3, 'different'))])
+def test_the_exit_status_is_the_answer(weights, faces, ask, threshold, answer):
+    status, said = answer
     found, printed = ask(weights, faces[0], faces[7], '--threshold', threshold)
-    assert f': {said} (the threshold is {threshold:.3f})' in printed and found == status
+    assert found == status and f': {said}' in printed and f'is {threshold:.3f})' in printed
     line = (weights, '--find', faces[0], faces[1].parent, '--threshold', threshold, '--json')
     assert ask(*line)[0] == status
 
@@ -273,18 +259,6 @@ def test_tables_as_people_have_them(kind, aged, faces, tmp_path, ask):
     assert (rows[0]['first_age'], rows[0]['second_age']) == ('4.0', '30.0') and rows[1]['first_age']
 
 
-def test_pairs_that_cant_be_compared_say_why(weights, faces, tmp_path, ask):
-    (tmp_path / 'junk.jpg').write_bytes(b'junk')
-    text = f'{faces[0]},{faces[1]}\n{faces[0]},junk.jpg\ngone.jpg,{faces[1]}\n'
-    path, out = table(tmp_path / 'pairs.csv', text), tmp_path / 'out.jsonl'
-    line = weights, '--pairs', path, '--json', '--out', out
-    refused('2 of 3 pairs not compared.*junk.jpg', ask, *line)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows[0]['error'] is None and rows[0]['same'] in (True, False)
-    assert 'not an image' in rows[1]['error'] and 'no such file' in rows[2]['error']
-    assert rows[1].keys() == rows[0].keys() and rows[1]['similarity'] is None
-
-
 UNKNOWN = {
     '': 'no pairs',
     'first,second\n': 'no pairs',
@@ -299,38 +273,36 @@ def test_tables_whose_columns_cant_be_known(text, said, tmp_path):
     refused(said, pairs.read, table(tmp_path / 'pairs.csv', text))
 
 
-def test_every_row_of_a_table_has_an_answer_or_an_error(weights, faces, tmp_path, capsys, ask):
+def test_rows_of_a_table(weights, faces, tmp_path, capsys, ask, images_read):
+    """Every one has an answer or an error, and each image is read once."""
     for name, face in (('café.jpg', faces[0]), ('b.jpg', faces[1])):  # the accent in one character
         shutil.copy(face, tmp_path / name)
+    (tmp_path / 'junk.jpg').write_bytes(b'junk')
     rows = {  # as it is written, and what its error says
         'café.jpg,b.jpg,,': None,
         'cafe\u0301.jpg,b.jpg,,': None,
         '.\\b.jpg,./café.jpg,4,30': None,
         '"b.jpg",b.jpg,,': None,
         'b.jpg,gone.jpg,,': 'gone.jpg: no such file',
-        ',b.jpg,,': 'line 7: expected two images',
-        'b.jpg': 'line 8: expected two images',
-        '"b.jpg,b.jpg': 'line 9: expected two images',
-        'b.jpg,b.jpg,130,4': 'line 10: 130 is no age between',
-        'b.jpg,b.jpg,NA,4': "line 11: 'NA' is no age",
-        'b.jpg,b.jpg,4,5,6,7': 'line 12: expected two images',
+        'b.jpg,junk.jpg,,': 'not an image',
+        ',b.jpg,,': 'line 8: expected two images',
+        'b.jpg': 'line 9: expected two images',
+        '"b.jpg,b.jpg': 'line 10: expected two images',
+        'b.jpg,b.jpg,130,4': 'line 11: 130 is no age between',
+        'b.jpg,b.jpg,NA,4': "line 12: 'NA' is no age",
+        'b.jpg,b.jpg,4,5,6,7': 'line 13: expected two images',
         'b.jpg,b.jpg,4,5': None,
     }
     path = table(tmp_path / 'p.csv', '\n'.join(['First,SECOND,second_age,age1', *rows]))
-    line = weights, '--pairs', path, '--out', tmp_path / 'out.csv'
-    refused('7 of 12 pairs not compared: .*gone.jpg', ask, *line)
+    line = weights, '--pairs', path, '--json', '--out', tmp_path / 'out.jsonl'
+    refused('8 of 13 pairs not compared: .*gone.jpg', ask, *line)
+    assert len(images_read) == 5  # by the ways to write them
     assert 'columns not used: age1' in capsys.readouterr().err
-    found = csv_rows(tmp_path / 'out.csv')
+    found = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
     for row, error in zip(found, rows.values(), strict=True):
-        assert (error in row['error']) if error else not row['error'], row
-        assert bool(row['similarity']) == (not error)
-    assert found[2]['second_age'] == '4.0' and found[3]['first'] == 'b.jpg'
-
-
-def test_each_image_of_a_table_is_read_once(weights, faces, tmp_path, images_read, ask):
-    path = table(tmp_path / 'p.csv', '\n'.join(f'{faces[0]},{face}' for face in faces[1:6]))
-    ask(weights, '--pairs', path)
-    assert len(images_read) == 6
+        assert (error in row['error']) if error else row['error'] is None, row
+        assert (row['similarity'] is None) == (error is not None) and row.keys() == found[0].keys()
+    assert found[2]['second_age'] == 4.0 and found[3]['first'] == 'b.jpg'
 
 
 TURNS = [None, 'FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM', 'TRANSPOSE', 'ROTATE_90']

@@ -47,7 +47,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
     whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
     lines = [f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough']
-    estimates = estimated_ages(matcher, faces, found)
+    estimates = _estimates(matcher, faces, found)
     errors = {by: abs(years - faces.ages).mean() for by, years in estimates.items()}
     if errors:
         by = min(errors, key=errors.__getitem__)
@@ -62,9 +62,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     yield from held_out(*people, faces.ages)
 
 
-def estimated_ages(
-    matcher: Matcher, faces: Faces, found: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _estimates(matcher, faces, found):
     """Estimated years (N,) of a data set's faces, by who estimates them; `found` are extract's."""
     estimates = {}
     if matcher.knows_ages:

@@ -174,9 +174,7 @@ class Decision(NamedTuple):
         )
 
 
-def pair_ages(
-    estimated: Sequence[float | None], given: Sequence[float | None] = (None, None)
-) -> Ages | None:
+def pair_ages(estimated: Sequence[float | None], given: Sequence[float | None]) -> Ages | None:
     """The ages in years to decide by: those `given`, else the estimates; None if one is unknown."""
     first, second = (one if age is None else age for one, age in zip(estimated, given, strict=True))
     if first is None or second is None:

@@ -42,8 +42,7 @@ KINDS = {  # of files that hold pictures and aren't read
 
 def read_folder(matcher: Matcher, folder: str) -> Index:
     """The faces of every image below a folder, in memory. Raises DataError if there are none."""
-    names = _names(folder, below(folder).images)
-    photographs = list(embed_files(matcher, folder, names))
+    photographs = list(embed_files(matcher, folder, sorted(below(folder).images)))
     _check_faces(folder, photographs)
     return Index.of(folder, photographs, False)
 
@@ -60,7 +59,9 @@ def update(
     written.
     """
     found, weights, root = below(folder), matcher.info.sha256, os.path.abspath(folder)
-    names = _names(folder, found.images)
+    names = sorted(found.images)
+    if not names:
+        raise DataError(f'{folder}: no images in this folder or below')
     old = _old(path, weights, root, people) if path.exists() else None
     before = {one.name: one for one in old.photographs()} if old else {}
     facts = {'weights': weights, 'root': root, 'people': people}
@@ -143,12 +144,6 @@ class Journal:
             if end > len(data) or zlib.crc32(data[begin:end]) != crc:
                 return
             yield json.loads(data[begin:middle].tobytes()), data[middle:end], end
-
-
-def _names(folder, names):
-    if not names:
-        raise DataError(f'{folder}: no images in this folder or below')
-    return sorted(names)
 
 
 def _old(path, weights, root, people):

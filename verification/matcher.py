@@ -103,11 +103,7 @@ class Matcher:
         return Age(self.groups[row['group']], probability, float(row['age']))
 
     def compare(
-        self,
-        first: Features,
-        second: Features,
-        given: Sequence[float | None] = (None, None),
-        far: float | None = None,
+        self, first: Features, second: Features, given: Sequence[float | None], far: float | None
     ) -> Answer:
         """The decision on two faces, of which ages in years may be `given`."""
         similarity = float(first.embedding @ second.embedding)
