@@ -63,14 +63,13 @@ def application(
     return app
 
 
-def given(
-    fields: tuple[str, ...], counts: tuple[int, ...]
-) -> tuple[list[Features], list[float | None]]:
-    """The faces of the images in these fields, and the ages in years beside them, which go by
+def given(least: int, most: int) -> tuple[list[Features], list[float | None]]:
+    """The faces of the images `first` and `second`, and the ages in years beside them, which go by
     order; None where none is given."""
+    fields = ('first', 'second')[:most]
     images = [(field, file) for field in fields for file in request.files.getlist(field) if file]
-    if len(images) not in counts:
-        what = f'{" or ".join(map(str, counts))} of {" and ".join(fields)}'
+    if not least <= len(images) <= most:
+        what = '`first`' if most == 1 else '`first` and `second`'
         abort(400, f'choose the photographs: {what}, as multipart/form-data')
     ages = [(field, age) for field in fields for age in request.form.getlist(f'{field}_age')]
     if len(dict(images)) == len(images):
@@ -114,18 +113,34 @@ def page(**facts) -> str:
 
 
 @views.get('/')
+def empty_page() -> str:
+    return page()
+
+
 @views.post('/')
-def comparing_page() -> str:
-    if request.method != 'POST':
-        return page()
-    archive = service.index()
+@views.post('/compare')
+@views.post('/find')
+def answer() -> ResponseReturnValue:
+    """Two faces compared, or one looked for in the archive."""
+    archive, asked = service.index(), request.path
+    if asked == '/find' and archive is None:
+        abort(404, 'no archive is served: --serve archive.index')
+    either = (2, 2) if archive is None else (1, 2)
+    least, most = {'/compare': (2, 2), '/find': (1, 1)}.get(asked, either)
     with service.admitted():
-        faces, ages = given(('first', 'second'), (2,) if archive is None else (1, 2))
-        if archive is not None and len(faces) == 1:
-            found = service.matcher.most_alike(archive, faces[0], SHOWN, ages[0], _rate())
+        faces, ages = given(least, most)
+        if len(faces) == 2:
+            decided = service.matcher.compare(faces[0], faces[1], ages, _rate())
+            if asked == '/':
+                return page(answer=decided, people=faces)
+            return jsonify(faces=[one.facts() for one in faces], **decided.facts())
+        top = request.form.get('top', str(SHOWN))
+        if top not in map(str, range(1, MOST_SHOWN + 1)):
+            abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
+        found = service.matcher.most_alike(archive, faces[0], int(top), ages[0], _rate())
+        if asked == '/':
             return page(found=found, people=faces)
-        answer = service.matcher.compare(faces[0], faces[1], ages, _rate())
-        return page(answer=answer, people=faces)
+        return jsonify(about_search(faces[0], archive.root, archive, found))
 
 
 @views.get('/<any("page.js", "page.css"):name>')
@@ -149,28 +164,6 @@ def image(what: str, face: int) -> ResponseReturnValue:
             return _jpeg(portraits.cut(photograph, points)), {'Content-Type': 'image/jpeg'}
         marked = portraits.marked(photograph, points, box, 1600)
     return _jpeg(marked), {'Content-Type': 'image/jpeg'}
-
-
-@views.post('/compare')
-def compare_json() -> Response:
-    with service.admitted():
-        (first, second), ages = given(('first', 'second'), (2,))
-        answer = service.matcher.compare(first, second, ages, _rate())
-        return jsonify(faces=[first.facts(), second.facts()], **answer.facts())
-
-
-@views.post('/find')
-def find_json() -> Response:
-    archive = service.index()
-    if archive is None:
-        abort(404, 'no archive is served: --serve archive.index')
-    with service.admitted():
-        most = request.form.get('top', str(SHOWN))
-        if most not in map(str, range(1, MOST_SHOWN + 1)):
-            abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')
-        (face,), (age,) = given(('first',), (1,))
-        found = service.matcher.most_alike(archive, face, int(most), age, _rate())
-        return jsonify(about_search(face, archive.root, archive, found))
 
 
 @views.get('/health')

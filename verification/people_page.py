@@ -33,10 +33,13 @@ def is_grouped() -> bool:
     return service.archive is not None and current_app.config['PEOPLE'].is_file()
 
 
-@views.get('/people')
-def people_page() -> str:
+@views.get('/people.json')
+@views.get('/people')  # which is what url_for gives
+def people() -> ResponseReturnValue:
     version, rows = _read()
     found = _groups(rows)
+    if request.path == '/people.json':
+        return jsonify(version=version, groups=found)
     pages, number = max(-(-len(found) // GROUPS), 1), request.args.get('page', 1, int)
     numbers = [one['group'] for one in found]
     if request.args.get('group') in numbers:
@@ -45,12 +48,6 @@ def people_page() -> str:
     facts = {'groups': found[(number - 1) * GROUPS : number * GROUPS], 'page': number}
     facts |= {'pages': pages, 'count': len(found), 'said': request.args.get('said', '')[:200]}
     return render_template('people.html', grouped=True, version=version, **facts)
-
-
-@views.get('/people.json')
-def people_json() -> ResponseReturnValue:
-    version, rows = _read()
-    return jsonify(version=version, groups=_groups(rows))
 
 
 @views.post('/people')
@@ -69,7 +66,7 @@ def change() -> ResponseReturnValue:
         more = [key for key in rows[0] if key not in (*COLUMNS, *PAIRS)]
         write_table(current_app.config['PEOPLE'], [*COLUMNS, *more], rows)
     if request.path == '/people':
-        there = url_for('.people_page', said=said, group=group, _anchor=f'group-{group}')
+        there = url_for('.people', said=said, group=group, _anchor=f'group-{group}')
         return redirect(there, 303)
     version, rows = _read()
     found = next((one for one in _groups(rows) if one['group'] == group), {})
