@@ -1,10 +1,5 @@
-"""`verify.py --group`: the people of an archive, in files that a person may correct.
-
-OUT/people.csv has a row for each face. Its `group` and `name` may be changed and are read back:
-rows of one group, or of one name, stay together, and those of two never come together; an empty
-group is decided anew. `born` beside a name makes ages exact, with `taken` or the photograph's date.
-OUT/suggestions.csv lists groups that may be one person: `yes` in its column `accept` joins them,
-`no` ends the question.
+"""`verify.py --group`: the people of an archive, in files that a person may correct, as
+docs/verify.md says.
 """
 
 import contextlib
@@ -46,15 +41,16 @@ def _corrections(path, archive):
         row['label'] = joined.get(row['group'], row['group'])
         if row['label'] and row['name']:
             names[row['label']].add(row['name'])
-    faces, rows = faces_by_place(archive), {}
+    faces, rows, lost = faces_by_place(archive), {}, 0
     for row in table:
         whose = {row['name']} if row['name'] else names[row['label']]
         row['key'] = ('group', row['label']) if row['label'] else None
         if whose:  # of a group of two names, the rows without one are open
             row['key'] = ('name', *whose) if len(whose) == 1 else None
-        rows[faces.get((row['photograph'], row['box']))] = row
-    lost = sum((row['photograph'], row['box']) not in faces for row in table)
-    rows.pop(None, None)
+        face = faces.get((row['photograph'], row['box']))
+        lost += face is None
+        if face is not None:
+            rows[face] = row
     notes = [f'{path}: {lost} rows are of no face of this archive: not used'] if lost else []
     return rows, answers, notes
 
@@ -142,11 +138,11 @@ def group(
     same_photograph: bool = False,
     suggest: bool = False,
 ) -> tuple[list[dict], list[str]]:
-    """Groups the faces of an archive; writes people.csv, people.json and suggestions.csv.
+    """Groups the faces of an archive; writes people.csv, people.json, suggestions.csv into `out`.
 
-    Corrections are read from `kept`, else from the files in `out`. `named` is an index of people
-    enrolled by name; groups merge if P of one person is at least `sure`. Returns the rows of
-    people.csv and lines to print. Raises UserError or DataError before anything is written.
+    Corrections are read from `kept`, else from `out`. `named` is an index of people enrolled by
+    name. Returns the rows of people.csv and lines to print. Raises UserError or DataError before
+    anything is written.
     """
     kept = kept or (out / 'people.csv' if (out / 'people.csv').exists() else None)
     (known, answers, said), count = _corrections(kept, archive), len(archive)
@@ -182,20 +178,19 @@ def group(
         values += [near, _rounded(probability(value[k], groups)) if near else '']
         values += [born.get(key, '') if key else '', dates.get(k, '')]
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    suggestions = answers
     if suggest:
-        suggestions += _suggestions(pairs, found, other, numbers, keyed, apart, rows, answers)
+        answers += _suggestions(pairs, found, other, numbers, keyed, apart, rows, answers)
     rows.sort(key=lambda row: (row['group'], row['age'] == '', row['age'] or 0, row['face']))
     out.mkdir(parents=True, exist_ok=True)
     facts = {'archive': archive.root, 'weights_sha256': matcher.info.sha256, 'sure': sure}
     utils.write_json(facts | {'groups': by_group(rows)}, out / 'people.json')
     write_table(out / 'people.csv', COLUMNS, rows)
-    if suggest or suggestions or (out / 'suggestions.csv').exists():
-        write_table(out / 'suggestions.csv', PAIRS, suggestions)
+    table = out / 'suggestions.csv'
+    if suggest or answers or table.exists():
+        write_table(table, PAIRS, answers)
     said += [*moved, *absurd, *_said(rows, out)]
     if suggest:
-        many = f'{len(suggestions)} pairs of groups that may be one person'
-        said.append(f'{out}/suggestions.csv: {many}')
+        said.append(f'{table}: {len(answers)} pairs of groups that may be one person')
     return rows, said
 
 
