@@ -158,10 +158,12 @@ def held_out_correlation(
 ) -> dict:
     """{'rho', 'shuffled', 'shuffled_95', 'dimensions'}: the first canonical correlation of x_id and
     x_age, fitted on one half of the people, its |correlation| on the other, averaged over both.
+
     'shuffled' is the mean of the same over `shuffles` random pairings of the faces, 'shuffled_95'
     what 95 % of them stay below: what these faces show if nothing is shared. A fit needs many more
     faces than dimensions: both sides are first reduced to 'dimensions' principal components of the
-    fitting half, one for every 10 faces. None with fewer than four people or 80 faces."""
+    fitting half, one for every 10 faces. None with fewer than four people or 80 faces.
+    """
     from sklearn.decomposition import PCA
 
     names, person = np.unique(labels, return_inverse=True)
@@ -171,45 +173,19 @@ def held_out_correlation(
     half = (rng.permutation(len(names)) % 2)[person]
     size = int(max(1, min(np.bincount(half).min() // 10, 256, x_id.shape[1], x_age.shape[1])))
     rhos = np.zeros(1 + shuffles)
-    for k in range(2):
-        sides = []
-        for side in (x_id, x_age):
-            side = np.asarray(side, np.float64)
-            with np.errstate(invalid='ignore'):  # of a side that is constant
-                leading = PCA(size, svd_solver='full').fit(side[half == k])
-            sides.append([leading.transform(side[half == of]) for of in (k, 1 - k)])
-        (a, a_held), (b, b_held) = sides
-        for i in range(1 + shuffles):
-            fit, held = (rng.permutation(len(x)) if i else np.arange(len(x)) for x in (a, a_held))
-            _, w_a, w_b = first_canonical_correlation(a, b[fit])
-            with np.errstate(invalid='ignore'):  # NaN if a side is constant
-                rho = np.corrcoef(a_held @ w_a, b_held[held] @ w_b)[0, 1]
-            rhos[i] += abs(np.nan_to_num(rho)) / 2
+    with np.errstate(invalid='ignore'):  # NaN if a side is constant
+        for k in range(2):
+            sides = []
+            for side in (x_id, x_age):
+                side = np.asarray(side, np.float64)
+                leading = PCA(size, whiten=True, svd_solver='full').fit(side[half == k])
+                sides.append([leading.transform(side[half == of]) for of in (k, 1 - k)])
+            (a, a_held), (b, b_held) = sides
+            for i in range(1 + shuffles):
+                order, held = (rng.permutation(len(x)) if i else slice(None) for x in (a, a_held))
+                # of whitened variates the canonical directions are the singular vectors
+                u, _, v = np.linalg.svd(a.T @ b[order])
+                rho = np.corrcoef(a_held @ u[:, 0], b_held[held] @ v[0])[0, 1]
+                rhos[i] += abs(np.nan_to_num(rho)) / 2
     values = rhos[0], rhos[1:].mean(), np.quantile(rhos[1:], 0.95)
     return dict(zip(CORRELATION, (*map(float, values), size), strict=True))
-
-
-def first_canonical_correlation(
-    x: np.ndarray, y: np.ndarray, ridge: float = 1e-6
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Largest canonical correlation ρ of x (N, A) and y (N, B) in closed form, with its directions
-    w_x (A,) and w_y (B,). Meaningful only if N is much larger than A + B. Columns without variance
-    (a dead unit) and directions with less than `ridge` of the mean variance of standardized columns
-    drop out."""
-    (x, whiten_x), (y, whiten_y) = _whiten(x, ridge), _whiten(y, ridge)
-    u, s, v = np.linalg.svd(x.T @ y / len(x))
-    if not len(s):
-        return 0.0, np.zeros(len(whiten_x)), np.zeros(len(whiten_y))
-    return min(float(s[0]), 1.0), whiten_x @ u[:, 0], whiten_y @ v[0]
-
-
-def _whiten(x, ridge):
-    """Centred x·W (N, K), of unit covariance, and W (A, K)."""
-    x = np.asarray(x, np.float64)
-    x = x - x.mean(0)
-    deviation = x.std(0)
-    standardize = np.divide(1, deviation, where=deviation > 0, out=np.zeros_like(deviation))
-    values, vectors = np.linalg.eigh((x * standardize).T @ (x * standardize) / len(x))
-    large = values > ridge * values.mean()
-    whitener = standardize[:, None] * vectors[:, large] / np.sqrt(values[large])
-    return x @ whitener, whitener

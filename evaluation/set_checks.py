@@ -21,26 +21,23 @@ BETTER = 'make validation look better than it is'
 def check_ages(faces: Faces) -> list[str]:
     """Lines of notice if the ages can't be ages: (nearly) all equal, or numbers of pictures."""
     ages, numbers = np.unique(faces.ages, return_counts=True)
-    usual, most = ages[numbers.argmax()], numbers.max()
-    learnt = f'of ageing can be learnt or measured; do {MEND} point at the age?'
-    if most == len(faces) > 1:
-        return [f'{faces.root}: every face is of age {usual:g}: nothing {learnt}']
-    if len(faces) >= 20 and most >= 0.95 * len(faces):
-        count = f'{most} of {len(faces)} faces are of age {usual:g}'
-        return [f'{faces.root}: {count}: little {learnt}']
+    most, all_ = numbers.max(), len(faces)
+    if most == all_ > 1 or all_ >= 20 and most >= 0.95 * all_:
+        which = 'every face is' if most == all_ else f'{most} of {all_} faces are'
+        said = f'{which} of age {ages[numbers.argmax()]:g}: '
+        said += f'{"nothing" if most == all_ else "little"} of ageing can be learnt or measured'
+        return [f'{faces.root}: {said}; do {MEND} point at the age?']
     people = {k: np.sort(faces.ages[faces.labels == k]) for k in np.unique(faces.labels)}
     people = {label: ages for label, ages in people.items() if len(ages) > 1}
-    ask = f'is the number of the picture taken for the age? Mend {MEND}'
+    said = ''
     if len(people) > 1 and _is_counter(faces.ages, people.values()):
-        count = f'the ages of all {len(faces)} faces count up from {faces.ages.min():g}'
-        return [f'{faces.root}: {count}, person after person: {ask}']
-    numbered = _numbered(people)
-    if numbered:
+        said = f'all {all_} faces count up from {faces.ages.min():g}, person after person'
+    elif numbered := _numbered(people):
         names = some([faces.classes[label] for label in numbered])
         first = min(people[label][0] for label in numbered)
-        count = f'the ages of {len(numbered)} people, {names}, count up from {first:g}'
-        return [f'{faces.root}: {count}: {ask}']
-    return []
+        said = f'{len(numbered)} people, {names}, count up from {first:g}'
+    ask = f'is the number of the picture taken for the age? Mend {MEND}'
+    return [f'{faces.root}: the ages of {said}: {ask}'] if said else []
 
 
 def _is_counter(ages, people):
@@ -60,12 +57,14 @@ def _numbered(people):
         return from_one
     start = min((ages[0] for ages in people.values()), default=0)
     people = {label: ages for label, ages in people.items() if len(ages) > 2 or start <= 1}
-    whole = {k: ages for k, ages in people.items() if (ages % 1 == 0).all()}
-    counting = [label for label, ages in whole.items() if (np.diff(ages) > 0).all()]
-    places = sum(people[label][-1] - start + 1 for label in counting)
-    pictures = sum(len(people[label]) for label in counting)
-    enough = len(counting) > max(2, 0.9 * len(people)) and places <= FILLED * pictures
-    return counting if enough else []
+    counting = {
+        label: ages
+        for label, ages in people.items()
+        if (ages % 1 == 0).all() and (np.diff(ages) > 0).all()
+    }
+    places = sum(ages[-1] - start + 1 for ages in counting.values())
+    enough = len(counting) > max(2, 0.9 * len(people))
+    return [*counting] if enough and places <= FILLED * sum(map(len, counting.values())) else []
 
 
 def check_validation(train: Faces, val: Faces) -> list[str]:
@@ -75,9 +74,9 @@ def check_validation(train: Faces, val: Faces) -> list[str]:
     if val.source.beside.resolve() == train.source.beside.resolve():
         remedy = 'move a tenth of the people to a folder of their own, or set val_root to None'
         raise DataError(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
-    shared = shared_images(train, val)
-    names = [val.path(index) for index in shared]
-    notices = _shared_notices(train, val.root, names, len(val), 'images')
+    folders, sizes = np.array(val.classes)[val.labels], val.source.sizes(val.places)
+    shared = [val.path(index) for index in _shared(train, folders, sizes, val.encoded)]
+    notices = _shared_notices(train, val.root, shared, len(val), 'images')
     missing = None
     if len(val.classes) < 2:
         missing = 'one person: telling people apart takes two'
@@ -95,11 +94,14 @@ def check_list(train: Faces, path: str, names: list, sources: list) -> list[str]
     """Lines of notice if images of the list of pairs at `path`, `sources` (paths or bytes) with
     their `names`, are in `train` too, or if their folders are called like people of `train`. Raises
     DataError if all of the images are."""
+
+    def read(index):
+        return x if isinstance(x := sources[index], bytes) else Path(x).read_bytes()
+
     folders = ['' if isinstance(x, bytes) else Path(x).parent.name for x in sources]
     sizes = np.array([len(x) if isinstance(x, bytes) else _size(x) for x in sources])
-    shared = _shared(train, folders, sizes, lambda index: _digest_of(sources[index]))
-    names = [names[index] for index in shared]
-    notices = _shared_notices(train, path, names, len(sources), 'images of the list')
+    shared = [names[index] for index in _shared(train, folders, sizes, read)]
+    notices = _shared_notices(train, path, shared, len(sources), 'images of the list')
     known = sorted(set(folders) & set(train.classes))
     if known:
         count = f'{len(known)} of {len(set(folders))} people of the list'
@@ -124,30 +126,28 @@ def fingerprint(names: list) -> str:
     return hashlib.sha256(os.fsencode('\n'.join(short))).hexdigest()
 
 
-def shared_images(train: Faces, val: Faces, most: int = READS) -> list[int]:
-    """Indices in `val` of the images that `train` holds too, byte for byte, of whichever person.
+def _shared(train, folders, sizes, read):
+    """The indices of images, each of a person called folders[index], of sizes[index] and of the
+    bytes read(index), that `train` holds too, byte for byte, of whichever person.
+
     Files are read if their sizes agree: all of people of the same name, and of the others up to
-    `most` files of `train`, those of the rarest sizes first; the rest only if one of them is found,
-    so that sets of other people cost little."""
-    folders, sizes = np.array(val.classes)[val.labels], val.source.sizes(val.places)
-    return _shared(train, folders, sizes, lambda index: _digest(val, index), most)
-
-
-def _shared(train, folders, sizes, digest, most=READS):
-    """The indices of `shared_images`, of faces of these `folders`, `sizes` and digest(index)."""
+    READS files of `train`, those of the rarest sizes first; the rest only if one of them is found,
+    so that sets of other people cost little.
+    """
     sizes_in_train = train.source.sizes(train.places)
     both, numbers = np.unique(sizes_in_train, return_counts=True)
     in_both = np.isin(both, sizes) & (both > 0)  # -1: missing, which is said when they are read
     both, numbers = both[in_both], numbers[in_both]
     rarest = np.argsort(numbers, kind='stable')
-    few = both[rarest[np.cumsum(numbers[rarest]) <= most]]
+    few = both[rarest[np.cumsum(numbers[rarest]) <= READS]]
     known = np.isin(np.array(train.classes), folders)[train.labels]
     known &= np.isin(sizes_in_train, both)
 
     def same_bytes(of_train):
-        there = {_digest(train, index) for index in np.flatnonzero(of_train).tolist()} - {None}
+        there = {_digest(train.encoded, index) for index in np.flatnonzero(of_train).tolist()}
+        there.discard(None)
         candidates = np.flatnonzero(np.isin(sizes, sizes_in_train[of_train])).tolist()
-        return [index for index in candidates if digest(index) in there]
+        return [index for index in candidates if _digest(read, index) in there]
 
     shared = same_bytes(known | np.isin(sizes_in_train, few))
     if shared and len(few) < len(both):
@@ -159,13 +159,8 @@ def _size(path):
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
-def _digest_of(source):
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return hashlib.sha256(data).digest()
-
-
-def _digest(faces, index):
+def _digest(read, index):
     try:
-        return hashlib.sha256(faces.encoded(index)).digest()
-    except DataError:  # what can't be read is counted when the images are decoded
+        return hashlib.sha256(read(index)).digest()
+    except (DataError, OSError):  # what can't be read is counted when the images are decoded
         return None
