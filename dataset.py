@@ -112,9 +112,9 @@ class Faces(Dataset):
         except DataError as error:
             raise DataError(f'{some([self.path(index)])}: {error}') from None
 
-    def check(self, cache: bool = True, skip_corrupt: int = 0, workers: int = 0) -> list[str]:
-        """Decodes every image once, over `workers` threads; with `cache`, keeps the pixels in one
-        file beside `root`, from which every process reads, so that no epoch decodes again.
+    def check(self, cache: bool = True, skip_corrupt: int = 0) -> list[str]:
+        """Decodes every image once; with `cache`, keeps the pixels in one file beside `root`, from
+        which every process reads, so that no epoch decodes again.
 
         It is called .train.0123456789abcdef.npy, of faces 112 wide .train.0123456789abcdef-112.npy:
         a hash of the names, sizes and times of the images, and a set that changed gets a new one.
@@ -126,14 +126,14 @@ class Faces(Dataset):
         beside, wide = self.source.beside, '' if self.width == WIDTH else f'-{self.width}'
         sweep(beside.parent, f'.{glob.escape(beside.name)}.{"[0-9a-f]" * 32}.tmp')
         if not cache:
-            return notices + self._decode(None, skip_corrupt, workers)
+            return notices + self._decode(None, skip_corrupt)
         path = beside.with_name(f'.{beside.name}.{self.fingerprint[:16]}{wide}.npy')
         rows = Rows(path, len(self), (HEIGHT, self.width, 3), 'uint8')
         self.pixels = rows if rows.is_whole() else None
         if self.pixels:
             return notices
         with contextlib.closing(rows.begin()):
-            left_out = self._decode(rows, skip_corrupt, workers)
+            left_out = self._decode(rows, skip_corrupt)
             if not left_out and rows.finish():
                 self.pixels = rows
             if rows.error:
@@ -142,9 +142,9 @@ class Faces(Dataset):
                 notices.append(f'{beside.parent}: {no_room}; {anew}')
         return notices + left_out
 
-    def _decode(self, rows, skip_corrupt, workers):
+    def _decode(self, rows, skip_corrupt):
         """Decodes every image once, into `rows` unless it is None; notices of those left out."""
-        workers = workers or os.cpu_count()
+        workers = os.cpu_count() or 1
         size, shards = max(1, min(256, len(self) // workers)), shards_of(self.places)
         order = np.arange(len(self)) if shards is None else np.argsort(shards, kind='stable')
         parts, bad = [order[k : k + size].tolist() for k in range(0, len(self), size)], {}

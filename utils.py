@@ -27,11 +27,9 @@ class DataError(ValueError):
 
 
 def pick_device(ctx: int) -> torch.device:
-    """The CPU for ctx < 0, else the ctx-th GPU: CUDA's, or Apple's if there is none.
-
-    Raises UserError if there is no such GPU, or the installed PyTorch can't use it. What is
-    float32 is then computed in float32: PyTorch's own default is TF32, of 10 bits, in convolutions.
-    """
+    """The CPU for ctx < 0, else the ctx-th GPU: CUDA's, or Apple's if there is none. Raises
+    UserError if there is no such GPU, or the installed PyTorch can't use it. What is float32 is
+    then computed in float32: PyTorch's default is TF32, of 10 bits, in convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if ctx < 0:
         keep_freed_memory()
@@ -48,8 +46,7 @@ def pick_device(ctx: int) -> torch.device:
 
 
 def _check_kernels(ctx):
-    """Raises UserError if the installed PyTorch was not built for the ctx-th GPU, which would
-    end in 'no kernel image is available' at the first operation."""
+    """Raises UserError if the installed PyTorch was not built for the ctx-th GPU."""
     found, built = torch.cuda.get_device_capability(ctx), torch.cuda.get_arch_list()
     numbers = [re.fullmatch(r'(sm|compute)_(\d+)(\d)[af]?', name) for name in built]
     if torch.version.hip or not built or not all(numbers):  # AMD's have other names
@@ -66,9 +63,8 @@ def _check_kernels(ctx):
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what one step's tensors leave for those of the next. By default it
-    returns large blocks to the system, which clears each page of the next one anew: on a CPU that
-    can be half of the time."""
+    """Lets the C library keep what one step's tensors leave for those of the next. Returned to the
+    system, every page is cleared anew: on a CPU that can be half of the time."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free memory that is kept
@@ -77,8 +73,7 @@ def keep_freed_memory() -> None:
 
 
 def fastest_precision(device: torch.device) -> str:
-    """In which of 'bf16', 'fp16' and 'float32' the hardware multiplies fastest; a type that it only
-    emulates would be slower than float32."""
+    """In which of 'bf16', 'fp16' and 'float32' the hardware multiplies fastest."""
     if device.type == 'cuda':
         capability = torch.cuda.get_device_capability(device)
         return 'bf16' if capability >= (8, 0) else 'fp16' if capability >= (7, 0) else 'float32'
@@ -90,8 +85,7 @@ def fastest_precision(device: torch.device) -> str:
 
 
 def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors on `device`. Pinned ones are copied to a GPU while it computes what was asked of
-    it before."""
+    """The tensors on `device`; pinned ones are copied to a GPU while it computes."""
     if device.type != 'cuda':
         return [tensor.to(device) for tensor in tensors]
     copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
@@ -135,15 +129,15 @@ def one_line_errors():
     except OSError as error:
         file = f'{error.filename}: ' if error.filename else ''
         sys.exit(f'error: {file}{error.strerror or error}')
-    except torch.OutOfMemoryError as error:
-        remedy = 'Lower --batch-size; --resume continues from the last save'
-        sys.exit(f'error: {str(error).splitlines()[0]} {remedy}')
     except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
+        if isinstance(error, torch.OutOfMemoryError):
+            remedy = 'Lower --batch-size'
+        elif 'DataLoader worker' in str(error):
+            remedy = 'It may have run out of memory: fewer --workers or a smaller --batch-size'
+        else:
             raise
-        remedy = 'fewer --workers or a smaller --batch-size; --resume continues from the last save'
         what = str(error).splitlines()[0].rstrip('. ')
-        sys.exit(f'error: {what}. It may have run out of memory: {remedy}')
+        sys.exit(f'error: {what}. {remedy}; --resume continues from the last save')
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

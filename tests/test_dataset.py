@@ -218,5 +218,5 @@ def test_without_a_terminal_there_are_lines_with_rate_and_time_left(folder, monk
 def test_reading_a_set_says_how_far_it_is(folder, monkeypatch):
     monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(0.01))
     faces = listed(folder)
-    text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False, workers=1))
+    text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False))
     assert f'reading {folder}: 40 of 40 faces, ' in text
