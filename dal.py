@@ -14,11 +14,11 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
-    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3).
+    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3);
+    L_DAL is |ρ|.
 
     It is Pearson's, and does not change with scale or shift: neither player wins by shrinking its
-    features, and there is no epsilon beside the variances. A variate that is constant (to float32's
-    last digits) has ρ = 0 and no gradient. L_DAL is |ρ|.
+    features. A variate that is constant (to float32's last digits) has ρ = 0 and no gradient.
     """
     with torch.autocast(v_id.device.type, enabled=False):
         a, b = _standardize(v_id.float()), _standardize(v_age.float())
@@ -35,19 +35,19 @@ def _standardize(v: Tensor) -> Tensor:
 
 
 class CanonicalMapping(nn.Module):
-    """v_id = w_id·x_id, v_age = w_age·variate, no bias (DAL eq. 2): the adversary is these w.
+    """The adversary w: x_id (N, D) and an age variate (N, A) -> v_id = w_id·x_id and v_age =
+    w_age·variate, (N,) each (DAL eq. 2).
 
-    x_id (N, D) and an age variate (N, A) -> v_id (N,), v_age (N,). With the paper's learned
-    variate, x_age, A is D; with a supervised one, an age in years, A is 1 and w_id alone has
-    something to learn. The buffers are running moments, which `solve` updates.
+    The paper's variate is x_age, with A = D; of a supervised one, an age in years, A is 1.
     """
 
     def __init__(self, dim: int, age_dim: int):
         super().__init__()
         self.w_id = nn.Parameter(F.normalize(torch.randn(dim), dim=0))
         self.w_age = nn.Parameter(F.normalize(torch.randn(age_dim), dim=0))
-        self.covariance = nn.Buffer(torch.zeros(dim, dim))  # of x_id, within batches
-        self.cross = nn.Buffer(torch.zeros(dim, age_dim))  # of x_id with the variate
+        # running moments, for `solve`: of x_id within batches, and of x_id with the variate
+        self.covariance = nn.Buffer(torch.zeros(dim, dim))
+        self.cross = nn.Buffer(torch.zeros(dim, age_dim))
         self.requires_grad_(False)  # see ascend
 
     def forward(self, x_id: Tensor, variate: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,11 +63,10 @@ class CanonicalMapping(nn.Module):
 def ascend(
     mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Tensor, variate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One gradient step of w up |ρ| on detached features; |ρ| before and after, () and detached.
+    """One step of w up |ρ| on detached features, by an optimizer that maximizes; |ρ| before and
+    after, () and detached.
 
-    The loss is |ρ| unweighted, by the adversary's own optimizer (maximize=True): scaled by λ2 it
-    would climb too slowly to matter. w requires a gradient in here and nowhere else, so that the
-    network's backward pass leaves none in it.
+    w requires a gradient in here and nowhere else: the network's backward pass leaves none in it.
     """
     x_id, variate = x_id.detach(), variate.detach()
     mapping.requires_grad_(True)
@@ -85,11 +84,11 @@ def ascend(
 def solve(
     mapping: CanonicalMapping, x_id: Tensor, variate: Tensor, memory: float
 ) -> tuple[Tensor, Tensor]:
-    """The w_id that correlates most with a supervised variate (N, 1) over 1 / (1 − memory) batches,
-    in closed form; |ρ| before and after, as `ascend`.
+    """The w_id that correlates most with a supervised variate (N, 1), in closed form; |ρ| before
+    and after, as `ascend`.
 
-    Moments of x_id (N, D) run over the batches, and w_id ∝ (Σ + RIDGE·diag Σ)⁻¹ cov(x_id, variate):
-    the canonical ridge (Vinod, J. Econometrics 1976). On one batch of N ≤ D faces some direction
+    w_id ∝ (Σ + RIDGE·diag Σ)⁻¹ cov(x_id, variate), the canonical ridge (Vinod, J. Econometrics
+    1976), of moments that run over 1 / (1 − memory) batches: on one of N ≤ D faces some direction
     correlates with anything.
     """
     before = canonical_correlation(*mapping(x_id, variate)).abs()
@@ -109,7 +108,7 @@ def solve(
 
 def age_variates(ages: Tensor, count: int) -> Tensor:
     """Ages (N,) in years -> (N, count): the Chebyshev polynomials of degree 1 to `count` over 0 to
-    100 years. What correlates with none of them correlates with no polynomial of that degree."""
+    100 years, which span all polynomials of that degree."""
     angle = torch.arccos((ages.float() / 50 - 1).clamp(-1, 1))
     return torch.cos(angle[:, None] * torch.arange(1, count + 1, device=ages.device))
 
@@ -125,11 +124,8 @@ class Eraser(NamedTuple):
 
 
 class EraserFitter:
-    """R in closed form, from one pass over faces; D numbers a feature, K variates of the age.
-
-    `update` adds a block of faces, and holds no more than the moments; `solve` gives the Eraser.
-    `within_person` takes out what the years change within a person, not the age between people.
-    """
+    """R in closed form, from one pass over faces: `update` adds a block, `solve` gives the Eraser.
+    `within_person` takes out what the years change within a person, not the age between people."""
 
     def __init__(self, dim: int, variates: int, within_person: bool = False):
         self.dim, self.within_person, self.faces = dim, within_person, 0
@@ -150,18 +146,15 @@ class EraserFitter:
         self.between += sums.T @ (sums / counts[:, None])
 
     def solve(self, directions: int = 0, whiten: float = 0.0, ridge: float = RIDGE_R) -> Eraser:
-        """The map that leaves no covariance of features with z and changes them least; then one
-        without the first `directions` within people, and a whitening within people of strength
-        `whiten`, from 0 (none) to 1.
+        """The map that leaves no covariance of features with z and changes them least (LEACE,
+        Belrose et al., NeurIPS 2023):
 
             P = S⁻¹ Σ_xz (Σ_zx S⁻¹ Σ_xz)⁻¹ Σ_zx,  S = Σ + ridge·diag Σ
 
-        So the ρ of w·x_id with any of z is 0 whatever w is. With ridge 0 no other affine map does
-        that and changes x less. The whitening is (whiten·W + (1 − whiten)·w̄·1)^−½, in units of w̄,
-        where W is the covariance within people of what is left and w̄ its mean variance.
-
-        Source: LEACE (Belrose et al., NeurIPS 2023); NAP (Solomonoff et al., ICASSP 2005); WCCN
-        (Hatch et al., Interspeech 2006).
+        then one without the first `directions` within people (NAP, Solomonoff et al., ICASSP 2005),
+        and a whitening within people (WCCN, Hatch et al., Interspeech 2006) of strength `whiten`,
+        from 0 to 1: (whiten·W + (1 − whiten)·w̄·1)^−½, in units of w̄, where W is the covariance
+        within people of what is left and w̄ its mean variance.
         """
         D, mean = self.dim, self.sum / self.faces
         covariance = self.total / self.faces - torch.outer(mean, mean)
@@ -186,11 +179,8 @@ class EraserFitter:
 
 def is_max_step(step: int, max_steps: int, min_steps: int) -> bool:
     """Whether the global step is the adversary's: `min_steps` of the network come first, then
-    `max_steps` of w, and so on.
-
-    A function of the global step alone: a counter that restarts each epoch never reaches the other
-    phase on a small data set.
-    """
+    `max_steps` of w, and so on. A counter that restarted each epoch would never reach the other
+    phase on a small data set."""
     return step % (min_steps + max_steps) >= min_steps
 
 

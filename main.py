@@ -21,10 +21,9 @@ from backbones import own
 from model import AGE_HEADS, DALModel, ResidualFactorization, SolvedFactorization
 from training.distributed import BatchLayout
 from training.executor import Executor
-from training.means import Mean, NotFinite, PhaseMean
 from training.recipe import Recipe
-from training.schedule import parameter_groups, warmup_cosine
 from training.sharded import identity_head
+from training.state import TrainingState, parameter_groups, warmup_cosine
 
 dataset = meta.demo  # the data set to train on: a dict of meta.py
 save = 'runs/demo'  # where weights, state, log and curves go
@@ -61,13 +60,11 @@ def run(args: argparse.Namespace) -> None:
         run.finish()  # best.pth: the epoch, R and ages from all faces of training
 
 
-class Training:
-    """The network, its adversary, and one optimizer each.
-
-    `step` and `epoch` count those done; `total_steps` are all that schedule and ramps span.
-    """
+class Training(TrainingState):
+    """The network, its adversary, and one optimizer each."""
 
     def __init__(self, recipe: Recipe, classes: Sequence, cutoffs: Sequence, device: torch.device):
+        super().__init__()
         utils.seed_everything(recipe.seed)
         self.recipe, self.classes, self.cutoffs = recipe, list(classes), list(cutoffs)
         self.device, self.layout = device, BatchLayout()
@@ -82,15 +79,6 @@ class Training:
         groups, w = parameter_groups(self.model, recipe), self.mapping.parameters()
         self.optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, fused=True)
         self.adversary_optimizer = torch.optim.Adam(w, recipe.adversary_lr, maximize=True)
-        self.step = self.epoch = self.total_steps = 0
-        self.lambda_dal, self.detach_backbone = 0.0, False
-        self.best: float | None = None  # the best validation score so far
-        self.decision: dict | None = None  # the thresholds of the last validation
-        self.pretrained = False  # whether it began with weights that know faces
-        self.age_error: dict | None = None  # of model.estimator, on people never seen
-        self.figures: dict | None = None  # of best.pth on the validation set
-        self.means, self.epoch_means, self.adversary_means = Mean(), Mean(), PhaseMean()
-        self.not_finite = NotFinite()
 
     # The losses: L_id + λ1·L_age + λ2·|ρ|
 

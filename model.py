@@ -42,11 +42,8 @@ def fit_width(images: Tensor, width: int) -> Tensor:
 
 
 def read_state(path, map_location='cpu'):
-    """What torch.save wrote, by torch.load's safe default: a stranger's file runs nothing, and
-    takes no more memory than it has bytes.
-
-    Raises ValueError, one line that names the file, if it can't be read so; FileNotFoundError.
-    """
+    """What torch.save wrote: a stranger's file runs nothing, and takes no more memory than it has
+    bytes. Raises ValueError, one line that names the file, or FileNotFoundError."""
     with open(path, 'rb') as file:
         try:
             # torch.load takes anything else for a format older than any file of this repository
@@ -73,16 +70,12 @@ def read_state(path, map_location='cpu'):
 
 
 class ConvUnit(nn.Sequential):
-    """3×3 convolution, batch normalisation, ReLU."""
-
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):
-    """Three convolution units and the identity around them."""
-
     def __init__(self, width: int):
         super().__init__()
         self.units = nn.Sequential(*(ConvUnit(width, width) for _ in range(3)))
@@ -92,12 +85,8 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """x = F(p), DAL §4.1: four stages, each a stride-2 convolution that enters it and residual
-    blocks; then a linear layer.
-
-    Normalised RGB faces (N, 3, 112, 96) -> (N, dim), neither normalised nor rectified. The defaults
-    are the paper's 64 layers; other depths and widths are other tuples of any common length.
-    """
+    """x = F(p), DAL §4.1: normalised RGB faces (N, 3, 112, 96) -> (N, dim). A stage is a stride-2
+    convolution that enters it and residual blocks; the defaults are the paper's 64 layers."""
 
     def __init__(
         self,
@@ -128,11 +117,8 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(cls, path, map_location='cpu') -> 'Backbone':
-        """The trained backbone of a weights file (`epoch_*.pth`, `best.pth` or `last.pth`), in eval
-        mode. Feed it `normalize(images)`.
-
-        Raises ValueError if the file holds another backbone than this class.
-        """
+        """The trained backbone of a weights file, in eval mode; feed it `normalize(images)`. Raises
+        ValueError if the file holds another backbone than this class."""
         return DALModel.load(path, map_location=map_location).backbone  # type: ignore[return-value]
 
 
@@ -149,7 +135,7 @@ class ResidualFactorization(nn.Module):
         self.alpha = nn.Buffer(torch.ones(()))
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
-        """`detach` cuts the gradient from R to x: R learns to read the age, and x stays."""
+        """`detach` cuts the gradient from R to x."""
         x_age = self.age(x.detach() if detach else x)
         return x_age, x - self.alpha * x_age
 
@@ -167,7 +153,6 @@ class SolvedFactorization(nn.Module):
         self.register_load_state_dict_pre_hook(_without_moments)
 
     def forward(self, x: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
-        """`detach` as in ResidualFactorization."""
         with torch.autocast(x.device.type, enabled=False):  # a bfloat16 would let age through
             x = x.float()
             x_age = ((x.detach() if detach else x) - self.mean) @ self.projection
@@ -182,7 +167,7 @@ def _without_moments(module, state, prefix, *_):
 class AgeEstimator(nn.Module):
     """Ages in years (N,) read from x (N, D), between the youngest and the oldest face that it was
     fitted to: a ridge regression on x and on random Fourier features of it (Rahimi and Recht,
-    NeurIPS 2007). training/posthoc.py fits it; it holds no face.
+    NeurIPS 2007). training/closed_form.py fits it; it holds no face.
     """
 
     def __init__(self, dim: int, features: int):
@@ -194,7 +179,7 @@ class AgeEstimator(nn.Module):
         self.offset, self.bounds = nn.Buffer(torch.zeros(())), nn.Buffer(torch.zeros(2))
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D + M): x standardised, of one length, and its Fourier features."""
+        """(N, D) -> (N, D + M): x standardised, of one length, and its M Fourier features."""
         root = math.sqrt(x.shape[1])
         x = F.normalize((x.float() - self.shift) * self.scale) * root
         waves = torch.cos(x @ self.frequencies + self.phases)
@@ -229,8 +214,8 @@ class MarginHead(nn.Module):
         raise NotImplementedError
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) and labels (N,) -> each face's cross-entropy with the margin (N,), and whether its
-        own person has the largest cosine (N,)."""
+        """(N, D) and labels (N,) -> each face's cross-entropy with the margin, and whether its own
+        person has the largest cosine, (N,) both."""
         logits, own = self.hardened(self(features), labels)
         right = own.detach() >= logits.detach().amax(1)
         return F.cross_entropy(logits, labels, reduction='none'), right
@@ -261,10 +246,8 @@ class CosFace(MarginHead):
 
 
 class ArcFace(MarginHead):
-    """cos(θ + m) (Deng et al., CVPR 2019, eq. 3), m = 0.5 in that paper.
-
-    Beyond θ = π − m it would rise again: there it is cos θ − m·sin m, as in its authors' code.
-    """
+    """cos(θ + m) (Deng et al., CVPR 2019, eq. 3); beyond θ = π − m, where that would rise again,
+    cos θ − m·sin m, as in its authors' code."""
 
     default_m = 0.5
 
@@ -276,10 +259,8 @@ class ArcFace(MarginHead):
 
 class AgeHead(nn.Sequential):
     """Three linear layers from x_age (N, D) to logits of age, with their loss and their reading.
-
-    `cutoffs` are the inclusive upper bounds of the age groups, in years; G groups have G − 1. A
-    subclass says how many `outputs` G groups take, the loss, and what the logits say of the groups.
-    """
+    `cutoffs` are the inclusive upper bounds of all age groups but the last, in years. A subclass
+    says how many `outputs` the groups take."""
 
     outputs: Callable[[int], int]
 
@@ -415,14 +396,15 @@ class DALModel(nn.Module):
         x_age, x_id = self.factorization(x, detach)
         return x, x_age.float(), x_id.float()
 
+    def forward(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
+        """The x_age and x_id of `features`."""
+        return self.features(images, detach)[1:]
+
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """The test feature, DAL §4.1: x_id of each face and of its mirror, concatenated; of unit
-        length, (N, 2·D), float32. Two faces' cosine is then `(a * b).sum(-1)`. Call `model.eval()`
-        first.
-
-        Raises ValueError for what are not faces (N, 3, 112, 96 or 112) of values 0…255.
-        """
+        length, (N, 2·D), float32, so that two faces' cosine is `(a * b).sum(-1)`. Call
+        `model.eval()` first. Raises ValueError for what are not faces, see check_faces."""
         if not torch.compiler.is_compiling():  # nor exporting: values are not known then
             check_faces(images)
         _, _, x_id = self.features(torch.cat([images, images.flip(-1)]))
@@ -431,19 +413,14 @@ class DALModel(nn.Module):
 
     @torch.no_grad()
     def years(self, images: Tensor) -> Tensor | None:
-        """How old the faces (N, 3, 112, 96 or 112), 0…255, look in years: (N,), or None if these
-        weights know no ages."""
+        """How old the faces look in years: (N,), or None if these weights know no ages."""
         return self.estimator(self.embed_mixed(images)) if self.estimator else None
 
     @classmethod
     def load(cls, path, backbone: nn.Module | None = None, map_location='cpu') -> 'DALModel':
         """The trained network of a weights file (`epoch_*.pth`, `best.pth`, `last.pth`), in eval
-        mode.
-
-        `backbone` is needed only if another module than `Backbone` was trained: build it as in
-        training. Raises ValueError if the file is no weights file of this repository or does not
-        fit.
-        """
+        mode. `backbone` is needed only if another module than `Backbone` was trained: build it as
+        in training. Raises ValueError if the file is none of this repository, or does not fit."""
         return cls.of(read_state(path, map_location), path, backbone).to(map_location).eval()
 
     @classmethod
@@ -495,13 +472,12 @@ class DALModel(nn.Module):
 def check_faces(images: Tensor) -> None:
     """Raises ValueError if `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
     shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
-    if images.ndim == 4 and shape[3] == 3 and shape[1] != 3:
-        last = f'faces of shape {shape} have their channels last'
-        raise ValueError(f'{last}; expected {wanted}: images.permute(0, 3, 1, 2)')
+    if images.ndim == 4 and shape[3] == 3 != shape[1]:
+        raise ValueError(f'faces of shape {shape} have their channels last; expected {wanted}')
     if images.ndim != 4 or shape[1:3] != (3, HEIGHT) or shape[3] not in (WIDTH, HEIGHT):
         raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned')
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if low < 0 or high > 255 or high <= 1 and (images != images.round()).any():
-            values = f'faces of values {low:.3g} to {high:.3g}; expected 0 to 255, not normalised'
-            raise ValueError(f'{values}: the network does that itself')
+            values = f'faces of values {low:.3g} to {high:.3g}'
+            raise ValueError(f'{values}; expected 0 to 255: the network normalises them itself')

@@ -34,26 +34,20 @@ KINDS = {
 }
 
 
-def begin_child(out=None):
-    """First thing in a forked process: one thread, its output to the file `out`."""
-    torch.set_num_threads(1)
-    # all that fork share tqdm's lock: a kill −9 of one that holds it would stop every later run
-    tqdm.set_lock(threading.RLock())
-    if out:
-        with open(out, 'w') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1) for number in (1, 2))
-
-
-def launch(count, work, *args, out=None, **options):
+def launch(count, work, *args, out, **options):
     """Starts work(*args, **options) on `count` ranks of one job; 0: in one process without a
     launcher. Each one's output goes to `out`.<rank>."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
 
     def run(rank):
-        begin_child(out and f'{out}.{rank}')
+        torch.set_num_threads(1)
+        # all that fork share tqdm's lock: a kill −9 of one that holds it would stop every later run
+        tqdm.set_lock(threading.RLock())
+        with open(f'{out}.{rank}', 'w') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), 'w', buffering=1) for number in (1, 2))
         if count:
             os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)}
             os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
@@ -166,26 +160,15 @@ def train(*args, settings=(), **options):
 
 def job(count, entry, save, *line, **options):
     """A job of `count` ranks that `train`, awaited: exit statuses and the output of each."""
-    statuses = join(launch(count, train, entry, save, *line, out=f'{save}.out', **options))
-    return statuses, [Path(f'{save}.out.{rank}').read_text() for rank in range(max(count, 1))]
+    statuses = join(launch(count, train, entry, save, *line, out=save, **options))
+    return statuses, [Path(f'{save}.{rank}').read_text() for rank in range(max(count, 1))]
 
 
 def state(save):
     return torch.load(save / 'last.pth', weights_only=True)
 
 
-def flat(value, name=''):
-    """All tensors and numbers in a state, by name."""
-    if isinstance(value, dict):
-        parts = (flat(value[part], f'{name}.{part}') for part in value)
-        return {key: part[key] for part in parts for key in part}
-    if torch.is_tensor(value) or isinstance(value, (int, float)):
-        return {name: torch.as_tensor(value, dtype=torch.float64)}
-    return {}
-
-
 def distance(a, b):
-    """The largest difference between the entries of two states."""
-    a, b = flat(a), flat(b)
+    """The largest difference between the entries of two state dicts."""
     assert a.keys() == b.keys() and len(a) > 15
     return max((a[key] - b[key]).abs().max().item() for key in a)

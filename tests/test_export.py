@@ -16,7 +16,7 @@ import export
 import verify
 from model import Backbone, DALModel, ResidualFactorization, SolvedFactorization, normalize
 from recognition.weights import load_weights
-from training import pretrained
+from training import resume
 from training.recipe import finetune
 
 
@@ -103,7 +103,7 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
     again, info = load_weights(tmp_path / 'tiny.safetensors')  # it is read, without its heads
     torch.testing.assert_close(again.embed(faces), model.embed(faces))
     assert info.classes == [] and info.backbone == json.loads(facts['backbone'])
-    recipe, state = pretrained.read(str(tmp_path / 'tiny.safetensors'), finetune)
+    recipe, state = resume.read_backbone(str(tmp_path / 'tiny.safetensors'), finetune)
     assert recipe.dim == 16 and torch.equal(state['project.bias'], model.backbone.project.bias)
 
 

@@ -16,10 +16,9 @@ import meta
 import utils
 from dataset import Faces
 from recognition.weights import load_weights
-from training import distributed, posthoc, pretrained
-from training.ages import check_for_eraser
+from training import closed_form, distributed, posthoc
 from training.recipe import finetune, paper
-from training.schedule import parameter_groups
+from training.state import parameter_groups
 
 
 def training(**values):
@@ -70,7 +69,7 @@ def centres(folder, root, sharded):
         faces = Faces(root, r'_|\.', 1)
         recipe = tiny(shard_head=sharded, precision='float32')
         run = main.Training(recipe, faces.classes, meta.age_cutoffs, device)
-        pretrained.set_centres(run, faces)
+        posthoc.set_centres(run, faces)
         found = run.model.identity.weight.detach(), run.model.state_dict()
         torch.save(found, f'{folder}/{distributed.rank()}')
 
@@ -126,7 +125,7 @@ def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp
 def test_within_person_says_where_most_of_the_age_lies_between_people(years, capsys):
     recipe = tiny(factorization='solved', within_person=True)
     people = np.arange(8) % 4
-    check_for_eraser(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
+    closed_form.check_ages(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
     said = capsys.readouterr().out
     assert ('0% of the variance of age lies within people' in said) == (years < 2)
     assert 'rests on 4 people, 4 of them seen at two ages' in said and '4 people are few' in said

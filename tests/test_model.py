@@ -1,5 +1,6 @@
 """The networks: the paper's shapes, others' margins, loading in other people's scripts."""
 
+import copy
 import math
 
 import pytest
@@ -57,26 +58,16 @@ def test_embedding_is_x_id_of_face_and_mirror():
     torch.testing.assert_close(mirrored.roll(model.dim, 1), embedding)
 
 
-class Flat(nn.Module):
-    """A backbone of somebody else's: 24 features, and a layer that can't do a batch of one in train
-    mode."""
-
-    def __init__(self):
-        super().__init__()
-        last = nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24)
-        self.layers = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), *last)
-
-    def forward(self, images):
-        return self.layers(images)
-
-
 def test_any_backbone_can_stand_in(tmp_path):
-    model = DALModel(Flat(), 5)
+    """24 features, and a layer that can't do a batch of one in train mode."""
+    last = nn.Linear(3 * 7 * 6, 24), nn.BatchNorm1d(24)
+    flat = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), *last)
+    model = DALModel(copy.deepcopy(flat), 5)
     assert model.dim == 24 and model.training and model.backbone.training
     torch.save({'model': model.state_dict(), 'backbone': None}, tmp_path / 'w.pth')
     with pytest.raises(ValueError, match='pass it as backbone='):
         DALModel.load(tmp_path / 'w.pth')
-    loaded = DALModel.load(tmp_path / 'w.pth', Flat())
+    loaded = DALModel.load(tmp_path / 'w.pth', flat)
     torch.testing.assert_close(loaded.embed(random_faces(4)), model.eval().embed(random_faces(4)))
 
 

@@ -12,7 +12,7 @@ import main
 from dataset import Faces
 from model import AgeEstimator, DALModel
 from recognition.weights import load_checkpoint, load_weights
-from training import posthoc
+from training import closed_form, posthoc
 
 SOLVED = ('--recipe', 'finetune')
 IN_TRAINING = ('whiten=.5', 'directions=1', 'age_powers=2')
@@ -71,7 +71,9 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
     assert report['ages']['r2'] > 0.8 and 'of validation' in said
     model, _ = load_weights(folder / 'best.pth')
     estimated = model.estimator(torch.from_numpy(x)).numpy()
-    assert posthoc.age_error(estimated, ages)['mae'] == pytest.approx(report['ages']['mae'], 1e-4)
+    assert closed_form.age_error(estimated, ages)['mae'] == pytest.approx(
+        report['ages']['mae'], 1e-4
+    )
     with pytest.raises(ValueError, match='stored vectors'):
         model.embed(torch.zeros(1, 3, 112, 96))
     export.run(export.arguments(['eraser', str(folder / 'best.pth'), str(tmp_path / 'e.npz')]))
@@ -121,13 +123,13 @@ def test_of_epochs_that_recognise_alike_the_one_with_the_least_age_is_best():
 
 def test_ages_read_from_x_and_what_they_are_worth(tmp_path):
     (x, labels, ages), (others, _, of) = aging(), aging(seed=1)
-    estimator, error = posthoc.fit_estimator(x[:, None], labels, ages)
-    found = posthoc.age_error(estimator(torch.from_numpy(others)).numpy(), of)
+    estimator, error = closed_form.fit_estimator(x[:, None], labels, ages)
+    found = closed_form.age_error(estimator(torch.from_numpy(others)).numpy(), of)
     assert found['r2'] > 0.85 and abs(found['mae'] - error['mae']) < 3
     far = estimator(torch.full((1, 12), 1e4))
     assert ages.min() <= far <= ages.max()
     noise = np.random.default_rng(0).normal(size=x.shape)[:, None]
-    assert posthoc.fit_estimator(noise, labels, ages)[1]['r2'] < posthoc.KNOWN
+    assert closed_form.fit_estimator(noise, labels, ages)[1]['r2'] < posthoc.KNOWN
 
 
 def test_the_estimator_comes_with_the_network(tmp_path, weights):

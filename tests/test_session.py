@@ -72,11 +72,6 @@ def test_validation_on_people_of_the_training_set_counts_the_closed_set(train, e
     assert 0 <= read_log(folder / 'log.jsonl')[-1]['val_closed_set_accuracy'] <= 1
 
 
-def test_validation_on_the_training_set_is_refused_before_training(train, entry, tmp_path):
-    refused('val_root is train_root', train, -1, 1, data=entry | {'val_root': entry['train_root']})
-    assert not list(tmp_path.glob('run/*.pth'))
-
-
 def test_without_validation_there_is_no_best(train, entry, capsys):
     folder = train(-1, 1, data=entry | {'val_root': None})
     assert not (folder / 'best.pth').exists()
@@ -169,17 +164,21 @@ def test_other_architectures_are_refused(train, tmp_path):
     first = train(-1, 1)
     with pytest.raises(UserError, match="its network is not the one .* 'dim': 16"):
         train(-1, 1, first / 'last.pth', save=tmp_path / 'b', settings=('dim=8',))
-    with pytest.raises(UserError, match="'factorization.* and factorization=learned: choose"):
+    with pytest.raises(UserError, match='"factorization.* and factorization=learned: choose'):
         solved = ('factorization=solved', 'memory=.9', 'variate=label')
         train(-1, 1, first / 'last.pth', save=tmp_path / 'c', settings=solved)
 
 
-def test_bad_data_is_said_before_training(train, entry):
-    why = "'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8"
-    refused(why, train, -1, 1, data=entry | {'n_cls': 82})
-    refused('has no position 7', train, -1, 1, data=entry | {'pos': 7})
-    refused('no regular expression', train, -1, 1, data=entry | {'pat': '('})
-    refused('nowhere: No such file', train, -1, 1, data=entry | {'train_root': 'nowhere'})
+def test_bad_data_is_said_before_training(train, entry, tmp_path):
+    for why, change in (
+        ("'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8", {'n_cls': 82}),
+        ('has no position 7', {'pos': 7}),
+        ('no regular expression', {'pat': '('}),
+        ('nowhere: No such file', {'train_root': 'nowhere'}),
+        ('val_root is train_root', {'val_root': entry['train_root']}),
+    ):
+        refused(why, train, -1, 1, data=entry | change)
+    assert not list(tmp_path.glob('run/*.pth'))
 
 
 def test_bad_command_lines(train):
@@ -205,11 +204,11 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     log = Log(tmp_path, 0)
     for step, loss, written in ((10, 1.5, 1.5), (20, float('nan'), None), (30, 1.5, 1.5)):
         assert log.report('min', step, loss=loss) == {'loss': written}
-    log.close()
+    log.board.close()
     with open(log.path, 'a') as file:
         file.write('{"kind": "min", "st')
     assert [row['step'] for row in read_log(log.path)] == [10, 20, 30]
-    Log(tmp_path, 20).close()
+    Log(tmp_path, 20).board.close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
 
 

@@ -12,7 +12,7 @@ import utils
 from model import DALModel
 from system.locks import Interrupt
 from training.recipe import Recipe, paper, small
-from training.schedule import parameter_groups
+from training.state import parameter_groups
 
 
 def test_override():

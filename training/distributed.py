@@ -4,13 +4,14 @@ Each rank computes its share of every batch; everything else is replicated: the 
 adversary, optimizers and means are on each of them after every step. Losses are means over the
 whole batch, the same on every rank. The backward pass of a sum over the ranks is again a sum, so
 that each rank's gradient is world-size times its share's; DistributedDataParallel's mean over the
-ranks is then the gradient that one process has with the whole batch, whatever the shares.
+ranks is then the gradient that one process has with the whole batch, whatever the shares. A
+UserError or DataError too is raised on all: rank 0 prints it.
 """
 
-import contextlib
 import datetime
 import os
 import sys
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 import torch.distributed as dist
@@ -35,13 +36,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def process_group(ctx: int):
-    """Within it this process belongs to its job, if there is one; yields its device.
-
-    On CPUs (ctx < 0) the ranks talk by gloo; on GPUs by NCCL, each on the GPU of its LOCAL_RANK.
-    Rank 0 alone prints; an error that all raise is printed by one.
-    """
+    """Within it this process belongs to its job, if there is one; yields its device. On CPUs
+    (ctx < 0) the ranks talk by gloo; on GPUs by NCCL, each on the GPU of its LOCAL_RANK."""
     global _patient
     if not dist.is_torchelastic_launched():
         yield utils.pick_device(ctx)
@@ -54,38 +52,29 @@ def process_group(ctx: int):
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     dist.init_process_group(backend, store=store, rank=rank_, world_size=size)
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
-    with contextlib.ExitStack() as stack:
-        if rank() != 0:
-            null = stack.enter_context(open(os.devnull, 'w'))
-            stack.enter_context(contextlib.redirect_stdout(null))
+    with open(os.devnull, 'w') as null, redirect_stdout(null if rank() else sys.stdout):
         try:
             yield device
-        except Exception as error:
-            if getattr(error, 'printed_elsewhere', False):
+        except (UserError, DataError):
+            if rank() != 0:
                 sys.exit(1)
-            lost = isinstance(error, dist.DistError)
-            if lost or isinstance(error, RuntimeError) and 'gloo' in str(error):
-                why = f'{str(error).splitlines()[0]:.120}'
-                raise UserError(
-                    f'process {rank()} of {world_size()} lost the others, of which one has ended '
-                    f'or hangs ({why}); --resume continues from the last save'
-                ) from error
             raise
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and 'gloo' not in str(error):
+                raise
+            why = f'{str(error).splitlines()[0]:.120}'
+            lost = f'process {rank()} of {world_size()} lost the others, of which one has ended'
+            raise UserError(
+                f'{lost} or hangs ({why}); --resume continues from the last save'
+            ) from error
     _patient = None  # its threads end here, and not somewhere in the interpreter's end
     dist.destroy_process_group()
-
-
-def raised_by_all(error: Exception) -> Exception:
-    """`error`, which every rank raises alike: rank 0 prints it."""
-    error.printed_elsewhere = rank() != 0  # type: ignore[attr-defined]
-    return error
 
 
 # agreement between steps; objects pass through pickle, between the processes of one job
 
 
 def all_gather_object(value, group=None) -> list:
-    """Each rank's value, in their order."""
     values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value, group)
@@ -99,14 +88,12 @@ def on_every_rank(work, *args):
     result, error = None, None
     try:
         result = work(*args)
-    except (UserError, DataError, OSError) as caught:
+    except (UserError, DataError) as caught:
         error = caught
-    errors = all_gather_object(error, _patient)
-    first = next((index for index, error in enumerate(errors) if error is not None), None)
-    if first is not None:
-        error = errors[first] if first != rank() else error
-        error.printed_elsewhere = first != rank()
-        raise error
+    except OSError as caught:
+        error = UserError(f'{caught.filename}: {caught.strerror}')
+    for first in filter(None, all_gather_object(error, _patient)):
+        raise first
     return result
 
 
@@ -117,23 +104,19 @@ def on_rank_zero(work, *args):
 
 
 def rank_zero_first(work, *args):
-    """work(*args) on every rank: on rank 0, then on the first of each other machine, then on the
-    rest. What an earlier one prepares on a disk, shared or not, the later ones find."""
+    """work(*args) on rank 0, then on the first of each other machine, then on the rest: they find
+    what an earlier one prepared on a disk, shared or not."""
     turn = 0 if rank() == 0 else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
-    results = []
-    for now in range(3 if dist.is_initialized() else 1):
-        results.append(on_every_rank(lambda now=now: work(*args) if turn == now else None))
-    return results[turn]
+    turns = range(3 if dist.is_initialized() else 1)
+    return [on_every_rank(lambda now=now: work(*args) if turn == now else None) for now in turns][
+        turn
+    ]
 
 
 def lockstep(loader, interrupt, least: int = 1):
-    """This rank's batches, with what must be known of the others': no rank begins a step alone.
-
-    Yields images, labels, ages; sizes, the number of faces on each rank; the reasons for unreadable
-    ones, of all ranks; and the name of a signal that any of them noted in its `interrupt`, or None.
-    An error of the data on any rank is raised on all, as is fewer than `least` readable faces on
-    one.
-    """
+    """This rank's images, labels, ages; all ranks' numbers of faces, reasons for unreadable ones,
+    and the name of a signal that any of them noted in its `interrupt`, or None: no rank begins a
+    step alone. Raises any rank's DataError, also of fewer than `least` readable faces."""
     batches = iter(loader)
     while True:
         batch, error = None, None
@@ -146,29 +129,27 @@ def lockstep(loader, interrupt, least: int = 1):
                 error = DataError(f'{batch[3][0]}: {few} micro-batch, has one')
         except DataError as caught:
             error = caught
-        unreadable, name = batch[3] if batch else [], interrupt.received
-        own = torch.tensor([len(batch[0]) if batch else 0, bool(error or unreadable or name)])
+        notes = error, batch[3] if batch else [], interrupt.received
+        own = torch.tensor([len(batch[0]) if batch else 0, any(notes)])
         news = [own.clone() for _ in range(world_size())]
         if dist.is_initialized():
             dist.all_gather(news, own)
         sizes, noted = torch.stack(news).T.tolist()
-        if any(noted):
-            errors, lists, names = zip(*all_gather_object((error, unreadable, name)), strict=True)
-            error = next(filter(None, errors), None)
-            if error:
-                raise raised_by_all(error)
-            unreadable = [reason for reasons in lists for reason in reasons]
-            name = next(filter(None, names), None)
+        errors, lists, names = zip(
+            *all_gather_object(notes) if any(noted) else [notes], strict=True
+        )
+        for error in filter(None, errors):
+            raise error
         assert batch is not None  # else an error was raised
-        yield *batch[:3], sizes, unreadable, name
+        yield *batch[:3], sizes, sum(lists, []), next(filter(None, names), None)
 
 
 # within a step
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over the ranks; its backward pass sums too. (torch.distributed.nn's is deprecated,
-    and its successor is differentiable in the newest releases alone.)"""
+    """The sum over the ranks; its backward pass sums too (as torch.distributed.nn's, which is
+    deprecated)."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -197,14 +178,13 @@ def all_gather(tensor: Tensor, sizes: list[int]) -> Tensor:
 
 
 class BatchLayout:
-    """How the batch of a step lies over the ranks: `sizes` are their numbers of faces, `seed` is
-    the step's."""
+    """How the batch of a step lies over the ranks."""
 
-    def __init__(self):
-        self.sizes, self.seed = [0], 0
+    sizes: list[int] = []
+    seed = 0
 
     def begin(self, sizes: list[int], seed: int) -> None:
-        """A new step; what is drawn in it depends on `seed` alone."""
+        """A step of so many faces on each rank; what is drawn in it depends on `seed` alone."""
         self.sizes, self.seed = list(sizes), seed
         torch.manual_seed(seed)
 
@@ -229,13 +209,14 @@ def broadcast(module: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-def replicate(module: nn.Module, device: torch.device, apart: list[str]) -> nn.Module:
+def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """`module`, whose backward pass then also averages the gradients over the ranks, if there are
-    several. Parameters named in `apart` are left alone."""
+    several; not those of DALModel's heads, nor buffers: executor.average_statistics does these."""
     if not dist.is_initialized():
         return module
-    # executor.average_statistics keeps buffers alike: each rank's count
-    ignored = [*(name for name, _ in module.named_buffers()), *apart]
+    heads = 'age.', 'identity.'
+    ignored = [name for name, _ in module.named_parameters() if name.startswith(heads)]
+    ignored += [name for name, _ in module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     devices = [device] if device.type == 'cuda' else None
     return DistributedDataParallel(module, devices, gradient_as_bucket_view=True)

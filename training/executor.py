@@ -22,28 +22,15 @@ from model import DALModel
 from training import last_blocks
 from training.distributed import BatchLayout, all_reduce, broadcast, rank, replicate, world_size
 from training.recipe import Recipe
-from training.sharded import ShardedHead, clip_gradient
+from training.sharded import ShardedHead
 from utils import UserError
-
-
-class _Features(nn.Module):
-    """x_age and x_id of faces: what each rank computes for itself."""
-
-    def __init__(self, model: DALModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, detach: bool) -> tuple[Tensor, ...]:
-        return self.model.features(images, detach)[1:]
 
 
 class Executor:
     """The features of this rank's share of a batch, and the backward pass through them.
 
-    Moves `model` to `device`; gradients are averaged over the ranks. Its products are computed in
-    `precision`, which is never 'auto'.
-
-    Raises: UserError if the recipe asks for what the device can't do, or to compile and that fails.
+    Moves `model` to `device`; gradients are averaged over the ranks. Raises UserError if the recipe
+    asks for what the device can't do, or to compile and that fails.
     """
 
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
@@ -57,27 +44,23 @@ class Executor:
         self.model, self.layout, self.device = model, layout, device
         self.count = recipe.accumulate  # micro-batches a step
         auto = recipe.precision == 'auto'
-        self.precision = utils.fastest_precision(device) if auto else recipe.precision
+        self.precision: str = utils.fastest_precision(device) if auto else recipe.precision
         if recipe.compile:
             self._compile()
         # small gradients would vanish in fp16: the loss is scaled up, the gradient down again
-        self.scaler, fp16 = GradScaler(device.type, enabled=False), self.precision == 'fp16'
-        if fp16 and dist.is_initialized():
+        self.scaler = GradScaler(device.type, enabled=self.precision == 'fp16')
+        if self.scaler.is_enabled() and dist.is_initialized():
             from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
             self.scaler = ShardedGradScaler(device.type)
-        elif fp16:
-            self.scaler = GradScaler(device.type)
         last_blocks.split(model, recipe.last_blocks)
         self.thaws = [p for p in model.backbone.parameters() if p.requires_grad]
         self.frozen, self.keep_statistics = False, recipe.batchnorm == 'frozen'
+        self.network: Any = replicate(model, device)
         # the heads see the whole batch: no part of the replicated pass
-        heads = [model.age, model.identity]
-        names = [name for name, _ in _Features(model).named_parameters()]
-        self.apart = [name for name in names if name.startswith(('model.age.', 'model.identity.'))]
-        self.network: Any = replicate(_Features(model), device, self.apart)
-        self.replicated_heads = heads if not isinstance(model.identity, ShardedHead) else heads[:1]
-        for head in self.replicated_heads:
+        sharded = isinstance(model.identity, ShardedHead)
+        self.heads = [model.age, *[model.identity] * (not sharded)]
+        for head in self.heads:
             broadcast(head)
 
     def _compile(self):
@@ -86,7 +69,7 @@ class Executor:
         faces = torch.zeros(2, 3, 112, self.model.width, dtype=torch.uint8, device=self.device)
         try:
             with torch.no_grad(), unchanged_statistics(self.model):
-                self._compute(_Features(self.model), faces, False, 0)
+                self._compute(self.model, faces, False, 0)
         except Exception as error:  # of a compiler that is missing, or of whatever it can't do
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f'compile=True: {why:.200}: --set compile=False') from None
@@ -98,7 +81,7 @@ class Executor:
             for parameter in self.thaws:
                 parameter.requires_grad_(not frozen)
             # which parameters have gradients is fixed when they are replicated
-            self.network = replicate(_Features(self.model), self.device, self.apart)
+            self.network = replicate(self.model, self.device)
 
     def train(self) -> None:
         """Sets train mode, except for what is frozen."""
@@ -111,20 +94,17 @@ class Executor:
                     module.eval()
 
     def features(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor]:
-        """Faces (n, 3, 112, W) uint8 -> x_age and x_id, each (n, D) float32, on which the losses of
-        the whole batch stand; `detach` as in DALModel.features. No gradients if torch's grad mode
-        is off."""
+        """x_age and x_id of DALModel.features, on which the losses of the whole batch stand."""
         if self.count == 1 and torch.is_grad_enabled():
             return self._compute(self.network, images, detach, 0)
         self.images, self.detach = images.tensor_split(self.count), detach
         keep = unchanged_statistics(self.model) if self.model.training else contextlib.nullcontext()
         with torch.no_grad(), keep:
-            network, parts = _Features(self.model), enumerate(self.images)
-            found = [self._compute(network, part, detach, number) for number, part in parts]
-        self.cached = [torch.cat(column) for column in zip(*found, strict=True)]
-        if torch.is_grad_enabled():
-            self.cached = [feature.requires_grad_() for feature in self.cached]
-        x_age, x_id = self.cached
+            parts = enumerate(self.images)
+            found = [self._compute(self.model, part, detach, number) for number, part in parts]
+        self.cached = x_age, x_id = [torch.cat(column) for column in zip(*found, strict=True)]
+        for feature in self.cached:
+            feature.requires_grad_(torch.is_grad_enabled())
         return x_age, x_id
 
     def _compute(self, network, images, detach, number):
@@ -135,7 +115,6 @@ class Executor:
             return network(images, detach)
 
     def autocast(self) -> torch.autocast:
-        """In it, products are computed in `precision`."""
         low = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, low, enabled=low is not None)
 
@@ -143,17 +122,15 @@ class Executor:
         """Gradients of `loss`, which was computed from `features`, for all of the network."""
         self.scaler.scale(loss).backward()
         if self.count > 1:
-            columns = []
-            for feature in self.cached:
-                gradient = torch.zeros_like(feature) if feature.grad is None else feature.grad
-                columns.append(gradient.tensor_split(self.count))
+            gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.cached]
+            columns = [gradient.tensor_split(self.count) for gradient in gradients]
             for number, (images, *cached) in enumerate(zip(self.images, *columns, strict=True)):
                 syncs = number == self.count - 1 or not dist.is_initialized()
                 with contextlib.nullcontext() if syncs else self.network.no_sync():
                     features = self._compute(self.network, images, self.detach, number)
                     torch.autograd.backward(features, cached)
         if dist.is_initialized():
-            for head in self.replicated_heads:
+            for head in self.heads:
                 for gradient in (p.grad for p in head.parameters() if p.grad is not None):
                     dist.all_reduce(gradient)
                     gradient /= world_size()
@@ -162,9 +139,15 @@ class Executor:
     def clip_gradient(self, optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
         """The gradient's norm (), and the gradient made no longer than `limit`. The norm is 0 if it
         overflowed in fp16: `step` will leave it out."""
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(optimizer)
-        norm = clip_gradient(self.model, limit)
+        self.scaler.unscale_(optimizer)
+        slice_ = (
+            self.model.identity.weight if isinstance(self.model.identity, ShardedHead) else None
+        )
+        parameters = [p for p in self.model.parameters() if p is not slice_ and p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if slice_ is not None:  # of all slices
+            norm = (norm.square() + all_reduce(slice_.grad.norm().square())).sqrt()
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
         return torch.where(norm.isfinite(), norm, 0) if self.scaler.is_enabled() else norm
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -188,7 +171,7 @@ class Executor:
 
 @contextlib.contextmanager
 def unchanged_statistics(model: nn.Module) -> Iterator[None]:
-    """Within it running statistics may move; afterwards they are as before."""
+    """After it the model's running statistics are as before."""
     before = [buffer.clone() for buffer in model.buffers()]
     yield
     for buffer, value in zip(model.buffers(), before, strict=True):
@@ -198,9 +181,7 @@ def unchanged_statistics(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
     """The running statistics become their mean over the ranks, each of which saw its share alone.
-
-    In every step: a state that is saved would else hold another mean than one that is not.
-    """
+    In every step: a state that is saved would else hold another mean than one that is not."""
     if not dist.is_initialized():
         return
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -1,16 +1,13 @@
 """Fine-tuning of a backbone's last blocks alone, on activations of the others that are computed
-once and kept beside the faces.
-
-A face is then the activation of it and of its mirror, turned round, side by side: a flip exchanges
-the two, and everything after the first blocks is the training as it is.
-"""
+once and kept beside the faces: of a face and of its mirror, turned round, side by side, so that a
+flip exchanges the two."""
 
 import contextlib
 import glob
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,9 +25,7 @@ BATCH = 64  # faces whose activations are computed together
 
 def sides(backbone: Any, count: int) -> tuple[list, list]:
     """What a backbone runs one after another: before its last `count` blocks, and from them on.
-
-    Raises UserError if it has no such blocks.
-    """
+    Raises UserError if it has no such blocks."""
     if not hasattr(backbone, 'sections'):
         raise UserError(f'last_blocks is {count}; a backbone of your own needs a method sections')
     try:
@@ -49,8 +44,9 @@ def split(model: DALModel, count: int) -> None:
     activations (N, C, H, 2·W) too; 0: nothing. Raises UserError."""
     if not count:
         return
-    for module in _modules(sides(model.backbone, count)[0]):
-        module.requires_grad_(False)
+    for step in sides(model.backbone, count)[0]:
+        if isinstance(step, nn.Module):
+            step.requires_grad_(False)
 
     def last(activations):
         x = activations[..., : activations.shape[-1] // 2].float()
@@ -61,24 +57,17 @@ def split(model: DALModel, count: int) -> None:
     model.last_blocks = last
 
 
-def _modules(steps) -> Iterator[nn.Module]:
-    return (step for step in steps if isinstance(step, nn.Module))
-
-
 @torch.no_grad()
 def keep_activations(training: Any, faces: Faces) -> None:
-    """Lets `faces` give activations of the blocks that don't learn in place of images; they are
-    computed unless there is a whole file of them, for these faces and weights, beside the faces.
-
-    Raises UserError without room for them, or if the backbone was not pretrained; DataError.
-    """
+    """Lets `faces` give activations of the blocks that don't learn in place of images. Raises
+    UserError without room for them, or if the backbone was not pretrained; DataError."""
     if not training.pretrained:
         raise UserError('last_blocks: the others must know faces: start from --init or weights')
     training.model.eval()
     first = sides(training.model.backbone, training.recipe.last_blocks)[0]
     face = _activations(training, first, faces.__getitems__([0])[0])
     about = len(faces), face.shape[1:], 'float16', 'activations'
-    beside, key = faces.source.beside, key_of(training, _modules(first), faces)
+    beside, key = faces.source.beside, key_of(training, first, faces)
     known = beside.parent.glob(f'.{glob.escape(beside.name)}.first-blocks.{key}-*.npy')
     for path in known:
         kept = Rows(path, *about)
@@ -125,11 +114,11 @@ def _activations(training, first, images) -> np.ndarray:
     return both.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def key_of(training: Any, modules: Iterable[nn.Module], faces: Faces) -> str:
-    """16 hexadecimal digits of the faces and of all that makes what the modules give for them."""
+def key_of(training: Any, steps: Iterable[Callable], faces: Faces) -> str:
+    """16 hexadecimal digits of the faces and of all that makes what the steps give for them."""
     about = faces.fingerprint, len(faces), faces.width, training.executor.precision
     digest = hashlib.sha256(repr(about).encode())
-    for module in modules:
+    for module in (step for step in steps if isinstance(step, nn.Module)):
         for name, tensor in module.state_dict().items():
             digest.update(f'{name} {tuple(tensor.shape)}'.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())

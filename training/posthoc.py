@@ -1,13 +1,13 @@
-"""R in closed form and the ages, fitted at once to all faces of training: zero epochs, and how
-every training ends."""
+"""What is fitted to all faces of training, and best.pth: zero epochs, and how every training
+ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import Subset
 
 import dal
 import utils
@@ -16,18 +16,17 @@ from model import AgeEstimator, DALModel
 from recognition.embedding import FEATURES, check_finite, extract
 from recognition.inference import ready
 from system.progress import progress
+from training import closed_form
+from training.distributed import all_reduce
 from training.last_blocks import key_of
 from training.log import read_log
-from training.recipe import Recipe
+from training.sharded import ShardedHead, own_rows
 from training.state import TrainingState
 from utils import UserError
 
-BLOCK = 1024  # faces at a time, between two looks for a signal
+SIDES = 'x', 'x_mirror'
+BLOCK = 1024  # faces at a time, whole batches of evaluation_loader
 PER_EPOCH = 20_000  # faces that R is solved over between two epochs
-FACES = 10_000  # that the ages are fitted to at most, whole people
-WAVES = 2048  # Fourier features of the age estimator
-WIDTH = 0.1  # of its kernel: exp(−WIDTH·d²/D) on standardised x
-PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their mean squares
 FIGURES = {  # that best.pth is reported with
     'auc': 'AUC',
     'auc_gap_21-30': 'at gaps of 21 to 30 years',
@@ -42,10 +41,8 @@ def embed(
     training: TrainingState, faces: Faces, folder: Path, kind: str, check: Callable[[], None]
 ) -> np.ndarray:
     """x of every face and of its mirror, (N, 2, D) float32; kept in `folder` by its `kind`, and
-    read back at once if neither faces nor network have changed.
-
-    Raises: UserError if a feature isn't finite, and what `check` raises, between blocks.
-    """
+    read back at once if neither faces nor network have changed. Raises UserError if a feature isn't
+    finite, and what `check` raises, between blocks."""
     if hasattr(faces, 'vectors'):
         return faces.vectors[:, None]
     path = folder / f'x-{kind}-{key_of(training, [training.model.backbone], faces)}.npy'
@@ -57,71 +54,79 @@ def embed(
 
 
 def _embed_into(path, training, faces, check):
-    shape, network = (len(faces), 2, training.model.dim), _ready(training)
-    x = np.lib.format.open_memmap(path, 'w+', np.float32, shape)
-    with progress(None, 'embedding', len(faces), unit=' faces') as bar:
-        for start in range(0, len(faces), BLOCK):
-            check()
-            part = range(start, min(start + BLOCK, len(faces)))
-            both = _both_sides(network, faces, part, training.device)
-            try:
-                check_finite(both[:, 0], [faces.path(index) for index in part])
-            except ValueError as error:
-                raise UserError(str(error)) from None
-            x[part.start : part.stop] = both
-            bar.update(len(part))
+    x = np.lib.format.open_memmap(path, 'w+', np.float32, (len(faces), 2, training.model.dim))
+    for part, found in _extracted(training, faces, range(len(faces)), SIDES, 'embedding'):
+        check()
+        try:
+            check_finite(found['x'], [faces.path(index) for index in part])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        x[part] = np.stack([found[name] for name in SIDES], 1)
     x.flush()
 
 
-def _ready(training):
-    """The network made ready for inference, once for all blocks; the next step ends eval mode."""
-    return ready(training.model.eval(), training.device, training.executor.precision == 'bf16')
-
-
-def _both_sides(network, faces, part, device):
-    """x of the faces with the indices `part` and of their mirrors, (N, 2, D)."""
-    loader, keep = evaluation_loader(torch.utils.data.Subset(faces, part)), ('x', 'x_mirror')
-    found = extract(network, loader, device, keep=keep)
-    return np.stack([found[name] for name in keep], 1)
+def _extracted(training, faces, indices, keep, title):
+    """Indices of about BLOCK of the faces at a time, and their features."""
+    # the next step ends eval mode
+    network = ready(training.model.eval(), training.device, training.executor.precision == 'bf16')
+    with progress(None, title, len(indices), unit=' faces') as bar:
+        for start in range(0, len(indices), BLOCK):
+            part = indices[start : start + BLOCK]
+            loader = evaluation_loader(Subset(faces, part))
+            yield part, extract(network, loader, training.device, keep=keep)
+            bar.update(len(part))
 
 
 def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     """R in closed form between two epochs, over PER_EPOCH faces at most."""
-    chosen = _first_people(faces.labels, PER_EPOCH, training.recipe.seed)[0]
-    x = _both_sides(_ready(training), faces, chosen.tolist(), training.device)
-    return solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
+    chosen = closed_form.first_people(faces.labels, PER_EPOCH, training.recipe.seed)[0]
+    found = [part for _, part in _extracted(training, faces, chosen.tolist(), SIDES, 'R')]
+    x = np.stack([np.concatenate([part[name] for part in found]) for name in SIDES], 1)
+    return closed_form.solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
+
+
+@torch.no_grad()
+def set_centres(training: TrainingState, faces: Faces) -> None:
+    """As closed_form.centres, of the network as it is, from one pass over the set. Each rank embeds
+    the people of its own rows: those of its slice of a sharded head, else an equal share."""
+    head = training.model.identity
+    begin, end = own_rows(len(faces.classes))
+    own = ((faces.labels >= begin) & (faces.labels < end)).nonzero()[0].tolist()
+    sums = torch.zeros(end - begin, training.model.dim)
+    for part, found in _extracted(training, faces, own, ('x_id',), 'centres of the people'):
+        unit = normalize(torch.from_numpy(found['x_id']))
+        sums.index_add_(0, torch.from_numpy(faces.labels[part] - begin), unit)
+    centres = normalize(sums).to(head.weight)
+    if not isinstance(head, ShardedHead):
+        whole = torch.zeros_like(head.weight)
+        whole[begin:end] = centres
+        centres = all_reduce(whole)
+    head.weight.copy_(centres)
 
 
 def fit(training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]) -> dict:
-    """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser, if the recipe has
-    R in closed form, and the people's centres if nothing was trained; the estimator's state and its
-    error."""
+    """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser or None; the
+    people's centres if nothing was trained; the estimator's state and its error."""
     x = embed(training, faces, folder, 'train', check)
-    found: dict[str, Any] = {'eraser': None, 'centres': None}
-    if training.recipe.factorization == 'solved':
-        found['eraser'] = solve(x, faces.labels, faces.ages, training.recipe)
-    if not training.step:
-        found['centres'] = _centres(x, faces.labels, found['eraser'])
-    estimator, found['age_error'] = fit_estimator(x, faces.labels, faces.ages, training.recipe.seed)
-    return found | {'estimator': estimator.state_dict()}
+    known, recipe = (x, faces.labels, faces.ages), training.recipe
+    eraser = closed_form.solve(*known, recipe) if recipe.factorization == 'solved' else None
+    centres = None if training.step else closed_form.centres(x, faces.labels, eraser)
+    estimator, error = closed_form.fit_estimator(*known, recipe.seed)
+    state = estimator.state_dict()
+    return {'eraser': eraser, 'centres': centres, 'estimator': state, 'age_error': error}
 
 
 def put(training: TrainingState, found: dict) -> None:
     """Gives the network what `fit` found."""
     model, head = training.model, training.model.identity
     if found['eraser']:
-        set_eraser(model, found['eraser'])
+        closed_form.set_eraser(model, found['eraser'])
     if found['centres'] is not None:
         begin = getattr(head, 'begin', 0)  # of this rank's slice
         head.weight.data.copy_(found['centres'][begin : begin + len(head.weight)])
-    model.estimator = AgeEstimator(model.dim, WAVES).to(training.device)
+    model.estimator = AgeEstimator(model.dim, closed_form.WAVES).to(training.device)
     model.estimator.load_state_dict(found['estimator'])
     training.age_error = found['age_error'] | {'people': 'held out of training'}
-
-
-def set_eraser(model: DALModel, eraser: dal.Eraser) -> None:
-    model.factorization.mean.copy_(eraser.mean)
-    model.factorization.projection.copy_(eraser.projection)
 
 
 @torch.no_grad()
@@ -131,107 +136,10 @@ def features(model: DALModel, x: np.ndarray, device: torch.device) -> dict[str, 
     for start in range(0, len(x), BLOCK):
         mixed = torch.from_numpy(x[start : start + BLOCK].astype(np.float32)).to(device)
         x_age, x_id = model.factorization(mixed)
-        embedding = torch.nn.functional.normalize(x_id.flatten(1))
+        embedding = normalize(x_id.flatten(1))
         for name, value in zip(FEATURES, (embedding, mixed, x_age, x_id), strict=True):
             found[name].append((value if value.ndim == 2 else value[:, 0]).cpu().numpy())
     return {name: np.concatenate(blocks) for name, blocks in found.items()}
-
-
-def _centres(x, labels, eraser):
-    """The mean of x_id over each person's faces, each of unit length; of unit length itself."""
-    sums = torch.zeros(labels.max() + 1, x.shape[2], dtype=torch.float64)
-    for block in _whole_people(labels):
-        x_id = torch.from_numpy(x[block, 0].astype(np.float64))
-        x_id = eraser(x_id) if eraser else x_id
-        unit = torch.nn.functional.normalize(x_id)
-        sums.index_add_(0, torch.from_numpy(labels[block]), unit)
-    return torch.nn.functional.normalize(sums)
-
-
-def solve(x: np.ndarray, labels: np.ndarray, ages: np.ndarray, recipe: Recipe) -> dal.Eraser:
-    """R in closed form over all faces: x (N, S, D), labels (N,), ages (N,) in years; S sides of a
-    face, a block of whole people at a time."""
-    fitter = dal.EraserFitter(x.shape[2], recipe.age_powers, recipe.within_person)
-    for block in _whole_people(labels):
-        sides = torch.from_numpy(x[block].astype(np.float64))
-        z = dal.age_variates(torch.from_numpy(ages[block]), recipe.age_powers)
-        of = torch.from_numpy(labels[block]).repeat_interleave(x.shape[1])
-        fitter.update(sides.flatten(0, 1), z.repeat_interleave(x.shape[1], 0), of)
-    return fitter.solve(recipe.directions, recipe.whiten)
-
-
-def _whole_people(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Indices of about BLOCK faces at a time, each person's together."""
-    order: np.ndarray = np.argsort(labels, kind='stable')
-    ends = np.append(np.flatnonzero(np.diff(labels[order])) + 1, len(order))
-    start = 0
-    while start < len(order):
-        end = ends[min(int(np.searchsorted(ends, start + BLOCK)), len(ends) - 1)]
-        yield order[start:end]
-        start = end
-
-
-def _first_people(labels, most, seed):
-    """Ascending indices of at most so many faces of the people first in a drawn order, and their
-    people's places in it."""
-    people, person = np.unique(labels, return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(people))[person]
-    chosen = np.sort(np.argsort(place, kind='stable')[:most])
-    return chosen, place[chosen]
-
-
-def fit_estimator(
-    x: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0
-) -> tuple[AgeEstimator, dict]:
-    """An AgeEstimator of x (N, S, D), labels (N,) and ages (N,) in years, and its error on a fifth
-    of the people, on which its penalty was chosen: {'mae', 'r2'}."""
-    rng = np.random.default_rng(seed)
-    chosen, place = _first_people(labels, FACES, seed)
-    held = torch.from_numpy(place % 5 == 0).repeat_interleave(x.shape[1])
-    target = torch.from_numpy(ages[chosen]).double().repeat_interleave(x.shape[1])
-    values = torch.from_numpy(x[chosen]).flatten(0, 1)
-    estimator = AgeEstimator(x.shape[2], WAVES)
-    deviation = values.std(0)
-    estimator.shift.copy_(values.mean(0))
-    estimator.scale.copy_(torch.where(deviation > 1e-7 * values.abs().max(), 1 / deviation, 0))
-    waves = rng.normal(size=(x.shape[2], WAVES)) * np.sqrt(2 * WIDTH / x.shape[2])
-    estimator.frequencies.copy_(torch.from_numpy(waves))
-    estimator.phases.copy_(torch.from_numpy(rng.uniform(0, 2 * np.pi, WAVES)))
-    estimator.bounds.copy_(torch.tensor([ages.min(), ages.max()]))
-    features, errors = estimator.features(values), []
-    if held.any() and not held.all():
-        ridge = _Ridge(features[~held], target[~held])
-        for penalty in PENALTIES:
-            ridge.into(estimator, penalty)
-            errors.append(age_error(estimator(values[held]).numpy(), target[held].numpy()))
-    best = int(np.argmin([error['mae'] for error in errors])) if errors else len(PENALTIES) // 2
-    _Ridge(features, target).into(estimator, PENALTIES[best])
-    return estimator, errors[best] if errors else {'mae': None, 'r2': None}
-
-
-class _Ridge:
-    """A ridge regression of target (N,) on features (N, F) for any penalty."""
-
-    def __init__(self, features: Tensor, target: Tensor):
-        self.faces, self.mean, self.middle = len(target), features.mean(0), target.mean()
-        centred = features - self.mean
-        self.gram = (centred.T @ centred).double()
-        self.cross = centred.T.double() @ (target - self.middle)
-
-    def into(self, estimator: AgeEstimator, penalty: float) -> None:
-        ridged = self.gram + torch.diag(torch.full_like(self.cross, penalty * self.faces))
-        factor = torch.linalg.cholesky(ridged)
-        weight = torch.cholesky_solve(self.cross[:, None], factor)[:, 0]
-        estimator.weight.copy_(weight)
-        estimator.offset.copy_(self.middle - self.mean.double() @ weight)
-
-
-def age_error(estimated: np.ndarray, ages: np.ndarray) -> dict:
-    """{'mae', 'r2'} of ages in years (N,); R² is None if all ages are one."""
-    spread = np.square(ages - ages.mean()).sum()
-    error = estimated - ages
-    r2 = float(1 - np.square(error).sum() / spread) if spread else None
-    return {'mae': float(np.abs(error).mean()), 'r2': r2}
 
 
 def judge(training: TrainingState, before: dict | None, report: dict) -> None:

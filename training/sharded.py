@@ -3,33 +3,24 @@ centres, with their gradient and momentum.
 
 The features of all faces go to every rank, each computes the logits of its own people, and what is
 exchanged then is one number a face and rank: the logarithm of the sum of exponentials over the
-slice. With every negative it is the whole head exactly; with `sample_rate` below 1, the softmax
-runs over the batch's people and a random part of the others, anew in each step, as in Partial FC
-(An et al., CVPR 2022).
+slice. With `sample_rate` below 1, the softmax runs over the batch's people and a random part of the
+others, anew in each step, as in Partial FC (An et al., CVPR 2022).
 """
 
 import functools
 import re
-import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import HEADS, DALModel, MarginHead
+from model import HEADS, MarginHead
 from recognition.weights import load_checkpoint, save_checkpoint
-from training.distributed import (
-    BatchLayout,
-    all_gather,
-    all_reduce,
-    on_every_rank,
-    on_rank_zero,
-    rank,
-    world_size,
-)
+from training import distributed
+from training.distributed import BatchLayout, all_reduce, on_rank_zero, rank, world_size
 from training.recipe import Recipe
 from utils import UserError
 
@@ -37,8 +28,7 @@ ROWS = 1024  # centres drawn at once
 
 
 def identity_head(recipe: Recipe, layout: BatchLayout) -> Callable[..., MarginHead]:
-    """The recipe's identity head, whole or sharded, to be called with the arguments of
-    MarginHead."""
+    """The recipe's MarginHead, whole or sharded, to be called with MarginHead's arguments."""
     if not recipe.shard_head:
         return HEADS[recipe.head]
     head = sharded(HEADS[recipe.head])
@@ -46,14 +36,18 @@ def identity_head(recipe: Recipe, layout: BatchLayout) -> Callable[..., MarginHe
 
 
 def sharded(head: type[MarginHead]) -> type['ShardedHead']:
-    """`head` with its centres in slices. Its loss and its margin stay its own: the loss is called
-    with the faces of all ranks, and MarginHead.loss below it with the slices."""
+    """`head` with its centres in slices. Its loss and its margin see the faces of all ranks."""
     return type(f'Sharded{head.__name__}', (_WholeBatch, head, ShardedHead), {})
 
 
-class _WholeBatch(MarginHead):
-    """Before a head's own loss: every rank's faces; after it: this rank's share."""
+def own_rows(classes: int, of: int | None = None) -> tuple[int, int]:
+    """The first of a rank's rows of all centres, and the one after the last; by default this
+    rank's. Rank r of N has the r-th ⌈classes / N⌉."""
+    rows, of = -(-classes // world_size()), rank() if of is None else of
+    return min(of * rows, classes), min((of + 1) * rows, classes)
 
+
+class _WholeBatch(MarginHead):
     layout: BatchLayout
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +56,8 @@ class _WholeBatch(MarginHead):
 
 
 class ShardedHead(MarginHead):
-    """A MarginHead whose `weight` (people of the slice, D) is a part of the whole: rank r of N
-    has the r-th ⌈classes / N⌉ of them. The margin is another base's, see `sharded`.
-
-    It begins with the centres that the whole head draws.
-
-    Raises: UserError if a rank would have none.
+    """A MarginHead whose `weight` (people of the slice, D) is this rank's rows of the whole. The
+    margin is another base's, see `sharded`. Raises UserError if a rank would have none.
     """
 
     def __init__(
@@ -81,17 +71,16 @@ class ShardedHead(MarginHead):
         sample_rate: float = 1.0,
     ):
         self.classes, self.layout, self.sample_rate = classes, layout, sample_rate
-        rows = -(-classes // world_size())
-        self.begin, self.end = (min((rank() + k) * rows, classes) for k in (0, 1))
-        if rows * (world_size() - 1) >= classes:
+        self.begin, self.end = own_rows(classes)
+        if own_rows(classes, world_size() - 1)[0] == classes:
             last = f'leave nothing to the last of {world_size()} processes'
-            raise UserError(f'shard_head: {classes} people in slices of {rows} {last}')
+            raise UserError(f'shard_head: {classes} people in equal slices {last}')
         super().__init__(dim, classes, scale, m)
         if dist.is_initialized():  # the replicated parameters' mean over the ranks, here by hand
             self.weight.register_hook(lambda gradient: gradient / world_size())
 
     def centres(self, dim: int, classes: int) -> Tensor:
-        """All centres are drawn in turn, the slice is kept: the numbers of one draw of them all."""
+        """The slice of what the whole head would draw, without room for all of it."""
         kept = torch.empty(self.end - self.begin, dim)
         starts = [*range(0, max(classes - ROWS + 1, 1), ROWS), classes]
         for start, end in zip(starts, starts[1:], strict=False):
@@ -102,21 +91,21 @@ class ShardedHead(MarginHead):
         return kept
 
     def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """As MarginHead.loss, of all ranks' faces (N, D); each slice contributes to each."""
+        """As MarginHead.loss, of all ranks' faces (N, D)."""
         with torch.autocast(features.device.type, enabled=False):
             logits, target, columns = self.logits(features, labels)
             hard = logits.gather(1, columns.clamp(min=0)[:, None])[:, 0]
             hard, target = all_reduce(torch.stack([hard, target.detach()]) * (columns >= 0))
             of_slices = torch.stack([logits.logsumexp(1), logits.detach().amax(1)])[None]
-            sums, best = all_gather(of_slices, [1] * world_size()).unbind(1)
+            sums, best = distributed.all_gather(of_slices, [1] * world_size()).unbind(1)
             return sums.logsumexp(0) - hard, target >= best.amax(0)
 
     def logits(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All ranks' faces (N, D) and labels (N,) -> logits (N, K) of K people of the slice, with
-        the margin; the scaled cosines with the faces' people (N,), before it; and these people's
-        columns (N,), −1 if they are another rank's."""
+        """All ranks' faces (N, D), labels (N,) -> logits (N, K) of K people of the slice, with the
+        margin; those of the labels (N,) before it; and the labels' columns (N,), or −1."""
         here = (labels >= self.begin) & (labels < self.end)
         columns, weight = torch.where(here, labels - self.begin, -1), self.weight
+        # room for as many people as faces: how many there are would have to be waited for
         kept = max(round(self.sample_rate * len(weight)), len(labels))
         if self.sample_rate < 1 and kept < len(weight):
             weight, columns = self._sampled(columns, kept)
@@ -126,8 +115,7 @@ class ShardedHead(MarginHead):
         return logits.scatter(1, places, hard[:, None]), target, columns
 
     def _sampled(self, columns, kept):
-        """`kept` centres, the batch's people among them, and the columns anew. `kept` is at least
-        the number of faces: the number of people among them would have to be waited for."""
+        """`kept` centres, the batch's people among them, and the columns anew."""
         device, rows = self.weight.device, len(self.weight)
         present = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         present = present.index_fill(0, torch.where(columns < 0, rows, columns), True)[:rows]
@@ -145,24 +133,9 @@ class ShardedHead(MarginHead):
             return None
         whole = torch.empty(self.classes, self.weight.shape[1])
         whole[: self.end] = self.weight.cpu()
-        rows = len(self.weight)
         for other in range(1, world_size()):
-            dist.recv(whole[other * rows : min((other + 1) * rows, self.classes)], other)
+            dist.recv(whole[slice(*own_rows(self.classes, other))], other)
         return whole
-
-
-def clip_gradient(model: DALModel, limit: float) -> Tensor:
-    """The gradient's norm (), all slices of a sharded head in it; the gradient is made no longer
-    than `limit`."""
-    if not isinstance(model.identity, ShardedHead):
-        return nn.utils.clip_grad_norm_(model.parameters(), limit)
-    slice_ = model.identity.weight
-    assert slice_.grad is not None, 'call it after the backward pass'
-    others = [p.grad for p in model.parameters() if p is not slice_ and p.grad is not None]
-    rest = nn.utils.get_total_norm(others)
-    norm = (rest.square() + all_reduce(slice_.grad.norm().square())).sqrt()
-    nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return norm
 
 
 # Its files: a state names a folder beside it, `head-xxxxxxxx`, with one file a rank, `<first row>-
@@ -170,81 +143,58 @@ def clip_gradient(model: DALModel, limit: float) -> Tensor:
 
 
 def save_head(training, state: dict, folder: Path) -> None:
-    """Takes the head out of `state` and writes it beside; `state['head']` then names where.
-
-    Raises: UserError if it can't be written.
-    """
+    """Takes the head out of `state` and writes it beside; `state['head']` then names where."""
     head, moments = training.model.identity, state['optimizer']['state']
-    slice_ = {'weight': state['model'].pop('identity.weight')}
-    if _has_momentum(moments):
-        slice_['momentum'] = moments.pop(_place(training))['momentum_buffer']
+    slice_ = {'weight': state['model'].pop('identity.weight').cpu()}
+    if moment := moments.pop(_place(training), None):  # not before the first step
+        slice_['momentum'] = moment['momentum_buffer'].cpu()
     state['head'] = on_rank_zero(lambda: f'head-{uuid.uuid4().hex[:8]}')
     on_rank_zero((folder / state['head']).mkdir)
     file = folder / state['head'] / f'{head.begin}-{head.end}.pth'
-    on_every_rank(save_checkpoint, {name: part.cpu() for name, part in slice_.items()}, file)
+    distributed.on_every_rank(save_checkpoint, slice_, file)
 
 
 def load_head(training, state: dict, folder: Path) -> None:
     """Puts the head of a state or of a weights file into it as `training` has it, a slice or whole.
-
-    Raises: UserError if that can't be.
-    """
+    Raises UserError if that can't be."""
     head, weights = training.model.identity, state['model']
-    current = training.model.state_dict()['identity.weight'].cpu()
     sharded = isinstance(head, ShardedHead)
     if 'head' not in state and not (sharded and torch.is_tensor(weights.get('identity.weight'))):
         return
     if state['classes'] != training.classes:  # it is not used
-        weights['identity.weight'] = current
+        weights['identity.weight'] = head.weight
         return
-    begin, end = (head.begin, head.end) if sharded else (0, len(current))
+    begin, end = (head.begin, head.end) if sharded else (0, len(head.weight))
     try:
         moments = state.get('optimizer', {}).get('state', {})
-        names = ['weight', *['momentum'] * _has_momentum(moments)]
         if 'head' in state:
-            found = _read(folder, state['head'], names, begin, end)
+            found = _read(folder, state['head'], begin, end)
         else:
-            found = {'weight': weights['identity.weight'][begin:end].clone()}
-            if _has_momentum(moments):
-                whole = moments[_place(training)]['momentum_buffer']
-                found['momentum'] = whole[begin:end].clone()
-        if any(part.shape != current.shape for part in found.values()):
-            raise ValueError(f'it has the shape {tuple(found["weight"].shape)}')
+            whole = moments.get(_place(training), {}) | {'weight': weights['identity.weight']}
+            found = {name: rows[begin:end].clone() for name, rows in whole.items()}
     except Exception as error:  # whatever damage leads to
         why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
         where = f'{folder}/{state.get("head", "")!s:.20}'
         raise UserError(f'{where}: not the identity head of this state ({why})') from None
-    weights['identity.weight'] = found['weight']
-    if 'momentum' in found:
-        moments[_place(training)] = {'momentum_buffer': found['momentum']}
+    weights['identity.weight'] = found.pop('weight')
+    if found:
+        moments[_place(training)] = found
 
 
-def remove_old_heads(folder: Path, name: str | None) -> None:
-    """Removes the heads of earlier states than the one whose head is called `name`."""
-    for old in folder.glob('head-????????'):
-        if old.name != name:
-            shutil.rmtree(old)
-
-
-def _read(folder, name, names, begin, end):
-    """The rows from `begin` to `end` out of the slices of any number of ranks."""
+def _read(folder, name, begin, end):
+    """The rows from `begin` to `end` of the centres, and of their momentum if there is one, out of
+    the slices of any number of ranks."""
     if not re.fullmatch('head-[0-9a-f]{8}', name):
         raise ValueError('no such name')
     slices = sorted(tuple(map(int, path.stem.split('-'))) for path in (folder / name).glob('*.pth'))
-    rows: dict[str, list] = {part: [] for part in names}
+    parts: dict[str, list] = {'weight': [], 'momentum': []}
     for first, last in slices:
         if first < end and last > begin:
-            file = load_checkpoint(folder / name / f'{first}-{last}.pth', names)
-            for part in names:
-                if len(file[part]) != last - first:
-                    raise ValueError(f'{first}-{last}.pth has {len(file[part])} rows')
-                rows[part].append(file[part][max(begin - first, 0) : end - first])
-    return {part: torch.cat(pieces) for part, pieces in rows.items()}
-
-
-def _has_momentum(moments):
-    """Whether an optimizer's state has momentum at all: not before its first step."""
-    return any(moment.get('momentum_buffer') is not None for moment in moments.values())
+            file = load_checkpoint(folder / name / f'{first}-{last}.pth', ['weight'])
+            for part in parts.keys() & file:
+                parts[part].append(file[part][max(begin - first, 0) : end - first])
+    names = {'weight': 'weight', 'momentum': 'momentum_buffer'}
+    return {names[part]: torch.cat(rows) for part, rows in parts.items() if rows}
 
 
 def _place(training):

@@ -7,6 +7,7 @@ import torch
 import utils
 from dataset import Faces, evaluation_loader
 from evaluation import age_calibration, protocols
+from evaluation.age_calibration import score_pairs
 from evaluation.evidence import people_report
 from evaluation.metrics import decision, percentiles, verification
 from evaluation.pairs import check_pairs
@@ -15,16 +16,16 @@ from evaluation.rates import cosines
 from evaluation.set_checks import check_list, fingerprint
 from recognition.embedding import check_finite, extract, extract_files
 from system.locks import Interrupted
-from training import posthoc
-from training.distributed import on_rank_zero, raised_by_all
-from training.schedule import settings
+from training import closed_form, posthoc
+from training.distributed import on_rank_zero
 from training.state import TrainingState
 from utils import DataError, UserError
 
+REMEDY = 'last.pth is from before: --resume with a lower --lr'
+
 
 def refuse_not_finite(training: TrainingState, loader, folder) -> None:
-    """Raises UserError, and leaves `nan.json`, if a loss of any step so far was not finite;
-    `folder` then holds no such weights."""
+    """Raises UserError, and leaves `nan.json`, if a loss of any step so far was not finite."""
     found = training.not_finite.first()
     if not found:
         return
@@ -32,11 +33,10 @@ def refuse_not_finite(training: TrainingState, loader, folder) -> None:
     batches, size = loader.batch_sampler, loader.batch_sampler.batch_size
     first = step % len(batches) * size
     files = [loader.dataset.path(index) for index in batches.order()[first : first + size]]
-    report = {'step': step, 'phase': 'min', 'losses': losses, **settings(training), 'files': files}
+    report = {'step': step, 'phase': 'min', 'losses': losses, **training.settings(), 'files': files}
     on_rank_zero(utils.write_json, report, folder / 'nan.json')
     what = f'the loss is not finite ({folder}/nan.json has its parts and images)'
-    remedy = 'last.pth is from before: --resume with a lower --lr or clip'
-    raise raised_by_all(UserError(f'step {step}: {what}; {remedy}'))
+    raise UserError(f'step {step}: {what}; {REMEDY} or clip')
 
 
 def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
@@ -65,15 +65,17 @@ def validate(
 ) -> tuple[dict, dict | None]:
     """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
     and what the weights file keeps to decide by, metrics.decision: of the people, else of the first
-    list. Raises the interrupt's Interrupted where a signal came meanwhile."""
+    list. `kept_x` is a folder where x of the faces stays; with `intervals` there is 'auc_interval'
+    over people. Raises the interrupt's Interrupted where a signal came meanwhile."""
     report: dict = {}
     kept = None
     if val:
-        report, kept = validate_people(training, val, interrupt, kept_x, intervals)
-    bf16 = training.executor.precision == 'bf16'
+        features = _features(training, val, interrupt, kept_x)
+        report, kept = _of_people(training, val, features, intervals)
     for name, listed in pair_lists.items():
         interrupt.check()
-        pairs, to_read = listed.pairs, (listed.sources, training.device, listed.names)
+        pairs, bf16 = listed.pairs, training.executor.precision == 'bf16'
+        to_read = listed.sources, training.device, listed.names
         features, _ = extract_files(training.model, *to_read, bf16=bf16, keep=('embedding',))
         scores = cosines(features['embedding'], pairs.left, pairs.right)
         figures = verification(scores, pairs, listed.thresholds)
@@ -85,13 +87,7 @@ def validate(
     return report, kept
 
 
-def validate_people(
-    training: TrainingState, val, interrupt, kept_x=None, intervals: bool = False
-) -> tuple[dict, dict | None]:
-    """Verification, rank-1, the age left in x_id, what estimated ages are worth, and closed-set
-    accuracy where people are shared; see `validate`. `kept_x` is a folder where x of the faces
-    stays; with `intervals` there is 'auc_interval' over people."""
-
+def _features(training, val, interrupt, kept_x):
     def batches():
         for batch in evaluation_loader(val):
             interrupt.check()
@@ -109,11 +105,18 @@ def validate_people(
     except (DataError, Interrupted):
         raise
     except ValueError as error:
-        remedy = 'last.pth is from before: --resume with a lower --lr'
-        raise UserError(f'step {training.step}: {val.root}: {error}: {remedy}') from None
+        raise UserError(f'step {training.step}: {val.root}: {error}: {REMEDY}') from None
+    return features
+
+
+@torch.no_grad()
+def _of_people(training, val, features, intervals):
+    """Verification, rank-1, the age left in x_id, what estimated ages are worth, and closed-set
+    accuracy where people are shared."""
     from evaluation.leakage import age_r2  # scikit-learn is slow to import
 
-    people = people_report(features['embedding'], val.labels, val.ages, intervals=intervals)
+    model, embeddings = training.model, features['embedding']
+    people = people_report(embeddings, val.labels, val.ages, intervals=intervals)
     report = {key: people['verification'][key] for key in ('auc', 'accuracy', 'eer')}
     if intervals:
         report['auc_interval'] = (people['verification'].get('intervals') or {}).get('auc')
@@ -123,30 +126,19 @@ def validate_people(
         report[f'age_r2_{part}'] = age_r2(features[f'x_{part}'], val.labels, val.ages)
     index = {name: label for label, name in enumerate(training.classes)}
     own = torch.tensor([index.get(name, -1) for name in val.classes])[torch.from_numpy(val.labels)]
-    if (own >= 0).any() and not training.recipe.shard_head:  # no rank has a sharded head whole
-        x_id = torch.from_numpy(features['x_id'])[own >= 0]
-        report['closed_set_accuracy'] = closed_set_accuracy(training, x_id, own[own >= 0])
+    known = own >= 0
+    if known.any() and not training.recipe.shard_head:  # no rank has a sharded head whole
+        parts = torch.from_numpy(features['x_id'])[known].to(training.device).split(1024)
+        nearest = torch.cat([model.identity(part).argmax(1).cpu() for part in parts])
+        report['closed_set_accuracy'] = float((nearest == own[known]).double().mean())
     kept = decision(people)
     if kept:
-        pairs = age_calibration.score_pairs(features['embedding'], val.labels, val.ages)
-        kept['ages'] = age_calibration.fit(pairs)
+        kept['ages'] = age_calibration.fit(score_pairs(embeddings, val.labels, val.ages))
         kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     if model.estimator:
-        mixed = torch.from_numpy(features['x']).to(training.device)
-        years = model.estimator(mixed).cpu().numpy()
-        found = posthoc.age_error(years, val.ages)
-        report |= {f'estimated_{name}': value for name, value in found.items()}
+        years = model.estimator(torch.from_numpy(features['x']).to(training.device)).cpu().numpy()
+        error = closed_form.age_error(years, val.ages)
+        report |= {f'estimated_{name}': value for name, value in error.items()}
         if kept:  # by estimates, wherever they decide
-            pairs = age_calibration.score_pairs(features['embedding'], val.labels, years)
-            kept['estimated'] = age_calibration.fit(pairs)
+            kept['estimated'] = age_calibration.fit(score_pairs(embeddings, val.labels, years))
     return report, kept
-
-
-@torch.no_grad()
-def closed_set_accuracy(training: TrainingState, x_id, labels) -> float:
-    """The share of features (N, D) whose largest cosine is with their own label's centre (N,)."""
-    right = 0
-    for features, of in zip(x_id.split(1024), labels.split(1024), strict=True):
-        nearest = training.model.identity(features.to(training.device)).argmax(1)
-        right += int((nearest.cpu() == of).sum())
-    return right / len(labels)

@@ -2,20 +2,18 @@
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 from pathlib import Path
 
 import torch
 from conftest import log_rows, same
-from processes import begin_child, run_main
+from processes import join, launch, run_main
 
 from training import run
-from training.log import Log
-from training.reports import Reports
+from training.log import Log, Reports
 
 MOMENTS = {  # where a signal strikes: owner, function, whether after it
-    'in a step': (torch.nn.utils, 'clip_grad_norm_', True),
+    'in a step': (torch.nn.utils, 'clip_grads_with_norm_', True),
     'between steps': (Reports, 'step', False),
     'half of a file': (torch, 'save', False),
     'before fsync': (os, 'fsync', False),
@@ -30,27 +28,23 @@ def start(entry, save, *line, moment=None, out=None, **options):
     """Starts `main.py -1 line…` in a process of its own; `options` are those of run_main.
 
     `moment` is (name, nth, signal): that signal strikes at the nth call of MOMENTS[name]. The
-    output goes to `out`, by default `save`.out.
+    output goes to `out`.0, by default `save`.0.
     """
 
     def work():
-        begin_child(out or f'{save}.out')
         if moment:
             strike(*moment)
         run_main(entry, save, *line, **options)
 
-    process = multiprocessing.get_context('fork').Process(target=work)
-    process.start()
+    (process,) = launch(0, work, out=out or save)
     return process
 
 
 def finish(*args, **options):
     """start(), awaited: its exit status and the lines of its output."""
-    process = start(*args, **options)
-    process.join(120)
-    assert process.exitcode is not None, 'it hangs'
-    out = Path(options.get('out') or f'{args[1]}.out')
-    return process.exitcode, out.read_text(errors='replace').splitlines()
+    (status,) = join([start(*args, **options)])
+    out = Path(f'{options.get("out") or args[1]}.0')
+    return status, out.read_text(errors='replace').splitlines()
 
 
 def strike(name, nth, number):

@@ -58,7 +58,7 @@ def until_done(entry, save, settings, draw, kills, seconds):
                 if process.exitcode is None:
                     os.kill(process.pid, number)
             process.join(120)
-        output = Path(f'{save}.out').read_text().splitlines()
+        output = Path(f'{save}.0').read_text().splitlines()
         check_how_it_ended(process, moment[2] if moment else number, output)
         if process.exitcode == 0:
             return done
@@ -106,7 +106,7 @@ def wait_for(file, process):
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
     with ended(start(entry, tmp_path / 'run', FOREVER)) as first:
         wait_for(tmp_path / 'run/epoch_001.pth', first)
-        os.rename(tmp_path / 'run.out', tmp_path / 'first.out')
+        os.rename(tmp_path / 'run.0', tmp_path / 'first.0')
         status, output = finish(entry, tmp_path / 'run', *LINE)
         assert status == 1 and first.is_alive()
         holder = f'process {first.pid} on {os.uname().nodename}'
@@ -137,5 +137,5 @@ def test_a_signal_to_the_whole_job_reaches_the_workers_too(entry, tmp_path, numb
         time.sleep(0.2)
         os.killpg(process.pid, number)
         process.join(60)
-    *_, last = (tmp_path / 'run.out').read_text().splitlines()
+    *_, last = (tmp_path / 'run.0').read_text().splitlines()
     assert process.exitcode == 1 and f'error: {number.name} after step' in last

@@ -23,7 +23,7 @@ from model import DALModel
 from recognition.embedding import extract_files
 from recognition.weights import load_weights
 from storage.images import decode
-from training import pretrained, resume
+from training import resume
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 4))  # of all fuzzing together
@@ -208,7 +208,7 @@ def test_weights_of_ours_that_are_damaged(state, tmp_path, read, name):
     whole, lost = packed(state), state['model'][name].contiguous().numpy().tobytes()
     line = read(whole.replace(lost, bytes(len(lost))))
     assert f'w.pth: damaged in {name} (its checksum differs)' in line
-    refused(f'w.pth: damaged in {name}', pretrained.read, str(file), tiny())
+    refused(f'w.pth: damaged in {name}', resume.read_backbone, str(file), tiny())
 
 
 @pytest.fixture(scope='module')
