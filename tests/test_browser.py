@@ -83,14 +83,23 @@ def test_two_faces_in_a_browser(browser, served, matcher, faces):
     assert quiet(browser)
 
 
-def test_a_photograph_among_a_folder_in_a_browser(browser, served, faces, tmp_path, monkeypatch):
+def test_a_photograph_among_a_folder_and_links_to_those_found(
+    browser, served, faces, tmp_path, monkeypatch
+):
     points = photograph_of(faces[7], tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(points))
     text = submit(browser, served, first=tmp_path / 'a.png')
     assert 'Most like it, of 36 faces' in text and 'found in a photograph' in text
-    assert len(elements(browser, '#answer img')) == page.SHOWN
     (photograph,) = elements(browser, 'img.photograph')
     assert side(browser, photograph, 'naturalHeight') == portraits.SHOWN
+    links = elements(browser, '#answer .found a')
+    assert len(links) == page.SHOWN and quiet(browser)
+    assert all(side(browser, image) == 96 for image in elements(browser, '.found img'))
+    address = links[0].get_attribute('href')
+    browser.get(address)
+    (shown,) = elements(browser, 'img')
+    assert side(browser, shown, 'naturalHeight') == 112
+    assert address.startswith(f'{served}photograph/')
 
 
 def test_junk_in_a_browser(browser, served, faces, tmp_path):
@@ -149,18 +158,6 @@ def test_ages_may_be_typed_and_the_answer_says_them(browser, matcher, faces):
         text = submit(browser, f'http://127.0.0.1:{port}/', **fields)
     assert 'the threshold for the ages 4 and 30 is 0.300' in text
     assert 'Probability of one person' in text and quiet(browser)
-
-
-def test_found_faces_link_to_their_photographs(browser, served, faces):
-    submit(browser, served, first=faces[7])
-    links = elements(browser, '.found a')
-    assert len(links) == page.SHOWN and quiet(browser)
-    assert all(side(browser, image) == 96 for image in elements(browser, '.found img'))
-    address = links[0].get_attribute('href')
-    browser.get(address)
-    (shown,) = elements(browser, 'img')
-    assert side(browser, shown, 'naturalHeight') == 112
-    assert address.startswith(f'{served}photograph/')
 
 
 def test_a_keyboard_and_a_screen_reader_reach_everything(browser, served, faces):

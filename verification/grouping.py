@@ -130,8 +130,7 @@ def _by_matrix(pairs, groups, apart, fixed, more):
         for start in range(0, len(sizes), ROWS):
             part = slice(start, start + ROWS)
             values = matrix[part] * weights * weights[part, None]  # evidence where it is positive
-            best[part] = values.argmax(1)
-            value[part] = values.max(1)
+            best[part], value[part] = values.argmax(1), values.max(1)
         here = np.arange(len(sizes))
         first = here[(best[best] == here) & (here < best) & (value >= prior(len(sizes)) + more)]
         if not len(first):

@@ -22,7 +22,7 @@ from verification.index import Index
 from verification.matcher import Features, Matcher, about_search
 from verification.service import WAITING, Service, is_loopback, service
 
-LARGEST = 16 * 2**20  # bytes of a photograph
+LARGEST, MOST_PIXELS = 16 * 2**20, 60_000_000  # of a photograph: bytes, pixels
 PARTS = 6  # fields of a form
 SHOWN, MOST_SHOWN = 12, 100  # found faces, by default and at most
 LOW = -0.4  # where the page's scale of similarities begins
@@ -75,18 +75,18 @@ def given(least: int, most: int) -> tuple[list[Features], list[float | None]]:
     if len(dict(images)) == len(images):
         ages = [(field, request.form.get(f'{field}_age', '')) for field, _ in images]
     years = [_age(*one) for one in ages[: len(images)]]
-    uploads = [_upload(file) for _, file in images]
-    faces = service.features([service.read(*upload) for upload in uploads])
+    faces = service.features([_portrait(file) for _, file in images])
     return faces, years + [None] * (len(images) - len(years))
 
 
-def _upload(file):
-    """An upload's name and bytes."""
+def _portrait(file):
+    """The face of an upload; photographs are read at most one a core at a time."""
     name = shown(file.filename.replace('\\', '/').rsplit('/')[-1][:60])
     data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise DataError(f'{name}: larger than {LARGEST >> 20} MiB')
-    return name, data
+    with service.reading:
+        return portraits.read(data, name, service.matcher.width, MOST_PIXELS)
 
 
 def _age(field, text):

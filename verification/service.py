@@ -17,13 +17,11 @@ from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.local import LocalProxy
 
 from utils import UserError
-from verification import portraits
 from verification.index import Index
 from verification.matcher import BATCH, Features, Matcher
 from verification.portraits import Portrait
 
 WAITING = 16  # requests that are worked on or wait; more are refused
-MOST_PIXELS = 60_000_000  # of a photograph
 CONNECTIONS = 200  # that are held: a further one ends the one that has been idle longest
 LARGEST_BODY = 2**27  # bytes; what is too large is read to its end, so that a browser sees why
 
@@ -51,11 +49,6 @@ class Service:
             yield
         finally:
             self.places.release()
-
-    def read(self, name: str, data: bytes) -> Portrait:
-        """portraits.read, at most one a core at a time."""
-        with self.reading:
-            return portraits.read(data, name, self.matcher.width, MOST_PIXELS)
 
     def features(self, faces: list[Portrait]) -> list[Features]:
         """Matcher.features, in one batch with those of other requests."""
