@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -71,15 +72,9 @@ def test_onnx_has_the_identity_branch_alone_and_says_what_it_takes(model, onnx_f
 
 def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip('onnxruntime')
-
-    class Other:
-        def __init__(self, *_, **__):
-            pass
-
-        def run(self, _, feed):
-            return [np.zeros((len(feed['faces']), 32), np.float32)]
-
-    monkeypatch.setattr(onnxruntime, 'InferenceSession', Other)
+    other = Mock()
+    other.run = lambda _, feed: [np.zeros((len(feed['faces']), 32), np.float32)]
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', lambda *_, **__: other)
     refused('differ by', run, 'onnx', weights, tmp_path / 'other.onnx')
     assert not list(tmp_path.iterdir())
 
@@ -120,7 +115,10 @@ def read_arrays(path):
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
 def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
-    run('embeddings', weights, drawn / 'val', tmp_path / f'faces{ending}')
+    """By the script itself."""
+    line = ROOT / 'export.py', 'embeddings', weights, drawn / 'val', f'faces{ending}'
+    done = python(tmp_path, *line)
+    assert done.stdout == f'faces{ending}: 36 faces, 32 values each\n' and not done.stderr
     arrays, facts = read_arrays(tmp_path / f'faces{ending}')
     paths = list(arrays['paths']) if ending == '.npz' else json.loads(facts['paths'])
     assert len(paths) == 36
@@ -159,12 +157,13 @@ def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_pat
     assert (tmp_path / 'a.safetensors').read_text() == 'mine'
 
 
-def test_packages_that_are_missing_are_named(weights, tmp_path, monkeypatch):
-    for name in ('onnxscript', 'safetensors.numpy'):
-        monkeypatch.setitem(sys.modules, name, None)
-    for kind, package in (('onnx', 'onnxscript'), ('backbone', 'safetensors')):
-        how = f'{package}: pip install -r requirements-export.txt'
-        refused(how, run, kind, weights)
+@pytest.mark.parametrize(
+    'kind, package', [('onnx', 'onnxscript'), ('backbone', 'safetensors.numpy')]
+)
+def test_packages_that_are_missing_are_named(weights, monkeypatch, kind, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    how = f'{package.split(".")[0]}: pip install -r requirements-export.txt'
+    refused(how, run, kind, weights)
 
 
 HUB = """
@@ -241,10 +240,3 @@ def test_the_documented_script_finds_faces_without_torch(weights, onnx_file, dra
     done = python(tmp_path, '-c', guard + script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f'1.000 {face.relative_to(drawn / "val")}'
-
-
-def test_the_scripts_themselves(weights, drawn, tmp_path):
-    line = ROOT / 'export.py', 'embeddings', weights, drawn / 'val' / 'p00008', 'here.npz'
-    done = python(tmp_path, *line)
-    assert done.stdout.startswith('here.npz: 6 faces, 32 values each'), done.stderr
-    assert not done.stderr

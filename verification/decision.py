@@ -135,27 +135,25 @@ class Decision(NamedTuple):
             known = by_age.threshold(younger, gap, far or 0.1)
             by, pairs = 'ages', known and known[1:3]
             probability = by_age.probability(similarity, younger, gap)
-            if known and far is not None:
-                threshold, caution = known.value, known.caution
-            elif far is not None:
-                raise UserError(f'--far {far:g}: validation had too few pairs for any threshold')
-            else:
+            if far is None:
                 even = by_age.even(younger, gap)
                 threshold = threshold if even is None else even
                 few = known is None or min(known.impostor, known.genuine) < FEW
                 caution = 'validation had few pairs of such ages' if few else None
+            else:
+                threshold, caution = (known.value, known.caution) if known else (None, None)
         else:
             if self.ages:
                 caution = 'not all ages are known: --ages gives them; one threshold for all decides'
             elif ages and not ages.estimated:
                 caution = 'validation left no thresholds by age, so the ages decide nothing'
-            rates = self.far or {}
-            if far is not None and far not in rates:
-                known_rates = ', '.join(f'{rate:g}' for rate in rates) or 'none'
-                what = f'these weights hold no threshold at this rate (there are: {known_rates})'
-                remedy = '--calibrate NAME makes them from people of your own'
-                raise UserError(f'--far {far:g}: {what}: {remedy}')
             if far is not None:
+                rates = self.far or {}
+                if far not in rates:
+                    there = ', '.join(f'{rate:g}' for rate in rates) or 'none'
+                    what = f'these weights hold no threshold at this rate (there are: {there})'
+                    remedy = '--calibrate NAME makes them from people of your own'
+                    raise UserError(f'--far {far:g}: {what}: {remedy}')
                 threshold, by = rates[far], 'far'
         if threshold is None:
             return Answer(similarity, ages=ages, caution=caution)

@@ -175,12 +175,8 @@ def write(
     shape = len(faces), embeddings[0].shape[1]
     end = _aligned(4 * math.prod(shape))  # offsets count from the header's end
     first = {'dtype': '<f4', 'shape': shape, 'offset': 0, 'crc': crc}
-    second = {
-        'dtype': FACE.descr,
-        'shape': faces.shape,
-        'offset': end,
-        'crc': zlib.crc32(faces.data),
-    }
+    second = {'dtype': FACE.descr, 'shape': faces.shape, 'offset': end}
+    second['crc'] = zlib.crc32(faces.data)
     header = {'version': VERSION, 'weights': weights, 'root': root, 'people': names}
     header |= {'beside': os.path.relpath(root, Path(path).absolute().parent), 'photographs': rows}
     text = json.dumps(header | {'arrays': {'embeddings': first, 'faces': second}}).encode()
