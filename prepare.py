@@ -123,9 +123,10 @@ def make_shards(args: argparse.Namespace) -> None:
     from preparation.target import claim
 
     source, target = args.folders
+    stat = os.stat(source)
     settings = {'source': os.path.abspath(source), 'ages': args.ages, 'dex': args.dex}
-    with claim(target, settings | {'size and time': records.source_of(source)}):
-        print(records.run(source, target, args.ages, args.dex, args.workers))
+    with claim(target, settings | {'size and time': [stat.st_size, stat.st_mtime]}):
+        print(records.run(settings, target, args.workers))
 
 
 def entry_called(name: str) -> dict:

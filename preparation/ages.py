@@ -5,7 +5,7 @@ import functools
 import importlib.resources
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -25,44 +25,40 @@ from utils import UserError
 class Ages:
     """The sources of ages that --ages names, asked in order. Without any, no age is wanted.
 
+    `settings` are options of the command line: ages and dex; source, pat and pos of photographs.
     Raises UserError or DataError where one can't be used.
     """
 
-    def __init__(
-        self,
-        kinds: Sequence[str],
-        dex: str | None = None,
-        source: str = '',
-        pattern: tuple[str | None, int | None] = (None, None),
-    ):
-        self.estimated, self.pattern = 'dex' if dex else 'estimate', pattern
-        self.estimator = estimator(dex) if 'estimate' in kinds else None
-        self.sources = dict[str, Table | None]()
-        for kind in kinds:
-            if kind != 'estimate':
-                named = kind in NAMES or kind == 'pattern'
-                self.sources[kind] = None if named else Table(kind, source)
+    def __init__(self, settings: Mapping):
+        kinds, dex = settings['ages'], settings['dex']
+        self.settings, self.estimated = settings, 'dex' if dex else 'estimate'
+        self.estimator: Offline | Dex | None = None
+        if 'estimate' in kinds:
+            self.estimator = Dex(dex) if dex else Offline()
+        named = ['estimate', 'pattern', *NAMES]
+        source = settings.get('source', '')
+        self.tables = {kind: Table(kind, source) for kind in kinds if kind not in named}
 
-    def check(self, photographs: Sequence[tuple[str, str | None]]) -> None:
+    def check(self, photographs: Sequence[tuple[str, str]]) -> None:
         """Refuses tables that don't fit the photographs: see Table.check."""
-        for table in filter(None, self.sources.values()):
+        for table in self.tables.values():
             table.check(photographs)
 
-    def told(
-        self, relative: str, person: str | None, path: str | None = None
-    ) -> tuple[int | None, str]:
+    def told(self, relative: str, person: str, path: str | None = None) -> tuple[int | None, str]:
         """The first age, in whole years, that a name or a table tells, and which of --ages that is.
 
         None if it is to be estimated. `path` is the file, whose EXIF may have the date. Raises
         ValueError if nothing tells and nothing is to be estimated.
         """
         reasons, name = [], os.path.basename(relative)
-        for kind, table in self.sources.items():
+        for kind in self.settings['ages']:
             try:
-                if table:
-                    return table.age(relative, person, path), kind
-                age = parse_age(name, *self.pattern) if kind == 'pattern' else age_in(name, kind)
-                return int(age), kind
+                if kind in self.tables:
+                    return self.tables[kind].age(relative, person, path), kind
+                if kind == 'pattern':
+                    return int(parse_age(name, self.settings['pat'], self.settings['pos'])), kind
+                if kind in NAMES:
+                    return age_in(name, kind), kind
             except ValueError as error:
                 reasons.append(str(error))
         if reasons and self.estimator is None:
@@ -155,25 +151,16 @@ class Dex:
         return float(probabilities @ torch.arange(101.0))
 
 
-def estimator(dex: str | None = None) -> Offline | Dex:
-    """`Dex(dex)`, or `Offline()`."""
-    return Dex(dex) if dex else Offline()
-
-
-def _estimate(tool, path):
-    image = open_photograph(path)
-    return tool.estimate(image, TEMPLATE + [(image.width - WIDTH) / 2, 0])
-
-
-def estimate_files(paths: Sequence[str], dex: str | None = None, workers: int = 1) -> np.ndarray:
-    """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`.
-
-    Raises UserError or DataError where that can't be.
-    """
-    tool = estimator(dex)  # what is missing is said here, and not by each process
-    make = functools.partial(estimator, dex)
-    with contextlib.closing(each(_estimate, paths, tool, make, workers)) as years:
+def estimate_files(paths: Sequence[str], dex: str | None, workers: int) -> np.ndarray:
+    """Estimated years (n,) of aligned faces, by `Dex(dex)` or `Offline()`."""
+    make = functools.partial(Ages, {'ages': ['estimate'], 'dex': dex})
+    with contextlib.closing(each(_estimate, paths, make(), make, workers)) as years:
         return np.array(list(progress(years, 'estimating ages', len(paths), unit=' faces')))
+
+
+def _estimate(ages, path):
+    image = open_photograph(path)
+    return ages.estimator.estimate(image, TEMPLATE + [(image.width - WIDTH) / 2, 0])
 
 
 def error_table(true: np.ndarray, estimated: np.ndarray, cutoffs: Sequence[float]) -> str:

@@ -51,9 +51,7 @@ class Converter:
     def __init__(self, settings: Mapping):
         self.settings, self.source = settings, settings['source']
         self.keep_names, where = settings['keep_names'], settings['landmarks']
-        kinds = [] if self.keep_names else settings['ages']
-        pattern = settings['pat'], settings['pos']
-        self.ages = Ages(kinds, settings['dex'], self.source, pattern)
+        self.ages = Ages({**settings, 'ages': []} if self.keep_names else settings)
         self.landmarks = Landmarks(where) if where else None
         self.detector = None if where else Detector()
 

@@ -2,8 +2,7 @@
 
 import functools
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ from preparation.recordio import RecordFile, Records
 from preparation.sharding import write_shards
 from preparation.target import Report
 from storage.images import decode, some
-from system.names import naming
 from utils import DataError
 
 
@@ -33,8 +31,8 @@ class Row(NamedTuple):
 class Examiner:
     """What a process examines images of a .rec file with, by the options of the command line."""
 
-    def __init__(self, path: str, kinds: Sequence[str], dex: str | None):
-        self.file, self.ages = RecordFile(path), Ages(kinds, dex)
+    def __init__(self, settings: Mapping):
+        self.file, self.ages = RecordFile(settings['source']), Ages(settings)
 
     def examine(self, image: np.ndarray) -> Row:
         """The Row of an image, given by its key, offset and identity (3,)."""
@@ -69,6 +67,8 @@ class RecordFaces:
         people, self.labels = np.unique(records.labels[self.places], return_inverse=True)
         width = len(str(records.labels.max()))  # sorted as text they stand in the order of numbers
         self.classes = [f'{label:0{width}d}' for label in people.tolist()]
+        what = np.stack([records.offsets[self.places], self.labels, self.ages])
+        self.fingerprint = hashlib.sha256(what.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -78,28 +78,19 @@ class RecordFaces:
         return f'{self.records.keys[place]}.jpg'
 
     def encoded(self, index: int) -> bytes:
-        """The image as it is stored."""
         return self.records.file.record(int(self.records.offsets[self.places[index]]))[1]
 
     def check(self, cache: bool) -> None:
         """Nothing: `Examiner` decoded every image."""
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """sha256 of where the images are and of their ages, in hexadecimal."""
-        hashed = hashlib.sha256(str(self.records.file.size).encode())
-        for values in (self.records.offsets[self.places], self.labels, self.ages):
-            hashed.update(np.ascontiguousarray(values).tobytes())
-        return hashed.hexdigest()
 
-
-def run(source: str, target: str, ages: Sequence[str], dex: str | None, workers: int) -> str:
+def run(settings: Mapping, target: str, workers: int) -> str:
     """Writes the faces of a .rec file to shards in the folder `target`; what to tell of them.
 
-    `ages` are tables, by key or identity, and 'estimate'. What was done before is not done again.
-    Raises UserError or DataError.
+    `settings` are source, ages and dex of the command line. Raises UserError or DataError.
     """
-    records, make = Records(source), functools.partial(Examiner, source, ages, dex)
+    source, make = settings['source'], functools.partial(Examiner, settings)
+    records = Records(source)
     examiner, report, keys = make(), Report(target, Row), [*map(str, records.keys)]
     examiner.ages.check(list(zip(keys, map(str, records.labels), strict=True)))
     report.rows = {key: row for key, row in report.rows.items() if examiner.holds(row)}
@@ -119,10 +110,3 @@ def run(source: str, target: str, ages: Sequence[str], dex: str | None, workers:
     summary.contact_sheet(shown, Path(target, 'sheet.jpg'))
     pattern = write_shards(faces, Path(target, Path(source).stem), replace=True)
     return '\n'.join([*lines, summary.entry(target, pattern, people)])
-
-
-def source_of(path: str) -> list[float]:
-    """Size and time of the file, by which TARGET knows that it is the same."""
-    with naming(path):
-        stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime]
