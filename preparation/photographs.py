@@ -3,7 +3,6 @@
 A run lists SOURCE, brings TARGET up to date, and converts the rest over several processes.
 """
 
-import functools
 import io
 import itertools
 import os
@@ -56,10 +55,9 @@ class Converter:
         self.detector = None if where else Detector()
 
     def find(self) -> list[Photograph]:
-        """Every file below the source that isn't the system's, sorted, not numbered yet.
+        """Every file below the source, sorted, not numbered yet.
 
-        Folders that are links are followed. Raises DataError if there is none, and for tables and
-        points that don't fit them.
+        Raises DataError if there is none, and for tables and points that don't fit them.
         """
         there = below(self.source)
         wrong = dict.fromkeys(there.loops, 'a link to a folder that it lies in')
@@ -98,15 +96,14 @@ class Converter:
 
     def convert(self, photograph: Photograph) -> Outcome:
         """The Outcome of one Photograph, its face written."""
-        relative, stamp = photograph.relative, self.stamp(photograph)
-        path = os.path.join(self.source, relative)
+        relative, size = photograph.relative, self.settings['size']
+        path, stamp = os.path.join(self.source, relative), self.stamp(photograph)
         try:
             if photograph.wrong:
                 raise ValueError(photograph.wrong)
             image = open_photograph(path)
             age, origin = self.told(photograph)
             points, faces = self._points(relative, image)
-            size = self.settings['size']
             face = middle(image, size) if points is None else align(image, points, size)
             if age is None and self.ages.estimator:
                 age, origin = self.ages.estimate(image, points)
@@ -155,25 +152,22 @@ def without_rivals(found: list[Photograph]) -> list[Photograph]:
 
     The name is that of the photograph that has it already, else of the first that is an image.
     """
-    owners, names = dict[str, str](), [photograph.relative for photograph in found]
-    for name in sorted(names, key=lambda name: (name != kept_name(name), not is_image(name))):
-        owners.setdefault(kept_name(name), name)
-    listed = []
-    for photograph in found:
-        name = kept_name(photograph.relative)
+    names, owners = {one.relative: kept_name(one.relative) for one in found}, dict[str, str]()
+    for name in sorted(names, key=lambda name: (name != names[name], not is_image(name))):
+        owners.setdefault(names[name], name)
+    for k, photograph in enumerate(found):
+        name = names[photograph.relative]
         if (owner := owners[name]) != photograph.relative:
             wrong = f'its face would be {name}, which is that of {owner}: rename one of the two'
-            photograph = photograph._replace(wrong=wrong)
-        listed.append(photograph)
-    return listed
+            found[k] = photograph._replace(wrong=wrong)
+    return found
 
 
 def run(converter: Converter, workers: int, report: Report) -> Counter:
     """Converts what the report doesn't have yet; its rows are then all files of the source.
 
-    Returns how many faces of runs before were changed, by the kind of the change.
-
-    Raises UserError or DataError if the job can't be done, or was stopped.
+    Returns how many faces of runs before were changed, by the kind of the change. Raises UserError
+    or DataError if the job can't be done, or was stopped.
     """
     found = converter.find()
     changes = update(report, {item.relative: item for item in found}, converter)
@@ -184,7 +178,6 @@ def run(converter: Converter, workers: int, report: Report) -> Counter:
         if item.relative not in report.rows:
             free = (n for n in numbers[item.person] if (item.person, n) not in used)
             todo.append(item._replace(number=next(free)))
-    make = functools.partial(Converter, converter.settings)
-    report.fill(Converter.convert, todo, converter, make, workers, ' photographs')
+    report.fill(converter, todo, workers, ' photographs')
     report.rewrite(item.relative for item in found)
     return changes

@@ -1,6 +1,5 @@
 """From a .rec file of InsightFace to tar shards with ages: each image is copied as it is."""
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,9 +31,10 @@ class Examiner:
     """What a process examines images of a .rec file with, by the options of the command line."""
 
     def __init__(self, settings: Mapping):
-        self.file, self.ages = RecordFile(settings['source']), Ages(settings)
+        self.settings, self.ages = settings, Ages(settings)
+        self.file = RecordFile(settings['source'])
 
-    def examine(self, image: np.ndarray) -> Row:
+    def convert(self, image: np.ndarray) -> Row:
         """The Row of an image, given by its key, offset and identity (3,)."""
         key, offset, identity = image.tolist()
         row = Row(str(key), str(identity))
@@ -48,7 +48,7 @@ class Examiner:
         return row._replace(age=str(age), age_from=origin)
 
     def holds(self, row: Row) -> bool:
-        """Whether a row of a run before is what `examine` would find now."""
+        """Whether a row of a run before is what `convert` would find now."""
         try:
             age, origin = self.ages.told(row.key, row.identity)
         except ValueError:
@@ -89,24 +89,23 @@ def run(settings: Mapping, target: str, workers: int) -> str:
 
     `settings` are source, ages and dex of the command line. Raises UserError or DataError.
     """
-    source, make = settings['source'], functools.partial(Examiner, settings)
-    records = Records(source)
-    examiner, report, keys = make(), Report(target, Row), [*map(str, records.keys)]
+    records, examiner = Records(settings['source']), Examiner(settings)
+    report, keys = Report(target, Row), [*map(str, records.keys)]
     examiner.ages.check(list(zip(keys, map(str, records.labels), strict=True)))
     report.rows = {key: row for key, row in report.rows.items() if examiner.holds(row)}
     images = np.stack([records.keys, records.offsets, records.labels], 1)
     todo = images[[key not in report.rows for key in keys]]
-    report.fill(Examiner.examine, todo, examiner, make, workers, ' images')
+    report.fill(examiner, todo, workers, ' images')
     report.rewrite(keys)
     faces = RecordFaces(records, np.array([float(report.rows[key].age or 'nan') for key in keys]))
     people = len(faces.classes)
     lines = summary.of(report, f'{len(faces)} faces of {people} people', {})
     if not people:
-        raise DataError(f'{source}: no image with an age: {some(lines[1:])}')
+        raise DataError(f'{records.file.path}: no image with an age: {some(lines[1:])}')
     shown = {}  # some faces of some people, to look at
     for label in np.linspace(0, people - 1, 12).round().astype(int).tolist():
         indices = np.flatnonzero(faces.labels == label)[:8].tolist()
         shown[faces.classes[label]] = [(faces.encoded(k), faces.ages[k]) for k in indices]
     summary.contact_sheet(shown, Path(target, 'sheet.jpg'))
-    pattern = write_shards(faces, Path(target, Path(source).stem), replace=True)
+    pattern = write_shards(faces, Path(target, Path(records.file.path).stem), replace=True)
     return '\n'.join([*lines, summary.entry(target, pattern, people)])

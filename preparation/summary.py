@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset import Faces
 from evaluation.set_checks import check_ages
 from preparation.target import Report
-from storage.files import below
 from storage.images import HEIGHT, WIDTH, decode, some
 from utils import DataError, write_whole
 
@@ -68,23 +67,23 @@ def entry(target: str | os.PathLike, root: str | os.PathLike, people: int) -> st
 
 def _warnings(report, faces):
     """What training will say of the set: files that aren't this run's, ages without meaning."""
-    lines, ours = [], {row.target for row in report.rows.values()}
-    strangers = [path for path in below(report.target).images if os.path.dirname(path)]
-    strangers = [path for path in strangers if path not in ours]
-    if strangers:
-        line = f'{len(strangers):7} image(s) in {report.target} that this did not make, and that'
-        line += f' training counts: {some(strangers)}: remove what does not belong there'
-        people = {*faces, *(path.split(os.sep)[0] for path in strangers)}
-        if len(people) > len(faces):
-            line += f'; training finds {len(people)} identities with them'
-            line += f", and 'n_cls': {len(faces)} below is without"
-        lines.append(line)
-    with contextlib.suppress(DataError):  # of a stranger without an age
-        lines += [f'Beware: {line}' for line in check_ages(Faces(report.target, r'_|\.', 1))]
+    try:
+        there = Faces(report.target, r'_|\.', 1)
+    except DataError as error:  # of a stranger without an age
+        return [f'Beware: {error}']
+    lines, ours = check_ages(there), {row.target for row in report.rows.values()}
     if len(faces) > 2 and all(len(files) == 1 for files in faces.values()):
         one = f'each of the {len(faces)} people has one image, as {some(list(faces)[:1])}'
-        lines.append(f'Beware: {one}: is that their names? See --people')
-    return lines
+        lines.append(f'{one}: is that their names? See --people')
+    strangers = [name for name in map(there.source.name, there.places) if name not in ours]
+    if strangers:
+        line = f'{len(strangers)} image(s) in {report.target} that this did not make, and that'
+        line += f' training counts: {some(strangers)}: remove what does not belong there'
+        if len(there.classes) > len(faces):
+            line += f'; training finds {len(there.classes)} identities with them'
+            line += f", and 'n_cls': {len(faces)} below is without"
+        lines.append(line)
+    return [f'Beware: {line}' for line in lines]
 
 
 def identifier(folder: str | os.PathLike) -> str:

@@ -2,9 +2,10 @@
 
 import contextlib
 import csv
+import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,10 @@ def write_csv(path: str | os.PathLike, rows: Iterable[Iterable]) -> None:
 
 
 class Report:
-    """TARGET/report.csv: rows of the NamedTuple `kind`, written as they come: a run that was
-    stopped goes on.
+    """TARGET/report.csv: rows of the NamedTuple `kind`, written as they come.
 
-    rows   {first field: row}; at the beginning without those that have a reason, as what was
-           skipped is tried again
-
-    Raises UserError for another file.
+    A run that was stopped goes on: `rows`, {first field: row}, begin with those of runs before that
+    have no reason; what was skipped is tried again. Raises UserError for another file.
     """
 
     def __init__(self, target: str | os.PathLike, kind: Any):
@@ -80,8 +78,8 @@ class Report:
         with open(self.path, **TEXT) as file:
             head, *lines = list(csv.reader(file)) or [[]]
         if tuple(head) != kind._fields:
-            of_its_own = 'TARGET is a folder of its own'
-            raise UserError(f'{self.path}: not a report of this command: {of_its_own}')
+            remedy = 'TARGET is a folder of its own'
+            raise UserError(f'{self.path}: not a report of this command: {remedy}')
         rows = [kind(*line) for line in lines if len(line) == len(head)]  # the last may be cut
         self.rows = {row[0]: row for row in rows if not row.reason}
 
@@ -90,16 +88,16 @@ class Report:
         self.rows = {name: self.rows[name] for name in order or self.rows}
         write_csv(self.path, [self.kind._fields, *self.rows.values()])
 
-    def fill(
-        self, work: Callable, items: Any, tool: object, make: Callable, workers: int, unit: str
-    ) -> None:
-        """Adds the row work(tool, item) of each item as it comes; see system.processes.each.
+    def fill(self, tool: Any, items: Any, workers: int, unit: str) -> None:
+        """Adds the row tool.convert(item) of each item as it comes; processes have a `tool` each.
 
         Raises UserError after the row at which SIGINT or SIGTERM came.
         """
         self.rewrite()
+        kind: Any = type(tool)
+        make = functools.partial(kind, tool.settings)
         with (
-            contextlib.closing(each(work, items, tool, make, workers)) as rows,
+            contextlib.closing(each(kind.convert, items, tool, make, workers)) as rows,
             locks.Interrupt() as interrupt,
             open(self.path, 'a', buffering=1, **TEXT) as file,
         ):

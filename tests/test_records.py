@@ -261,7 +261,7 @@ def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
 def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
     """Nothing is looked at twice, and the shards are those of a run that wasn't stopped."""
     command(source, tmp_path / 'whole')
-    looked, look = [], records.Examiner.examine
+    looked, look = [], records.Examiner.convert
 
     def stop(self, image):
         looked.append(int(image[0]))
@@ -269,7 +269,7 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
             raise UserError('stopped')
         return look(self, image)
 
-    monkeypatch.setattr(records.Examiner, 'examine', stop)
+    monkeypatch.setattr(records.Examiner, 'convert', stop)
     refused('stopped', command, source, tmp_path / 'out')
     report = tmp_path / 'out/report.csv'
     report.write_bytes(report.read_bytes()[:-4])  # a line cut short
