@@ -1,7 +1,6 @@
 """A set of faces examined before anybody trains on it: what is in it, what is wrong with it."""
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -11,14 +10,22 @@ import numpy as np
 from dataset import Faces
 from evaluation.set_checks import NOTHING, check_ages
 from preparation.summary import entry_text
-from preparation.survey import Root, by_content, by_embedding
+from preparation.survey import (
+    ALIGN,
+    FETCH,
+    RENAME,
+    SAME_PERSON,
+    SAME_PHOTOGRAPH,
+    SAME_PIXELS,
+    Root,
+    by_content,
+    by_embedding,
+)
 from preparation.target import write_csv
 from storage.folder import alike
 from storage.images import some
 from system.names import naming
 from utils import UserError
-
-BLUISH = -4  # red − blue in the middle of a face below which it is hardly skin
 
 
 def examine(
@@ -30,20 +37,16 @@ def examine(
     """
     named = [entry[key] for key in ('train_root', 'val_root') if entry[key]]
     roots = [Root(root, entry['pat'], entry['pos'], workers) for root in named]
-    same = by_content(roots)
-    close, akin = by_embedding(roots, weights) if weights else ([], [])
+    pairs = by_content(roots) + (by_embedding(roots, weights) if weights else [])
     with naming(out, '--out names a folder that can be written', UserError):
         out.mkdir(parents=True, exist_ok=True)
     draw_histograms(roots, cutoffs, out / 'ages.png')
     listed = [(face.path, face.wrong, '', '') for r in roots for face in r.faces if face.wrong]
-    listed += [(a, 'same pixels', b, '') for a, b in same]
-    listed += [(a, 'same photograph', b, f'{cosine:.3f}') for a, b, cosine in close]
-    listed += [(a, 'same person', b, f'{cosine:.3f}') for a, b, cosine in akin]
-    write_csv(out / 'findings.csv', [('file', 'what', 'other', 'cosine'), *listed])
-    todo = findings(entry, roots, (same, close, akin), cutoffs)
+    write_csv(out / 'findings.csv', [('file', 'what', 'other', 'cosine'), *listed, *pairs])
+    todo = findings(entry, roots, pairs, cutoffs)
     people = len(roots[0].people)  # empty folders are to be filled or removed
     lines = [line for root in roots for line in describe(root, cutoffs)]
-    found = f'{out / "findings.csv"}: {len(listed)} findings, file by file'
+    found = f'{out / "findings.csv"}: {len(listed) + len(pairs)} findings, file by file'
     lines += [f'{out / "ages.png"}: the ages and the images a person; {found}', '']
     lines.append('To do:' if todo else 'Nothing to do.')
     lines += [f'  {number}. {line}' for number, line in enumerate(todo, 1)]
@@ -53,7 +56,7 @@ def examine(
 def by_group(root: Root, cutoffs: Sequence[float]) -> dict[str, int]:
     """{age group: its images}"""
     names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
-    groups = np.searchsorted(cutoffs, [face.age for face in root.faces if face.age is not None])
+    groups = np.searchsorted(cutoffs, root.known)
     return dict(zip(names, np.bincount(groups, minlength=len(names)).tolist(), strict=True))
 
 
@@ -62,44 +65,43 @@ def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
     counts = sorted(map(len, root.people.values()))
     images = f'{counts[0]} to {counts[-1]} a person (median {np.median(counts):g})'
     lines = [f'{root.root}: {len(root.people)} people, {len(root.faces)} images, {images}']
-    known = [[face.age for face in faces if face.age is not None] for faces in root.people.values()]
-    ages, spans = sum(known, []), [np.ptp(ages) for ages in known if ages]
-    if ages:
+    if root.known:
+        ages = [[x.age for x in faces if x.age is not None] for faces in root.people.values()]
+        spans = [np.ptp(known) for known in ages if known]
         seen = f'{np.median(spans):g} years (median), {np.max(spans):g} at most'
-        lines.append(f'  ages {min(ages):g} to {max(ages):g}; a person is seen over {seen}')
-        groups = by_group(root, cutoffs).items()
-        lines.append('  images by age group: ' + ', '.join(f'{name} {n}' for name, n in groups))
+        span = f'{min(root.known):g} to {max(root.known):g}; a person is seen over {seen}'
+        groups = ', '.join(f'{name} {n}' for name, n in by_group(root, cutoffs).items())
+        lines += [f'  ages {span}', f'  images by age group: {groups}']
     if root.others:
         unread = f'{len(root.others)} files or folders that training does not read'
         lines.append(f'  {unread}: {some(root.others)}')
     return lines
 
 
-def findings(entry: dict, roots: list[Root], twice: tuple, cutoffs: Sequence[float]) -> list[str]:
+def findings(entry: dict, roots: list[Root], pairs: list, cutoffs: Sequence[float]) -> list[str]:
     """The list of what to do about an entry of meta.py, the gravest first; empty if all is well.
 
-    `twice` are survey.by_content's pairs and the two lists of survey.by_embedding.
+    `pairs` are survey.by_content's and survey.by_embedding's.
     """
-    train, val = roots[0], roots[1] if len(roots) > 1 else None
-    todo = [line for root in roots for line in _files(root)]
-    people = len(train.people)
+    train, val = roots[0], roots[-1]
+    todo, people = [line for root in roots for line in _files(root)], len(train.people)
     if entry['n_cls'] not in (people, None):
         kind = f'{"folders" if train.folder else "people"} in train_root are {people}'
         todo.append(f"'n_cls' is {entry['n_cls']}, the {kind}: paste the entry below")
-    if val is None:
+    if val is train:
         remedy = 'move a tenth of the folders there, or nothing tells whether the training works'
         todo.append(f'val_root is None: {remedy}')
-    if val and os.path.realpath(val.root) == os.path.realpath(train.root):
+    elif os.path.realpath(val.root) == os.path.realpath(train.root):
         remedy = 'move a tenth of the people to a folder of their own'
         todo.append(f'{val.root}: val_root is train_root: {NOTHING}; {remedy}')
+        pairs = []
     else:
-        todo += _duplicates(train, val, *twice)
-        todo += _validation(train, val) if val else []
+        todo += _validation(train, val)
+    todo += _duplicates(train, val, pairs)
     for root in roots:
-        todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root))]
-        todo += [*_people(root), *_colours(root)]
+        todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root)), *_people(root)]
     missing = [name for name, number in by_group(train, cutoffs).items() if not number]
-    if 0 < len(missing) <= len(cutoffs):
+    if train.known and missing:
         remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
         todo.append(f'{train.root}: no image of the age group {", ".join(missing)}: {remedy}')
     return todo
@@ -107,24 +109,21 @@ def findings(entry: dict, roots: list[Root], twice: tuple, cutoffs: Sequence[flo
 
 def _files(root) -> Iterator[str]:
     """Files that can't be trained on, by what to do about them; empty folders."""
-    kinds = defaultdict(list)
-    for face in root.faces:
-        if face.wrong:
-            kinds[face.remedy].append(face)
-    for remedy, faces in kinds.items():
-        names = some(map(root.short, faces))
-        number = f'{root.root}: {len(faces)} of {len(root.faces)} images'
-        yield f'{number}: {faces[0].wrong}: {names}: {remedy}'
+    for remedy in (RENAME, ALIGN, FETCH):
+        faces = [face for face in root.faces if face.remedy == remedy]
+        if faces:
+            number = f'{root.root}: {len(faces)} of {len(root.faces)} images: {faces[0].wrong}'
+            yield f'{number}: {some(map(root.short, faces))}: {remedy}'
     if root.empty:
         count = f'{len(root.empty)} folders without an image'
         yield f'{root.root}: {count}: {some(root.empty)}: fill or remove them'
 
 
-def _duplicates(train, val, same, close, akin) -> Iterator[str]:
-    place = {face.path: (root, face.person) for root in (train, val) if root for face in root.faces}
+def _duplicates(train, val, pairs) -> Iterator[str]:
+    place = {face.path: (root, face.person) for root in (train, val) for face in root.faces}
+    same = [(a, b) for a, what, b, _ in pairs if what == SAME_PIXELS]
     across = [(a, b) for a, b in same if place[a][1] != place[b][1]]
     leaked = [(a, b) for a, b in same if place[a][0] != place[b][0]]
-    within = len(same) - len({*across, *leaked})
     if leaked and len({b for _, b in leaked}) == sum(bool(face.pixels) for face in val.faces):
         copy = f'{val.root}: a copy of images of {train.root}'
         yield f'{copy}: {NOTHING}; take out of train_root the people to validate on'
@@ -132,19 +131,19 @@ def _duplicates(train, val, same, close, akin) -> Iterator[str]:
         count = f'{len(leaked)} images are in train_root and in val_root'
         yield f'{count}: {some(b for _, b in leaked)}: remove them from one'
     if across:
-        pairs = some(f'{a} = {b}' for a, b in across)
+        found = some(f'{a} = {b}' for a, b in across)
         count = f'{len(across)} images are in the folders of different people'
-        yield f'{count}: {pairs}: remove the wrong one'
-    if within:
+        yield f'{count}: {found}: remove the wrong one'
+    if within := len(same) - len({*across, *leaked}):
         count = f'{within} images are twice in the folder of their person'
         yield f'{count}: remove the copies (findings.csv)'
-    fresh = [f'{a} ~ {b}' for a, b, _ in close if (a, b) not in set(same)]
-    if fresh:
-        yield f'{len(fresh)} pairs look like one photograph: {some(fresh)}: keep one of each'
+    close = [f'{a} ~ {b}' for a, what, b, _ in pairs if what == SAME_PHOTOGRAPH]
+    if close:
+        yield f'{len(close)} pairs look like one photograph: {some(close)}: keep one of each'
+    akin = [f'{a} ~ {b} ({cosine})' for a, what, b, cosine in pairs if what == SAME_PERSON]
     if akin:
-        pairs = some(f'{a} ~ {b} ({cosine:.2f})' for a, b, cosine in akin)
         count = f'{len(akin)} pairs of folders may be of one person'
-        yield f'{count}: {pairs}: look at them, and join what is one'
+        yield f'{count}: {some(akin)}: look at them, and join what is one'
 
 
 def _validation(train, val) -> Iterator[str]:
@@ -162,7 +161,7 @@ def _validation(train, val) -> Iterator[str]:
 
 
 def _people(root) -> Iterator[str]:
-    """People who teach nothing of ageing."""
+    """People who teach nothing of ageing; grey images, and red and blue exchanged."""
     seen = [{face.age for face in faces} for faces in root.people.values() if len(faces) > 1]
     if len(seen) > 2 and all(len(ages) == 1 for ages in seen):
         none = f'none of the {len(seen)} people with several images is seen at two ages'
@@ -172,19 +171,14 @@ def _people(root) -> Iterator[str]:
         count = f'{len(alone)} of {len(root.people)} people have one image, {some(alone)}'
         remedy = 'they teach nothing of ageing; add images, or leave them out'
         yield f'{root.root}: {count}: {remedy}'
-
-
-def _colours(root) -> Iterator[str]:
-    """Grey images, and images with red and blue exchanged."""
-    coloured = [face for face in root.faces if face.pixels and not face.grey]
     grey = [root.short(face) for face in root.faces if face.grey]
-    blue = [root.short(face) for face in coloured if face.redness < BLUISH]
     if grey:
         count = f'{len(grey)} of {len(root.faces)} images are grey: {some(grey)}'
         harm = 'no harm if people and ages are as mixed among them as elsewhere'
         yield f'{root.root}: {count}: {harm}'
+    blue = [root.short(face) for face in root.faces if face.bluish]
     if blue:
-        count = f'{len(blue)} of {len(coloured)} images are bluer than skin, {some(blue)}'
+        count = f'{len(blue)} of {len(root.faces)} images are bluer than skin, {some(blue)}'
         cause = 'red and blue are probably exchanged (by a program that counts BGR)'
         yield f'{root.root}: {count}: {cause}: write them again'
 
@@ -200,11 +194,10 @@ def draw_histograms(roots: Sequence[Root], cutoffs: Sequence[float], path: Path)
     figure = Figure(figsize=(11, 3.2 * len(roots)), layout='constrained')
     axes = figure.subplots(len(roots), 2, squeeze=False, width_ratios=(2, 1))
     for root, (left, right) in zip(roots, axes, strict=True):
-        ages = [face.age for face in root.faces if face.age is not None]
-        left.hist(ages, np.arange(-0.5, max(100, *ages, 0) + 1), color='#4c72b0')
+        left.hist(root.known, np.arange(-0.5, max(100, *root.known, 0) + 1), color='#4c72b0')
         for cutoff in cutoffs:
             left.axvline(cutoff + 0.5, color='grey', linestyle=':', linewidth=1)
-        left.set_title(f'{readable(root.root)}: {len(ages):,} images')
+        left.set_title(f'{readable(root.root)}: {len(root.known):,} images')
         left.set(xlabel='age in years; dotted: age_cutoffs', ylabel='images', xlim=(-1, 101))
         counts = list(map(len, root.people.values()))
         right.hist(counts, np.linspace(0.5, max(counts) + 0.5, min(max(counts), 30) + 1))

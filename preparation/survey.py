@@ -24,7 +24,9 @@ from system.progress import progress
 from utils import DataError, UserError
 
 GREY = 2  # mean difference of the channels below which a face is grey
+BLUISH = -4  # red − blue in the middle of a face below which it is hardly skin
 SAME_IMAGE = 0.99  # cosine of embeddings above which two files show one photograph
+SAME_PIXELS, SAME_PHOTOGRAPH, SAME_PERSON = 'same pixels', 'same photograph', 'same person'
 # what to do about a face that can't be trained on
 RENAME = "rename them, or mend 'pat' and 'pos'"
 FETCH = 'copy or download them again, or remove them'
@@ -32,9 +34,9 @@ ALIGN = 'align them (prepare.py), or remove them'
 
 
 class Face(NamedTuple):
-    """A face of the set; if it can't be trained on, `wrong` says why, and `remedy` what to do.
+    """A face of the set, with a hash of its pixels.
 
-    `pixels` is a hash of them, `redness` red − blue in the middle of the face.
+    If it can't be trained on, `wrong` says why, and `remedy`, of those above, what to do.
     """
 
     person: str
@@ -44,19 +46,18 @@ class Face(NamedTuple):
     remedy: str = ''
     pixels: str = ''
     grey: bool = False
-    redness: float = np.nan
+    bluish: bool = False
 
 
 class Root:
-    """The faces of one root: a folder, shards or a list.
+    """The faces of one root: a folder, shards or a list. Raises DataError if there are none.
 
     faces    list of Face
     people   {name: faces}
-    good     the faces that can be trained on; `classes`, `labels`, `ages` are theirs, as Faces' are
+    known    their ages, where they are known
+    classes, labels, ages   as those of Faces, of the faces that can be trained on, which are `good`
     empty    folders without an image
     others   files and folders that nobody will read
-
-    Raises DataError if there is nothing to read.
     """
 
     def __init__(self, root: str | os.PathLike, pat: str, pos: int, workers: int):
@@ -77,6 +78,7 @@ class Root:
         self.classes = sorted({face.person for face in self.good})
         self.labels = np.searchsorted(self.classes, [face.person for face in self.good])
         self.ages = np.array([face.age for face in self.good])
+        self.known = [face.age for face in self.faces if face.age is not None]
 
     def __len__(self) -> int:
         return len(self.good)
@@ -123,54 +125,56 @@ def _face(person: str, path: str, age: float | None, encoded: Callable[[], bytes
     grey = bool((values.max(2) - values.min(2)).mean() < GREY)
     wrong = ('no age in its name', RENAME) if age is None else ('', '')
     pixels = hashlib.sha256(image.tobytes()).hexdigest()
-    return Face(person, path, age, *wrong, pixels, grey, float(red - blue))
+    return Face(person, path, age, *wrong, pixels, grey, not grey and bool(red - blue < BLUISH))
 
 
-def by_content(roots: list[Root]) -> list[tuple[str, str]]:
-    """Pairs of paths with the same pixels; of many alike, each with the first."""
+def by_content(roots: list[Root]) -> list[tuple]:
+    """Rows (path, SAME_PIXELS, path, '') of two files; of many alike, each with the first."""
     first, pairs = dict[str, str](), []
     for face in (face for root in roots for face in root.faces if face.pixels):
         if first.setdefault(face.pixels, face.path) != face.path:
-            pairs.append((first[face.pixels], face.path))
+            pairs.append((first[face.pixels], SAME_PIXELS, face.path, ''))
     return pairs
 
 
-def by_embedding(roots: list[Root], weights: str | os.PathLike) -> tuple[list, list]:
-    """What a trained network finds alike: two lists.
+def by_embedding(roots: list[Root], weights: str | os.PathLike) -> list[tuple]:
+    """What a trained network finds alike, but pixels don't show: rows (path, what, path, cosine).
 
-    (path, path, cosine) of one photograph twice: a cosine over SAME_IMAGE. (folder, folder, cosine)
-    of one person twice: the means of two folders are closer than half of all faces are to the mean
-    of the rest of their own folder.
+    SAME_PHOTOGRAPH is a cosine over SAME_IMAGE; SAME_PERSON is said of two folders whose means are
+    closer than half of all faces are to the mean of the rest of their own folder.
     """
     if not all(root.folder for root in roots):
         reason = 'of shards and lists only pixels are compared'
         raise UserError(f'--weights compares image files: {reason}')
     model, _ = load_weights(weights)
-    faces = [
-        (os.path.join(root.root, face.person), face.path) for root in roots for face in root.good
-    ]
-    people, paths = zip(*faces, strict=True)
+    faces = [face for root in roots for face in root.good]
+    people = [os.path.join(root.root, face.person) for root in roots for face in root.good]
     cpu, title = torch.device('cpu'), Path(weights).name
-    features, _ = extract_files(model, list(paths), cpu, keep=('embedding',), progress=title)
+    paths = [face.path for face in faces]
+    features, _ = extract_files(model, paths, cpu, keep=('embedding',), progress=title)
     vectors = torch.from_numpy(features['embedding'])
+    close = [
+        (paths[i], SAME_PHOTOGRAPH, paths[j], cosine)
+        for i, j, cosine in _above(vectors, SAME_IMAGE)
+        if faces[i].pixels != faces[j].pixels
+    ]
     folders, numbers = np.unique(people, return_inverse=True)
     labels, counts = torch.from_numpy(numbers), torch.from_numpy(np.bincount(numbers))
     sums = torch.zeros(len(folders), vectors.shape[1]).index_add_(0, labels, vectors)
-    close = _above(vectors, SAME_IMAGE, paths)
     several = counts[labels] > 1
     if not several.any():
-        return close, []
+        return close
     rest = normalize(sums[labels[several]] - vectors[several])
-    usual = float((rest * vectors[several]).sum(1).median())
-    return close, _above(normalize(sums), usual, folders)
+    akin = _above(normalize(sums), float((rest * vectors[several]).sum(1).median()))
+    return close + [(folders[i], SAME_PERSON, folders[j], cosine) for i, j, cosine in akin]
 
 
-def _above(vectors, threshold, names, block=1024):
-    """(name, name, cosine) of unit vectors (n, d) closer than the threshold, closest first."""
+def _above(vectors, threshold, block=1024):
+    """(i, j, cosine), i < j, of unit vectors (n, d) closer than the threshold, closest first."""
     found = []
     starts = range(0, len(vectors), block)
     for start in progress(starts, 'comparing', len(starts), unit=f' times {block} faces'):
         cosines = (vectors[start : start + block] @ vectors[start:].T).triu(1)
         for i, j in (cosines > threshold).nonzero().tolist():
-            found.append((names[start + i], names[start + j], float(cosines[i, j])))
-    return sorted(found, key=lambda pair: -pair[2])
+            found.append((start + i, start + j, f'{cosines[i, j]:.3f}'))
+    return sorted(found, key=lambda pair: pair[2], reverse=True)
