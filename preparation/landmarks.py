@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,8 @@ from storage.images import some
 from utils import DataError
 
 
-def five_points(marks: np.ndarray | Sequence) -> np.ndarray:
-    """The template's five points (5, 2) of marks (n, 2): five, or 68 in FG-NET's or 300-W's order.
-
-    Raises ValueError for another number.
-    """
-    marks = np.asarray(marks, float)
+def five_points(marks: np.ndarray) -> np.ndarray:
+    """The template's five points (5, 2) of five marks, or of 68 in FG-NET's or 300-W's order."""
     if len(marks) == 68:
         # FG-NET's 31 is the pupil among the eye's 27 to 30; 300-W has the bridge of the nose there
         eyes = np.hypot(*(marks[36] - marks[31]))
@@ -35,11 +31,10 @@ def five_points(marks: np.ndarray | Sequence) -> np.ndarray:
 
 
 class Landmarks:
-    """The points of each photograph, from a folder of <name>.pts, however deep, or a CSV file.
+    """The points of each photograph, from a folder of <name>.pts, or a CSV of path, x1, y1, … y5.
 
-    The columns of the CSV are path, x1, y1, …, x5, y5: eyes, nose, corners of the mouth, in pixels
-    of the upright photograph. A path is one below the source, or a file's name alone; names match
-    in any case. Raises DataError if there are none.
+    These are eyes, nose, corners of the mouth, in pixels of the upright photograph. A path is one
+    below the source, or a file's name alone, in any case. Raises DataError if there are none.
     """
 
     def __init__(self, where: str | os.PathLike):
@@ -64,11 +59,15 @@ class Landmarks:
         if key is None:
             raise ValueError(f'no points for it in {self.where}')
         marks = self.found[key]
-        file = marks if isinstance(marks, str) else self.where
+        if not isinstance(marks, str):
+            return five_points(marks)
+        body = re.search(r'\{(.*)\}', Path(marks).read_text(errors='replace'), re.DOTALL)
+        if not body:
+            raise ValueError(f'{marks}: not a .pts file: no points in braces')
         try:
-            return five_points(_read_pts(marks) if isinstance(marks, str) else marks)
+            return five_points(np.array(body[1].split(), float).reshape(-1, 2))
         except ValueError as error:
-            raise ValueError(f'{file}: {error}') from None
+            raise ValueError(f'{marks}: {error}') from None
 
 
 def _plain(path):
@@ -76,7 +75,7 @@ def _plain(path):
 
 
 def _pts_files(folder):
-    """{path below the folder, and name alone if only one has it, without suffix: file}."""
+    """{path below the folder, and name alone if only one has it: file}, without suffix."""
     files = [path for path in sorted(Path(folder).rglob('*')) if path.suffix.lower() == '.pts']
     if not files:
         raise DataError(f'{folder}: no .pts files in this folder or below')
@@ -101,10 +100,3 @@ def _table(file):
     if not found:
         raise DataError(f'{file}: no points')
     return found
-
-
-def _read_pts(file):
-    body = re.search(r'\{(.*)\}', Path(file).read_text(errors='replace'), re.DOTALL)
-    if not body:
-        raise ValueError('not a .pts file: no points in braces')
-    return np.array(body[1].split(), float).reshape(-1, 2)

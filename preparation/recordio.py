@@ -47,10 +47,7 @@ class RecordFile:
         return os.pread(self.file.fileno(), size, offset)
 
     def data(self, offset: int) -> tuple[bytes, int]:
-        """The data of the record that begins at byte `offset`, and the byte at which it ends.
-
-        Raises DataError if there is no whole record.
-        """
+        """The data of the record at byte `offset`, and the byte at which it ends. DataError."""
         parts, flag = list[bytes](), -1
         while flag not in (WHOLE, LAST):
             head = self._bytes(8, offset)

@@ -24,12 +24,10 @@ def write_shards(
     """Writes `faces` as target-00000.tar, target-00001.tar …; returns their pattern for meta.py.
 
     `faces` are Faces, or what else has their classes, labels, ages, places, source, fingerprint and
-    encoded images. Every image is decoded once, then copied byte for byte, `per_shard` in a shard,
-    in an order shuffled by `seed`: a shard is a sample of the whole. What they are is in
-    target.json; a call that was interrupted goes on with the shard it was at.
-
-    Raises DataError if an image can't be read, or if there are other shards of that name, unless
-    they are to be replaced; OSError if there is no room.
+    encoded images. Every image is checked, then copied, `per_shard` in a shard, in an order that
+    `seed` shuffles: a shard is a sample of the whole. A call that was interrupted goes on with the
+    shard it was at, by target.json. Raises DataError if an image can't be read, or if there are
+    other shards of that name, unless they are to be replaced; OSError if there is no room.
     """
     library()  # before any work, the line that it is missing
     target, shards = Path(target), -(-len(faces) // per_shard)

@@ -26,15 +26,12 @@ UNTITLED = {2: ['path', 'age'], 3: ['path', 'label', 'age']}  # columns, without
 
 
 class Table:
-    """Ages from a table whose first line names its columns.
+    """Ages from a table whose first line names its columns, or is a row of UNTITLED.
 
-    They are path or person; age, or birth and, unless EXIF has it, taken. A path is absolute, or
-    relative to the source or to the table's folder, or the file's name alone. A table for a .rec
-    file has key or identity instead. Without titles the columns are path and age, or path, label
-    and age, as in a list that training takes. Names match however they are composed (NFC, NFD), and
-    with either slash.
-
-    Raises DataError, also if most ages can't be read.
+    They are path or person (of a .rec file key or identity), and age, or birth and, unless EXIF has
+    it, taken. A path is absolute, or relative to the source or to the table's folder, or the file's
+    name alone; accents (NFC, NFD) and slashes may be written either way. Raises DataError, also if
+    most ages can't be read.
     """
 
     def __init__(self, file: str | os.PathLike, source: str | os.PathLike = ''):
@@ -100,10 +97,10 @@ class Table:
         return matching(self.found, _spellings(name))
 
     def check(self, photographs: Iterable[tuple[str, str | None]]) -> None:
-        """Refuses a table that doesn't fit the source, given as (path, person) of each photograph.
+        """DataError if the table doesn't fit the source, (path, person) of each photograph.
 
-        Raises DataError if no row fits any, if a bare file name fits several, and if none of the
-        names that aren't UTF-8 fits, but photographs are left that they may mean.
+        That is if no row fits any, if a bare file name fits several, and if none of the names that
+        aren't UTF-8 fits, but photographs are left that they may mean.
         """
         fits, example, left = defaultdict(list), None, None
         for relative, person in photographs:
@@ -126,10 +123,7 @@ class Table:
             refuse_ambiguous(self.file, fits)
 
     def age(self, relative: str, person: str | None, path: str | None) -> int:
-        """Age in whole years of a photograph, by its path below the source or its person.
-
-        `path` is its file, whose EXIF may have the date. Raises ValueError.
-        """
+        """Age in whole years of a photograph; `path` is its file, for EXIF. Raises ValueError."""
         key = self._key(relative, person)
         if key is None:
             raise ValueError(f'no row for it in {self.file}')

@@ -23,8 +23,7 @@ TEXT: dict[str, Any] = {'newline': '', 'encoding': 'utf-8', 'errors': 'surrogate
 def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
     """Holds TARGET for this process and writes `settings` down there.
 
-    Raises UserError if it is in use, or holds what was not made with these settings. Sources of
-    ages may be added to those before.
+    Raises UserError if it is in use, or was made with others; sources of ages may be added.
     """
     target, file = Path(target), Path(target, 'prepare.json')
     if file.exists():
