@@ -99,7 +99,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Reads the benchmark and the weights, measures each, and leaves the report."""
     device = utils.pick_device(args.ctx)
-    benchmark, drawn, name = read_benchmark(args)
+    benchmark, name = read_benchmark(args)
     if args.write_pairs and (benchmark.pairs or not benchmark.sources):
         why = 'has a list of its own' if benchmark.pairs else 'holds no files'
         message = '--write-pairs is for benchmarks whose pairs are drawn by age gap'
@@ -143,8 +143,9 @@ def run(args: argparse.Namespace) -> None:
             result['differences'].append({'of': label, 'against': first, **gains})
             text += '\n' + report.differences_table(result['differences'][-1])
     print(text)
-    if drawn:
-        utils.write_whole(out / 'subjects.txt', lambda file: file.write_bytes(os.fsencode(drawn)))
+    if benchmark.drawn:
+        drawn = os.fsencode(benchmark.drawn)
+        utils.write_whole(out / 'subjects.txt', lambda file: file.write_bytes(drawn))
     if args.write_pairs:
         note = f'label, image, image, fold; drawn by age gap with --seed {args.seed}'
         pairs = next(iter(evidences.values())).pairs
@@ -157,12 +158,13 @@ def run(args: argparse.Namespace) -> None:
     print(f'{out}: report.html, results.json and pictures')
 
 
-def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str]:
-    """The benchmark, the text of a list that was drawn here, and a name for the result."""
+def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str]:
+    """The benchmark, and a name for the result."""
     read, path, name = READERS[args.benchmark], args.path, args.benchmark
     if name == 'morph':
-        drawn = protocols.morph_subjects(read(path), args.subjects, args.seed)
-        return *drawn, f'morph-{args.subjects}'
+        return protocols.morph_subjects(
+            read(path), args.subjects, args.seed
+        ), f'morph-{args.subjects}'
     if name != 'folder':
         benchmark = read(path)
         if benchmark.pairs and name not in PUBLISHED:
@@ -170,7 +172,7 @@ def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str
             benchmark = benchmark._replace(notices=(*benchmark.notices, *notices))
         if Path(path).expanduser().is_file():
             name += f'-{Path(path).stem}'
-        return benchmark, None, name
+        return benchmark, name
     entry = getattr(meta, path, None)
     if isinstance(entry, dict) and not Path(path).is_dir():
         entry = check_entry(path, entry, meta.age_cutoffs)
@@ -186,7 +188,7 @@ def read_benchmark(args: argparse.Namespace) -> tuple[Benchmark, str | None, str
         re.compile(pat)
     except re.error as error:
         raise utils.UserError(f'--pat {pat!r} is no regular expression: {error}') from None
-    return read(path, pat, pos), None, f'folder-{Path(path).resolve().name}'
+    return read(path, pat, pos), f'folder-{Path(path).resolve().name}'
 
 
 def _aligned(args, benchmark, distractors, folder):
@@ -273,11 +275,9 @@ def _claim(out, hashes, path, digest):
 
 def _labels(weights):
     """Short and different names of the weights files."""
-    for depth in (1, 2, 3):
-        names = ['/'.join(Path(path).parts[-depth:]) for path in weights]
-        if len(set(names)) == len(names):
-            return names
-    return [f'{k + 1}: {name}' for k, name in enumerate(names)]
+    names = [Path(path).name for path in weights]
+    numbered = [f'{k}: {path}' for k, path in enumerate(weights, 1)]
+    return names if len(set(names)) == len(names) else numbered
 
 
 if __name__ == '__main__':

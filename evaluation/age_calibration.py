@@ -1,10 +1,10 @@
 """From the faces of people of known age to thresholds by age, and how well they keep their rates.
 
-Thresholds: in each cell of ages (evaluation/age_thresholds.py) the similarity that accepts no more
-of the pairs of different people than asked, with a confidence. Probability: a logistic regression
-on the similarity whose slope and offset are piecewise linear in the age of the younger and in the
-gap. Every cell weighs its pairs of one person and of different people alike, so P is what the
-similarity says if both are equally likely beforehand.
+Thresholds: in each cell of ages the similarity that accepts no more of the pairs of different
+people than asked, with a confidence. Probability: a logistic regression on the similarity whose
+slope and offset are piecewise linear in the age of the younger and in the gap, where each cell's
+pairs of one person and of different people weigh alike: what the similarity says if both are
+equally likely beforehand.
 """
 
 from typing import Any, NamedTuple
@@ -65,8 +65,8 @@ def score_pairs(
 
 
 def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
-    """The thresholds by age that Scored pairs lead to, lists and numbers: what AgeDecision reads. A
-    threshold accepts at most its rate of the pairs of further people with this `confidence`. None
+    """The thresholds by age that Scored pairs lead to, which accept at most their rate of the pairs
+    of further people with this `confidence`, and P: lists and numbers that AgeDecision reads. None
     if there are no pairs of one of the two kinds."""
     if not pairs.same.any() or pairs.same.all():
         return None
@@ -95,10 +95,9 @@ def bounds(
     similarity: np.ndarray, people: np.ndarray, rates: tuple, confidence: float = CONFIDENCE
 ) -> np.ndarray:
     """Thresholds that accept at most `rates` of different people's pairs with this confidence, of
-    similarities (n,) and people (n, 2) as in Scored. Pairs that share a person rise and fall
-    together. They count as the number of independent pairs that gives the same variance of the
-    rate. NaN if these are too few.
-    Source: Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data."""
+    similarities (n,) and people (n, 2). Pairs that share a person count as the number of
+    independent pairs that gives the same variance of the rate. NaN if these are too few. Source:
+    Aronow, Samii & Assenova 2015, cluster-robust variance for dyadic data."""
     from scipy.special import bdtrik
 
     n, thresholds = len(similarity), np.full(len(rates), np.nan)
@@ -146,9 +145,8 @@ def _regression(pairs, seed):
 
 def measure(stored: dict, pairs: Scored, far: float, single: float | None = None) -> list[dict]:
     """What thresholds by age accept of other people's pairs at `far`, a row for each cell: the cell
-    in words, counts, `far` and `tar` (None without such pairs), `promised` (whether the fitted cell
-    had pairs enough), and with `single`, a threshold for all ages, `single_far` and `single_tar`.
-    """
+    in words, counts, `far` and `tar` (None without such pairs), `promised` (the fitted cell had
+    pairs enough), and with `single`, a threshold for all ages, `single_far` and `single_tar`."""
     decision, rows, (place, counts) = AgeDecision(stored), [], pairs.cells()
     for k in np.unique(place):
         here, index = place == k, [int(axis) for axis in np.unravel_index(k, SHAPE)]
@@ -195,9 +193,8 @@ def report(
     seed: int = 0,
 ) -> dict | None:
     """How thresholds by age do on faces of known age, for JSON: 'cells', `measure` at each of RATES
-    with the rate `asked`, and `reliability`. If `stored` was fitted on these very people (`refit`),
-    a half of them is fitted again and measured on the other, and 'halves' says so; None if a half
-    has too few."""
+    with the rate `asked`, and `reliability`. With `refit`, as on the very people of `stored`, a
+    half is fitted again and measured on the other, and 'halves' says so; None if it has too few."""
     ages = np.asarray(ages)
     here = parts(labels, 2, seed) == 1 if refit else np.ones(len(labels), bool)
     if refit:

@@ -2,7 +2,7 @@
 
 Two babies are more alike to a network than two adults, and one person's faces less alike the more
 years lie between them. So pairs are sorted by the age of the younger face and by the gap, into
-cells; evaluation/age_calibration.py fits each cell's thresholds.
+cells, whose thresholds age_calibration.py fits.
 """
 
 import math
@@ -48,9 +48,9 @@ class AgeDecision:
             raise ValueError('not a calibration by ages')
 
     def threshold(self, younger: float, gap: float, far: float) -> Threshold | None:
-        """The similarity that accepts `far` of the pairs of different people of these ages. None if
-        no cell at all has a threshold. If the pair's cell has too few pairs for `far`, the highest
-        threshold of the nearest cells that have enough decides."""
+        """The similarity that accepts `far` of the pairs of different people of these ages. If
+        their cell has too few pairs for `far`, the highest threshold of the nearest cells that have
+        enough decides. None if no cell at all has a threshold."""
         here, table = cell(younger, gap), self._at(far)
         counts, known = (int(self.impostor[here]), int(self.genuine[here])), np.isfinite(table)
         value, caution = table[here], None

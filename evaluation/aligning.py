@@ -22,11 +22,10 @@ def align_files(
     sources: list[str], names: list[str], folder: Path, workers: int
 ) -> tuple[list[str], np.ndarray]:
     """The paths of the aligned faces (PNG, 112 × 112) of N photographs, in their order; and whether
-    no face was found, bool (N,). Of several faces the one nearest to the middle counts, which is
-    who LFW's photographs are named after; if none is found, the middle of the photograph is taken,
-    as the field does. Faces are kept in `folder` under path, size and time of the photograph: a
-    second call looks for the new ones alone. Raises DataError if photographs are missing or can't
-    be read."""
+    no face was found, bool (N,): then the middle of the photograph is taken, as the field does. Of
+    several faces the one nearest to the middle counts, which is who LFW's photographs are named
+    after. Faces are kept in `folder` under path, size and time of the photograph. Raises DataError
+    if photographs are missing or can't be read."""
     digest_of(sources, names)
     folder.mkdir(parents=True, exist_ok=True)
     stems, kept = [_stem(source) for source in sources], set(os.listdir(folder))

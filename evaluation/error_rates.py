@@ -45,7 +45,7 @@ def global_threshold(scores: np.ndarray, same: np.ndarray) -> dict | None:
 
 def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
     """The FMR of each pair of age groups: {'groups': names, 'fmr', 'errors', 'trials', 'few'}, the
-    last four matrices (groups, groups) of which the upper triangle, younger × older, is known."""
+    last four matrices (groups, groups), younger × older."""
     impostor, size = ~pairs.same, len(cutoffs) + 1
     younger = np.searchsorted(cutoffs, pairs.younger[impostor])
     older = np.searchsorted(cutoffs, (pairs.younger + pairs.gap)[impostor])
@@ -110,11 +110,11 @@ def det(
 
 
 def cllr(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict | None:
-    """{'cllr', 'min_cllr'}: the cost in bits of log-likelihood ratios made from the scores, and its
-    minimum over all increasing maps (isotonic regression, PAV). 0 is perfect, 1 says nothing. A
-    score becomes a ratio by a logistic regression that was fitted on the other folds, each kind of
-    pair weighing the same. None if a fold lacks pairs of a kind.
-    Source: Brümmer & du Preez 2006, Application-independent evaluation of speaker detection."""
+    """{'cllr', 'min_cllr'}: the cost in bits of log-likelihood ratios made from the scores, by a
+    logistic regression that was fitted on the other folds, each kind of pair weighing the same;
+    and its minimum over all increasing maps (isotonic regression, PAV). None if a fold lacks
+    pairs of a kind. Source: Brümmer & du Preez 2006, Application-independent evaluation of
+    speaker detection."""
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -144,9 +144,9 @@ def open_set(
 ) -> dict | None:
     """Identification if a half of the people, drawn by the seed, are not enrolled: {'enrolled',
     'unenrolled', 'searches', 'fnir': {'0.1': {'threshold', **rate}, …}}. The gallery is the
-    youngest image of each enrolled person. Each image of the others is a search that must find
-    nobody: the lowest threshold that keeps an FPIR. An enrolled person's other images must find the
-    person, first and above the threshold. None if nobody is left to search."""
+    youngest image of each enrolled person. Images of the others must find nobody: the lowest
+    threshold that keeps an FPIR. An enrolled person's other images must find the person, first and
+    above it. None if nobody is left to search."""
     people, person = np.unique(labels, return_inverse=True)
     enrolled = parts(labels, 2, seed) == 0
     order = np.lexsort((ages, person))
@@ -182,8 +182,8 @@ def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
 
 
 def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> dict:
-    """Every figure of this file that an Evidence carries, ready for JSON; None for one that it
-    doesn't. `cutoffs` bound the age groups, `missed` (N,) are photographs without a face."""
+    """Every figure of this file that an Evidence carries, ready for JSON. `cutoffs` bound the age
+    groups, `missed` (N,) are photographs without a face."""
     benchmark, pairs, scores = evidence.benchmark, evidence.pairs, evidence.scores
     seed, report = evidence.seed, {'cllr': cllr(scores, pairs.same, pairs.fold)}
     report['det'] = det(scores, pairs.same, pairs.people, seed)

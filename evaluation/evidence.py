@@ -68,8 +68,7 @@ def people_report(
     embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray, intervals: bool = True
 ) -> dict:
     """Evidence.report on people of known age: unit embeddings (N, D), labels (N,), ages (N,) in
-    years. Each score of their gap_pairs is a threshold candidate: a network whose cosines are all
-    alike is fairly read. Without `intervals` it is under a second for 1,000 faces."""
+    years. Without `intervals` it is under a second for 1,000 faces."""
     people = Benchmark([], [''] * len(labels), labels=labels, ages=ages)
     return Evidence(people, embeddings, 0).report(intervals)
 
@@ -108,10 +107,9 @@ def leakage_report(
 def distractor_ranks(
     embeddings: np.ndarray, labels: np.ndarray, distractors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MegaFace's protocol: the rank (Q,) of each probe's mate among the mate and all distractors, 1
-    the best, and the probe (Q,). Every image of a person with at least two is in turn the mate that
-    joins the distractors (M, 2·D), the person's others are the probes: Q ordered pairs. A
-    distractor that scores the same goes first."""
+    """MegaFace's protocol: the rank (Q,) of each probe's mate among the mate and all distractors
+    (M, 2·D), 1 the best, and the probe (Q,): all Q ordered pairs of one person's images are probe
+    and mate. A distractor that scores the same goes first."""
     check_finite(distractors)
     same = labels[:, None] == labels[None]
     np.fill_diagonal(same, False)

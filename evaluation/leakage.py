@@ -1,9 +1,6 @@
-"""How much age is left in a feature, and how much identity.
-
-Everything here is split by person: a probe that was fitted and measured on the same people would
-read a person's age from who they are. scikit-learn is imported by the functions: training imports
-this file.
-"""
+"""How much age is left in a feature, and how much identity. Probes are fitted on some people and
+measured on others: one fitted on the same people would read a person's age from who they are.
+scikit-learn is imported by the functions: training imports this file."""
 
 import warnings
 
@@ -105,8 +102,8 @@ def read_ages(
     features: np.ndarray, labels: np.ndarray, ages: np.ndarray, folds: int, seed: int = 0
 ) -> np.ndarray | None:
     """Ages (N,) in years that a ridge regression, fitted on the other folds of people, reads from
-    features (N, D). None is outside the ages that occur: a unit that is dead in the other folds
-    can't run away. None at all if there are fewer than five people or one age."""
+    features (N, D), none outside the ages that occur: a unit that is dead in the other folds can't
+    run away. None if there are fewer than five people or one age."""
     from sklearn.linear_model import RidgeCV
     from sklearn.preprocessing import StandardScaler
 
@@ -137,8 +134,7 @@ def _out_of_fold(steps, features, target, splits):
 def identity_in(features: np.ndarray, labels: np.ndarray, ages: np.ndarray, seed: int = 0) -> dict:
     """{'auc', 'rank1', 'rank1_chance'}: how well features (N, D) alone, standardised and compared
     by cosine, tell people apart. The AUC is over gap_pairs, so that two faces of one age are no
-    easier to take for one person; rank-1 is leave-one-out and can't be freed of age: pictures of
-    one person are often taken at one age."""
+    easier to take for one person; rank-1, leave-one-out, can't be freed of age."""
     from sklearn.preprocessing import normalize, scale
 
     check_finite(features)
@@ -158,12 +154,10 @@ def held_out_correlation(
 ) -> dict:
     """{'rho', 'shuffled', 'shuffled_95', 'dimensions'}: the first canonical correlation of x_id and
     x_age, fitted on one half of the people, its |correlation| on the other, averaged over both.
-
     'shuffled' is the mean of the same over `shuffles` random pairings of the faces, 'shuffled_95'
-    what 95 % of them stay below: what these faces show if nothing is shared. A fit needs many more
-    faces than dimensions: both sides are first reduced to 'dimensions' principal components of the
-    fitting half, one for every 10 faces. None with fewer than four people or 80 faces.
-    """
+    what 95 % of them stay below: what these faces show if nothing is shared. Both sides are first
+    reduced to 'dimensions' principal components of the fitting half, one for every 10 faces. None
+    with fewer than four people or 80 faces."""
     from sklearn.decomposition import PCA
 
     names, person = np.unique(labels, return_inverse=True)

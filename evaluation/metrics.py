@@ -1,8 +1,5 @@
-"""What is counted: verification over folds, by age gap with matched impostors, leave-one-out.
-
-numpy on scores and embeddings alone. Every dict is ready for JSON: floats, and None if the data
-can't say.
-"""
+"""What is counted: verification over folds, leave-one-out. Every dict is ready for JSON: floats,
+and None if the data can't say."""
 
 from typing import Any
 
@@ -24,17 +21,14 @@ def verification(
     intervals: bool = False,
     seed: int = 0,
 ) -> dict:
-    """Accuracy over the folds, AUC, EER and TAR@FAR of the scores (n,) of n pairs.
-
-    Each fold is scored at the threshold that is best on all the others, the strictest of equals
-    (InsightFace's verification); `thresholds` are the candidates, strictest first, None for every
-    score that occurs. 'threshold' is the best on all pairs: for deployment, no figure here uses it;
-    'far' holds those of far_thresholds, {'0.001': {'threshold', 'interval'}}. With `intervals`,
-    'intervals' holds the 95 % of each figure over people, over pairs if they aren't known; the
-    folds' thresholds are held. 'few_errors' names the figures with fewer than FEW_ERRORS errors
-    beneath. Where pairs of a kind are missing or too few, or the folds can't be folds, figures are
-    None, and 'reason' says why. Raises ValueError for scores that aren't finite.
-    """
+    """Accuracy over the folds, AUC, EER and TAR@FAR of the scores (n,) of n pairs. Each fold is
+    scored at the threshold that is best on all the others (InsightFace's verification), of the
+    candidates `thresholds`, strictest first, None for every score that occurs. 'threshold' is the
+    best on all pairs, for deployment; 'far' holds far_thresholds, {'0.001': {'threshold',
+    'interval'}}; 'intervals', if asked for, the 95 % of each figure over people, else over pairs,
+    with the folds' thresholds held; 'few_errors' names the figures with fewer than FEW_ERRORS
+    errors beneath; 'reason' says why figures are None: pairs of a kind are missing or too few, or
+    the folds can't be folds. Raises ValueError for scores not finite."""
     scores, same = np.asarray(scores, np.float64), pairs.same
     if not np.isfinite(scores).all():
         first = np.flatnonzero(~np.isfinite(scores))[0]
@@ -110,9 +104,8 @@ def _few(same):
 
 def leave_one_out(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each probe and the image nearest to it among all the others: two index arrays (P,). Probes
-    are the images of people with at least two; all N images are the gallery, the probe's own score
-    at −inf. Works in blocks: 100,000 faces need no N × N matrix. Raises ValueError if an embedding
-    isn't finite."""
+    are the images of people with at least two. Works in blocks: 100,000 faces need no N × N matrix.
+    Raises ValueError if an embedding isn't finite."""
     check_finite(embeddings)
     _, person, counts = np.unique(labels, return_inverse=True, return_counts=True)
     probes = np.flatnonzero(counts[person] > 1)
@@ -154,10 +147,9 @@ def difference(
     thresholds: np.ndarray | None,
     seed: int = 0,
 ) -> dict:
-    """What the second model's scores (n,) are better by than the first's on the same pairs:
-    {figure: {'difference', 'interval'}}. Second minus first; a paired bootstrap: every replicate
-    draws the same people for both. A figure that either lacks is left out, and all are if there are
-    fewer than ENOUGH pairs of a kind."""
+    """What the second model's scores (n,) are better by than the first's on the same pairs, by a
+    paired bootstrap: {figure: {'difference', 'interval'}}. A figure that either lacks is left out,
+    and all are if there are fewer than ENOUGH pairs of a kind."""
     if _few(pairs.same):
         return {}
     point, drawn = [], []

@@ -162,9 +162,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_bin(path: Path | str) -> tuple[list[bytes], np.ndarray]:
-    """The 2·n encoded images of an InsightFace .bin, and whether each pair is one person, (n,).
-    Pair i is images 2i and 2i + 1. The file is a pickle of Python 2 or 3, its images bytes or 1-D
-    uint8 arrays. Raises DataError, one line, for anything else; nothing in the file is run."""
+    """The 2·n encoded images of an InsightFace .bin, and whether each pair, images 2i and 2i + 1,
+    is one person, (n,). The file is a pickle of Python 2 or 3, its images bytes or 1-D uint8
+    arrays. Raises DataError, one line, for anything else; nothing in the file is run."""
     data = read_bytes(path, 'expected an InsightFace .bin file')
     try:
         content = _Unpickler(io.BytesIO(data), encoding='latin1').load()

@@ -31,8 +31,8 @@ class Pairs(NamedTuple):
 
 def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
     """Lines of notice, of pairs that stand in the list again. Raises DataError, which names the
-    first pair, if a list can't measure a network: an image with itself, two images as one person
-    and as different people, pairs of one kind alone."""
+    first pair, for an image with itself, two images as one person and as different people, and
+    pairs of one kind alone."""
 
     def refuse(wrong, why):
         if wrong.any():
@@ -77,14 +77,13 @@ def parts(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def gap_pairs(
     labels: np.ndarray, ages: np.ndarray, seed: int = 0, per_bin: int = 5000, per_person: int = 30
 ) -> Pairs:
-    """Genuine pairs, each with an impostor pair of the same age gap. At most `per_bin` genuine
-    pairs of each age gap, and of `per_person` images of anybody, so that nobody is most pairs. The
-    impostor pair has one face of the genuine pair and, for the other, somebody of that age: so
+    """Genuine pairs, at most `per_bin` of each age gap and of `per_person` images of anybody, each
+    with an impostor pair of the same age gap, of images with labels (N,) int and ages (N,) years.
+    The impostor pair has one face of the genuine pair and, for the other, somebody of that age: so
     neither the gap nor the ages separate the two kinds. It comes from the same fold of people if
     one has the age, so that folds share no people; else from anywhere, and from another age within
     the same gap bin; a genuine pair that even then finds none is left out. The same seed gives the
-    same pairs. `labels` (N,) int, `ages` (N,) years. Raises ValueError for an age that isn't
-    finite."""
+    same pairs. Raises ValueError for an age that isn't finite."""
     ages = np.asarray(ages, np.float64)
     if not np.isfinite(ages).all():
         first = np.flatnonzero(~np.isfinite(ages))[0]

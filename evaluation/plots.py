@@ -1,7 +1,4 @@
-"""The pictures of a report, each a PNG; several models share one picture.
-
-No global state of matplotlib is touched.
-"""
+"""The pictures of a report, each a PNG; several models share one picture."""
 
 import functools
 import statistics

@@ -1,9 +1,7 @@
 """The benchmarks: a reader for each published layout, and one for people's own lists and folders.
-
 Every reader takes the folder or file that the user names, says in one DataError line what is
-missing and where it looked, and refuses another count than the published one. The keyword
-arguments are for lists of another size.
-"""
+missing and where it looked, and refuses another count than the published one, which its keyword
+arguments are for."""
 
 import hashlib
 import os
@@ -46,6 +44,7 @@ class Benchmark(NamedTuple):
     every_score  thresholds are chosen among all scores, not from the field's grid
     notices      lines for the user: what was left out, what looks wrong
     vectors      (N, D): stored features, which stand in for sources
+    drawn        the text of a list that was drawn here, to be kept
     """
 
     sources: list
@@ -58,6 +57,7 @@ class Benchmark(NamedTuple):
     every_score: bool = False
     notices: tuple = ()
     vectors: Any = None
+    drawn: str = ''
 
     @property
     def thresholds(self) -> np.ndarray | None:
@@ -128,16 +128,14 @@ def calfw(path: str, folds: int = 10, per_fold: int = 300) -> Benchmark:
     if len(lines) != 4 * folds * per_fold:
         raise DataError(f'{file}: {len(lines)} lines; expected {4 * folds * per_fold}, two a pair')
     rows, half = [], folds * per_fold
-    for index, (number, line) in enumerate(lines[::2]):
-        (a, token), (b, other) = (
-            (text.rsplit(maxsplit=1) + [''])[:2] for text in (line, lines[2 * index + 1][1])
-        )
+    cut = [(line.rsplit(maxsplit=1) + [''])[:2] for _, line in lines]
+    for index, ((a, token), (b, other)) in enumerate(zip(cut[::2], cut[1::2], strict=True)):
         same = index < half
         allowed = range(1, folds + 1) if same else (0,)
         if token != other or not NUMBER.fullmatch(token) or int(token) not in allowed:
             expected = f'one fold of 1 to {folds}' if same else '0'
             wrong = f'tokens {token!r} and {other!r}: expected {expected}'
-            raise DataError(f'{file}, line {number}: {wrong}')
+            raise DataError(f'{file}, line {lines[2 * index][0]}: {wrong}')
         rows.append((a, b, same, int(token) - 1 if same else (index - half) // per_fold))
     counts = np.bincount([fold for *_, same, fold in rows if same], minlength=folds).tolist()
     if counts != [per_fold] * folds:
@@ -208,11 +206,10 @@ def morph(path: str) -> Benchmark:
     return _named(path, MORPH, 'subject_picture, sex, age: 009055_1M54.JPG')
 
 
-def morph_subjects(album: Benchmark, subjects: int, seed: int) -> tuple[Benchmark, str]:
+def morph_subjects(album: Benchmark, subjects: int, seed: int) -> Benchmark:
     """`subjects` people of MORPH with two images or more, drawn by the seed, each a gallery and a
     probe image, in turns: the youngest, and the oldest of the others; of one age, the lowest
-    picture number. And the text of that list, whose sha256 is its digest. Raises DataError if there
-    are fewer."""
+    picture number. `digest` is that of the `drawn` list. Raises DataError if there are fewer."""
     starts = np.flatnonzero(np.diff(album.labels)) + 1  # sorted by subject, then picture
     several = [one for one in np.split(np.arange(len(album.labels)), starts) if len(one) > 1]
     if len(several) < subjects:
@@ -223,12 +220,12 @@ def morph_subjects(album: Benchmark, subjects: int, seed: int) -> tuple[Benchmar
         youngest = several[k][album.ages[several[k]].argmin()]
         rest = several[k][several[k] != youngest]
         order += [youngest, rest[album.ages[rest].argmax()]]
-    paths = [album.sources[i] for i in order]
+    paths, people = [album.sources[i] for i in order], (album.labels[order], album.ages[order])
     names = [Path(path).name for path in paths]
-    text = ''.join(f'{a} {b}\n' for a, b in zip(names[::2], names[1::2], strict=True))
-    digest, probes = hashlib.sha256(text.encode()).hexdigest(), np.arange(1, len(order), 2)
-    people = album.labels[order], album.ages[order]
-    return Benchmark(paths, paths, None, *people, digest, probes, notices=album.notices), text
+    drawn = ''.join(f'{a} {b}\n' for a, b in zip(names[::2], names[1::2], strict=True))
+    digest, probes = hashlib.sha256(drawn.encode()).hexdigest(), np.arange(1, len(order), 2)
+    listed = Benchmark(paths, paths, None, *people, digest, probes, notices=album.notices)
+    return listed._replace(drawn=drawn)
 
 
 def folder(path: str, pat: str, pos: int) -> Benchmark:

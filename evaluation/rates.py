@@ -57,8 +57,8 @@ def decide(
 
 def roc(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> list:
     """False and true accept rates, each (W, m + 1), from rejecting all to accepting all, at the m
-    distinct scores. `weights` (W, n) counts the pairs, a row for each replicate; None counts each
-    once. A rate is NaN if its kind of pair is missing."""
+    distinct scores; NaN if the kind of pair is missing. `weights` (W, n) counts the pairs, a row
+    for each replicate; None counts each once."""
     order = np.argsort(-scores, kind='stable')
     steps = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     weights = np.ones((1, len(scores))) if weights is None else weights[:, order]
@@ -96,8 +96,8 @@ def far_thresholds(
     scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """{'0.1': thresholds (W,), …}, with `weights` as in `roc`: the lowest threshold whose false
-    accept rate is no larger, for each of THRESHOLD_FARS that the impostor pairs support. It is an
-    impostor's score, which it does not accept; NaN in a replicate without impostors."""
+    accept rate is no larger, an impostor's score, for each of THRESHOLD_FARS that the impostor
+    pairs support; NaN in a replicate without impostors."""
     order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind='stable')]
     counts = np.ones((1, len(order))) if weights is None else weights[:, order]
     accepted = np.cumsum(counts, axis=1)

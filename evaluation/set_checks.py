@@ -128,12 +128,9 @@ def fingerprint(names: list) -> str:
 
 def _shared(train, folders, sizes, read):
     """The indices of images, each of a person called folders[index], of sizes[index] and of the
-    bytes read(index), that `train` holds too, byte for byte, of whichever person.
-
-    Files are read if their sizes agree: all of people of the same name, and of the others up to
-    READS files of `train`, those of the rarest sizes first; the rest only if one of them is found,
-    so that sets of other people cost little.
-    """
+    bytes read(index), that `train` holds too, byte for byte, of whichever person. Files are read if
+    their sizes agree: all of people of the same name, and of the others up to READS files of
+    `train`, those of the rarest sizes first; the rest only if one of them is found."""
     sizes_in_train = train.source.sizes(train.places)
     both, numbers = np.unique(sizes_in_train, return_counts=True)
     in_both = np.isin(both, sizes) & (both > 0)  # -1: missing, which is said when they are read

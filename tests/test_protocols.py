@@ -127,8 +127,8 @@ def test_fgnet_names_in_any_case_are_sorted_and_counted(tmp_path):
 def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
     for name in '1_10M30 1_2M30 1_1M41 1_3M41 2_1F20 3_0M25 3_1M25'.split():
         face(tmp_path / f'00000{name}.JPG')
-    listed, text = protocols.morph_subjects(protocols.morph(tmp_path), 2, 0)
-    assert text == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
+    listed = protocols.morph_subjects(protocols.morph(tmp_path), 2, 0)
+    assert listed.drawn == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
     assert listed.ages.tolist() == [30, 41, 25, 25]
     refused('2 subjects have two', protocols.morph_subjects, protocols.morph(tmp_path), 3, 0)
 
