@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+copy_stream = functools.cache(torch.cuda.Stream)  # by device
+
 
 class UserError(ValueError):
     """What the user asked for can't be; the message is one line for them."""
@@ -88,18 +90,13 @@ def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor
     """The tensors on `device`; pinned ones are copied to a GPU while it computes."""
     if device.type != 'cuda':
         return [tensor.to(device) for tensor in tensors]
-    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    copying, computing = copy_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(copying):
         copies = [tensor.to(device, non_blocking=True) for tensor in tensors]
     computing.wait_stream(copying)
     for tensor in copies:
         tensor.record_stream(computing)  # its memory is free again when both are done with it
     return copies
-
-
-@functools.cache
-def _copy_stream(device):
-    return torch.cuda.Stream(device)
 
 
 def seed_everything(seed: int) -> None:

@@ -11,31 +11,26 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PHASES
+from conftest import PHASES, listed
 from kills import ends_as, finish
 from test_bad_disk import LINE, fails, last_step, limit, own, struck, whole  # noqa: F401
 from test_strangers import damaged
 
-from dataset import Faces
 from preparation.sharding import write_shards
 from utils import DataError
 
 SECONDS = float(os.environ.get('FAULT_SECONDS', 4))  # of fuzzing
 
 
-def faces_of(entry):
-    return Faces(entry['train_root'], entry['pat'], entry['pos'])
-
-
 def test_decoded_faces_that_somebody_damaged_are_decoded_again(own):
-    first = faces_of(own)
+    first = listed(own['train_root'])
     first.check()
     file, good = Path(first.pixels.path), first.__getitems__([39])[0]
     data = file.read_bytes()
     other = data.replace(b'|u1', b'|O8'), b'PK\3\4' + data
     for spoilt in (b'', data[:50], data[:-1], data[:4000], b'junk' * 9000, *other):
         file.write_bytes(spoilt)
-        again = faces_of(own)
+        again = listed(own['train_root'])
         again.check()
         assert again.pixels.path == str(file) and (again.__getitems__([39])[0] == good).all()
 
@@ -46,7 +41,7 @@ def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):
     for file in files:
         file.write_bytes(b'')
         os.utime(file, (0, 0) if file != young else None)
-    faces_of(own).check()
+    listed(own['train_root']).check()
     assert not old.exists() and young.exists() and other.exists()
 
 
@@ -92,7 +87,7 @@ def elsewhere(work, prepare):
 
 def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):
     def check():
-        faces = faces_of(own)
+        faces = listed(own['train_root'])
         return faces.check(), faces.pixels, len(faces.__getitems__([0, 39])[0])
 
     before = set((tmp_path / 'set').glob('.*'))
@@ -104,17 +99,17 @@ def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):
 def test_a_disk_that_fills_while_shards_are_written(own, tmp_path):
     def write():
         try:
-            return write_shards(faces_of(own), tmp_path / 'out' / 'x', per_shard=12)
+            return write_shards(listed(own['train_root']), tmp_path / 'out' / 'x', per_shard=12)
         except OSError as error:
             return f'{error.filename}: {error.strerror}'
 
     assert elsewhere(write, limit(50_000)) == f'{tmp_path}/out/x-00000.tar: File too large'
     assert os.listdir(tmp_path / 'out') == ['x.json']
-    assert len(Faces(write(), own['pat'], own['pos'])) == 40
+    assert len(listed(write())) == 40
 
 
 def shards_of(entry, folder):
-    root = write_shards(faces_of(entry), folder / 'set' / 'train', per_shard=10)
+    root = write_shards(listed(entry['train_root']), folder / 'set' / 'train', per_shard=10)
     return entry | {'train_root': root}
 
 
@@ -178,7 +173,7 @@ def test_fuzzed_shards(sharded, tmp_path):
             data = intact[:at] + spoilt + intact[at + 64 :]
         path.write_bytes(data)
         try:
-            faces = faces_of(sharded)
+            faces = listed(sharded['train_root'])
             faces.check(cache=False, skip_corrupt=len(faces))
             assert 0 <= faces.ages.min() and faces.ages.max() <= 120
             assert faces.labels.max() < len(faces.classes)
