@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import math
 import os
 import pickle
 import sys
@@ -192,15 +193,16 @@ def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) ->
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
-        ndim = tensor.ndim
+        name, values, ndim = str(name), tensor, tensor.ndim
         if tensor.nbytes > tensor.untyped_storage().nbytes():  # expanded: a value stands for many
-            tensor = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        if not tensor.numel():
+            values = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+        if not values.numel():
             continue
-        name, values = str(name), tensor if tensor.element_size() > 1 else tensor.float()
+        if values.element_size() == 1:
+            values = values.float()
         low, high = (float(value) for value in values.aminmax())
         variances, why = name.endswith('running_var'), None
-        if not abs(low) + abs(high) < float('inf'):
+        if not math.isfinite(high - low):
             count = int((~torch.isfinite(values)).sum())
             why = f'{count} of its {values.numel()} values are NaN or infinite'
         elif variances and low < 0:
@@ -208,6 +210,5 @@ def check_tensors(path: str | os.PathLike, state: Mapping[str, torch.Tensor]) ->
         elif low == high == 0 and (variances or ndim > 1) and 'factorization.' not in name:
             why = 'all of its values are zero'
         if why:
-            raise ValueError(
-                f'{path}: its weights are damaged: {name}: {why}: download or copy the file anew'
-            )
+            damaged = f'its weights are damaged: {name}: {why}'
+            raise ValueError(f'{path}: {damaged}: download or copy the file anew')

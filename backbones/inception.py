@@ -34,19 +34,6 @@ class Branches(nn.Module):
         return torch.cat([self.get_submodule(name)(x) for name in self.names], dim=1)
 
 
-class Residual(Branches):
-    """x plus a fraction of what the branches, mixed by a 1×1 convolution, make of it."""
-
-    def __init__(self, width, mixed, fraction, *branches, rectify=True):
-        super().__init__(*branches)
-        self.conv2d = nn.Conv2d(mixed, width, 1)
-        self.fraction = fraction
-        self.relu = nn.ReLU(inplace=True) if rectify else nn.Identity()
-
-    def forward(self, x):
-        return self.relu(x + self.fraction * self.conv2d(super().forward(x)))
-
-
 def _chain(inputs, *layers):
     """Convolutions of (outputs, kernel, stride), one after another; of stride 1 they keep the size,
     of stride 2 they have no padding."""
@@ -59,21 +46,23 @@ def _chain(inputs, *layers):
     return convs[0] if len(convs) == 1 else nn.Sequential(*convs)
 
 
-def _block35():
-    one, three = (32, 1, 1), (32, 3, 1)
-    chains = _chain(256, one), _chain(256, one, three), _chain(256, one, three, three)
-    return Residual(256, 96, 0.17, *chains)
+class Residual(Branches):
+    """x plus a fraction of what two or three chains, mixed by a 1×1 convolution, make of it."""
+
+    def __init__(self, width, fraction, *chains, rectify=True):
+        super().__init__(*(_chain(width, *chain) for chain in chains))
+        self.conv2d = nn.Conv2d(sum(chain[-1][0] for chain in chains), width, 1)
+        self.fraction = fraction
+        self.relu = nn.ReLU(inplace=True) if rectify else nn.Identity()
+
+    def forward(self, x):
+        return self.relu(x + self.fraction * self.conv2d(super().forward(x)))
 
 
-def _block17():
-    one, wide, high = (128, 1, 1), (128, (1, 7), 1), (128, (7, 1), 1)
-    return Residual(896, 256, 0.10, _chain(896, one), _chain(896, one, wide, high))
-
-
-def _block8(fraction=0.20, rectify=True):
-    one, wide, high = (192, 1, 1), (192, (1, 3), 1), (192, (3, 1), 1)
-    chains = _chain(1792, one), _chain(1792, one, wide, high)
-    return Residual(1792, 384, fraction, *chains, rectify=rectify)
+ONE, THREE = (32, 1, 1), (32, 3, 1)
+BLOCK35 = 256, 0.17, [ONE], [ONE, THREE], [ONE, THREE, THREE]
+BLOCK17 = 896, 0.10, [(128, 1, 1)], [(128, 1, 1), (128, (1, 7), 1), (128, (7, 1), 1)]
+BLOCK8 = [(192, 1, 1)], [(192, 1, 1), (192, (1, 3), 1), (192, (3, 1), 1)]
 
 
 class InceptionResnetV1(PretrainedBackbone):
@@ -91,21 +80,21 @@ class InceptionResnetV1(PretrainedBackbone):
         self.conv2d_3b = Conv(64, 80, 1)
         self.conv2d_4a = Conv(80, 192, 3)
         self.conv2d_4b = Conv(192, 256, 3, stride=2)
-        self.repeat_1 = nn.Sequential(*(_block35() for _ in range(5)))
+        self.repeat_1 = nn.Sequential(*(Residual(*BLOCK35) for _ in range(5)))
         self.mixed_6a = Branches(
             _chain(256, (384, 3, 2)),
             _chain(256, (192, 1, 1), (192, 3, 1), (256, 3, 2)),
             nn.MaxPool2d(3, stride=2),
         )
-        self.repeat_2 = nn.Sequential(*(_block17() for _ in range(10)))
+        self.repeat_2 = nn.Sequential(*(Residual(*BLOCK17) for _ in range(10)))
         self.mixed_7a = Branches(
             _chain(896, (256, 1, 1), (384, 3, 2)),
             _chain(896, (256, 1, 1), (256, 3, 2)),
             _chain(896, (256, 1, 1), (256, 3, 1), (256, 3, 2)),
             nn.MaxPool2d(3, stride=2),
         )
-        self.repeat_3 = nn.Sequential(*(_block8() for _ in range(5)))
-        self.block8 = _block8(fraction=1.0, rectify=False)
+        self.repeat_3 = nn.Sequential(*(Residual(1792, 0.20, *BLOCK8) for _ in range(5)))
+        self.block8 = Residual(1792, 1.0, *BLOCK8, rectify=False)
         self.avgpool_1a = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.6)
         self.last_linear = nn.Linear(1792, self.dim, bias=False)

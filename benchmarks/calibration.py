@@ -94,8 +94,6 @@ def run(args):
     report = {
         'data': Path(args.name).stem,
         'on': args.on and Path(args.on).stem,
-        'confidence': args.confidence,
-        'weights_sha256': known and known.info.sha256,
         'faces': len(labels),
         'people': len(np.unique(labels)),
         'people_on': len(np.unique(others[1])),

@@ -2,7 +2,7 @@
 
     python3 benchmarks/scale.py              # up to 100,000
     python3 benchmarks/scale.py --full       # up to 1,000,000, which takes ten times the memory
-    python3 benchmarks/scale.py --processes 2 --sample-rate .1   # also the sharded head, by gloo
+    python3 benchmarks/scale.py --processes 2       # also the sharded head, by gloo
 
 Each size runs in a process of its own, whose memory is counted from before it began its work.
 """
@@ -47,7 +47,7 @@ def measured(module, loss, rounds, before):
     return {'seconds': spread(seconds), 'memory_mib': memory}
 
 
-def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, port):
+def slices(identities, batch_size, dim, rounds, rank, processes, port):
     """As `head`, of the sharded head on the CPU: one process, with its share of the batch."""
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(processes)}
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
@@ -56,7 +56,7 @@ def slices(identities, batch_size, dim, rounds, sample_rate, rank, processes, po
     with process_group(-1):
         all_reduce(torch.zeros(1))
         before, layout = peak_resident(), BatchLayout()
-        module = sharded(CosFace)(dim, identities, layout=layout, sample_rate=sample_rate)
+        module = sharded(CosFace)(dim, identities, layout=layout)
         torch.manual_seed(rank)
         labels = torch.randint(0, identities, (batch_size,)).tensor_split(processes)[rank]
         features = torch.randn(len(labels), dim, requires_grad=True)
@@ -90,9 +90,8 @@ def run(args):
             row = pool.submit(head, n, batch_size, dim, args.rounds).result()
         report['heads'].append({'identities': n, **row})
         if args.processes > 1:
-            row = together(args.processes, n, batch_size, dim, args.rounds, args.sample_rate)
-            how = {'processes': args.processes, 'sample_rate': args.sample_rate}
-            report['slices'].append({'identities': n, **how, **row})
+            row = together(args.processes, n, batch_size, dim, args.rounds)
+            report['slices'].append({'identities': n, 'processes': args.processes, **row})
     out = args.out or RESULTS / f'scale-{report["kind"]}.json'
     tables.write(report, out)
     print(markdown(report), f'\n{out}')
@@ -119,7 +118,6 @@ def arguments():
     add = parser.add_argument
     add('--full', action='store_true', help='up to 1,000,000')
     add('--processes', type=int, default=1, help='the sharded head too, by this many on the CPU')
-    add('--sample-rate', type=float, default=1.0, help='the part of the other people it takes')
     add('--rounds', type=int, default=5, help='training steps of the head (%(default)s)')
     add('--out', help='the JSON file (benchmarks/results/scale-<machine>.json)')
     return parser.parse_args()

@@ -26,13 +26,12 @@ AGREE = 1e-5  # largest difference of an own backbone from its graph, as a share
 def ready(
     model: nn.Module, device: torch.device | str, bf16: bool = False
 ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function of RGB faces (N, 3, 112, 96 or 112), 0…255, uint8, that returns x, x_age and x_id
-    of `model.features`, each (N, D), float32, on `device`.
+    """`model.features`, of a model in eval mode with its weights of now, as a function of RGB faces
+    (N, 3, 112, 96 or 112), 0…255, uint8: x, x_age and x_id (N, D), float32, on `device`.
 
     On a CPU in float32 it computes few images at a time, batch norm is folded into the layer before
     it, and a convolution is one operation with its activation; after MANY images onnxruntime takes
-    over, if it is faster. Else the network runs as it is. `model` is in eval mode; the function
-    knows its weights of now.
+    over, if it is faster. Else the network runs as it is.
     """
     device = torch.device(device)
     folds = device.type == 'cpu' and not bf16 and torch.backends.mkldnn.is_available()
@@ -124,6 +123,16 @@ def _is_ours(backbone):
     return published or type(backbone) is Backbone
 
 
+def _agree(network, model):
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(3, 3, HEIGHT, model.width, generator=generator) * 255
+    for count in (3, 1):
+        found, wanted = (one.embed_mixed(faces[:count]) for one in (network, model))
+        if not (found - wanted).abs().max() <= AGREE * wanted.abs().max():
+            return False
+    return True
+
+
 class _Encoder(nn.Module):
     """The backbone as a graph; `prepare`, which depends on the shape of the images, stays code."""
 
@@ -136,16 +145,6 @@ class _Encoder(nn.Module):
 
     def forward(self, images):
         return self.encode(self.prepare(images))
-
-
-def _agree(network, model):
-    generator = torch.Generator().manual_seed(0)
-    faces = torch.rand(3, 3, HEIGHT, model.width, generator=generator) * 255
-    for count in (3, 1):
-        found, wanted = (one.embed_mixed(faces[:count]) for one in (network, model))
-        if not (found - wanted).abs().max() <= AGREE * wanted.abs().max():
-            return False
-    return True
 
 
 def _graph(module, method):

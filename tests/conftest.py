@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / 'benchmarks'))
 
+from measuring import iterate  # noqa: E402, F401
+
 from utils import DataError, UserError  # noqa: E402
 
 
@@ -140,16 +142,6 @@ def command_line(save, *line, settings=()):
     """sys.argv of `main.py line…` on the dict meta.here, with a tiny network."""
     first = ['main.py', '--recipe', 'small', *map(str, line)]
     return [*first, '--dataset', 'here', '--save', str(save), '--set', *TINY, *settings]
-
-
-def iterate(training, images, labels, ages, sizes=None):
-    """One global step, as main.run takes it."""
-    images, labels, ages = training.begin_step(images, labels, ages, sizes)
-    if training.is_max_step():
-        training.max_step(images, ages)
-    else:
-        training.min_step(images, labels, ages)
-    training.step += 1
 
 
 def state_dict_of(file):
