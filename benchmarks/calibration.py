@@ -17,16 +17,16 @@ import tables
 
 import meta
 import utils
-import verify
-from dataset import Faces
+from dataset import Faces, evaluation_loader
 from evaluation import age_calibration as calibration
 from evaluation.pairs import parts
-from verification.calibrating import features_of
+from recognition.embedding import extract
+from recognition.weights import load_weights
 
 ENOUGH, FACTOR = 200, 1.5
 
 
-def read(name, known):
+def read(name, model):
     """Embeddings, labels and ages: of an entry, or of stored vectors."""
     if name.endswith('.npz'):
         with np.load(name) as file:
@@ -34,8 +34,9 @@ def read(name, known):
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, ages
     entry = getattr(meta, name)
     root = entry['val_root'] or entry['train_root']
-    faces = Faces(root, entry['pat'], entry['pos'], known.width)
-    return features_of(known, faces)['embedding'], faces.labels, faces.ages
+    faces = Faces(root, entry['pat'], entry['pos'], model.width)
+    found = extract(model, evaluation_loader(faces), 'cpu', keep=('embedding',), progress=name)
+    return found['embedding'], faces.labels, faces.ages
 
 
 def half_of(faces, seed, second):
@@ -85,9 +86,9 @@ def summary(rows):
 
 
 def run(args):
-    known = args.weights and verify.matcher(verify.arguments([args.weights, '--serve']))
-    faces = read(args.name, known)
-    others = read(args.on, known) if args.on else faces
+    model = load_weights(args.weights)[0] if args.weights else None
+    faces = read(args.name, model)
+    others = read(args.on, model) if args.on else faces
     splits = [split(faces, others, args.far, seed, args.confidence) for seed in range(args.splits)]
     rows, errors = [row for part, _ in splits for row in part], [error for _, error in splits]
     labels = faces[1]

@@ -198,7 +198,8 @@ def operations_of(training, device):
     """Operations (two for a multiplication and an addition) of one face's pass through the backbone
     and both heads."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        training.model(two_faces(device))
+        x_age, x_id = training.executor.features(two_faces(device))
+        training.model.identity(x_id), training.model.age(x_age)
     return counter.get_total_flops() // 2
 
 
