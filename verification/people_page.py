@@ -59,10 +59,9 @@ def change() -> ResponseReturnValue:
         if form.get('version') != version:
             abort(409, 'the groups have changed since this page was shown: load it again')
         here = [row for row in rows if row['group'] == form.get('group', '')]
-        changes = {'name': _name, 'join': _join, 'split': _split}
-        if not here or form.get('do') not in changes:
+        if not here or form.get('do') not in ('name', 'join', 'split'):
             abort(400, 'send `do` (name, join or split) and `group`, the number of a group')
-        said, group = changes[form['do']](rows, here)
+        said, group = (_split if form['do'] == 'split' else _join)(rows, here)
         more = [key for key in rows[0] if key not in (*COLUMNS, *PAIRS)]
         write_table(current_app.config['PEOPLE'], [*COLUMNS, *more], rows)
     if request.path == '/people':
@@ -94,25 +93,21 @@ def _groups(rows: Rows) -> list[dict]:
     return sorted(groups, key=lambda one: (-len(one['faces']), one['group'].zfill(9)))
 
 
-def _name(rows, here):
-    group, name = here[0]['group'], ' '.join(request.form.get('name', '').split())[:LONGEST]
-    others = {row['group'] for row in rows if name and row['name'] == name} - {group}
-    for row in here:
-        row['name'] = name
-    if others:  # who has one name is one person
-        return _merge(rows, here, others.pop())
-    return f'Group {group} {f"is {name}" if name else "has no name"}.', group
-
-
 def _join(rows, here):
-    into = request.form.get('into', '').strip()
-    if into not in {row['group'] for row in rows} - {here[0]['group']}:
+    """Names the group, or joins it with another; also with one that has its new name, as who has
+    one name is one person."""
+    group, into = here[0]['group'], request.form.get('into', '').strip()
+    if request.form['do'] == 'name':
+        name = ' '.join(request.form.get('name', '').split())[:LONGEST]
+        for row in here:
+            row['name'] = name
+        namesakes = {row['group'] for row in rows if name and row['name'] == name} - {group}
+        if not namesakes:
+            return f'Group {group} {f"is {name}" if name else "has no name"}.', group
+        into = namesakes.pop()
+    elif into not in {row['group'] for row in rows} - {group}:
         abort(400, f'into: no other group {into!r}')
-    return _merge(rows, here, into)
-
-
-def _merge(rows, here, into):
-    group, both = here[0]['group'], [*here, *(row for row in rows if row['group'] == into)]
+    both = [row for row in rows if row['group'] in (group, into)]
     names = {row['name'] for row in both} - {''}
     if len(names) > 1:
         abort(400, f'{" and ".join(sorted(names))} are different people: rename one before')
