@@ -35,7 +35,8 @@ class Answer(NamedTuple):
     far: float | None = None
     probability: float | None = None
     ages: Ages | None = None
-    pairs: tuple[int, int] | None = None  # of such ages in validation: different people, one person
+    pairs_of_different_people: int | None = None  # of such ages, in validation
+    pairs_of_one_person: int | None = None
     caution: str | None = None
     fitted_on: str | None = None  # whose people: VALIDATION, or the name of a calibration
 
@@ -54,24 +55,21 @@ class Answer(NamedTuple):
     def facts(self) -> dict:
         """All of it for JSON, as docs/verify.md has it."""
         facts = self._asdict() | {'verdict': self.verdict}
-        pairs = facts.pop('pairs') or (None, None)
-        facts['pairs_of_different_people'], facts['pairs_of_one_person'] = pairs
         facts |= {key: rounded(facts[key]) for key in ('similarity', 'threshold', 'probability')}
         if self.ages:
-            first, second, estimated = self.ages
-            ages = {'first': round(first, 1), 'second': round(second, 1), 'estimated': estimated}
-            facts['ages'] = ages
+            years = {key: round(getattr(self.ages, key), 1) for key in ('first', 'second')}
+            facts['ages'] = self.ages._asdict() | years
         return facts
 
     def details(self, decision: 'Decision') -> list[str]:
         """What else is known of the pair, in lines."""
         lines = []
         if self.probability is not None:
-            impostor, genuine = self.pairs or (0, 0)
             lines.append(
                 f'probability of one person {100 * self.probability:.1f} %, if one person is as '
-                f'likely as different people beforehand; validation had {genuine} pairs of one '
-                f'person and {impostor} of different people of such ages'
+                'likely as different people beforehand; validation had '
+                f'{self.pairs_of_one_person or 0} pairs of one person and '
+                f'{self.pairs_of_different_people or 0} of different people of such ages'
             )
         if meaning := decision.meaning(self.similarity):
             lines.append(f'which means: {meaning}')
@@ -125,16 +123,14 @@ class Decision(NamedTuple):
         threshold is known at `far`.
         """
         threshold, fitted_on = self.threshold, None if self.given else self.fitted_on
-        probability = pairs = caution = None
-        by = 'validation'
+        by, known, probability, caution = 'validation', None, None, None
         if self.given:
             by, far = 'threshold', None
         elif self.ages and ages:
             by_age = self.estimated if ages.estimated and self.estimated else self.ages
             younger, gap = min(ages[:2]), abs(ages.first - ages.second)
             known = by_age.threshold(younger, gap, far or 0.1)
-            by, pairs = 'ages', known and known[1:3]
-            probability = by_age.probability(similarity, younger, gap)
+            by, probability = 'ages', by_age.probability(similarity, younger, gap)
             if far is None:
                 even = by_age.even(younger, gap)
                 threshold = threshold if even is None else even
@@ -157,8 +153,9 @@ class Decision(NamedTuple):
                 threshold, by = rates[far], 'far'
         if threshold is None:
             return Answer(similarity, ages=ages, caution=caution)
-        facts = far, probability, ages, pairs, caution, fitted_on
-        return Answer(similarity, similarity > threshold, threshold, by, *facts)
+        same, pairs = similarity > threshold, known[1:3] if known else (None, None)
+        facts = far, probability, ages, *pairs, caution, fitted_on
+        return Answer(similarity, same, threshold, by, *facts)
 
     def meaning(self, similarity: float) -> str:
         """How usual such a similarity is, a clause; '' if validation left no scores."""
