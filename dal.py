@@ -14,11 +14,10 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def canonical_correlation(v_id: Tensor, v_age: Tensor) -> Tensor:
-    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3);
-    L_DAL is |ρ|.
+    """Batch canonical correlation ρ of two variates (N,) -> () in [−1, 1], float32 (DAL eq. 3).
 
-    It is Pearson's, and does not change with scale or shift: neither player wins by shrinking its
-    features. A variate that is constant (to float32's last digits) has ρ = 0 and no gradient.
+    It is Pearson's, whatever the scale: neither player wins by shrinking its features. A variate
+    that is constant (to float32's last digits) has ρ = 0 and no gradient.
     """
     with torch.autocast(v_id.device.type, enabled=False):
         a, b = _standardize(v_id.float()), _standardize(v_age.float())
@@ -36,10 +35,7 @@ def _standardize(v: Tensor) -> Tensor:
 
 class CanonicalMapping(nn.Module):
     """The adversary w: x_id (N, D) and an age variate (N, A) -> v_id = w_id·x_id and v_age =
-    w_age·variate, (N,) each (DAL eq. 2).
-
-    The paper's variate is x_age, with A = D; of a supervised one, an age in years, A is 1.
-    """
+    w_age·variate, (N,) each (DAL eq. 2). The variate is x_age, or an age in years with A = 1."""
 
     def __init__(self, dim: int, age_dim: int):
         super().__init__()
@@ -64,10 +60,7 @@ def ascend(
     mapping: CanonicalMapping, optimizer: torch.optim.Optimizer, x_id: Tensor, variate: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of w up |ρ| on detached features, by an optimizer that maximizes; |ρ| before and
-    after, () and detached.
-
-    w requires a gradient in here and nowhere else: the network's backward pass leaves none in it.
-    """
+    after, () and detached. w requires a gradient in here and nowhere else."""
     x_id, variate = x_id.detach(), variate.detach()
     mapping.requires_grad_(True)
     before = canonical_correlation(*mapping(x_id, variate)).abs()

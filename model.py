@@ -123,11 +123,8 @@ class Backbone(nn.Module):
 
 
 class ResidualFactorization(nn.Module):
-    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1): x (N, D) -> two of its shape.
-
-    R is two linear layers, each with a ReLU. α is a buffer: a network that is saved while its ramp
-    opens stays the network it was.
-    """
+    """x_age = R(x), x_id = x − α·x_age (DAL eq. 1, where α = 1): x (N, D) -> two of its shape. α is
+    a buffer: a network that is saved while its ramp opens stays the network it was."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -192,10 +189,7 @@ class AgeEstimator(nn.Module):
 
 class MarginHead(nn.Module):
     """Identity logits s·cos θ with a margin on each face's own person; a centre (row of `weight`) a
-    person. A subclass implements `margin`.
-
-    Arguments: dim D, classes C, scale s and margin m, which training may raise from 0 to m.
-    """
+    person. A subclass implements `margin`; training may raise `m` from 0."""
 
     default_m: float = 0.0
 

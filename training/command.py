@@ -28,8 +28,8 @@ def parse(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=as_it_is)
     add = parser.add_argument
     add('ctx', type=int, help='device: below 0 the CPU, else the ctx-th GPU (torchrun: its own)')
-    many = 'epochs to train in this call, with --resume in total; 0 only takes the age out of the '
-    add('epochs', type=int, help=f'{many}backbone of --init, or out of stored vectors')
+    many = 'to train in this call, with --resume in total; 0 only takes the age out of a backbone'
+    add('epochs', type=int, help=many)
     start = (
         'last.pth of a run resumes it exactly; epoch_*.pth and best.pth start with their weights'
     )
@@ -39,14 +39,11 @@ def parse(description: str | None) -> argparse.Namespace:
     )
     add('--resume', nargs='?', const=True, metavar='STATE', help=goes_on)
     add('--dataset', metavar='NAME', help="a data set of meta.py, instead of main.py's `dataset`")
-    where = "folder of the run, instead of main.py's `save`, or with --dataset of runs/NAME"
-    add('--save', metavar='DIR', help=where)
-    which = 'by default demo for the drawn faces, finetune with --init, else paper'
-    add('--recipe', choices=recipes, help=which)
+    add('--save', metavar='DIR', help="folder of the run, instead of main.py's or runs/NAME")
+    add('--recipe', choices=recipes, help='by default demo, finetune with --init, or paper')
     other = "other values for the recipe, as in --set lambda_dal=1. split='(.3,.5)'"
     add('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help=other)
-    known = 'start from a backbone that knows faces: a file of its weights, or sface'
-    add('--init', metavar='FILE', help=known)
+    add('--init', metavar='FILE', help='a backbone that knows faces: its weights, or sface')
     lists = 'also validate on lists of pairs: InsightFace .bin, or text as of `evaluate.py … pairs`'
     add('--validate', nargs='+', default=[], metavar='LIST', help=lists)
     for key, kind in FLAGS.items():

@@ -27,17 +27,13 @@ from utils import UserError
 
 
 class Executor:
-    """The features of this rank's share of a batch, and the backward pass through them.
-
-    Moves `model` to `device`; gradients are averaged over the ranks. Raises UserError if the recipe
-    asks for what the device can't do, or to compile and that fails.
-    """
+    """The features of this rank's share of a batch, and the backward pass through them. Moves
+    `model` to `device`. Raises UserError for what the device can't do, or a failing compiler."""
 
     def __init__(self, model: DALModel, layout: BatchLayout, recipe: Recipe, device: torch.device):
         if recipe.sync_batchnorm:
             if device.type != 'cuda':  # torch has no such layer
-                remedy = '--set sync_batchnorm=False, or a larger batch_size'
-                raise UserError(f'sync_batchnorm needs GPUs, not {device.type}: {remedy}')
+                raise UserError(f'sync_batchnorm needs GPUs, not {device.type}: leave it out')
             model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
         model.to(device).to(memory_format=torch.channels_last)
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()

@@ -81,10 +81,10 @@ class Recipe:
 
     def __post_init__(self):
         ramp = 'where its ramp begins and where it ends, as fractions of the training'
+        counts = 'seed workers max_steps save_every skip_corrupt last_blocks directions'
         for names, holds, must in (
             ('batch_size', lambda v: v >= 2, 'at least 2'),
-            ('seed workers max_steps save_every skip_corrupt', lambda v: v >= 0, 'at least 0'),
-            ('last_blocks directions', lambda v: v >= 0, 'at least 0'),
+            (counts, lambda v: v >= 0, 'at least 0'),
             ('dim min_steps accumulate age_powers', lambda v: v >= 1, 'at least 1'),
             ('horizon', lambda v: v is None or v >= 1, 'at least 1, or None'),
             ('scale clip adversary_lr', lambda v: v > 0, 'above 0'),
@@ -108,8 +108,7 @@ class Recipe:
                 raise UserError(f'{field.name} is {value!r:.80}; it must be {must}')
         as_many = len(self.layers) == len(self.widths) > 0
         if not as_many or min(self.layers) < 0 or min(self.widths) < 1:
-            stages = f'layers {self.layers} and widths {self.widths}'
-            raise UserError(f'{stages} must name the same stages')
+            raise UserError(f'layers {self.layers} and widths {self.widths} must fit each other')
         if self.memory and self.variate == 'learned':
             raise UserError(f"memory is {self.memory}; it must be 0 if variate is 'learned'")
         if self.sample_rate < 1 and not self.shard_head:
@@ -122,15 +121,12 @@ class Recipe:
 
     def override(self, pairs: typing.Iterable[tuple[str, str]]) -> 'Recipe':
         """This recipe with (key, text) pairs set, each read as a literal of its field's type.
-
-        Raises UserError for a key that isn't there, a value of another type, or one that can't be.
-        """
+        Raises UserError for a key that isn't there, or a value that can't be."""
         known = {field.name: field.type for field in fields(self)}
         values: dict[str, typing.Any] = {}
         for key, text in pairs:
             if key not in known:
-                there = ', '.join(known)
-                raise UserError(f'--set {key}: no such value in the recipe; there are {there}')
+                raise UserError(f'--set {key}: the recipe has {", ".join(known)}')
             try:
                 kind = known[key]
                 plain = kind is str or typing.get_origin(kind) is Literal
@@ -141,7 +137,6 @@ class Recipe:
         return replace(self, **values)
 
     def as_dict(self) -> dict:
-        """For files: numbers, strings, tuples."""
         return asdict(self)
 
     @classmethod

@@ -176,12 +176,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
 
 
 def read_backbone(init: str, recipe: Recipe) -> tuple[Recipe, dict[str, torch.Tensor]]:
-    """The recipe with the backbone that `init` holds, and that backbone's state dict.
-
-    `init` is a published file of one of `backbones`, the name of one that needs no file, or a
-    weights file of this repository. It says which backbone it is, unless the recipe does. Raises
-    UserError.
-    """
+    """The recipe with the backbone that `init` holds, and that backbone's state dict. `init` is a
+    published file of one of `backbones`, the name of one that needs no file, or a weights file of
+    this repository. Raises UserError."""
     name, path = recipe.backbone, Path(init).expanduser()
     try:
         if init in backbones.NO_FILE and not path.exists():

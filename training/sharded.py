@@ -56,9 +56,8 @@ class _WholeBatch(MarginHead):
 
 
 class ShardedHead(MarginHead):
-    """A MarginHead whose `weight` (people of the slice, D) is this rank's rows of the whole. The
-    margin is another base's, see `sharded`. Raises UserError if a rank would have none.
-    """
+    """A MarginHead whose `weight` (people of the slice, D) is this rank's rows of the whole. Raises
+    UserError if a rank would have none."""
 
     def __init__(
         self,

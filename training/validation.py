@@ -40,11 +40,8 @@ def refuse_not_finite(training: TrainingState, loader, folder) -> None:
 
 
 def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
-    """Lists of pairs to validate on, by the names of their files: InsightFace's .bin, or text as
-    protocols.pair_list has it.
-
-    Raises: DataError for what can't be read or says nothing, or was trained on (`train`).
-    """
+    """Lists of pairs to validate on, by the names of their files: InsightFace's .bin, or text as of
+    protocols.pair_list. Raises DataError for what says nothing, or was trained on."""
     found = {}
     for path in paths:
         listed = protocols.READERS['bin' if str(path).endswith('.bin') else 'pairs'](path)
