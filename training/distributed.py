@@ -91,7 +91,7 @@ def on_every_rank(work, *args):
     except (UserError, DataError) as caught:
         error = caught
     except OSError as caught:
-        error = UserError(f'{caught.filename}: {caught.strerror}')
+        error = UserError(str(caught))
     for first in filter(None, all_gather_object(error, _patient)):
         raise first
     return result
