@@ -9,7 +9,7 @@ import torch
 from conftest import log_rows, same
 from processes import join, launch, run_main
 
-from training import run
+from training import posthoc, run
 from training.log import Log, Reports
 
 MOMENTS = {  # where a signal strikes: owner, function, whether after it
@@ -21,6 +21,7 @@ MOMENTS = {  # where a signal strikes: owner, function, whether after it
     'after the new name': (os, 'replace', True),
     'after a report': (Log, 'report', True),
     'before validation': (run, 'validate', False),
+    'before best.pth': (posthoc, 'fit', False),
 }
 
 

@@ -83,7 +83,8 @@ def test_killed_at_random_moments_nothing_is_lost_or_different(entry, whole, tmp
 
 ENDS = [('between steps', 5, signal.SIGTERM), ('between steps', 10, signal.SIGINT)]
 ENDS += [('before validation', 1, signal.SIGTERM), ('after a report', 3, signal.SIGKILL)]
-ENDS += [('half of a file', 4, signal.SIGKILL)]
+ENDS += [('half of a file', 4, signal.SIGKILL), ('before best.pth', 1, signal.SIGTERM)]
+ENDS += [('before best.pth', 1, signal.SIGKILL)]
 
 
 @pytest.mark.parametrize('moment', ENDS, ids=str)
