@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import serving
-from test_page import by_ages, similarity
+from test_page import similarity
 from test_verify import Stub, photograph_of
 
 from verification import page, portraits
@@ -150,14 +150,6 @@ def test_photographs_are_shown_as_soon_as_they_are_chosen_dragged_or_pasted(brow
     browser.find_element('tag name', 'button').click()
     (people,) = wait_for(browser, lambda browser: elements(browser, '#people'))
     assert 'given.jpg: aligned' in people.text
-
-
-def test_ages_may_be_typed_and_the_answer_says_them(browser, matcher, faces):
-    fields = {'first': faces[0], 'second': faces[1], 'first_age': 4, 'second_age': 30}
-    with serving(page.application(by_ages(matcher))) as port:
-        text = submit(browser, f'http://127.0.0.1:{port}/', **fields)
-    assert 'the threshold for the ages 4 and 30 is 0.300' in text
-    assert 'Probability of one person' in text and quiet(browser)
 
 
 def test_a_keyboard_and_a_screen_reader_reach_everything(browser, served, faces):

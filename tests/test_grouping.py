@@ -234,6 +234,9 @@ def test_birth_and_dates_make_ages_exact(family, tmp_path):
     assert any('Ada, born 1990-03-01, on a photograph taken 1970' in line for line in said)
     correct(out / 'people.csv', lambda row: row.update(born='1990-13-40' if row['born'] else ''))
     assert any('is no date' in line for line in grouped(archive, out)[2])
+    names = {'0': 'Ada', '1': 'Bo'}  # and whose the others of their group are, is open
+    correct(out / 'people.csv', lambda row: row.update(name=names.get(row['face']), taken='1999'))
+    assert {row['taken'] for row in grouped(archive, out)[1]} == {'1999'}
 
 
 def test_an_accepted_suggestion_joins(tmp_path):

@@ -45,15 +45,12 @@ def client(matcher, archive):
     return page.application(matcher, archive).test_client()
 
 
-def by_ages(matcher):
-    """The same, with a decision that goes by ages."""
-    decision = matcher.decision._replace(ages=AgeDecision(stored()))
-    return type(matcher)(matcher.model, matcher.info, matcher.device, decision)
-
-
 @pytest.fixture
 def aging(matcher, archive):
-    return page.application(by_ages(matcher), archive).test_client()
+    """A client whose decision goes by ages."""
+    decision = matcher.decision._replace(ages=AgeDecision(stored()))
+    known = type(matcher)(matcher.model, matcher.info, matcher.device, decision)
+    return page.application(known, archive).test_client()
 
 
 def fields(*images, **more):
@@ -116,6 +113,9 @@ def test_ages_and_rates_decide(aging, faces):
     answer = aging.post('/compare', data=fields(*faces[:2], **more)).json
     assert answer['by'] == 'ages' and answer['threshold'] == pytest.approx(0.6)
     assert answer['ages'] == {'first': 4, 'second': 30, 'estimated': False}
+    del more['far']
+    text = aging.post('/', data=fields(*faces[:2], **more)).text
+    assert 'the threshold for the ages 4 and 30 is 0.300' in text
     text = aging.post('/', data=fields(*faces[:2], first_age='4')).text
     assert 'for the estimated ages 4 and' in text and 'Probability of one person' in text
     found = aging.post('/find', data=fields(faces[0], first_age='5', top='1')).json['found'][0]
@@ -326,14 +326,6 @@ class Slow:
         return self.matcher.features(faces)
 
 
-def wait_until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError('it never came to it')
-
-
 def test_a_full_queue_refuses_and_waiting_requests_share_batches(matcher, faces):
     slow = Slow(matcher)
     app = page.application(slow, waiting=6)
@@ -343,7 +335,8 @@ def test_a_full_queue_refuses_and_waiting_requests_share_batches(matcher, faces)
         posts.append(wait.submit(lambda data=data: app.test_client().post('/compare', data=data)))
     # a probe that got a place would wait for ever: it asks when all six are inside
     held, probe = app.extensions['service'], app.test_client()
-    wait_until(lambda: slow.started and slow.started // 2 + held.queue.qsize() == 6)
+    while slow.started // 2 + held.queue.qsize() < 6 or not slow.started:
+        time.sleep(0.01)
     assert probe.post('/compare', data=fields(*faces[:2])).status_code == 503
     assert probe.post('/find', data=fields(faces[0])).status_code == 404  # which takes no place
     busy = probe.post('/', data=fields(*faces[:2]))
