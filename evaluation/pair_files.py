@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.pairs import Pairs
-from storage.files import find, is_image, lines_of_text, numbered_lines_of, read_bytes
+from storage.files import find, is_image, lines_of_text, read_bytes
 from storage.images import some
 from utils import DataError, write_whole
 
@@ -39,7 +39,7 @@ def is_pair_list(path: Path | str) -> bool:
     if file.suffix == '.bin' or not file.is_file():
         return file.suffix == '.bin'
     with open(file, 'rb') as begin:
-        lines = numbered_lines_of(begin.read(4096))
+        lines = lines_of_text(begin.read(4096), None)
     return any('\0' not in line and pair_of(line) for _, line in lines[:2])
 
 

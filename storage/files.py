@@ -111,22 +111,19 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     utils.write_whole(path, fill)
 
 
-def numbered_lines_of(data: bytes) -> list[tuple[int, str]]:
-    """The lines of a text file that aren't blank, whatever their ends, with their numbers. UTF-8,
-    or UTF-16 with a byte order mark; other bytes stay as file names keep them (surrogateescape)."""
+def lines_of_text(data: bytes, path: str | os.PathLike | None) -> list[tuple[int, str]]:
+    """The lines of a file that aren't blank, whatever their ends, with their numbers. UTF-8, or
+    UTF-16 with a byte order mark; other bytes stay as file names keep them (surrogateescape).
+    Raises DataError, which names `path`, if it holds no text; without a `path`, nothing."""
+    known = foreign.what_it_is(data[: foreign.READ])
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode('utf-16', 'replace').encode()
     # bytes end their lines at \r and \n alone, text at characters that names may hold
     lines = enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
-    return [(k, line.decode('utf-8', 'surrogateescape')) for k, line in lines if line.strip()]
-
-
-def lines_of_text(data: bytes, path: str | os.PathLike) -> list[tuple[int, str]]:
-    """`numbered_lines_of` the file at `path`. Raises DataError if it holds no text."""
-    lines, known = numbered_lines_of(data), foreign.what_it_is(data[: foreign.READ])
-    if known or any('\0' in line for _, line in lines):
+    texts = [(k, line.decode('utf-8', 'surrogateescape')) for k, line in lines if line.strip()]
+    if path and (known or any('\0' in text for _, text in texts)):
         raise DataError(f'{path}: no text file: {known or "save it as text, in UTF-8"}')
-    return lines
+    return texts
 
 
 def separator(line: str) -> str:

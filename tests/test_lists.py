@@ -87,13 +87,10 @@ def test_home_is_expanded(faces, monkeypatch):
     assert right(protocols.pair_list('~/elsewhere/list'), faces)
 
 
-def test_one_missing_image_is_not_the_folder(faces):
+def test_a_missing_image_is_not_the_folder_and_a_fourth_column_is_the_fold(faces):
     (faces / 'list').write_text('1 gone/a.jpg gone/b.jpg\n' + rows())
     listed = protocols.pair_list(faces / 'list')
     assert sum(map(os.path.exists, listed.sources)) == 20 and len(listed.sources) == 22
-
-
-def test_a_fourth_column_is_the_fold(faces):
     lines = [f'{line} {7 - number % 3}' for number, line in enumerate(rows().splitlines())]
     (faces / 'list').write_text('\n'.join(lines))
     assert protocols.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]

@@ -216,12 +216,8 @@ def model():
     return tiny_model().eval()
 
 
-@pytest.fixture
-def sources(drawn):
-    return [str(path) for path in sorted((drawn / 'val').rglob('*.jpg'))[:6]]
-
-
-def test_damaged_features_are_computed_again(model, sources, tmp_path, capfd):
+def test_damaged_features_are_computed_again(model, faces, tmp_path, capfd):
+    sources = faces[:6]
     first, _ = extract_files(model, sources, 'cpu', cache=tmp_path)
     (file,) = tmp_path.iterdir()
     data = file.read_bytes()
