@@ -44,21 +44,19 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     fitted = {'ages': age_calibration.fit(age_calibration.score_pairs(*people, faces.ages))}
     if stored is None or fitted['ages'] is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
-    enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
-    whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
-    lines = [f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough']
     estimates = _estimates(matcher, faces, found)
     errors = {by: abs(years - faces.ages).mean() for by, years in estimates.items()}
-    if errors:
-        by = min(errors, key=errors.__getitem__)
+    by = min(errors, key=errors.__getitem__, default='')
+    if by:
         pairs = age_calibration.score_pairs(*people, estimates[by])
         fitted['estimated'] = age_calibration.fit(pairs)
-        off = f'off by {errors[by]:.1f} years here'
-        lines.append(
-            f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'
-        )
     write_calibration(stored | fitted, name, matcher.info, path)
-    yield from lines
+    enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
+    whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
+    yield f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough'
+    if by:
+        off = f'off by {errors[by]:.1f} years here'
+        yield f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'
     yield from held_out(*people, faces.ages)
 
 

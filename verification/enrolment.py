@@ -208,41 +208,30 @@ def embed_files(
     matcher: Matcher, root: str, names: list[str], largest: bool = False
 ) -> Iterator[Photograph]:
     """A Photograph of each of the images root/name, in order. All faces, or the `largest` alone.
-    They are embedded in batches of BATCH or so. Raises UserError if there are photographs and the
-    detector isn't installed."""
-    waiting, faces, width = [], 0, matcher.width
+    BATCH images are embedded at a time. Raises UserError if there are photographs and the detector
+    isn't installed."""
+    paths, tool = [os.path.join(root, name) for name in names], (matcher.width, largest)
     workers = os.cpu_count() or 1 if len(names) >= ENOUGH else 1
-    paths = [os.path.join(root, name) for name in names]
-    read = each(_read, paths, width, functools.partial(int, width), workers)
-    bar = progress(zip(names, read, strict=True), 'faces', len(names), unit=' images')
-    for name, (facts, found) in bar:
-        waiting.append((name, *facts, found[:1] if largest else found))
-        faces += len(waiting[-1][-1])
-        if faces >= BATCH:
-            yield from _batch(matcher, waiting)
-            waiting, faces = [], 0
-    yield from _batch(matcher, waiting)
+    read = each(_read, paths, tool, functools.partial(tuple, tool), workers)
+    bar = iter(progress(zip(names, read, strict=True), 'faces', len(names), unit=' images'))
+    while batch := [*itertools.islice(bar, BATCH)]:
+        every = [portrait for _, (_, found) in batch for portrait in found]
+        features = iter(matcher.features(every) if every else ())
+        for name, (facts, found) in batch:
+            rows = np.zeros(len(found), FACE)
+            embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
+            for k, (portrait, embedding, age) in enumerate(itertools.islice(features, len(found))):
+                place, embeddings[k] = (0, 0, portrait.box, portrait.points), embedding
+                group = matcher.groups.index(age.group) if age.group else -1
+                rows[k] = *place, age.years or 0, group, age.probability or np.nan
+            yield Photograph._make([name, *facts, rows, embeddings])
 
 
-def _batch(matcher, waiting):
-    every = [portrait for *_, found in waiting for portrait in found]
-    features = iter(matcher.features(every) if every else ())
-    for *facts, found in waiting:
-        rows = np.zeros(len(found), FACE)
-        embeddings = np.empty((len(found), 2 * matcher.model.dim), '<f4')
-        for k, (portrait, embedding, age) in enumerate(itertools.islice(features, len(found))):
-            embeddings[k] = embedding
-            rows[k]['box'], rows[k]['points'], rows[k]['group'] = portrait.box, portrait.points, -1
-            if age.years is not None:
-                rows[k]['group'] = matcher.groups.index(age.group)
-                rows[k]['age'], rows[k]['probability'] = age.years, age.probability or np.nan
-        yield Photograph(*facts, rows, embeddings)
-
-
-def _read(width, path):
+def _read(tool, path):
     """Size, time and, if it has no Portraits, the reason why; its Portraits."""
-    stamp = _stamp(path)
+    (width, largest), stamp = tool, _stamp(path)
     try:
-        return (*stamp, ''), portraits.faces_in(portraits.open_file(path, path), path, width)
+        found = portraits.faces_in(portraits.open_file(path, path), path, width)
+        return (*stamp, ''), found[:1] if largest else found
     except DataError as error:
         return (*stamp, str(error)), []
