@@ -28,9 +28,9 @@ def of(report: Report, written: str, counts: Mapping[str, int]) -> list[str]:
     shown = dict(reasons.most_common(8))  # a reason that names a file is one of a kind
     counts = {**counts, **{f'skipped: {reason}': number for reason, number in shown.items()}}
     counts['skipped for other reasons'] = reasons.total() - sum(shown.values())
-    files = f'{report.target}, of {len(rows)} files; what became of each: {report.path}'
+    each = f'what became of each of the {len(rows)}: {report.path}'
     lines = [f'{number:7} {what}' for what, number in counts.items() if number]
-    return [f'{written} in {files}', *lines]
+    return [f'{written} in {report.target}; {each}', *lines]
 
 
 def of_photographs(

@@ -24,10 +24,7 @@ def test_offline_estimator_tells_years(tmp_path):
 
 
 def test_dex_is_the_expectation(tmp_path):
-    """A VGG-16 that says the same of every face, layers named as another framework does.
-
-    Weights that are all one number take no room in a file.
-    """
+    """A VGG-16 that says the same of every face, of weights that take no room in a file."""
     with torch.device('meta'):
         shapes = [parameter.shape for parameter in vgg16(num_classes=101).parameters()]
     last = torch.full((101,), -100.0)

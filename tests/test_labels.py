@@ -38,6 +38,10 @@ ENDS = '0001_0', '0001-aligned', '0001_000', '0001 (1)', '1'
 FILES['cacd2000'] += [(f'41_Some_Body_{end}.jpg', 'Some_Body', 41) for end in ENDS]
 
 
+IMPOSSIBLE = {'plain': ['000_121.jpg']}
+IMPOSSIBLE['imdb-wiki'] = ['nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg']
+
+
 @pytest.mark.parametrize('kind', NAMES)
 def test_names(kind):
     for name, person, age in FILES[kind]:
@@ -45,11 +49,7 @@ def test_names(kind):
         assert age_in(name, kind) == age
     with pytest.raises(ValueError):
         age_in('IMG-holiday.jpg', kind)
-
-
-def test_impossible_ages():
-    names = 'nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg'
-    for kind, name in (('plain', '000_121.jpg'), *(('imdb-wiki', name) for name in names)):
+    for name in IMPOSSIBLE.get(kind, ()):
         with pytest.raises(ValueError, match='no age between 0 and 120'):
             age_in(name, kind)
 
@@ -116,11 +116,6 @@ def test_tables(tmp_path, table, text, age):
     else:
         with pytest.raises(ValueError, match=age):
             table(text).age('A/1.jpg', 'A', image)
-
-
-def test_no_date_of_capture(table):
-    with pytest.raises(ValueError, match='no date of capture'):
-        table('person,birth\nA,1980-05-05\n').age('A/1.jpg', 'A', None)
 
 
 def test_files_that_are_no_tables(tmp_path, table):

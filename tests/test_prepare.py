@@ -1,8 +1,6 @@
 """The whole job of prepare.py: names, ages, reports, and what is never written over."""
 
-import errno
 import os
-import tempfile
 
 import numpy as np
 import photographs
@@ -178,22 +176,6 @@ def test_a_list_that_training_takes_has_the_ages(tmp_path, name):
     assert job(tmp_path, '--ages', tmp_path / name)['A/1.png']['target'] == 'A/000_12.jpg'
 
 
-def test_birth_and_exif_give_the_age(tmp_path):
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
-    one(tmp_path, 'A/1.jpg', 'person,birth\nA,1980-02-03\n', exif=exif)
-    assert job(tmp_path)['A/1.jpg']['age'] == '21'
-
-
-def test_several_processes_write_what_one_does(source):
-    job(source)
-    line = ['--landmarks', source / 'points.csv', '--ages', source / 'ages.csv', '--workers', 2]
-    prepare.main(list(map(str, [source / 'source', source / 'other', *line])))
-    alone, other = (contents(source / name) for name in ('target', 'other'))
-    faces = {name for name in alone if name.suffix == '.jpg'}
-    assert len(faces) > 9 and all(alone[name] == other[name] for name in faces)
-
-
 WRONG = ['', 'a', 'a b --check demo', 'a b --ages pattern', 'a b --ages plain --dex x']
 WRONG += ['a b --weights x', 'a b --workers 0', 'a b --people plain', '--check demo --keep-names']
 WRONG += ['a b --keep-names --ages plain', 'a b --size 100', 'a.rec b --keep-names']
@@ -305,21 +287,9 @@ def test_terminals_that_are_not_utf8(tmp_path):
 
 def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
     """One line with the remedy, before the images are checked."""
-    for person in 'AB':
-        photograph(tmp_path / 'faces' / person / '0_30.png', size=(96, 112), at=(0, 0), times=1)
+    photograph(tmp_path / 'faces/A/0_30.png', size=(9, 9))
     entry = {'train_root': str(tmp_path / 'faces'), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
-    monkeypatch.setattr(meta, 'mine', entry | {'n_cls': 2}, raising=False)
+    monkeypatch.setattr(meta, 'mine', entry | {'n_cls': 1}, raising=False)
     (tmp_path / 'file').write_text('')
-    line = ['--shards', 'mine', str(tmp_path / 'new/x')]
-    no_folder = [*line[:2], str(tmp_path / 'file/x')]
-    refused('(Not a directory|File exists): TARGET names shards', prepare.main, no_folder)
-    prepare.main(line)
-    assert (tmp_path / 'new/x-00000.tar').exists()
-    (tmp_path / 'new/x-00000.tar').unlink()
-
-    def read_only(dir):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f'{dir}/tmpabcd')
-
-    monkeypatch.setattr(tempfile, 'TemporaryFile', read_only)
-    refused('new: Read-only file system: TARGET names shards in a', prepare.main, line)
-    assert not (tmp_path / 'new/x-00000.tar').exists()
+    line = '--shards', 'mine', tmp_path / 'file/x'
+    refused('(Not a directory|File exists): TARGET names shards', photographs.command, *line)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT, refused
-from photographs import command, photograph, points_csv
+from photographs import command, contents, photograph, points_csv
 
 from system.processes import each
 
@@ -39,10 +39,8 @@ def test_a_process_that_ends():
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_gone_on_with(tmp_path, number):
-    """A signal to the group of `prepare.py`, as a terminal sends it; then the same command again.
-
-    It is the first process's to act on: the others, that have it too, say nothing.
-    """
+    """A signal to the group of `prepare.py`, as a terminal sends it; then the same command again:
+    the others, that have it too, say nothing, and one process makes the same faces."""
     paths = [tmp_path / f'source/P{k % 3}/{k}.png' for k in range(24)]
     rows = {path.name: photograph(path, seed=k) for k, path in enumerate(paths)}
     points_csv(tmp_path / 'points.csv', rows)
@@ -60,4 +58,7 @@ def test_stopped_and_gone_on_with(tmp_path, number):
     expected = f'error: {number.name}: stopped; the same command goes on from here\n'
     assert running.returncode == 0 or told == expected
     command(*folders, *files)
-    assert len(list((tmp_path / 'target').glob('P*/*.jpg'))) == 24
+    command(folders[0], tmp_path / 'other', *files)
+    ours, theirs = (contents(tmp_path / name) for name in ('target', 'other'))
+    faces = [name for name in ours if name.suffix == '.jpg']
+    assert len(faces) == 25 and all(ours[name] == theirs[name] for name in faces)
