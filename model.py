@@ -64,9 +64,8 @@ def read_state(path, map_location='cpu'):
             return torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:  # zip, pickle, key and struct errors: whatever damage leads to
             why = str(error) if type(error) is ValueError else type(error).__name__
-            raise ValueError(
-                f'{path}: not a weights file that can be read safely ({why})'
-            ) from None
+            unsafe = f'{path}: not a weights file that can be read safely'
+            raise ValueError(f'{unsafe} ({why})') from None
 
 
 class ConvUnit(nn.Sequential):
@@ -139,8 +138,7 @@ class ResidualFactorization(nn.Module):
 
 class SolvedFactorization(nn.Module):
     """The factorization with R in closed form: x_age = (x − x̄)·P, and x_id = x − α·x_age does not
-    correlate with the age variates; both (N, D), float32. dal.EraserFitter solves for P and x̄.
-    """
+    correlate with the age variates; both (N, D), float32. dal.EraserFitter solves for P and x̄."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -164,8 +162,7 @@ def _without_moments(module, state, prefix, *_):
 class AgeEstimator(nn.Module):
     """Ages in years (N,) read from x (N, D), between the youngest and the oldest face that it was
     fitted to: a ridge regression on x and on random Fourier features of it (Rahimi and Recht,
-    NeurIPS 2007). training/closed_form.py fits it; it holds no face.
-    """
+    NeurIPS 2007). training/closed_form.py fits it; it holds no face."""
 
     def __init__(self, dim: int, features: int):
         super().__init__()
@@ -466,10 +463,8 @@ class DALModel(nn.Module):
 def check_faces(images: Tensor) -> None:
     """Raises ValueError if `images` are not (N, 3, 112, 96 or 112) of values 0…255."""
     shape, wanted = tuple(images.shape), f'(N, 3, {HEIGHT}, {WIDTH} or {HEIGHT})'
-    if images.ndim == 4 and shape[3] == 3 != shape[1]:
-        raise ValueError(f'faces of shape {shape} have their channels last; expected {wanted}')
     if images.ndim != 4 or shape[1:3] != (3, HEIGHT) or shape[3] not in (WIDTH, HEIGHT):
-        raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned')
+        raise ValueError(f'faces of shape {shape}; expected {wanted}, aligned, no channels last')
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if low < 0 or high > 255 or high <= 1 and (images != images.round()).any():

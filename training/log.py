@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,36 +141,37 @@ def differences(path, summary):
     ]
 
 
-def introduce(training: TrainingState, name, train, val, epochs, folder, state) -> None:
-    """Before the first of `epochs` (done, last): run.json and a line on the screen; and if the file
-    `state` is resumed, what is not as at its beginning. `name` is the data set's."""
-    (done, last), device, recipe = epochs, training.device, training.recipe
+def introduce(run: Any, done: int = 0, state: Path | None = None) -> None:
+    """Of a training.run.Run with `done` epochs behind it: run.json and what it is, on the screen;
+    and if the file `state` is resumed, what is not as at its beginning."""
+    training, train, val, last = run.training, run.train, run.val, run.last_epoch
+    device, recipe = training.device, training.recipe
     horizon = recipe.horizon or last
     if horizon < last:
         print(f'warning: after epoch {horizon}, the horizon, the learning rate is 0')
-    elif val and recipe.ramps_end * horizon > last:
+    elif run.validates and recipe.ramps_end * horizon > last:
         print('no best.pth yet: this call ends before the ramps do')
     shown, backbone = recipe.as_dict(), training.model.backbone
     if not isinstance(backbone, Backbone | backbones.PretrainedBackbone):  # the user's own
         shown['backbone'] = f'{type(backbone).__module__}.{type(backbone).__qualname__}'
     precision, people = training.executor.precision, len(train.classes)
-    summary = run_summary(device) | {'recipe': shown, 'dataset': name, 'faces': len(train)}
+    summary = run_summary(device) | {'recipe': shown, 'dataset': run.name, 'faces': len(train)}
     summary |= {'people': people, 'fingerprint': train.fingerprint}
     summary |= {'processes': world_size(), 'precision': precision}
     for line in differences(state.parent / 'run.json', summary) if state else ():
         print(f'warning: {line}')
-    on_rank_zero(utils.write_json, summary, folder / 'run.json')
+    on_rank_zero(utils.write_json, summary, run.folder / 'run.json')
     faces = f'{len(train)} faces of {people} people'
-    print(f'{name}: {faces}, ages {train.ages.min():g} to {train.ages.max():g}')
+    print(f'{run.name}: {faces}, ages {train.ages.min():g} to {train.ages.max():g}')
     if val:
         print(f'validation: {len(val)} faces of {len(val.classes)} people')
-    elif last:
+    elif last and not run.validates:
         print('no validation set, so no best.pth')
     size = sum(p.numel() for p in training.model.parameters()) / 1e6
     several = f'{world_size()} × ' if world_size() > 1 else ''
     network = f'{several}{device} in {precision}, {size:.1f} M parameters'
     span = f'epochs {done + 1} to {last}' if last else 'zero epochs'
-    print(f'{span} on {network}, into {folder}', flush=True)
+    print(f'{span} on {network}, into {run.folder}', flush=True)
     if device.type == 'cpu' and size > LARGE and last:
         print('on a CPU that takes days; --recipe small, or --init FILE, is meant for one')
 

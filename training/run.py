@@ -77,7 +77,7 @@ class Run:
                 print(notice)
         if not self.args.epochs:
             self.last_epoch = training.total_steps = 0
-            introduce(training, self.name, self.train, self.val, (0, 0), self.folder, None)
+            introduce(self)
             self.before = self.validate(self.folder)
             return
         how = recipe.batch_size, recipe.seed, recipe.workers, self.device.type == 'cuda'
@@ -97,8 +97,7 @@ class Run:
         training.total_steps = (recipe.horizon or self.last_epoch) * self.steps
         # as it stood when a resumed run was saved
         training.schedule(max(training.step - 1, 0) / training.total_steps)
-        to_do = (first, self.last_epoch), self.folder, self.weights if exact else None
-        introduce(training, self.name, self.train, self.val, *to_do)
+        introduce(self, first, self.weights if exact else None)
         new = training.pretrained and training.step == 0 and training.best is None
         before = self.validate() if new and self.validates else None
         if recipe.last_blocks:
