@@ -213,7 +213,7 @@ def _nearest(states):
 def _likeness(wanted, states):
     """What else the file may be, as the end of a sentence."""
     name, share = _nearest(states)
-    if name == wanted:
+    if name and name == wanted:
         return ''
     if share == 1:
         return f'; it looks like {name}: --backbone {name}'

@@ -26,7 +26,7 @@ class TorchvisionModel(PretrainedBackbone):
     """
 
     def __init__(self, name, dim=None, size=None):
-        from torchvision import models  # here, so that the other backbones do without
+        from torchvision import models
 
         facts = models.get_model_weights(name).DEFAULT.transforms()
         size = facts.crop_size * 2 if size is None else size
@@ -59,9 +59,7 @@ class TorchvisionModel(PretrainedBackbone):
 
 
 def names() -> list[str]:
-    """torchvision's classification models; none if torchvision isn't installed."""
-    try:
-        from torchvision import models
-    except ImportError:
-        return []
+    """torchvision's classification models."""
+    from torchvision import models  # here, so that the other backbones do without
+
     return models.list_models(module=models)

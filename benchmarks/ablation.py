@@ -48,7 +48,6 @@ from synthesis import drawing
 from training.command import chosen_recipe
 
 EMBEDDINGS = 'val.npy'
-RECIPES = {'demo': 'demo'}  # without --init; other data: small
 PAPER = (
     'factorization=learned variate=learned memory=0 max_steps=20 min_steps=50 read_age=0 '
     'split=(0,0) game=(0,0) lambda_age=.1 lambda_dal=.1'
@@ -95,7 +94,8 @@ def run(dataset, entry, arm, settings, seed, epochs, folder, init=None, end_alon
     meta.ablation = entry | {'val_root': None}  # measured here, once
     line = f'main.py -1 {epochs} --resume --dataset ablation --seed {seed}'.split()
     sys.argv = [*line, '--save', str(folder)]
-    sys.argv += ['--init', init] if init else ['--recipe', RECIPES.get(dataset, 'small')]
+    recipe = 'demo' if dataset == 'demo' else 'small'
+    sys.argv += ['--init', init] if init else ['--recipe', recipe]
     values = settings.split() + ['last_blocks=2'] * end_alone
     sys.argv += ['--set', *values] if values else []
     args = main.arguments()
@@ -301,12 +301,12 @@ def run_all(args):
         for arm in args.arms
         if arm != 'untouched' or args.init and seed == args.first_seed
     ]
-    done, missing = [], set(wanted)
+    done = []
     for row in results:
-        which, how = (row['arm'], row['seed']), (row['epochs'], row['settings'])
-        if which not in missing or how == (args.epochs, settings.get(row['arm'])):
-            missing.discard(which)
+        of, how = (row['arm'], row['seed']), (row['epochs'], row['settings'])
+        if of not in wanted or how == (args.epochs, settings.get(row['arm'])):
             done.append(row)
+    missing = [of for of in wanted if of not in {(row['arm'], row['seed']) for row in done}]
 
     def place(arm, seed, settings, epochs):
         """A run of other settings has another folder: it would be resumed."""
@@ -319,7 +319,7 @@ def run_all(args):
 
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
         jobs = []
-        for arm, seed in filter(missing.__contains__, wanted):
+        for arm, seed in missing:
             what = arm, settings[arm], seed, args.epochs
             folder = place(arm, seed, settings[arm], args.epochs)
             start = args.init, args.last_blocks
