@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -52,14 +51,8 @@ def ratio(above, below):
 
 
 def peak_resident():
-    """The most bytes that this process has held.
-
-    On Linux, getrusage's figure may be the parent's; /proc/self/status has the process's own.
-    """
-    if os.path.exists('/proc/self/status'):
-        status = Path('/proc/self/status').read_text()
-        return 1024 * int(re.search(r'VmHWM:\s*([0-9]+)', status)[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most bytes that this process has held, on Linux: getrusage's may be the parent's."""
+    return 1024 * int(re.search(r'VmHWM:\s*([0-9]+)', Path('/proc/self/status').read_text())[1])
 
 
 def machine(device=CPU):
