@@ -9,18 +9,9 @@ import numpy as np
 
 from dataset import Faces
 from evaluation.set_checks import NOTHING, check_ages
+from preparation import survey
 from preparation.summary import entry_text
-from preparation.survey import (
-    ALIGN,
-    FETCH,
-    RENAME,
-    SAME_PERSON,
-    SAME_PHOTOGRAPH,
-    SAME_PIXELS,
-    Root,
-    by_content,
-    by_embedding,
-)
+from preparation.survey import Root, by_content, by_embedding
 from preparation.target import write_csv
 from storage.folder import alike
 from storage.images import some
@@ -109,7 +100,7 @@ def findings(entry: dict, roots: list[Root], pairs: list, cutoffs: Sequence[floa
 
 def _files(root) -> Iterator[str]:
     """Files that can't be trained on, by what to do about them; empty folders."""
-    for remedy in (RENAME, ALIGN, FETCH):
+    for remedy in (survey.RENAME, survey.ALIGN, survey.FETCH):
         faces = [face for face in root.faces if face.remedy == remedy]
         if faces:
             number = f'{root.root}: {len(faces)} of {len(root.faces)} images: {faces[0].wrong}'
@@ -121,7 +112,7 @@ def _files(root) -> Iterator[str]:
 
 def _duplicates(train, val, pairs) -> Iterator[str]:
     place = {face.path: (root, face.person) for root in (train, val) for face in root.faces}
-    same = [(a, b) for a, what, b, _ in pairs if what == SAME_PIXELS]
+    same = [(a, b) for a, what, b, _ in pairs if what == survey.SAME_PIXELS]
     across = [(a, b) for a, b in same if place[a][1] != place[b][1]]
     leaked = [(a, b) for a, b in same if place[a][0] != place[b][0]]
     if leaked and len({b for _, b in leaked}) == sum(bool(face.pixels) for face in val.faces):
@@ -137,10 +128,10 @@ def _duplicates(train, val, pairs) -> Iterator[str]:
     if within := len(same) - len({*across, *leaked}):
         count = f'{within} images are twice in the folder of their person'
         yield f'{count}: remove the copies (findings.csv)'
-    close = [f'{a} ~ {b}' for a, what, b, _ in pairs if what == SAME_PHOTOGRAPH]
+    close = [f'{a} ~ {b}' for a, what, b, _ in pairs if what == survey.SAME_PHOTOGRAPH]
     if close:
         yield f'{len(close)} pairs look like one photograph: {some(close)}: keep one of each'
-    akin = [f'{a} ~ {b} ({cosine})' for a, what, b, cosine in pairs if what == SAME_PERSON]
+    akin = [f'{a} ~ {b} ({cosine})' for a, what, b, cosine in pairs if what == survey.SAME_PERSON]
     if akin:
         count = f'{len(akin)} pairs of folders may be of one person'
         yield f'{count}: {some(akin)}: look at them, and join what is one'

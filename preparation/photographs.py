@@ -64,11 +64,10 @@ class Converter:
         wrong |= dict.fromkeys(there.special, 'a pipe, a socket or a device')
         found, people = [], self.settings['people']
         for relative in [*there.images, *there.others, *wrong]:
-            person, name = relative.split(os.sep)[0], os.path.basename(relative)
+            folder, name = os.path.split(relative)
+            person = folder.split(os.sep)[0]
             if people in NAMES:
                 person = fields_in(name, people).get('person', '')
-            elif person == relative:
-                person = ''
             nobody = '' if person or self.keep_names else NOBODY
             if not (self.landmarks and name.lower().endswith('.pts')):
                 found.append(Photograph(relative, person, wrong.get(relative, nobody)))

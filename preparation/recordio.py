@@ -69,12 +69,12 @@ class RecordFile:
     def record(self, offset: int) -> tuple[np.ndarray, bytes]:
         """The labels (k,) float32, k ≥ 1, and the image's bytes of the record at `offset`."""
         data = self.data(offset)[0]
-        flag, label = HEADER.unpack_from(data)[:2] if len(data) >= HEADER.size else (0, 0)
-        start = HEADER.size + 4 * flag
-        if len(data) < start:
-            raise DataError(f'{self.path}: the record at byte {offset} is too short for its header')
-        labels = np.frombuffer(data[HEADER.size : start], '<f4')
-        return labels if flag else np.array([label], np.float32), data[start:]
+        try:
+            flag, label = HEADER.unpack_from(data)[:2]
+            labels = np.frombuffer(data, '<f4', flag, HEADER.size) if flag else np.array([label])
+        except (struct.error, ValueError):
+            raise DataError(f'{self.path}: no whole header at byte {offset}') from None
+        return labels, data[HEADER.size + 4 * flag :]
 
 
 class Records:

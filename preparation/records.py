@@ -74,7 +74,6 @@ class RecordFaces:
         return len(self.places)
 
     def name(self, place: int) -> str:
-        """The key in the .idx, as a file's name."""
         return f'{self.records.keys[place]}.jpg'
 
     def encoded(self, index: int) -> bytes:

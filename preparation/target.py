@@ -37,10 +37,9 @@ def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
             raise UserError(f'{file} is damaged: {remedy}') from None
         made = (path.suffix.lower() in ('.jpg', '.png', '.tar') for path in target.rglob('*'))
         if changed and any(made):
-            names, first = ', '.join(changed), changed[0]
-            options = f'{before[first]!r}, now it is {settings[first]!r}: repeat the options'
-            another = f'{target} was begun with another {names}'
-            raise UserError(f'{another}, {options}, or choose another TARGET')
+            first, another = changed[0], f'{target} was begun with another {", ".join(changed)}'
+            now = f'{before[first]!r}, now it is {settings[first]!r}'
+            raise UserError(f'{another}, {now}: repeat the options, or choose another TARGET')
     elif target.is_dir() and not Path(target, 'report.csv').exists():
         if set(os.listdir(target)) - {'.lock'}:
             remedy = 'TARGET is a new folder, or one to go on with'

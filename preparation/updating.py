@@ -19,10 +19,9 @@ LEFT = 'no longer of this set, but changed since they were written: left where t
 
 
 class Outcome(NamedTuple):
-    """A row of report.csv: what became of a file, all of it text.
+    """A row of report.csv: the face that was made of a file, or the reason why none was.
 
-    `target` is empty if it was skipped, and `reason` says why. `eyes` is the distance between
-    the eyes in the photograph in pixels (35 once aligned); `faces` how many faces were found.
+    `eyes` is the distance between them in the photograph in pixels, `faces` how many were found.
     `stamp` tells whether the photograph or its points changed since, `written` is a hash of the
     face as it was written: a face that somebody else changed is theirs.
     """
@@ -66,8 +65,7 @@ def faces_in(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
 def update(report: Report, found: Mapping[str, Any], converter: Any) -> Counter:
     """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
 
-    `found` are the Photographs of SOURCE by their paths, `converter` is the Converter. What is to
-    be made anew has no row afterwards.
+    `found` are the Photographs of SOURCE by their paths. What is to be made anew loses its row.
     """
     changes = Counter[str]()
     for source, row in sorted(report.rows.items()):
