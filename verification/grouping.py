@@ -185,20 +185,17 @@ def _by_neighbours(pairs, groups, apart, fixed, more):
     """Linkage over the pairs of groups of which a face is among the other's nearest ones; ends as
     soon as a matrix can be made."""
     edges = groups[_neighbours(pairs)]
-    # pairs of groups that are as they were in the round before, and their means
-    known = np.zeros((0, 2), int), np.zeros(0)
+    means = np.full(len(edges), np.nan)  # known of pairs that are as they were in the round before
     while groups.max() >= DENSE:
         sizes, count = np.bincount(groups), groups.max() + 1
-        edges = _distinct(edges, count)
-        keys, never = edges @ [count, 1], np.sort(groups[apart], 1) @ [count, 1]
-        edges = edges[(edges[:, 0] != edges[:, 1]) & ~np.isin(keys, never)]
-        edges = edges[~(np.bincount(groups, fixed) > 0)[edges].all(1)]
-        keys = edges @ [count, 1]
+        keys, places = np.unique(np.sort(edges, 1) @ [count, 1], return_index=True)
+        edges, means = np.stack(np.divmod(keys, count), 1), means[places]
+        never = np.sort(groups[apart], 1) @ [count, 1]
+        may = (edges[:, 0] != edges[:, 1]) & ~np.isin(keys, never)
+        may &= ~(np.bincount(groups, fixed) > 0)[edges].all(1)
+        edges, means = edges[may], means[may]
         first, second = edges.T
-        means = np.zeros(len(edges))
-        _, here, there = np.intersect1d(keys, known[0] @ [count, 1], return_indices=True)
-        means[here] = known[1][there]
-        new = np.setdiff1d(np.arange(len(edges)), here)
+        new = np.isnan(means)
         means[new] = pairs.means(groups, first[new], second[new])
         value = evidence(means, sizes[first], sizes[second])
         order = np.argsort(-value, kind='stable')
@@ -210,10 +207,9 @@ def _by_neighbours(pairs, groups, apart, fixed, more):
             break
         target = np.arange(count)
         target[second[mutual]] = first[mutual]
-        as_before = ~np.isin(edges, edges[mutual]).any(1)
+        means[np.isin(edges, edges[mutual]).any(1)] = np.nan
         number = np.unique(target, return_inverse=True)[1]
         groups, edges = number[groups], number[edges]
-        known = edges[as_before], means[as_before]
     return groups
 
 
@@ -227,12 +223,7 @@ def _neighbours(pairs):
         nearest = np.argpartition(rows, -NEIGHBOURS, 1)[:, -NEIGHBOURS:]
         likely = np.take_along_axis(rows, nearest, 1) > 0
         found.append(np.stack([np.repeat(here, likely.sum(1)), nearest[likely]], 1))
-    return _distinct(np.concatenate(found), len(pairs))
-
-
-def _distinct(edges, count):
-    """Each pair (n, 2) of numbers below `count` once, the smaller one first."""
-    return np.stack(np.divmod(np.unique(np.sort(edges, 1) @ [count, 1]), count), 1)
+    return np.concatenate(found)
 
 
 def belonging(pairs: LogOdds, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
