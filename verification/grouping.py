@@ -60,10 +60,9 @@ class LogOdds:
     def means(self, groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Means (n,) over the pairs of faces of groups first (n,) and second (n,), of groups (N,)
         from 0 on. Exact: similarities are summed by years of age."""
-        order = np.lexsort((self.years, groups))
-        keys = groups[order] * (OLDEST + 1) + self.years[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=-1))
-        keys, counts = keys[starts], np.diff(starts, append=len(order))
+        keys = groups * (OLDEST + 1) + self.years
+        order = np.argsort(keys, kind='stable')
+        keys, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
         begin = np.searchsorted(keys, np.arange(groups.max() + 2) * (OLDEST + 1))
         sums = np.add.reduceat(self.embeddings[order], starts)
         pairs = np.diff(begin)[first] * np.diff(begin)[second]  # of cells: a group at an age
