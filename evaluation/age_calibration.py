@@ -123,10 +123,12 @@ def _regression(pairs, seed):
     from sklearn.linear_model import LogisticRegression  # a second's import, for those who fit
 
     place, counts = pairs.cells()
-    cells = [place == k for k in np.flatnonzero(counts.all(0))]
+    cells = np.flatnonzero(counts.all(0))
+    if not len(cells):  # none has both kinds: ages can't be kept apart
+        place, cells = place * 0, np.zeros(1, int)
     chosen, balance, rng = [], [], np.random.default_rng(seed)
-    for here in cells or [True]:  # no cell has both kinds: ages can't be kept apart
-        kinds = [np.flatnonzero(here & (pairs.same == kind)) for kind in KINDS]
+    for k in cells:
+        kinds = [np.flatnonzero((place == k) & (pairs.same == kind)) for kind in KINDS]
         kinds = [rng.permutation(kind)[:PER_CELL] for kind in kinds]
         chosen += kinds
         balance += [np.full(len(kind), min(map(len, kinds)) / len(kind)) for kind in kinds]

@@ -49,9 +49,9 @@ def by_ages(pairs: Scored, threshold: float, cutoffs: tuple) -> dict:
     impostor, size = ~pairs.same, len(cutoffs) + 1
     younger = np.searchsorted(cutoffs, pairs.younger[impostor])
     older = np.searchsorted(cutoffs, (pairs.younger + pairs.gap)[impostor])
-    trials, wrong = np.zeros((2, size, size), int)
-    np.add.at(trials, (younger, older), 1)
-    np.add.at(wrong, (younger, older), pairs.similarity[impostor] > threshold)
+    errors, place = pairs.similarity[impostor] > threshold, younger * size + older
+    counts = (np.bincount(place, weights, size**2) for weights in (None, errors))
+    trials, wrong = (count.reshape(size, size).astype(int) for count in counts)
     shares = (wrong / np.maximum(trials, 1)).astype(object)
     shares[trials == 0] = None
     starts = [0, *(bound + 1 for bound in cutoffs)]

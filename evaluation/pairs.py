@@ -33,20 +33,18 @@ def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
     """Lines of notice, of pairs that stand in the list again. Raises DataError, which names the
     first pair, for an image with itself, two images as one person and as different people, and
     pairs of one kind alone."""
-
-    def refuse(wrong, why):
-        if wrong.any():
-            first = int(wrong.argmax())
-            two = ' and '.join(some([names[side[first]]]) for side in (pairs.left, pairs.right))
-            count = f'{int(wrong.sum())} of {len(wrong)} pairs; the first is {two}'
-            raise DataError(f'{path}: {why[0]} ({count}): {why[1]}')
-
-    refuse(pairs.left == pairs.right, ('an image is paired with itself', 'remove such pairs'))
     two = np.sort(np.stack([pairs.left, pairs.right], 1), axis=1)
     place = np.unique(two, axis=0, return_inverse=True)[1].reshape(-1)
     shares = np.bincount(place, pairs.same) / np.bincount(place)
     contradicted = ((shares > 0) & (shares < 1))[place]
-    refuse(contradicted, ('the same two images are one person and different people', 'remove one'))
+    for wrong, why, remedy in (
+        (two[:, 0] == two[:, 1], 'an image is paired with itself', 'remove such pairs'),
+        (contradicted, 'the same two images are one person and different people', 'remove one'),
+    ):
+        if wrong.any():
+            first = ' and '.join(some([names[side[wrong.argmax()]]]) for side in pairs[:2])
+            count = f'{wrong.sum()} of {len(wrong)} pairs; the first is {first}'
+            raise DataError(f'{path}: {why} ({count}): {remedy}')
     if pairs.same.all() or not pairs.same.any():
         kind = 'one person' if pairs.same.all() else 'different people'
         count = f'all {len(pairs.same)} pairs are of {kind}'
