@@ -66,6 +66,7 @@ class Ages:
 
     def estimate(self, image: Image.Image, points: np.ndarray = TEMPLATE) -> tuple[int, str]:
         """The age of a face, see Offline.estimate, in whole years, and 'estimate' or 'dex'."""
+        assert self.estimator  # asked only if no other source tells
         return round(self.estimator.estimate(image, points)), self.estimated
 
 

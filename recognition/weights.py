@@ -95,7 +95,7 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
     FileNotFoundError."""
     content: Any = files.read(path, lambda line: None)  # said by who reads another file
-    weights = _without_prefix(content.get('model')) if isinstance(content, dict) else None
+    weights: Any = _without_prefix(content.get('model')) if isinstance(content, dict) else None
     if not files.is_ours(weights):
         return None
     files.check_tensors(path, weights)

@@ -59,13 +59,15 @@ def plan(args: argparse.Namespace, dataset: dict, save: str, init: str | None = 
     known = [key for key in entries if not key.startswith('_')]
     entry = entries.get(args.dataset) if args.dataset else dataset
     name = args.dataset or next((key for key in known if entries[key] is entry), 'dataset')
-    if entry is None:
-        raise UserError(f'--dataset {name}: meta.py has {", ".join(known)}')
+    if not isinstance(entry, dict):
+        which = f'--dataset {name}' if args.dataset else f'main.py: dataset is {entry!r:.80}'
+        raise UserError(f'{which}: meta.py has {", ".join(known)}')
+    entry = check_entry(name, entry, meta.age_cutoffs)
     folder = Path(args.save or (f'runs/{name}' if args.dataset else save))
     weights = _starting_point(args, folder)
     vectors = is_vectors(entry['train_root'])
     args.recipe = args.recipe or ('finetune' if vectors else None)
-    recipe, init = chosen_recipe(args, entry is meta.demo, args.init or init, weights)
+    recipe, init = chosen_recipe(args, entry == meta.demo, args.init or init, weights)
     if vectors:
         if args.epochs or init:
             raise UserError(f'{entry["train_root"]}: stored vectors take zero epochs and no --init')
@@ -134,7 +136,6 @@ def chosen_recipe(
 def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     """Training and validation faces (or None, also if val_root is a list of pairs), checked except
     for their pixels. Raises DataError."""
-    entry = check_entry(name, entry, meta.age_cutoffs)
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         from synthesis import drawing
 

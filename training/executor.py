@@ -136,12 +136,12 @@ class Executor:
         """The gradient's norm (), and the gradient made no longer than `limit`. The norm is 0 if it
         overflowed in fp16: `step` will leave it out."""
         self.scaler.unscale_(optimizer)
-        slice_ = (
-            self.model.identity.weight if isinstance(self.model.identity, ShardedHead) else None
-        )
-        parameters = [p for p in self.model.parameters() if p is not slice_ and p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        head = self.model.identity
+        slice_ = head.weight if isinstance(head, ShardedHead) else None
+        whole = (p.grad for p in self.model.parameters() if p is not slice_)
+        norm = nn.utils.get_total_norm([grad for grad in whole if grad is not None])
         if slice_ is not None:  # of all slices
+            assert slice_.grad is not None  # after the backward pass
             norm = (norm.square() + all_reduce(slice_.grad.norm().square())).sqrt()
         nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
         return torch.where(norm.isfinite(), norm, 0) if self.scaler.is_enabled() else norm

@@ -134,6 +134,7 @@ def answer() -> ResponseReturnValue:
             if asked == '/':
                 return page(answer=decided, people=faces)
             return jsonify(faces=[one.facts() for one in faces], **decided.facts())
+        assert archive is not None  # without one there are two faces
         top = request.form.get('top', str(SHOWN))
         if top not in map(str, range(1, MOST_SHOWN + 1)):
             abort(400, f'top: a whole number from 1 to {MOST_SHOWN}')

@@ -38,7 +38,7 @@ class Service:
         threading.Thread(target=self._work, daemon=True).start()
         self.archive, self.opening = archive, threading.Lock()
         self.path = path if path and os.path.isfile(path) else ''
-        self.stamp = os.path.getmtime(path) if self.path else 0.0
+        self.stamp = os.path.getmtime(self.path) if self.path else 0.0
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
