@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import os
 import shutil
@@ -23,10 +24,6 @@ sys.path.append(str(ROOT / 'benchmarks'))
 from measuring import iterate  # noqa: E402, F401
 
 from utils import DataError, UserError  # noqa: E402
-
-
-def pytest_configure(config):
-    config.addinivalue_line('markers', 'gpu: needs a GPU; benchmarks/gpu.py runs these')
 
 
 def pytest_runtest_setup(item):
@@ -53,12 +50,21 @@ def python(folder, *line, text=True, **options):
     return subprocess.run(line, cwd=folder, capture_output=True, text=text, **options)
 
 
+def execute(tool, *line):
+    """What the command line does, in this process."""
+    return tool.run(tool.arguments([str(word) for word in line]))
+
+
 def noise(seed=0, width=112, height=112, kind='JPEG'):
-    """The bytes of an image file of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def unit(vectors):
+    """Each row of (n, dim) by its length."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def random_faces(count, width=96, seed=0):
@@ -83,14 +89,11 @@ def moved(before, after):
 
 
 class Hostile:
-    """Its pickle runs a command."""
-
     def __reduce__(self):
         return os.system, ('echo this ran',)
 
 
 def tiny_model(seed=0, people=3):
-    """A DALModel of the network of TINY that nothing has trained."""
     from model import Backbone, DALModel
 
     torch.manual_seed(seed)
@@ -98,7 +101,6 @@ def tiny_model(seed=0, people=3):
 
 
 def new_training(recipe, people=8):
-    """A Training of the recipe on the CPU."""
     import main
     import meta
 
@@ -115,12 +117,15 @@ def save_weights(model, path, **others):
     return path
 
 
-def refused(match, call, *line, **options):
+def refused(match, call, *line, error=(UserError, DataError), **options):
     """That call(*line, **options) ends in a message of one line to the user, which it returns."""
-    with pytest.raises((UserError, DataError), match=match) as error:
+    with pytest.raises(error, match=match) as caught:
         call(*line, **options)
-    assert '\n' not in str(error.value)
-    return str(error.value)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+invalid = functools.partial(refused, error=ValueError)
 
 
 @contextlib.contextmanager
@@ -145,7 +150,6 @@ def command_line(save, *line, settings=()):
 
 
 def state_dict_of(file):
-    """The weights in a weights file or a state."""
     return torch.load(file, weights_only=True)['model']
 
 
@@ -220,7 +224,6 @@ def weights(drawn, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def undecided(weights, tmp_path_factory):
-    """The weights without their threshold."""
     state = torch.load(weights)
     del state['decision']
     path = tmp_path_factory.mktemp('undecided') / 'old.pth'
@@ -234,8 +237,7 @@ def ask(capsys):
     import verify
 
     def run(*line):
-        status = verify.run(verify.arguments([str(word) for word in line]))
-        return status, capsys.readouterr().out
+        return execute(verify, *line), capsys.readouterr().out
 
     return run
 
@@ -254,7 +256,6 @@ def images_read(monkeypatch):
 
 @pytest.fixture(scope='session')
 def matcher(weights):
-    """The Matcher of `weights`, as verify.py makes it."""
     import verify
 
     return verify.matcher(verify.arguments([str(weights), '--serve']))
@@ -296,7 +297,6 @@ def browser():
 
 @pytest.fixture(scope='session')
 def entry(drawn):
-    """The meta.py dict of `drawn`."""
     roots = {'train_root': str(drawn / 'train'), 'val_root': str(drawn / 'val')}
     return roots | {'pat': r'_|\.', 'pos': 1, 'n_cls': 8}
 
@@ -309,11 +309,7 @@ def others(entry):
 
 @pytest.fixture
 def train(entry, tmp_path, monkeypatch):
-    """Runs main.py in this process, by default on `entry` into tmp_path/run.
-
-    train(-1, 2, '--resume') trains a tiny network as that command line does; it returns the
-    folder that it saved to.
-    """
+    """Runs main.py on `entry`, with a tiny network: train(-1, 2, '--resume') is where it saved."""
     import main
     import meta
 

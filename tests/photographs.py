@@ -53,8 +53,7 @@ def command(*line):
 
 
 def job(folder, *more, target='target'):
-    """prepare.py on a folder of source, points.csv and ages.csv, if they are there, with `more`
-    options; the rows of its report."""
+    """prepare.py on folder/source, with points.csv and ages.csv if they are there; its report."""
     line = [folder / 'source', folder / target]
     for option, name in (('--landmarks', 'points.csv'), ('--ages', 'ages.csv')):
         if (folder / name).exists() and option not in more:

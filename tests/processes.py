@@ -1,6 +1,4 @@
-"""Jobs of several ranks as torchrun starts them, but forked, which takes milliseconds; they talk
-by gloo. And what the tests of such jobs share: steps and whole trainings, and how to compare them.
-"""
+"""Jobs of several ranks as torchrun starts them, but forked, in milliseconds; they use gloo."""
 
 import multiprocessing
 import os
@@ -35,8 +33,7 @@ KINDS = {
 
 
 def launch(count, work, *args, out, **options):
-    """Starts work(*args, **options) on `count` ranks of one job; 0: in one process without a
-    launcher. Each one's output goes to `out`.<rank>."""
+    """Starts work(*args, **options) on `count` ranks; 0: in one process without a launcher."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
 
@@ -94,10 +91,7 @@ def batches(count):
 
 
 def steps(folder, kinds, double=False, batch_norm=False):
-    """Two steps of each of `kinds`, recipes by name, on every rank.
-
-    What the rank has after each step goes to folder/<name>.<rank>.
-    """
+    """Two steps of each of `kinds`, recipes by name; what a rank then has goes to <name>.<rank>."""
     if double:  # rounding hides nothing then
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
@@ -132,8 +126,7 @@ def run_steps(folder, count, kinds, double=False, batch_norm=False):
 
 
 def assert_near(ours, theirs, tolerance):
-    """Every tensor and number is equal to `tolerance` times the largest entry of its tensor, or
-    times 1 where that is less."""
+    """Equal to `tolerance` times the largest entry of its tensor, or times 1 where that is less."""
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         for kind in a:
             assert a[kind].keys() == b[kind].keys() and (a[kind] or kind in ('means', 'climbs'))
@@ -144,8 +137,7 @@ def assert_near(ours, theirs, tolerance):
 
 
 def run_main(entry, save, *line, settings=(), prepare=lambda: None):
-    """What `main.py -1 line…` does on the data of `entry`, in a forked process. `prepare` is
-    called just before."""
+    """What `main.py -1 line…` does on the data of `entry`, after prepare()."""
     meta.here, sys.argv = entry, command_line(save, -1, *line, settings=settings)
     prepare()
     with utils.one_line_errors():

@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import execute, listed, refused
 from PIL import Image
 
 import evaluate
 from evaluation import aligning
+from preparation.sharding import write_shards
 from recognition.alignment import TEMPLATE
 from recognition.detection import Face
 
@@ -56,15 +57,7 @@ def align(tmp_path):
     return lambda sources: aligning.align_files(sources, sources, tmp_path / 'kept', 1)
 
 
-def test_the_face_nearest_to_the_middle_is_kept_as_it_is(tmp_path, align):
-    expected = [photograph(tmp_path / f'{k}.png', k) for k in range(3)]
-    paths, missed = align([str(tmp_path / f'{k}.png') for k in range(3)])
-    assert missed.tolist() == [False] * 3
-    for path, face in zip(paths, expected, strict=True):
-        assert np.abs(np.asarray(Image.open(path), int) - face).max() <= 1  # to a rounding
-
-
-def test_what_was_found_is_not_looked_for_again(tmp_path, align):
+def test_the_face_nearest_to_the_middle_is_found_once_and_kept(tmp_path, align):
     sources = [str(tmp_path / f'{k}.png') for k in range(3)]
     for k in range(2):
         photograph(tmp_path / f'{k}.png', k)
@@ -76,9 +69,11 @@ def test_what_was_found_is_not_looked_for_again(tmp_path, align):
     photograph(tmp_path / '0.png', 9)  # another photograph of that name
     changed, _ = align(sources)
     assert Finds.asked == 4 and changed[0] != first[0] and changed[1:] == again[1:]
-
-
-def test_photographs_that_cannot_be_read_are_counted(tmp_path, align):
+    expected = [photograph(tmp_path / f'{k}.png', k) for k in range(3)]
+    paths, missed = align([str(tmp_path / f'{k}.png') for k in range(3)])
+    assert missed.tolist() == [False] * 3
+    for path, face in zip(paths, expected, strict=True):
+        assert np.abs(np.asarray(Image.open(path), int) - face).max() <= 1  # to a rounding
     photograph(tmp_path / 'a.png', 0)
     (tmp_path / 'b.png').write_bytes(b'no image')
     sources = [str(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')]
@@ -95,7 +90,7 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
     monkeypatch.setitem(evaluate.READERS, 'lfw', lambda path: evaluate.protocols.lfw(path, 2, 2))
     monkeypatch.setattr(evaluate.os, 'cpu_count', lambda: 1)
     weights = shutil.copy(weights, tmp_path)  # beside which the report is
-    evaluate.run(evaluate.arguments(['-1', weights, 'lfw', str(tmp_path / 'raw'), '--align']))
+    execute(evaluate, -1, weights, 'lfw', tmp_path / 'raw', '--align')
     (result,) = tmp_path.glob('eval/lfw-*/results.json')
     report = json.loads(result.read_text())['models'][0]
     assert report['alignment'] == {'photographs': 4, 'not_found': 1, 'share': 0.25}
@@ -104,11 +99,8 @@ def test_raw_lfw_from_the_command_line(tmp_path, weights, monkeypatch, capsys):
 
 
 def test_faces_in_shards_and_bins_are_aligned_already(drawn, tmp_path, weights):
-    from dataset import Faces
-    from preparation.sharding import write_shards
-
-    pattern = write_shards(Faces(drawn / 'val', r'_|\.', 1), str(tmp_path / 'set'))
-    line = ['-1', str(weights), 'folder', pattern, '--align', '--out', str(tmp_path / 'out')]
-    refused('not for faces in shards', evaluate.run, evaluate.arguments(line))
+    pattern = write_shards(listed(drawn / 'val'), str(tmp_path / 'set'))
+    line = -1, weights, 'folder', pattern, '--align', '--out', tmp_path / 'out'
+    refused('not for faces in shards', execute, evaluate, *line)
     with pytest.raises(SystemExit):
         evaluate.arguments(['-1', 'w.pth', 'bin', 'a.bin', '--align'])

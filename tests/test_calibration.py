@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, unit
 
 import meta
 import verify
@@ -50,19 +50,15 @@ def stored(**more):
     } | more
 
 
-def test_every_pair_is_scored_once():
+def test_every_pair_is_scored_once_and_no_person_or_set_is_too_large(monkeypatch):
     rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(12, 4))
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = unit(rng.normal(size=(12, 4)))
     labels, ages = np.repeat(np.arange(4), 3), np.arange(12.0)
     pairs = calibration.score_pairs(embeddings, labels, ages)
     assert len(pairs.same) == 66 and pairs.same.sum() == 12
     want = sorted(float(a @ b) for k, a in enumerate(embeddings) for b in embeddings[:k])
     np.testing.assert_allclose(np.sort(pairs.similarity), want)
     assert pairs.younger.max() == 10 and pairs.gap.max() == 11
-
-
-def test_no_person_and_no_set_is_too_large(monkeypatch):
     monkeypatch.setattr(calibration, 'FACES', 50)
     monkeypatch.setattr(calibration, 'PER_PERSON', 5)
     labels = np.repeat(np.arange(30), 20)
@@ -70,7 +66,7 @@ def test_no_person_and_no_set_is_too_large(monkeypatch):
     assert len(pairs.same) == 50 * 49 // 2 and pairs.same.sum() == 10 * 5 * 4 // 2
 
 
-def test_a_threshold_accepts_no_more_than_asked_with_the_confidence():
+def test_a_threshold_keeps_its_rate_with_the_confidence_though_pairs_share_people():
     impostor = np.arange(1000) / 1000
     pairs = joined(scored(impostor, np.zeros(1000)), scored([0.9, 0.8], [1, 1]))
     here = cells.cell(25, 2)
@@ -82,14 +78,10 @@ def test_a_threshold_accepts_no_more_than_asked_with_the_confidence():
     # 1,000 pairs carry ten false accepts at .01, and no less
     known = np.isfinite(decision.thresholds[(slice(None), *here)])
     assert [far for far, there in zip(FARS, known, strict=True) if there] == [0.1, 0.05, 0.02, 0.01]
-
-
-def test_pairs_that_share_people_count_as_fewer():
-    """Some people are like everybody: their pairs are accepted together."""
+    # some people are like everybody: their pairs are accepted together
     rng, beyond = np.random.default_rng(0), {0.5: [], 0.95: []}
     for _ in range(60):
-        embeddings = np.append(rng.exponential(2, (200, 1)), rng.normal(size=(200, 16)), 1)
-        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        embeddings = unit(np.append(rng.exponential(2, (200, 1)), rng.normal(size=(200, 16)), 1))
         labels = np.append(np.arange(199), 0)  # one pair of one person
         halves, ages = (np.r_[:99, 199], np.s_[99:199]), np.full(100, 30.0)
         first, second = (calibration.score_pairs(embeddings[k], labels[k], ages) for k in halves)
@@ -100,26 +92,11 @@ def test_pairs_that_share_people_count_as_fewer():
     assert np.mean(beyond[0.95]) <= 0.05 and np.mean(beyond[0.5]) > 0.13
 
 
-def test_cells_and_their_words():
+def test_cells_have_words_and_few_pairs_fall_back_on_the_most_cautious_neighbour():
     assert [int(cells.cell(age, 0)[0]) for age in (0, 3, 3.5, 7, 50, 51)] == [0, 0, 1, 1, 5, 6]
     assert [int(cells.cell(0, gap)[1]) for gap in (0, 5, 6, 30, 31)] == [0, 0, 1, 3, 4]
     assert cells.name((0, 0)) == 'a younger face of 0 to 3 years and a gap of 0 to 5'
     assert cells.name((6, 4)) == 'a younger face of 51 or more years and a gap of 31 or more'
-
-
-def test_rates_between_the_stored_ones_are_interpolated_in_the_logarithm():
-    decision = AgeDecision(stored())
-    assert decision.threshold(30, 3, 0.01).value == pytest.approx(0.3)
-    assert decision.threshold(30, 3, math.sqrt(0.01 * 0.02)).value == pytest.approx(0.25)
-
-
-def with_table(table, **more):
-    """An AgeDecision with these thresholds, of which some aren't known."""
-    known = np.where(np.isnan(table), None, table).tolist()
-    return AgeDecision(stored(thresholds=known, **more))
-
-
-def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
     facts, place, (age, gap) = stored(), FARS.index(0.001), cells.cell(2, 2)
     table, impostor = np.array(facts['thresholds'], float), np.array(facts['impostor'])
     table[place, age, gap] = np.nan
@@ -131,16 +108,26 @@ def test_few_pairs_fall_back_on_the_most_cautious_neighbour():
     few = 'had 37 pairs of different people with a younger face of 0 to 3 years'
     assert few in threshold.caution and "a FAR of 0.001 can't be promised" in threshold.caution
     assert 'a younger face of 4 to 7 years and a gap of 0 to 5' in threshold.caution
-
-
-def test_the_fall_back_is_no_looser_than_the_cell_itself():
-    table, (age, gap) = np.array(stored()['thresholds'], float), cells.cell(2, 2)
+    table = np.array(stored()['thresholds'], float)
     table[:, age, gap] = 0.9  # as strict at every rate that it has
     table[FARS.index(0.001), age, gap] = np.nan
     assert with_table(table).threshold(2, 2, 0.001).value == 0.9
 
 
-def test_ages_and_rates_beyond_validation_are_said():
+def with_table(table, **more):
+    """An AgeDecision with these thresholds, of which some aren't known."""
+    known = np.where(np.isnan(table), None, table).tolist()
+    return AgeDecision(stored(thresholds=known, **more))
+
+
+def test_probability_is_the_logistic_curve_and_rates_are_interpolated():
+    decision = AgeDecision(stored())  # two terms of weight 1: slope 10, offset −3
+    for similarity, want in ((0.3, 0.5), (0.5, 1 / (1 + math.exp(-2))), (0, 1 / (1 + math.e**3))):
+        assert decision.probability(similarity, 20, 7) == pytest.approx(want)
+    assert decision.even(20, 7) == pytest.approx(0.3)
+    assert AgeDecision(stored(slope=[0.0] * 12)).even(20, 7) is None
+    assert decision.threshold(30, 3, 0.01).value == pytest.approx(0.3)
+    assert decision.threshold(30, 3, math.sqrt(0.01 * 0.02)).value == pytest.approx(0.25)
     decision = AgeDecision(stored(oldest=60.0, largest_gap=20.0))
     assert decision.threshold(30, 10, 0.01).caution is None
     for younger, gap in ((55, 10), (2, 25)):
@@ -150,15 +137,7 @@ def test_ages_and_rates_beyond_validation_are_said():
     assert strict.value == pytest.approx(0.9)  # the strictest that is known
 
 
-def test_probability_is_the_logistic_curve_of_its_terms():
-    decision = AgeDecision(stored())  # two terms of weight 1: slope 10, offset −3
-    for similarity, want in ((0.3, 0.5), (0.5, 1 / (1 + math.exp(-2))), (0, 1 / (1 + math.e**3))):
-        assert decision.probability(similarity, 20, 7) == pytest.approx(want)
-    assert decision.even(20, 7) == pytest.approx(0.3)
-    assert AgeDecision(stored(slope=[0.0] * 12)).even(20, 7) is None
-
-
-def test_the_regression_finds_the_curve_that_drew_the_pairs():
+def test_the_regression_finds_the_curve_and_reliability_and_measures_count():
     rng, blocks = np.random.default_rng(0), []
     for younger, middle in ((2, 0.6), (25, 0.3)):  # children are more alike
         similarity = rng.uniform(-0.2, 1.2, 4000)
@@ -170,17 +149,11 @@ def test_the_regression_finds_the_curve_that_drew_the_pairs():
         # pairs of the two kinds weigh alike, though more of one were drawn
         assert decision.even(younger, 2) == pytest.approx(middle, abs=0.08)
     assert calibration.reliability(fitted, joined(*blocks))['ece'] < 0.05
-
-
-def test_reliability_of_predictions_that_are_sure_and_wrong():
     facts = stored(slope=[1000.0] * 12, offset=[-500.0] * 12)  # 0 below a similarity of .5, else 1
     right = joined(scored([0.9] * 50, [1] * 50), scored([0.1] * 50, [0] * 50))
     assert calibration.reliability(facts, right)['ece'] == pytest.approx(0, abs=1e-9)
     wrong = right._replace(same=~right.same)
     assert calibration.reliability(facts, wrong)['ece'] == pytest.approx(1, abs=1e-9)
-
-
-def test_measure_counts_in_each_cell():
     pairs = joined(scored([0.2, 0.4, 0.6, 0.8], [0, 0, 0, 1]), scored([0.1], [0], 2))
     rows = calibration.measure(stored(), pairs, 0.01, single=0.5)
     child, grown = rows
@@ -211,20 +184,14 @@ DAMAGE += [{'offset': [math.nan] * 12}, {'genuine': np.full(SHAPE, -1).tolist()}
 DAMAGE += [{'thresholds': np.full((10, *SHAPE), 2.0).tolist()}]
 
 
-@pytest.mark.parametrize('damage', DAMAGE, ids=lambda damage: next(iter(damage)))
-def test_damage_is_refused(damage):
-    row = [0.0] * 101
-    facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row}
-    Decision.of(facts | {'ages': stored()}, 'w.pth')
-    refused('w.pth', Decision.of, facts | {'ages': stored(**damage)}, 'w.pth')
-
-
-def test_one_kind_of_pair_is_no_calibration():
+def test_damage_is_refused_and_one_kind_of_pair_is_no_calibration():
+    for damage in DAMAGE:
+        row = [0.0] * 101
+        facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row}
+        Decision.of(facts | {'ages': stored()}, 'w.pth')
+        refused('w.pth', Decision.of, facts | {'ages': stored(**damage)}, 'w.pth')
     assert calibration.fit(scored([0.1, 0.2], [0, 0])) is None
     assert calibration.fit(scored([0.1, 0.2], [1, 1])) is None
-
-
-def test_halves_share_nobody():
     labels = np.repeat([3, 7, 9, 11], 5)
     half = parts(labels, 2, 0) == 1
     assert half.sum() == 10 and not set(labels[half]) & set(labels[~half])
@@ -259,7 +226,7 @@ def known(copy):
     return verify.matcher(verify.arguments([str(copy), '--serve']))
 
 
-def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, ask, faces):
+def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, ask, faces, known):
     monkeypatch.setattr(meta, 'mine', entry, raising=False)
     status, out = ask(copy, '--calibrate', 'mine')
     assert status == 0 and 'from 36 faces of 6 people' in out
@@ -273,14 +240,18 @@ def test_calibrate_writes_what_verify_reads(copy, entry, monkeypatch, ask, faces
     refused('is there already', ask, copy, '--calibrate', 'mine')
     calibration_file(copy).unlink()
     refused('meta.py has no such entry', ask, copy, '--calibrate', 'nobodys')
+    facts = {'weights_sha256': 'f' * 64, 'decision': None, 'source': 'mine'}
+    calibration_file(copy).write_text(json.dumps(facts))
+    refused('of other weights', read_decision, known.info)
+    calibration_file(copy).write_text('{')
+    refused('damaged', read_decision, known.info)
 
 
 def many_faces(path, matcher, photographs, faces=3, group=1):
     """An index of photographs that show several faces each, like one another by .3 or so."""
     rng, dim, found = np.random.default_rng(0), 2 * matcher.model.dim, []
     for k in range(photographs):
-        embeddings = rng.normal(size=(faces, dim)) + 0.6
-        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        embeddings = unit(rng.normal(size=(faces, dim)) + 0.6)
         rows = np.zeros(faces, FACE)
         rows['age'], rows['group'] = rng.uniform(20, 30, faces), group
         found.append(Photograph(f'{k}.jpg', 9, 9, '', rows, embeddings.astype('<f4')))
@@ -308,19 +279,10 @@ def test_faces_of_one_photograph_calibrate_the_rates(copy, known, group, faces, 
     assert 'the rate is that of the people and photographs of a.index' in out
 
 
-def test_a_calibration_of_other_weights_or_damaged_is_refused(copy, known):
-    facts = {'weights_sha256': 'f' * 64, 'decision': None, 'source': 'mine'}
-    calibration_file(copy).write_text(json.dumps(facts))
-    refused('of other weights', read_decision, known.info)
-    calibration_file(copy).write_text('{')
-    refused('damaged', read_decision, known.info)
-
-
 def test_a_report_on_other_people(tmp_path):
     rng = np.random.default_rng(0)
     centres = np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
-    embeddings = centres + 0.5 * rng.normal(size=(120, 16))
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = unit(centres + 0.5 * rng.normal(size=(120, 16)))
     labels, ages = np.repeat(np.arange(20), 6), rng.uniform(0, 60, 120)
     found = calibration.report(stored(), embeddings, labels, ages)
     pairs = calibration.score_pairs(embeddings, labels, ages)

@@ -10,7 +10,6 @@ from conftest import ROOT, TINY, python
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the program."""
     for file in ROOT.glob('*.py'):
         shutil.copy(file, tmp_path)
     compiled = shutil.ignore_patterns('__pycache__')
@@ -47,8 +46,7 @@ set to None if not available).
 
 
 def test_the_predecessors_example_word_for_word(copy, drawn):
-    """A dict added to meta.py as its README has it, `dataset` and `save` edited, the three-word
-    command; then the same with weights."""
+    """A dict added to meta.py as its README has it; the three-word command; that with weights."""
     shutil.copytree(drawn, copy / 'your_dataset_name')
     append(copy / 'meta.py', PREDECESSORS.format(root=copy / 'your_dataset_name'))
     dataset = 'from meta import your_dataset_name\ndataset = your_dataset_name'
@@ -66,7 +64,7 @@ def test_the_predecessors_example_word_for_word(copy, drawn):
     assert (copy / 'weights' / 'epoch_002.pth').exists()
 
 
-def test_help_and_errors_of_the_command_line(copy):
+def test_help_errors_and_the_demo_that_makes_its_own_faces(copy):
     out = python(copy, 'main.py', '-h').stdout
     options = 'dataset', 'save', 'resume', 'batch-size', 'lr', 'workers', 'seed'
     words = 'ctx', 'epochs', 'weights', *(f'--{option}' for option in options)
@@ -77,11 +75,27 @@ def test_help_and_errors_of_the_command_line(copy):
     gone = python(copy, 'main.py', '-1', '1', '--dataset', 'agedb')
     message = r'error: data/agedb/train: No such file or directory, seen from .*: expected .*\n'
     assert gone.returncode == 1 and re.fullmatch(message, gone.stderr)
-
-
-def test_the_demo_makes_its_own_faces(copy):
     append(copy / 'meta.py', "demo |= {'n_cls': 4}\n")
     edit(copy / 'training/command.py', ('val_people=100', 'val_people=3'))
     result = python(copy, 'main.py', '-1', '1', '--set', *TINY)
     assert result.returncode == 0, result.stderr
     assert len(os.listdir(copy / 'data/demo/train')) == 4 and (copy / 'runs/demo/best.pth').exists()
+
+
+SMALL = '--people', 1, '--val-people', 1, '--images', 1, '--val-images', 1
+
+
+def test_targets_that_cannot_be_written_or_exist_are_one_line(tmp_path):
+    for line in [('file/x', *SMALL), ('--sheet', 'file/x.png')]:
+        (tmp_path / 'file').write_text('mine')
+        run = python(tmp_path, ROOT / 'synthetic.py', *line)
+        assert run.returncode == 1 and run.stdout == ''
+        error = run.stderr.splitlines()[-1]
+        assert error.startswith('error: ') and error.endswith('Not a directory')
+        assert line[-1 if len(line) == 2 else 0] in error and 'Traceback' not in run.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ['file']
+    run = python(tmp_path, ROOT / 'synthetic.py', tmp_path, *SMALL)
+    assert run.returncode == 1 and run.stderr.startswith(f'error: {tmp_path} exists already')
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    run = python(tmp_path, ROOT / 'synthetic.py', '--sheet', 'x.foo')
+    assert run.returncode == 2 and 'x.foo: not the name of a picture' in run.stderr.splitlines()[-1]

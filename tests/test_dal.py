@@ -14,22 +14,17 @@ def variates(n=200, seed=0):
     return a, 0.6 * a + torch.randn(n, generator=generator)
 
 
-def test_correlation_is_numpys():
+def test_correlation_is_numpys_and_its_gradient_the_closed_form():
     for seed in range(20):
         a, b = variates(30, seed)
         expected = np.corrcoef(a, b)[0, 1]
         assert dal.canonical_correlation(a, b).item() == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-3, -1.0, 7.0, 1e12, 1e30])
-def test_correlation_ignores_scale_and_shift_and_carries_sign(scale):
     a, b = variates()
-    rho = dal.canonical_correlation(a, b).item() * np.sign(scale)
-    assert dal.canonical_correlation(a * scale, b).item() == pytest.approx(rho, abs=1e-6)
-    assert dal.canonical_correlation(a + 50, b * scale).item() == pytest.approx(rho, abs=1e-5)
-
-
-def test_correlation_gradient_is_the_closed_form():
+    with torch.autocast('cpu', torch.bfloat16):
+        rho = dal.canonical_correlation(a.bfloat16(), b.bfloat16())
+    assert rho.dtype == torch.float32
+    expected = np.corrcoef(a.bfloat16().float(), b.bfloat16().float())[0, 1]
+    assert rho.item() == pytest.approx(expected, abs=1e-6)
     a, b = variates(50)
     a.requires_grad_()
     dal.canonical_correlation(a, b).backward()
@@ -39,40 +34,30 @@ def test_correlation_gradient_is_the_closed_form():
     torch.testing.assert_close(a.grad.double(), expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize('constant', [0.0, 0.1, -1e20])
-def test_a_constant_variate_has_no_correlation_and_no_gradient(constant):
-    a, b = torch.full((64,), constant, requires_grad=True), variates(64)[0].requires_grad_()
-    rho = dal.canonical_correlation(a, b).abs()
-    rho.backward()
-    assert rho.item() == 0 and not a.grad.any() and not b.grad.any()
-
-
-def test_correlation_is_float32_under_autocast():
+def test_correlation_ignores_scale_and_shift_and_a_constant_has_none():
     a, b = variates()
-    with torch.autocast('cpu', torch.bfloat16):
-        rho = dal.canonical_correlation(a.bfloat16(), b.bfloat16())
-    assert rho.dtype == torch.float32
-    expected = np.corrcoef(a.bfloat16().float(), b.bfloat16().float())[0, 1]
-    assert rho.item() == pytest.approx(expected, abs=1e-6)
-
-
-def correlated_features(n=4096, dim=24, seed=0):
-    """x and y (n, dim), badly conditioned, sharing one direction."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(n, 1, generator=generator)
-    scales = torch.logspace(-1, 1, dim)
-    x, y = (torch.randn(n, dim, generator=generator) for _ in range(2))
-    x[:, 3:4] = 0.9 * shared + 0.4 * x[:, 3:4]
-    y[:, 9:10] = 0.9 * shared + 0.4 * y[:, 9:10]
-    mix = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
-    return (x * scales) @ mix, (y * scales.flip(0)).relu()
+    for scale in (1e-30, 1e-12, 1e-3, -1.0, 7.0, 1e12, 1e30):
+        rho = dal.canonical_correlation(a, b).item() * np.sign(scale)
+        assert dal.canonical_correlation(a * scale, b).item() == pytest.approx(rho, abs=1e-6)
+        assert dal.canonical_correlation(a + 50, b * scale).item() == pytest.approx(rho, abs=1e-5)
+    for constant in (0.0, 0.1, -1e20):
+        a, b = torch.full((64,), constant, requires_grad=True), variates(64)[0].requires_grad_()
+        rho = dal.canonical_correlation(a, b).abs()
+        rho.backward()
+        assert rho.item() == 0 and not a.grad.any() and not b.grad.any()
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_ascent_reaches_the_first_canonical_correlation(seed):
-    """On badly conditioned features of many more faces than dimensions, with the recipe's rate and
-    the function that training calls."""
-    x, y = correlated_features(seed=seed)
+    """On badly conditioned features, with the recipe's rate and the function of training."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(4096, 1, generator=generator)
+    scales = torch.logspace(-1, 1, 24)
+    x, y = (torch.randn(4096, 24, generator=generator) for _ in range(2))
+    x[:, 3:4] = 0.9 * shared + 0.4 * x[:, 3:4]  # the direction that they share
+    y[:, 9:10] = 0.9 * shared + 0.4 * y[:, 9:10]
+    mix = torch.linalg.qr(torch.randn(24, 24, generator=generator))[0]
+    x, y = (x * scales) @ mix, (y * scales.flip(0)).relu()
     bases = [torch.linalg.qr((side - side.mean(0)).double())[0] for side in (x, y)]
     best = torch.linalg.svdvals(bases[0].T @ bases[1])[0].item()  # in closed form
     assert best > 0.5
@@ -88,8 +73,7 @@ def test_ascent_reaches_the_first_canonical_correlation(seed):
 
 
 def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
-    """Against numpy on all faces at once. Each batch has fewer faces than features, so that no
-    batch alone could tell."""
+    """Against numpy on all faces at once; each batch has fewer faces than features."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(6400, 24)) @ rng.normal(size=(24, 24)) + 5
     age = 40 + 9 * (x[:, :1] - x[:, 1:2]) + 40 * rng.normal(size=(6400, 1))
@@ -104,9 +88,6 @@ def test_solve_finds_the_ridge_direction_of_all_batches_that_it_remembers():
     assert abs(mapping.w_id.numpy() @ ridge) / np.linalg.norm(ridge) > 0.97
     assert mapping.w_id.norm().item() == pytest.approx(1, abs=1e-5)
     assert not any(p.requires_grad for p in mapping.parameters())
-
-
-def test_solve_ignores_dead_features_and_a_variate_without_variance():
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     mapping = dal.CanonicalMapping(4, 1)
     x[:, 2] = 0
@@ -128,33 +109,18 @@ def aged(n=600, dim=12, seed=5):
 
 
 def read_by_least_squares(x, ages):
-    """R² of the best linear reading of the ages, on the faces that it is fitted to: even of what
-    float32 rounds."""
+    """R² of the best linear reading of the ages on the faces that it is fitted to."""
     x, ages = np.column_stack([x.double(), np.ones(len(x))]), ages.double().numpy()
     error = ages - x @ np.linalg.lstsq(x, ages, rcond=None)[0]
     return 1 - error.var() / ages.var()
 
 
-def test_age_variates_span_the_powers_of_the_age():
+def test_an_eraser_leaves_no_power_of_the_age_and_is_leace_without_a_ridge():
     ages = torch.linspace(0, 100, 51)
     powers = (ages[:, None].double() / 50 - 1) ** torch.arange(4)
     z = dal.age_variates(ages, 3).double()
     rest = z - powers @ torch.linalg.lstsq(powers, z).solution
     assert rest.abs().max() < 1e-5 and torch.linalg.matrix_rank(z - z.mean(0)) == 3
-
-
-def fitted(x, z, labels=None, within=False, **how):
-    """The Eraser, fitted block by block."""
-    labels = torch.arange(len(x)) // 3 if labels is None else labels
-    fitter = dal.EraserFitter(x.shape[1], z.shape[1], within)
-    order = labels.argsort(stable=True)
-    whole = labels[order].diff().nonzero()[::50, 0].add(1).tolist()
-    for block in order.tensor_split(whole):
-        fitter.update(x[block], z[block], labels[block])
-    return fitter.solve(**how)
-
-
-def test_an_eraser_leaves_no_age_to_any_linear_probe():
     x, ages = aged()
     erase = fitted(x, dal.age_variates(ages, 3))
     x_id = erase(x.double())
@@ -168,11 +134,7 @@ def test_an_eraser_leaves_no_age_to_any_linear_probe():
     torch.testing.assert_close(x_id.mean(0).float(), x.mean(0), rtol=1e-4, atol=1e-4)
     whole = fitted(x, dal.age_variates(ages, 3), torch.zeros(600))
     torch.testing.assert_close(whole.projection, erase.projection)  # whatever the blocks
-
-
-def test_without_a_ridge_the_eraser_is_leace():
-    """Belrose et al., theorem 4.2: W⁺ P W with W whitening x and P onto the columns of W Σ_xz."""
-    x, ages = aged()
+    # Belrose et al., theorem 4.2: W⁺ P W with W whitening x and P onto the columns of W Σ_xz
     z = dal.age_variates(ages, 3)
     erase = fitted(x, z, ridge=0.0)
     covariance, cross = np.cov(x.T), np.cov(x.T, z.double().numpy().T)[:12, 12:]
@@ -181,6 +143,17 @@ def test_without_a_ridge_the_eraser_is_leace():
     basis = np.linalg.qr(whiten @ cross)[0]
     expected = colour @ basis @ basis.T @ whiten
     np.testing.assert_allclose(erase.projection.T, expected, rtol=1e-5, atol=1e-5)
+
+
+def fitted(x, z, labels=None, within=False, **how):
+    """The Eraser, fitted block by block."""
+    labels = torch.arange(len(x)) // 3 if labels is None else labels
+    fitter = dal.EraserFitter(x.shape[1], z.shape[1], within)
+    order = labels.argsort(stable=True)
+    whole = labels[order].diff().nonzero()[::50, 0].add(1).tolist()
+    for block in order.tensor_split(whole):
+        fitter.update(x[block], z[block], labels[block])
+    return fitter.solve(**how)
 
 
 def test_whitening_after_the_eraser_evens_out_what_changes_within_people():
@@ -204,7 +177,7 @@ def test_whitening_after_the_eraser_evens_out_what_changes_within_people():
     assert within(less)[2] < 1e-9 * within(less)[-1]
 
 
-def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
+def test_within_a_person_the_age_goes_and_few_ages_do_no_harm():
     """Older people have more of feature 1 here, and everybody's own years move feature 0."""
     labels = torch.arange(600) % 100
     own, between = 20 * torch.randn(600).clamp(-1, 1), 40 + torch.linspace(-10, 10, 100)[labels]
@@ -215,17 +188,13 @@ def test_within_a_person_the_age_goes_and_what_people_differ_in_stays():
     within = ages - ages.reshape(6, 100).mean(0)[labels]
     assert read_by_least_squares(x, within) > 0.5 and read_by_least_squares(x_id, within) < 0.05
     assert read_by_least_squares(x_id, between) > 0.9 * read_by_least_squares(x, between)
-
-
-@pytest.mark.parametrize('values', [[12.0, 40.0], [33.0]])
-def test_an_eraser_of_few_ages(values):
-    """Their powers say the same; if all ages are one there is nothing to take out."""
-    x, _ = aged()
-    ages = torch.tensor(values)[torch.arange(600) % len(values)]
-    x[:, 0] += ages / 10
-    x_id = fitted(x, dal.age_variates(ages, 4))(x.double())
-    assert x_id.isfinite().all()
-    if len(values) > 1:
-        assert read_by_least_squares(x_id, ages) < 0.05
-    else:
-        assert (x - x_id).abs().max() < 1e-3
+    for values in [[12.0, 40.0], [33.0]]:
+        x, _ = aged()
+        ages = torch.tensor(values)[torch.arange(600) % len(values)]
+        x[:, 0] += ages / 10
+        x_id = fitted(x, dal.age_variates(ages, 4))(x.double())
+        assert x_id.isfinite().all()
+        if len(values) > 1:
+            assert read_by_least_squares(x_id, ages) < 0.05
+        else:
+            assert (x - x_id).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Lists, pixels, batches, and the file of decoded faces; each bad input's message."""
+"""Entries, lists, pixels, batches, the file of decoded faces; each bad input's message."""
 
 import errno
 import io
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import listed, pixels_of, refused
+from conftest import invalid, listed, pixels_of, refused
 from PIL import Image
 from test_images import encoded
 
-from dataset import Batches, Faces, training_loader
+import meta
+from dataset import Batches, Faces, check_entry, training_loader
 from storage import rows
-from storage.images import decode
+from storage.images import decode, parse_age
 from system import progress
 
 
@@ -41,20 +42,19 @@ def test_bad_folders_and_names_are_named_and_counted(folder, tmp_path):
     refused(rf"5 file name\(s\) {named}; .*'pat'", listed, folder)
 
 
-@pytest.mark.parametrize('wide, high', [(112, 96), (64, 64)])
-@pytest.mark.parametrize('cache', [True, False])
-def test_other_sizes(folder, wide, high, cache):
-    Image.new('RGB', (wide, high)).save(folder / 'p00000' / 'wrong_20.jpg')
+def test_other_sizes_and_unreadable_files(folder):
+    for size in [0, 200, -300]:
+        for kind in ['JPEG', 'PNG']:
+            bad = folder / 'p00000' / f'bad_20.{kind.lower()}'
+            bad.write_bytes(encoded(kind=kind)[:size])
+            refused('bad_20.*not readable', listed(folder).check)
+            bad.unlink()
+            assert not list(folder.parent.glob('.*')), 'no half-made cache may stay'
     said = r'1 image\(s\) are not 112 high × 96 or 112 wide, or not readable: p00000/wrong_20.jpg: '
-    refused(f'{said}{high} high × {wide} wide', listed(folder).check, cache)
-
-
-@pytest.mark.parametrize('size', [0, 200, -300])
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-def test_unreadable_files(folder, size, kind):
-    (folder / 'p00000' / f'bad_20.{kind.lower()}').write_bytes(encoded(kind=kind)[:size])
-    refused('bad_20.*not readable', listed(folder).check)
-    assert not list(folder.parent.glob('.*')), 'no half-made cache may stay'
+    for wide, high in [(112, 96), (64, 64)]:
+        for cache in [True, False]:
+            Image.new('RGB', (wide, high)).save(folder / 'p00000' / 'wrong_20.jpg')
+            refused(f'{said}{high} high × {wide} wide', listed(folder).check, cache)
 
 
 @pytest.mark.parametrize('width', [96, 112])
@@ -117,7 +117,7 @@ def test_no_room_for_the_cache_is_said_and_decoding_goes_on(folder, monkeypatch)
     assert faces.__getitems__([0, 1])[0].shape == (2, 3, 112, 96)
 
 
-def test_batches_are_a_function_of_seed_and_epoch():
+def test_batches_are_a_function_of_seed_and_epoch_and_the_loader_reads_them(folder):
     batches, epochs = Batches(103, 10, seed=1), []
     for batches.epoch in (0, 1):
         order = sum(batches, [])
@@ -127,24 +127,18 @@ def test_batches_are_a_function_of_seed_and_epoch():
     resumed = Batches(103, 10, seed=1)
     resumed.epoch, resumed.first = 1, 4
     assert sum(resumed, []) == epochs[1][40:]
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_loader(folder, workers):
-    faces = listed(folder)
-    faces.check()
-    loader = training_loader(faces, 8, 0, workers, pin=False)
-    for loader.batch_sampler.epoch in (0, 1):
-        wanted = list(loader.batch_sampler)
-        for indices, (images, labels, ages, _) in zip(wanted, loader, strict=True):
-            assert (labels.numpy() == faces.labels[indices]).all()
-            assert (ages.numpy() == faces.ages[indices]).all()
-            assert (images[3].permute(1, 2, 0).numpy() == faces.read(indices[3])).all()
-    reason = 'less than one batch of 64: lower it with --batch-size'
-    refused(reason, training_loader, listed(folder), 64, 0, 0, False)
-
-
-# the file of decoded faces, on disks and systems that differ
+    for workers in [0, 2]:
+        faces = listed(folder)
+        faces.check()
+        loader = training_loader(faces, 8, 0, workers, pin=False)
+        for loader.batch_sampler.epoch in (0, 1):
+            wanted = list(loader.batch_sampler)
+            for indices, (images, labels, ages, _) in zip(wanted, loader, strict=True):
+                assert (labels.numpy() == faces.labels[indices]).all()
+                assert (ages.numpy() == faces.ages[indices]).all()
+                assert (images[3].permute(1, 2, 0).numpy() == faces.read(indices[3])).all()
+        reason = 'less than one batch of 64: lower it with --batch-size'
+        refused(reason, training_loader, listed(folder), 64, 0, 0, False)
 
 
 def checked(folder):
@@ -184,9 +178,6 @@ def test_a_read_only_disk_is_said_and_faces_are_decoded(folder, monkeypatch):
     assert len(pixels_of(faces)) == 40
 
 
-# how far it is
-
-
 def output_of(monkeypatch, terminal, seconds, work):
     """What work() writes to stderr where a line is due every `seconds`."""
     stderr = io.StringIO()
@@ -197,7 +188,7 @@ def output_of(monkeypatch, terminal, seconds, work):
     return stderr.getvalue()
 
 
-def test_without_a_terminal_there_are_lines_with_rate_and_time_left(folder, monkeypatch):
+def test_how_far_it_is_is_said_with_rate_and_time_left(folder, monkeypatch):
     def work():
         with progress.progress(None, 'reading x', 300, unit=' faces') as bar:
             for _ in range(3):
@@ -213,10 +204,56 @@ def test_without_a_terminal_there_are_lines_with_rate_and_time_left(folder, monk
     # on a terminal there is a bar that vanishes
     text = output_of(monkeypatch, True, 60, lambda: list(progress.progress(range(3), 'reading x')))
     assert text.startswith('\rreading x:   0%') and text.endswith('\r')
-
-
-def test_reading_a_set_says_how_far_it_is(folder, monkeypatch):
     monkeypatch.setattr(Faces, 'read', lambda self, index: time.sleep(0.01))
     faces = listed(folder)
     text = output_of(monkeypatch, False, 0, lambda: faces.check(cache=False))
     assert f'reading {folder}: 40 of 40 faces, ' in text
+
+
+NAMES = [('demo', '000_12.jpg', 12), ('demo', '000_0.jpg', 0), ('fgnet', '001A02.JPG', 2)]
+NAMES += [('fgnet', '001A43a.JPG', 43), ('agedb', '0_MariaCallas_35_f.jpg', 35)]
+NAMES += [('morph', '009055_1M54.JPG', 54), ('morph', '123456_02F27.JPG', 27)]
+NAMES += [('cacd2000', '53_Robert_Duvall_0001.jpg', 53)]
+NAMES += [('cacd2000', '39_1_20170116174525125.jpg.chip.jpg', 39)]  # UTKFace's
+
+
+def test_names_with_and_without_an_age():
+    for template, name, age in NAMES:
+        entry = getattr(meta, template)
+        check_entry(template, entry, meta.age_cutoffs)
+        assert parse_age(name, entry['pat'], entry['pos']) == age
+    assert parse_age('000_12.5_x.jpg', '_', 1) == 12.5
+    assert parse_age('000_120.jpg', r'_|\.', -2) == 120
+    for name, why in WITHOUT.items():
+        invalid(why, parse_age, name, r'_|\.', 1)
+
+
+WITHOUT = dict.fromkeys(('000.jpg', '000_.jpg', '000_nan.jpg', '000_1e1.jpg'), 'no age')
+WITHOUT |= dict.fromkeys(('000_-3.jpg', '000_1٢.jpg'), 'no age')
+WITHOUT |= {'000_121.jpg': 'between 0 and 120', '000': 'no position 1'}
+
+
+GOOD = {'train_root': 'a', 'val_root': None, 'pat': '_', 'pos': 1, 'n_cls': 2}
+
+
+BAD = [({'train_rot': 'a'}, "'train_rot'; did you mean 'train_root'")]
+BAD += [({'pat': '('}, 'no regular expression'), ({'pos': '1'}, 'whole number')]
+BAD += [({'n_cls': True}, 'whole number'), ({'train_root': None}, 'a folder')]
+BAD += [({'val_root': 3}, 'a folder, shards, a list, or None')]
+
+
+def test_bad_entries_and_those_of_lists(tmp_path):
+    for change, message in BAD:
+        said = f'^meta.py, yours: .*{message}'
+        refused(said, check_entry, 'yours', GOOD | change, meta.age_cutoffs)
+    for key in GOOD:
+        entry = {k: v for k, v in GOOD.items() if k != key}
+        said = f"meta.py, yours: the key '{key}' is missing"
+        refused(said, check_entry, 'yours', entry, meta.age_cutoffs)
+    for cutoffs in ((), (12, 12), (18, 12), ('a',)):
+        refused('age_cutoffs', check_entry, 'yours', GOOD, cutoffs)
+    entry = {'train_root': str(tmp_path / 'a.csv'), 'val_root': None}
+    assert check_entry('yours', entry, meta.age_cutoffs)['n_cls'] is None
+    folder = entry | {'val_root': str(tmp_path)}
+    refused("the key 'pat' is missing", check_entry, 'yours', folder, meta.age_cutoffs)
+    assert check_entry('yours', folder | {'pat': '_', 'pos': 1}, meta.age_cutoffs)['pos'] == 1

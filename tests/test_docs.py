@@ -14,7 +14,7 @@ import ablation
 import pytest
 import tables
 import torch
-from conftest import ROOT
+from conftest import ROOT, execute
 from torch.distributed.run import get_args_parser
 
 import dataset
@@ -88,13 +88,14 @@ def test_commands_are_accepted(page, monkeypatch):
             pytest.fail(f'{page}: {shlex.join(words)}: {error}')
 
 
-def test_commands_are_found():
+def test_commands_are_found_and_every_page_and_picture_is_linked():
     """The test above sees what is there: every tool is documented."""
     documented = {word for text in PAGES.values() for words in commands(text) for word in words}
     assert documented.issuperset(TOOLS)
     assert [words[:2] for words in commands('`python3 main.py -1 24` and `python3 x`')] == [
         ['python3', 'main.py']
     ]
+    assert not [f for f in (ROOT / 'docs').iterdir() if f.name not in ' '.join(PAGES.values())]
 
 
 @pytest.fixture(scope='module')
@@ -113,28 +114,17 @@ def test_flags_exist(page, flags):
     assert flags.issuperset(re.findall(r'(?<![\w!-])--[a-z][a-z0-9-]*', text))
 
 
-def slugs(text):
-    """Anchors of a page's headings, as GitHub makes them."""
-    titles = re.findall(r'^#+ (.*)', text, re.MULTILINE)
-    return [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
-
-
-def test_links_and_pictures_exist(page):
+def test_links_pictures_paths_and_names_exist_and_lines_end_by_column_100(page):
     folder = ROOT if (ROOT / page).exists() else ROOT / 'docs'
     for link in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', PAGES[page]):
         path, _, anchor = ''.join(link).partition('#')
         if not path.startswith('https:'):
             target = folder / path if path else folder / page
             assert target.exists(), f'{page}: {path}'
-            assert not anchor or anchor in slugs(target.read_text()), f'{page}: {path}#{anchor}'
-
-
-def test_every_page_and_picture_is_linked():
-    assert not [f for f in (ROOT / 'docs').iterdir() if f.name not in ' '.join(PAGES.values())]
-
-
-def test_paths_exist(page):
-    """Files and folders of ours in `inline code`, and the requirements that pip is given."""
+            titles = re.findall(r'^#+ (.*)', target.read_text(), re.MULTILINE) if anchor else ()
+            slugs = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
+            assert not anchor or anchor in slugs, f'{page}: {path}#{anchor}'  # as GitHub makes them
+    # files and folders of ours in `inline code`, and the requirements that pip is given
     code = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', PAGES[page], flags=re.DOTALL))
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {'data', 'runs'}
     paths = [
@@ -145,27 +135,25 @@ def test_paths_exist(page):
     ]
     for path in paths + re.findall(r'pip install -r (\S+\.txt)', PAGES[page]):
         assert (ROOT / path).exists(), f'{page}: {path}'
-
-
-def test_names_exist(page):
-    """`module.name` of ours in inline code, as far as it goes: `main.Training.max_step`."""
+    # `module.name` of ours in inline code, as far as it goes: `main.Training.max_step`
     rooms = {path.stem for path in ROOT.glob('*.py')}
     rooms |= {path.parent.name for path in ROOT.glob('*/__init__.py')}
     for name in set(re.findall(r'`(\w+(?:\.\w+)+)`', PAGES[page])):
         if name.split('.')[0] in rooms and not name.endswith(('.py', '.pth')):
             pkgutil.resolve_name(name)
+    lines = PAGES[page].splitlines()
+    long = [line for line in lines if len(line) > 100 and not line.startswith(('|', '<!--'))]
+    # one of the first page is to be pasted
+    assert [line[:14] for line in long] == ['    python3 -m'] * (page == 'README.md')
+    assert page != 'README.md' or len(lines) <= 165
 
 
-def test_the_script_for_the_backbone_runs(tmp_path, monkeypatch, train):
+def test_the_script_for_the_backbone_and_the_tour_run(tmp_path, monkeypatch, train, capsys):
     save = train(-1, 1, save=tmp_path / 'runs' / 'demo')
     assert (save / 'best.pth').exists()
     (script,) = re.findall(r'```python\n(import torch\n.*?)```', PAGES['README.md'], re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(script, {})
-
-
-def test_the_tour_runs(monkeypatch, capsys):
-    """Its cells, one after the other: less age is read from x_id than from x."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'argv', [])
     cells = json.loads((ROOT / 'docs' / 'tour.ipynb').read_text())['cells']
@@ -188,8 +176,20 @@ def extension(defines):
     return names
 
 
-def test_another_data_set():
+def test_another_data_set_and_benchmark(monkeypatch, drawn, weights, tmp_path):
     dataset.check_entry('my_faces', extension('my_faces')['my_faces'], meta.age_cutoffs)
+    monkeypatch.setitem(evaluate.READERS, 'folded', extension('folded')['folded'])
+    people = [sorted(folder.glob('*.jpg')) for folder in sorted((drawn / 'val').iterdir())]
+    rows = [
+        f'{person // 2} {int(other == person)} {people[person][0]} {people[other][1]}\n'
+        for person in range(4)
+        for other in (person, 5)
+    ]
+    (tmp_path / 'list.txt').write_text(''.join(rows))
+    line = -1, weights, 'folded', tmp_path / 'list.txt', '--out', tmp_path / 'out'
+    execute(evaluate, *line)
+    (report,) = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
+    assert report['verification']['genuine'] == report['verification']['impostor'] == 4
 
 
 def test_another_age_loss(monkeypatch, train):
@@ -229,44 +229,17 @@ def test_another_backbone(monkeypatch, train):
     torch.testing.assert_close(load_weights(weights)[0].embed(faces), loaded.embed(faces))
 
 
-def test_another_benchmark(monkeypatch, drawn, weights, tmp_path):
-    monkeypatch.setitem(evaluate.READERS, 'folded', extension('folded')['folded'])
-    people = [sorted(folder.glob('*.jpg')) for folder in sorted((drawn / 'val').iterdir())]
-    rows = [
-        f'{person // 2} {int(other == person)} {people[person][0]} {people[other][1]}\n'
-        for person in range(4)
-        for other in (person, 5)
-    ]
-    (tmp_path / 'list.txt').write_text(''.join(rows))
-    line = '-1', weights, 'folded', tmp_path / 'list.txt', '--out', tmp_path / 'out'
-    evaluate.run(evaluate.arguments(list(map(str, line))))
-    (report,) = json.loads((tmp_path / 'out' / 'results.json').read_text())['models']
-    assert report['verification']['genuine'] == report['verification']['impostor'] == 4
-
-
-def test_lines_end_by_column_100(page):
-    lines = PAGES[page].splitlines()
-    long = [line for line in lines if len(line) > 100 and not line.startswith(('|', '<!--'))]
-    # one of the first page is to be pasted
-    assert [line[:14] for line in long] == ['    python3 -m'] * (page == 'README.md')
-    assert page != 'README.md' or len(lines) <= 165
-
-
 RESULTS = sorted((ROOT / 'benchmarks').rglob('*.json'))
 
 
-def test_the_tables_are_the_scripts():
-    """`python3 benchmarks/tables.py` would change nothing."""
+def test_the_tables_are_the_scripts_and_results_stand_on_a_page():
     for page in tables.pages():
         text = page.read_text()
         assert tables.filled(text) == text, f'{page.name}: run python3 benchmarks/tables.py'
         assert len(re.findall('<!-- benchmarks/', text)) == len(tables.MARKED.findall(text)), page
-
-
-@pytest.mark.parametrize('path', RESULTS, ids=lambda path: path.stem)
-def test_results_are_written_a_row_a_line_and_stand_on_a_page(path):
-    report = json.loads(path.read_text())
-    assert path.read_text() == tables.as_text(report)
-    assert path.name in ' '.join(PAGES.values())
-    if path.stem.startswith('ablation-'):
-        assert json.loads(json.dumps(ablation.summary(report['runs']))) == report['summary']
+    for path in RESULTS:
+        report = json.loads(path.read_text())
+        assert path.read_text() == tables.as_text(report)
+        assert path.name in ' '.join(PAGES.values())
+        if path.stem.startswith('ablation-'):
+            assert json.loads(json.dumps(ablation.summary(report['runs']))) == report['summary']

@@ -40,7 +40,7 @@ def examine(healthy, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_nothing_to_do(examine, healthy, tmp_path):
+def test_nothing_to_do_in_folders_in_shards_and_under_odd_names(examine, healthy, tmp_path):
     printed, rows = examine()
     assert 'Nothing to do.' in printed and rows == []
     assert '3 people, 9 images, 3 to 3 a person' in printed and '2 people, 6 images' in printed
@@ -51,6 +51,21 @@ def test_nothing_to_do(examine, healthy, tmp_path):
     pasted = {}
     exec(printed[printed.index('here = {') :], pasted)
     assert pasted['here'] == healthy
+    pattern = write_shards(listed(healthy['train_root']), tmp_path / 'shards')
+    printed, rows = examine(train_root=pattern)
+    assert '3 people, 9 images' in printed and 'Nothing to do.' in printed and rows == []
+    line = '--weights', 'any.pth'
+    refused('--weights compares image files', examine, *line, train_root=pattern)
+    names = {'faces': 'faces', 'my set': 'my_set', '2024': '_2024', 'class': '_class', 'Zoë': 'Zo_'}
+    assert {name: summary.identifier(name) for name in names} == names
+    odd = tmp_path / os.fsdecode(b'$a_b^$ \xff')
+    (tmp_path / 'train').rename(odd)
+    entry = healthy | {'train_root': str(odd)}
+    report = doctor.examine('here', entry, meta.age_cutoffs, tmp_path / 'out')
+    assert 'Nothing to do.' in report and (tmp_path / 'out/ages.png').exists()
+    pasted = {}
+    exec(report[report.index('here = {') :], pasted)
+    assert pasted['here'] == entry
 
 
 def replace(path, change):
@@ -154,7 +169,6 @@ def test_the_entry_counts_what_training_counts(examine, tmp_path):
     assert "'n_cls' is" not in printed
     (tmp_path / 'train/nobody').rmdir()
     assert len(listed(tmp_path / 'train').classes) == 3
-    # deeper folders and other suffixes count
     (tmp_path / 'train/train0/deeper').mkdir()
     (tmp_path / FIRST).rename(tmp_path / 'train/train0/deeper/000_4.jfif')
     (tmp_path / 'train/train0/notes.txt').write_text('x')
@@ -166,33 +180,13 @@ def test_the_entry_counts_what_training_counts(examine, tmp_path):
     )
 
 
-def test_shards(examine, healthy, tmp_path):
-    pattern = write_shards(listed(healthy['train_root']), tmp_path / 'shards')
-    printed, rows = examine(train_root=pattern)
-    assert '3 people, 9 images' in printed and 'Nothing to do.' in printed and rows == []
-    line = '--weights', 'any.pth'
-    refused('--weights compares image files', examine, *line, train_root=pattern)
-
-
-def test_a_folder_that_is_not_utf8(healthy, tmp_path):
-    """Its name is drawn above the picture, and told."""
-    odd = tmp_path / os.fsdecode(b'$a_b^$ \xff')
-    (tmp_path / 'train').rename(odd)
-    entry = healthy | {'train_root': str(odd)}
-    report = doctor.examine('here', entry, meta.age_cutoffs, tmp_path / 'out')
-    assert 'Nothing to do.' in report and (tmp_path / 'out/ages.png').exists()
-    pasted = {}
-    exec(report[report.index('here = {') :], pasted)
-    assert pasted['here'] == entry
-
-
-def test_no_validation_set_and_the_entry_to_paste(examine):
+def test_what_is_missing_and_files_are_listed_one_by_one(examine, tmp_path):
     printed, _ = examine(val_root=None, n_cls=7)
     for line in ('val_root is None', "'n_cls': 3,", "'val_root': None,"):
         assert line in printed
-
-
-def test_files_are_listed_one_by_one(examine, tmp_path):
+    said = 'meta.py has no data set .nowhere.; there are demo'
+    refused(said, prepare.main, ['--check', 'nowhere'])
+    refused('no such file', examine, '--weights', tmp_path / 'none.pth')
     (tmp_path / 'train/train0/000_4.jpg').write_bytes(b'x')
     shutil.copy(tmp_path / 'train/train1/000_30.jpg', tmp_path / 'val/val0/003_30.jpg')
     printed, rows = examine()
@@ -232,14 +226,3 @@ def test_features_find_what_pixels_do_not(examine, tmp_path, monkeypatch):
     assert (str(tmp_path / FIRST), 'same photograph', str(again)) in found
     assert (f'{train}/train1', 'same person', str(stranger)) in found
     assert 'look like one photograph' in printed and 'may be of one person' in printed
-
-
-def test_what_is_asked_for_must_be_there(examine, tmp_path):
-    said = 'meta.py has no data set .nowhere.; there are demo'
-    refused(said, prepare.main, ['--check', 'nowhere'])
-    refused('no such file', examine, '--weights', tmp_path / 'none.pth')
-
-
-def test_identifiers():
-    names = {'faces': 'faces', 'my set': 'my_set', '2024': '_2024', 'class': '_class', 'Zoë': 'Zo_'}
-    assert {name: summary.identifier(name) for name in names} == names

@@ -6,8 +6,10 @@ from html import unescape
 
 import numpy as np
 import pytest
+from conftest import unit
 from sklearn.metrics import det_curve
 
+import meta
 from evaluation import error_rates, leakage, rates
 from evaluation.age_calibration import Scored
 from evaluation.evidence import Evidence
@@ -15,17 +17,11 @@ from evaluation.pairs import Pairs
 from evaluation.protocols import Benchmark
 from evaluation.report import write_html
 
-CUTOFFS = (12, 18, 25, 35, 45, 55, 65)
-
 
 def scored(*rows):
     """Scored pairs of (similarity, younger, gap, same, person, person)."""
     similarity, younger, gap, same, *people = map(np.array, zip(*rows, strict=True))
     return Scored(similarity, younger, gap, same.astype(bool), np.stack(people, 1))
-
-
-def unit(features):
-    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
 def two_gaussians(n=4000, shift=2.0, seed=0):
@@ -35,25 +31,31 @@ def two_gaussians(n=4000, shift=2.0, seed=0):
     return rng.normal(mean, shift), same, np.arange(n) * 10 // n
 
 
-def test_rates_count_and_are_marked_by_the_rule_of_30():
+def test_rates_count_by_the_rule_of_30_with_and_without_failures_to_acquire():
     expected = {'rate': 0.29, 'errors': 29, 'trials': 100, 'few': True}
     assert error_rates.rate(np.arange(100) < 29) == expected
     found = error_rates.rate(np.arange(100) < 30, np.arange(100) // 2)
     assert not found['few'] and found['interval'][0] < 0.3 < found['interval'][1]
     assert error_rates.rate(np.zeros(0, bool))['rate'] is None
+    for impostors, fmr in ((30000, 1e-3), (29000, 0.01), (300, 0.1), (9, None)):
+        scores = np.r_[np.arange(impostors) / impostors, 2.0]
+        found = error_rates.global_threshold(scores, scores > 1)
+        assert (found and found['fmr']) == fmr
+        if fmr:
+            assert (scores[:-1] > found['threshold']).sum() == round(fmr * impostors)
+        assert error_rates.global_threshold(scores, scores > 3) is None
+    scores, same, folds = two_gaussians(400, shift=5)
+    pairs = Pairs(np.arange(400), np.arange(400), same, folds)
+    missed = np.arange(400) < 40
+    found = error_rates.failures(missed, pairs, scores)
+    assert found['fta']['rate'] == 0.1 and found['pairs_lost'] == 40
+    without = rates.roc_figures(scores[40:], same[40:])
+    assert found['without']['auc'] == without['auc'][0]
+    # the tenth of the genuine pairs that is lost can't be accepted at any threshold that rejects
+    assert found['with']['tar@1e-1'] <= 0.9 < without['tar@1e-1'][0]
 
 
-@pytest.mark.parametrize('impostors, fmr', [(30000, 1e-3), (29000, 0.01), (300, 0.1), (9, None)])
-def test_the_global_threshold_has_thirty_false_matches_beneath(impostors, fmr):
-    scores = np.r_[np.arange(impostors) / impostors, 2.0]
-    found = error_rates.global_threshold(scores, scores > 1)
-    assert (found and found['fmr']) == fmr
-    if fmr:
-        assert (scores[:-1] > found['threshold']).sum() == round(fmr * impostors)
-    assert error_rates.global_threshold(scores, scores > 3) is None
-
-
-def test_false_matches_by_two_ages_are_counted_by_hand():
+def test_false_matches_non_matches_and_their_slope_by_age():
     pairs = scored(
         (0.9, 10, 0, 0, 0, 1),
         (0.1, 11, 1, 0, 0, 2),
@@ -61,22 +63,15 @@ def test_false_matches_by_two_ages_are_counted_by_hand():
         (0.9, 70, 1, 0, 1, 3),
         (0.9, 70, 1, 1, 1, 1),  # one person: no false match
     )
-    table = error_rates.by_ages(pairs, 0.5, CUTOFFS)
+    table = error_rates.by_ages(pairs, 0.5, meta.age_cutoffs)
     assert table['groups'][0] == '0-12' and table['groups'][-1] == '66+'
     assert table['fmr'][0][0] == 0.5 and table['trials'][0][0] == 2
     assert table['fmr'][0][2] == 1 and table['fmr'][2][0] is None and table['fmr'][7][7] == 1
     assert np.sum(table['trials']) == 4 and table['few'][0][0]
-
-
-def test_false_non_matches_by_years_elapsed():
     rows = [(0.9, 10, 2, 1, 0, 0), (0.2, 10, 5, 1, 1, 1), (0.5, 10, 40, 1, 0, 0)]
     found = error_rates.by_years(scored(*rows, (0.1, 10, 2, 0, 0, 1)), 0.5)
     found = [(row['years'], row['rate'], row['trials']) for row in found]
     assert found == [('0-5', 0.5, 2), ('31+', 1.0, 1)]  # at the threshold is no match
-
-
-def test_the_slope_is_that_within_a_person():
-    """People who were photographed over longer are less alike here; the slope doesn't see it."""
     rng, rows = np.random.default_rng(0), []
     for person in range(40):
         for years in rng.uniform(0, person + 1, 10):
@@ -87,21 +82,18 @@ def test_the_slope_is_that_within_a_person():
     assert error_rates.slope(scored((0.5, 20, 3, 1, 0, 0))) is None
 
 
-@pytest.mark.parametrize('people', [None, np.stack([np.arange(4000) // 20] * 2, 1)])
-def test_the_det_curve_is_scikit_learns_and_lies_in_its_band(people):
-    scores, same, _ = two_gaussians()
-    curve = error_rates.det(scores, same, people)
-    fmr, fnmr, _ = det_curve(same, scores)
-    for k, asked in enumerate(curve['fmr']):
-        if asked < 1 / 2000:
-            assert curve['fnmr'][k] is None
-        else:
-            assert curve['fnmr'][k] == pytest.approx(fnmr[fmr <= asked + 1e-9].min(), abs=1e-9)
-            assert curve['low'][k] <= curve['fnmr'][k] <= curve['high'][k]
-    assert error_rates.det(scores, same | True, None) is None
-
-
-def test_cllr_of_known_ratios():
+def test_the_det_curve_is_scikit_learns_and_cllr_of_known_ratios():
+    for people in [None, np.stack([np.arange(4000) // 20] * 2, 1)]:
+        scores, same, _ = two_gaussians()
+        curve = error_rates.det(scores, same, people)
+        fmr, fnmr, _ = det_curve(same, scores)
+        for k, asked in enumerate(curve['fmr']):
+            if asked < 1 / 2000:
+                assert curve['fnmr'][k] is None
+            else:
+                assert curve['fnmr'][k] == pytest.approx(fnmr[fmr <= asked + 1e-9].min(), abs=1e-9)
+                assert curve['low'][k] <= curve['fnmr'][k] <= curve['high'][k]
+        assert error_rates.det(scores, same | True, None) is None
     scores, same, folds = two_gaussians()
     exact = error_rates.cost(scores, same)
     found = error_rates.cllr(3 * scores + 1, same, folds)  # the regression finds the ratios again
@@ -139,32 +131,22 @@ def test_open_set_identification_by_a_slow_loop():
     assert error_rates.open_set(embeddings[::3], labels[::3], ages[::3]) is None
 
 
-def test_failures_to_acquire_are_rates_with_and_without():
-    scores, same, folds = two_gaussians(400, shift=5)
-    pairs = Pairs(np.arange(400), np.arange(400), same, folds)
-    missed = np.arange(400) < 40
-    found = error_rates.failures(missed, pairs, scores)
-    assert found['fta']['rate'] == 0.1 and found['pairs_lost'] == 40
-    without = rates.roc_figures(scores[40:], same[40:])
-    assert found['without']['auc'] == without['auc'][0]
-    # the tenth of the genuine pairs that is lost can't be accepted at any threshold that rejects
-    assert found['with']['tar@1e-1'] <= 0.9 < without['tar@1e-1'][0]
-
-
 def test_the_age_of_a_person_is_told_and_neighbours_see_what_no_line_does():
     rng = np.random.default_rng(0)
     labels, ages = np.repeat(np.arange(80), 5), rng.uniform(0, 80, 400)
     line = np.c_[ages + rng.normal(size=400), 20 * rng.normal(size=400)]
-    found = leakage.age_leakage(line, labels, ages, CUTOFFS)
+    found = leakage.age_leakage(line, labels, ages, meta.age_cutoffs)
     assert found['order'] > 0.95 and found['order_pairs'] == 800
-    noise = leakage.age_leakage(rng.normal(size=(400, 8)), labels, ages, CUTOFFS)
+    noise = leakage.age_leakage(rng.normal(size=(400, 8)), labels, ages, meta.age_cutoffs)
     low, high = noise['order_interval']
     assert low < 0.5 < high
     angle = ages / 80 * 2 * np.pi
-    ring = leakage.age_leakage(np.stack([np.cos(angle), np.sin(angle)], 1), labels, ages, CUTOFFS)
+    ring = leakage.age_leakage(
+        np.stack([np.cos(angle), np.sin(angle)], 1), labels, ages, meta.age_cutoffs
+    )
     assert ring['neighbours_r2'] > 0.9 > ring['r2'] + 0.2 and ring['neighbours_mae'] < 5
     long = unit(rng.normal(size=(400, 8))) * ages[:, None]
-    assert leakage.age_leakage(long, labels, ages, CUTOFFS)['r2_unit'] < 0.1
+    assert leakage.age_leakage(long, labels, ages, meta.age_cutoffs)['r2_unit'] < 0.1
 
 
 @pytest.mark.parametrize('ages', [True, False])
@@ -178,7 +160,7 @@ def test_the_whole_report_is_one_file(tmp_path, ages):
         same = labels[left] == labels[right]
         people = {'pairs': Pairs(left, right, same, np.arange(240) % 2)}
     one = Evidence(Benchmark(['x'] * 240, ['x'] * 240, **people), embeddings, 0)
-    report = {'error_rates': error_rates.error_report(one, CUTOFFS, np.arange(240) == 5)}
+    report = {'error_rates': error_rates.error_report(one, meta.age_cutoffs, np.arange(240) == 5)}
     json.dumps(report, allow_nan=False)
     assert ('global' in report['error_rates']) == ages
     (tmp_path / 'roc.png').write_bytes(b'a picture')

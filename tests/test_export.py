@@ -1,5 +1,6 @@
 """What is exported is what PyTorch computes, and can be used without this repository."""
 
+import functools
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, python, refused, save_weights
+from conftest import ROOT, execute, invalid, python, refused, save_weights
 from PIL import Image
 
 import backbones
@@ -20,9 +21,7 @@ from recognition.weights import load_weights
 from training import resume
 from training.recipe import finetune
 
-
-def run(*line):
-    export.run(export.arguments([str(word) for word in line]))
+run = functools.partial(execute, export)
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +35,6 @@ def images(paths):
 
 
 def session(file):
-    """onnxruntime's, on the CPU."""
     onnxruntime = pytest.importorskip('onnxruntime')
     return onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
 
@@ -49,14 +47,7 @@ def onnx_file(weights, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize('n', [1, 2, 5, 33])
-def test_onnxruntime_gives_the_embeddings_of_pytorch(model, onnx_file, drawn, n):
-    faces = images((sorted((drawn / 'val').rglob('*.jpg')) * 2)[:n])
-    (embeddings,) = session(onnx_file).run(None, {'faces': faces.numpy()})
-    np.testing.assert_allclose(embeddings, model.embed(faces).numpy(), atol=1e-5)
-
-
-def test_onnx_has_the_identity_branch_alone_and_says_what_it_takes(model, onnx_file, weights):
+def test_onnx_is_the_identity_branch_as_pytorch_has_it(model, onnx_file, weights, faces):
     onnx = pytest.importorskip('onnx')
     loaded = onnx.load(onnx_file)
     onnx.checker.check_model(loaded, full_check=True)
@@ -68,6 +59,10 @@ def test_onnx_has_the_identity_branch_alone_and_says_what_it_takes(model, onnx_f
     assert 'identity' not in names and 'model.age' not in names
     axes = loaded.graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param or axis.dim_value for axis in axes] == ['N', 3, 112, 96]
+    for n in (1, 2, 5, 33):
+        pixels = images(faces[:n])
+        (embeddings,) = session(onnx_file).run(None, {'faces': pixels.numpy()})
+        np.testing.assert_allclose(embeddings, model.embed(pixels).numpy(), atol=1e-5)
 
 
 def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
@@ -79,7 +74,7 @@ def test_an_onnx_that_differs_is_not_written(weights, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, drawn):
+def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, faces):
     safetensors = pytest.importorskip('safetensors')
     run('backbone', weights, tmp_path / 'tiny.safetensors')
     with safetensors.safe_open(tmp_path / 'tiny.safetensors', 'pt') as file:
@@ -91,12 +86,12 @@ def test_the_backbone_works_with_its_metadata_alone(model, weights, tmp_path, dr
     for part, name in zip(parts, ('backbone.', 'factorization.'), strict=True):
         below = [key for key in tensors if key.startswith(name)]
         part.load_state_dict({key.removeprefix(name): tensors[key] for key in below})
-    faces = images(sorted((drawn / 'val').rglob('*.jpg'))[:3])
+    pixels = images(faces[:3])
     with torch.no_grad():
-        x_id = parts[1](parts[0](normalize(faces)))[1]
-        torch.testing.assert_close(x_id, model.features(faces)[2])
+        x_id = parts[1](parts[0](normalize(pixels)))[1]
+        torch.testing.assert_close(x_id, model.features(pixels)[2])
     again, info = load_weights(tmp_path / 'tiny.safetensors')  # it is read, without its heads
-    torch.testing.assert_close(again.embed(faces), model.embed(faces))
+    torch.testing.assert_close(again.embed(pixels), model.embed(pixels))
     assert info.classes == [] and info.backbone == json.loads(facts['backbone'])
     recipe, state = resume.read_backbone(str(tmp_path / 'tiny.safetensors'), finetune)
     assert recipe.dim == 16 and torch.equal(state['project.bias'], model.backbone.project.bias)
@@ -114,8 +109,7 @@ def read_arrays(path):
 
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
-def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
-    """By the script itself."""
+def test_embeddings_have_paths_and_the_eraser_is_the_split(model, weights, tmp_path, drawn, ending):
     line = ROOT / 'export.py', 'embeddings', weights, drawn / 'val', f'faces{ending}'
     done = python(tmp_path, *line)
     assert done.stdout == f'faces{ending}: 36 faces, 32 values each\n' and not done.stderr
@@ -125,10 +119,6 @@ def test_embeddings_have_their_paths(model, weights, tmp_path, drawn, ending):
     assert float(facts['threshold']) == torch.load(weights)['decision']['threshold']
     want = model.embed(images([drawn / 'val' / paths[7], drawn / 'val' / paths[30]]))
     np.testing.assert_allclose(arrays['embeddings'][[7, 30]], want, atol=1e-5)
-
-
-@pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
-def test_the_eraser_is_the_split_of_the_network(weights, tmp_path, ending):
     refused('no affine map.*main.py -1 0 --init', run, 'eraser', weights)
     torch.manual_seed(0)
     state, split = torch.load(weights), SolvedFactorization(16)
@@ -146,7 +136,7 @@ def test_the_eraser_is_the_split_of_the_network(weights, tmp_path, ending):
     assert 'x @ matrix + offset' in facts['feature']
 
 
-def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_path):
+def test_what_is_there_stays_and_what_is_missing_is_named(weights, tmp_path, monkeypatch):
     (tmp_path / 'a.safetensors').write_text('mine')
     refused('is there already', run, 'backbone', weights, tmp_path / 'a.safetensors')
     refused('must end in', run, 'backbone', weights, tmp_path / 'a.npz')
@@ -155,15 +145,10 @@ def test_what_is_there_is_not_overwritten_and_names_are_checked(weights, tmp_pat
     refused('no such folder', run, 'embeddings', weights, tmp_path / 'gone', tmp_path / 'e.npz')
     assert list(tmp_path.iterdir()) == [tmp_path / 'a.safetensors']
     assert (tmp_path / 'a.safetensors').read_text() == 'mine'
-
-
-@pytest.mark.parametrize(
-    'kind, package', [('onnx', 'onnxscript'), ('backbone', 'safetensors.numpy')]
-)
-def test_packages_that_are_missing_are_named(weights, monkeypatch, kind, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    how = f'{package.split(".")[0]}: pip install -r requirements-export.txt'
-    refused(how, run, kind, weights)
+    for kind, package in (('onnx', 'onnxscript'), ('backbone', 'safetensors.numpy')):
+        monkeypatch.setitem(sys.modules, package, None)
+        how = f'{package.split(".")[0]}: pip install -r requirements-export.txt'
+        refused(how, run, kind, weights)
 
 
 HUB = """
@@ -209,8 +194,7 @@ def test_a_hub_file_that_lies_about_its_backbone(published, tmp_path, monkeypatc
     state = torch.load(published[0])
     for config in ({'name': 'iresnet18'}, {'name': 'nothing'}, {'name': 'mobilefacenet', 'x': 1}):
         torch.save(state | {'backbone': config}, tmp_path / 'a.pth')
-        with pytest.raises(ValueError, match='a.pth: not of the backbone'):
-            hubconf.dal(tmp_path / 'a.pth')
+        invalid('a.pth: not of the backbone', hubconf.dal, tmp_path / 'a.pth')
 
 
 def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_path):
@@ -226,12 +210,11 @@ def test_onnx_of_a_published_backbone_holds_its_preprocessing(published, tmp_pat
     np.testing.assert_allclose(found, model.embed(faces).numpy(), atol=1e-5)
 
 
-def test_the_documented_script_finds_faces_without_torch(weights, onnx_file, drawn, tmp_path):
+def test_the_documented_script_takes_no_torch(weights, onnx_file, drawn, faces, tmp_path):
     pytest.importorskip('onnxruntime')
-    line = weights, '--index', drawn / 'val', tmp_path / 'archive.index'
-    verify.run(verify.arguments(list(map(str, line))))
+    execute(verify, weights, '--index', drawn / 'val', tmp_path / 'archive.index')
     shutil.copy(onnx_file, tmp_path / 'best.onnx')
-    face = sorted((drawn / 'val').rglob('*.jpg'))[20]
+    face = faces[20]
     Image.open(face).save(tmp_path / 'face.png')
     page = (ROOT / 'docs' / 'verify.md').read_text()
     (script,) = re.findall(r'```python\n(import json\n.*?)```', page, re.DOTALL)

@@ -27,7 +27,7 @@ def training(**values):
     return result
 
 
-def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
+def test_what_is_frozen_stays_and_the_backbone_learns_at_its_own_rate():
     run = training(freeze=0.5)
     states = [snapshot(run.model.backbone)]
     for _ in range(4):
@@ -35,17 +35,11 @@ def test_a_frozen_backbone_stays_with_its_statistics_and_then_moves():
         states.append(snapshot(run.model.backbone))
     assert not moved(states[0], states[2]) and moved(states[2], states[3]) == set(states[0])
     assert all(p.requires_grad for p in run.model.backbone.parameters())
-
-
-def test_frozen_batch_norm_keeps_its_statistics_while_its_weights_move():
     run = training(batchnorm='frozen')
     before = snapshot(run.model.backbone)
     iterate(run, *batch())
     kept = {name for name in before if 'running' in name or 'num_batches' in name}
     assert kept and moved(before, snapshot(run.model.backbone)) == set(before) - kept
-
-
-def test_the_backbone_learns_at_its_own_rate():
     values = dict(lr=0.01, momentum=0.0, weight_decay=0.0, clip=1e9)
     slow, plain = (training(lr_backbone=factor, **values) for factor in (0.25, 1.0))
     before, steps = snapshot(slow.model.backbone), []
@@ -96,8 +90,7 @@ FINETUNE = ('--recipe', 'finetune')
 
 
 def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
-    """Epoch 0 is the backbone as it came; the end says what training made of it; what it leaves is
-    whole."""
+    """Epoch 0 is the backbone as it came; the end says what training made of it."""
     folder = train(-1, 2, '--init', first, *FINETUNE, save=tmp_path / 'fine')
     said = capsys.readouterr().out
     assert 'epoch 0/2' in said and 'epoch 2/2' in said and ': before → after' in said
@@ -112,7 +105,16 @@ def test_a_fine_tuning_by_the_command_line(train, first, tmp_path, capsys):
     assert moved(untouched, {k: start[f'backbone.{k}'] for k in untouched})
 
 
-def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp_path):
+def test_within_person_takes_people_of_several_ages(capsys, train, first, drawn, entry, tmp_path):
+    for years in [1.0, 30.0]:
+        recipe = tiny(factorization='solved', within_person=True)
+        people = np.arange(8) % 4
+        closed_form.check_ages(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
+        said = capsys.readouterr().out
+        assert ('0% of the variance of age lies within people' in said) == (years < 2)
+        assert (
+            'rests on 4 people, 4 of them seen at two ages' in said and '4 people are few' in said
+        )
     lines = [f'{image} {image.parent.name} 30' for image in sorted(drawn.glob('train/*/*.jpg'))]
     (tmp_path / 'train.txt').write_text('\n'.join(lines))
     data, within = entry | {'train_root': str(tmp_path / 'train.txt')}, ('within_person=True',)
@@ -121,18 +123,7 @@ def test_within_person_refuses_people_of_one_age(train, first, drawn, entry, tmp
     train(-1, 1, '--init', first, *FINETUNE, save=tmp_path / 'fine', data=data)
 
 
-@pytest.mark.parametrize('years', [1.0, 30.0])
-def test_within_person_says_where_most_of_the_age_lies_between_people(years, capsys):
-    recipe = tiny(factorization='solved', within_person=True)
-    people = np.arange(8) % 4
-    closed_form.check_ages(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
-    said = capsys.readouterr().out
-    assert ('0% of the variance of age lies within people' in said) == (years < 2)
-    assert 'rests on 4 people, 4 of them seen at two ages' in said and '4 people are few' in said
-
-
 def test_the_backbone_as_it_came_stays_the_best(train, first, tmp_path, capsys, monkeypatch):
-    """Where training hurts."""
     # of so few people the interval is so wide that any epoch is within it
     monkeypatch.setattr(posthoc, 'choose', lambda rows, _: max(rows, key=itemgetter('score')))
     bad = ('lr=10.', 'lr_backbone=1.', 'clip=100.', 'scale=4.')
@@ -173,17 +164,13 @@ def test_a_published_file_says_which_backbone_it_is(train, tmp_path, capsys):
     assert load_weights(again / 'epoch_001.pth')[1].backbone == {'name': 'mobilefacenet'}
 
 
-def test_an_untouched_backbone_is_measured_with_the_same_tools(tmp_path):
+def test_an_untouched_backbone_is_measured_and_what_can_not_be_a_start_is_one_line(tmp_path, train):
     file = published(tmp_path)
     model, info = load_weights(file, backbone='mobilefacenet')
     faces = batch()[0]
     _, _, x_id = model.features(faces)
     torch.testing.assert_close(x_id, backbones.load('mobilefacenet', file)(faces))
     assert info.backbone == {'name': 'mobilefacenet'} and info.classes == []
-
-
-def test_what_can_not_be_a_start_is_one_line(train, tmp_path):
-    file = published(tmp_path)
     line = train, -1, 1, '--init', file
     refused('give either weights or --init', train, -1, 1, file, '--init', file)
     refused('not the layout of iresnet18.*mobilefacenet', *line, '--backbone', 'iresnet18')
@@ -197,7 +184,6 @@ def test_what_can_not_be_a_start_is_one_line(train, tmp_path):
 
 
 def test_validation_on_lists_of_pairs(train, entry, drawn, tmp_path, capsys):
-    """Beside the people of val_root, or as the val_root; each by the name of its file."""
     faces = Faces(drawn / 'val', r'_|\.', 1)
     names, same = [faces.source.name(place) for place in faces.places], faces.labels
     pairs = [(a, b) for a in range(30) for b in range(a)]

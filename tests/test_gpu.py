@@ -24,7 +24,7 @@ def training(**values):
     return result
 
 
-def test_the_fastest_precision_of_a_gpu(monkeypatch):
+def test_the_fastest_precision_and_float32_is_no_tf32(monkeypatch):
     for precision, capabilities in (
         ('bf16', [(10, 0), (9, 0), (8, 0)]),
         ('fp16', [(7, 5), (7, 0)]),
@@ -33,23 +33,18 @@ def test_the_fastest_precision_of_a_gpu(monkeypatch):
         for found in capabilities:
             monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=found: c)
             assert utils.fastest_precision(torch.device('cuda', 0)) == precision
-
-
-@pytest.mark.parametrize('onednn', [True, False])
-@pytest.mark.parametrize('able', ['avx512_bf16', 'amx_bf16', 'bf16', None])
-def test_the_fastest_precision_of_a_cpu(monkeypatch, able, onednn):
-    """macOS has bfloat16 from M2 on, but no oneDNN, without which it is emulated."""
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {able: True}, raising=False)
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: onednn)
-    expected = 'bf16' if able and onednn else 'float32'
-    assert utils.fastest_precision(torch.device('cpu')) == expected
-    assert utils.fastest_precision(torch.device('mps')) == 'float32'
-
-
-def test_float32_is_no_tf32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     utils.pick_device(-1)
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    for onednn in [True, False]:
+        for able in ['avx512_bf16', 'amx_bf16', 'bf16', None]:
+            monkeypatch.setattr(
+                torch.cpu, 'get_capabilities', lambda able=able: {able: True}, raising=False
+            )
+            monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda onednn=onednn: onednn)
+            expected = 'bf16' if able and onednn else 'float32'
+            assert utils.fastest_precision(torch.device('cpu')) == expected
+            assert utils.fastest_precision(torch.device('mps')) == 'float32'
 
 
 def losses(run, steps):
@@ -62,7 +57,6 @@ def losses(run, steps):
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
 def test_half_precision_trains_as_float32_does(precision):
-    """The scale of the loss is in no figure and in no weight."""
     plain, half = training(precision='float32'), training(precision=precision)
     for a, b in zip(losses(plain, 6), losses(half, 6), strict=True):
         assert a.keys() == b.keys() and a != b
@@ -73,24 +67,21 @@ def test_half_precision_trains_as_float32_does(precision):
         assert apart <= 0.05 * weight.float().norm() + 0.02, name
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_a_gradient_that_overflows_is_left_out(accumulate):
+def test_a_gradient_that_overflows_is_left_out():
     """The weights stay, the scale halves, the log has no NaN and training goes on."""
-    run = training(precision='fp16', accumulate=accumulate)
-    iterate(run, *batch())
-    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    run.executor.scaler.update(2.0**40)
-    iterate(run, *batch(1))
-    assert not moved(before, dict(run.model.named_parameters()))
-    assert run.executor.scaler.get_scale() == 2.0**39
-    assert run.not_finite.first() is None and run.means.flush()['gradient'] > 0
-    run.executor.scaler.update(2.0**10)
-    iterate(run, *batch(2))
-    assert moved(before, dict(run.model.named_parameters()))
-
-
-def test_a_first_gradient_that_overflows_is_left_out():
-    """PyTorch's fused SGD would go on from momentum that nothing has initialised."""
+    for accumulate in (1, 2):
+        run = training(precision='fp16', accumulate=accumulate)
+        iterate(run, *batch())
+        before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        run.executor.scaler.update(2.0**40)
+        iterate(run, *batch(1))
+        assert not moved(before, dict(run.model.named_parameters()))
+        assert run.executor.scaler.get_scale() == 2.0**39
+        assert run.not_finite.first() is None and run.means.flush()['gradient'] > 0
+        run.executor.scaler.update(2.0**10)
+        iterate(run, *batch(2))
+        assert moved(before, dict(run.model.named_parameters()))
+    # the first one too: PyTorch's fused SGD would go on from momentum that nothing has initialised
     run, other = training(precision='fp16'), training(precision='fp16')
     run.executor.restore_scale(SCALE | {'scale': 2.0**40})
     iterate(run, *batch())
@@ -101,7 +92,7 @@ def test_a_first_gradient_that_overflows_is_left_out():
     assert not moved(dict(run.model.named_parameters()), other.model)
 
 
-def test_a_run_in_fp16_resumes_exactly(tmp_path):
+def test_a_run_in_fp16_resumes_exactly_and_in_another_precision(tmp_path):
     """With the scale, and how many steps it has held."""
     whole, first, second = (training(precision='fp16') for _ in range(3))
     losses(first, 4)
@@ -112,9 +103,6 @@ def test_a_run_in_fp16_resumes_exactly(tmp_path):
     losses(whole, 4)
     assert losses(whole, 4) == losses(second, 4)
     assert not moved(whole.model.state_dict(), second.model)
-
-
-def test_a_state_in_another_precision_is_resumed(tmp_path):
     runs = [training(precision=precision) for precision in ('fp16', 'float32')]
     for run, other in (runs, runs[::-1]):
         losses(run, 1)
@@ -137,7 +125,7 @@ def gpu(monkeypatch):
     return become
 
 
-def test_a_gpu_that_pytorch_is_built_for(gpu):
+def test_a_gpu_that_pytorch_is_built_for_or_not(gpu, monkeypatch):
     for capability, built in (
         ((7, 5), ['sm_75', 'sm_80']),
         ((8, 9), ['sm_75', 'sm_80', 'sm_90']),
@@ -148,9 +136,6 @@ def test_a_gpu_that_pytorch_is_built_for(gpu):
     ):
         gpu(capability, built)
         assert utils.pick_device(0) == torch.device('cuda', 0)
-
-
-def test_a_gpu_without_kernels_is_one_line(gpu):
     for capability, built in (
         ((6, 1), ['sm_75', 'sm_80', 'compute_120']),
         ((8, 0), ['sm_75', 'sm_86']),
@@ -160,9 +145,6 @@ def test_a_gpu_without_kernels_is_one_line(gpu):
         has = 'Some GPU has compute capability {}.{}'.format(*capability)
         match = f'ctx 0: {has}, and PyTorch .* is built for {built[0]}, .*: install'
         refused(match, utils.pick_device, 0)
-
-
-def test_apples_gpu_where_there_is_no_other(monkeypatch, gpu):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     gpu((9, 0), ['sm_90'])
     assert utils.pick_device(0).type == 'cuda'
@@ -183,7 +165,7 @@ def test_a_compiled_backbone_trains_as_it_does():
 
 
 @pytest.mark.gpu
-def test_faces_are_copied_whole_while_the_gpu_computes():
+def test_faces_are_copied_while_the_gpu_computes_and_cudnn_chooses_kernels():
     """A copy that is used too early, or whose memory is given away, would be of other numbers."""
     device = torch.device('cuda', 0)
     matrix, sums = torch.randn(4096, 4096, device=device), []
@@ -194,10 +176,6 @@ def test_faces_are_copied_whole_while_the_gpu_computes():
         sums.append(copy.float().mean())
         del copy
     assert torch.stack(sums).tolist() == list(range(50))
-
-
-@pytest.mark.gpu
-def test_cudnn_chooses_kernels_but_in_deterministic_mode():
     for deterministic in (True, False):
         torch.use_deterministic_algorithms(deterministic)
         training(precision='float32')

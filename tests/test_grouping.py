@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, csv_rows, python, refused
+from conftest import ROOT, csv_rows, python, refused, unit
 from PIL import Image, ImageOps
 from test_calibration import stored
 
@@ -29,9 +29,7 @@ def faces_of(people, each, dim=64, spread=0.5, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(people), each)
     noise = spread * rng.normal(size=(len(labels), dim)) / np.sqrt(dim)
-    centres = rng.normal(size=(people, dim))
-    vectors = (centres / np.linalg.norm(centres, axis=1, keepdims=True))[labels] + noise
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = unit(unit(rng.normal(size=(people, dim)))[labels] + noise)
     return vectors.astype(np.float32), labels, rng.uniform(0, 80, len(labels))
 
 
@@ -77,15 +75,19 @@ def test_linkage_is_that_of_plain_means(dense, by_ages, monkeypatch):
     assert found[0] != found[1] and len(np.unique(found)) < 40
 
 
-def test_odds_are_those_of_the_probability_by_ages():
+def test_odds_are_those_of_the_probability_and_constraints_hold(monkeypatch):
     vectors, labels, ages = faces_of(6, 7)
     odds = LogOdds(vectors, ages, AgeDecision(stored())).rows(0, 42)
     younger, gap = min(ages[[3, 30]].round()), abs(ages[3].round() - ages[30].round())
     p = AgeDecision(stored()).probability(float(vectors[3] @ vectors[30]), younger, gap)
     assert 1 / (1 + np.exp(-odds[3, 30])) == pytest.approx(p, abs=1e-4)
-
-
-def test_constraints_hold_whatever_the_faces_say(monkeypatch):
+    vectors, labels, ages = faces_of(3, 4)
+    labels[11] = 3  # alone
+    pairs = LogOdds(vectors, ages, None, 0.5, 15)
+    odds, (rest, other, value) = pairs.rows(0, 12), grouping.belonging(pairs, labels)
+    assert np.isnan(rest[11]) and other[11] == 2
+    assert rest[0] == pytest.approx(odds[0, 1:4].mean() * 3**grouping.SIZES, rel=1e-4)
+    assert value[11] == pytest.approx(odds[11, 8:11].mean() * 3**grouping.SIZES, rel=1e-4)
     vectors, labels, ages = faces_of(4, 10, spread=0.3)
     pairs, start = LogOdds(vectors, ages, None, 0.5, 15), np.arange(40)
     assert partition(grouping.group(pairs, start, NONE)) == partition(labels)
@@ -97,16 +99,6 @@ def test_constraints_hold_whatever_the_faces_say(monkeypatch):
         monkeypatch.setattr(grouping, 'NEIGHBOURS', 39)
         found = grouping.group(pairs, start, np.array([(30, 31)]), fixed)
         assert found[0] == found[10] and found[20] != found[21] and found[30] != found[31]
-
-
-def test_belonging_leaves_the_face_itself_out():
-    vectors, labels, ages = faces_of(3, 4)
-    labels[11] = 3  # alone
-    pairs = LogOdds(vectors, ages, None, 0.5, 15)
-    odds, (rest, other, value) = pairs.rows(0, 12), grouping.belonging(pairs, labels)
-    assert np.isnan(rest[11]) and other[11] == 2
-    assert rest[0] == pytest.approx(odds[0, 1:4].mean() * 3**grouping.SIZES, rel=1e-4)
-    assert value[11] == pytest.approx(odds[11, 8:11].mean() * 3**grouping.SIZES, rel=1e-4)
 
 
 POINTS = np.array([(20, 30), (40, 30), (30, 40), (22, 55), (38, 55)])
@@ -138,7 +130,6 @@ def grouped(archive, out, **options):
 
 @pytest.fixture
 def family(tmp_path):
-    """Four people of six faces, and an archive of them."""
     vectors, labels, ages = faces_of(4, 6, spread=0.3)
     return vectors, labels, ages, archive_of(vectors, labels, ages, tmp_path / 'photographs')
 
@@ -148,24 +139,6 @@ def correct(path, change):
     for row in rows:
         change(row)
     people_files.write_table(path, list(rows[0]), rows)
-
-
-def test_files_and_numbers(family, tmp_path):
-    vectors, labels, ages, archive = family
-    out = tmp_path / 'out'
-    after, rows, said = grouped(archive, out)
-    assert partition(np.array([after[k] for k in range(24)])) == partition(labels)
-    assert '24 faces in 4 groups of two or more, 0 alone' in said[0] and 'P of belonging' in said[1]
-    kept = csv_rows(out / 'people.csv')
-    assert list(kept[0]) == people_files.COLUMNS and kept[0]['box'] == '0 10 60 80'
-    of_first = [row for row in kept if row['group'] == '1']
-    years = [float(row['age']) for row in of_first]
-    assert years == sorted(years) and float(of_first[0]['probability']) > 0.9
-    groups = json.loads((out / 'people.json').read_text())['groups']
-    assert [len(one['faces']) for one in groups] == [6] * 4
-    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 4
-    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 0
-    assert Image.open(out / 'sheets' / '0001.jpg').size == (6 * 96, 24 + 132)
 
 
 def test_corrections_stay_and_new_photographs_join(family, tmp_path):
@@ -195,12 +168,26 @@ def test_corrections_stay_and_new_photographs_join(family, tmp_path):
     assert {row['name'] for row in rows if row['group'] == before[12]} == {'Ada'}
 
 
-def test_faces_of_one_photograph_are_different_people(tmp_path):
+def test_faces_of_one_photograph_are_apart_and_an_accepted_suggestion_joins(tmp_path):
     archive = archive_of(*faces_of(1, 6, spread=0.1), tmp_path / 'a', 2)
     after, *_ = grouped(archive, tmp_path / 'out')
     assert all(after[k] != after[k + 1] for k in (0, 2, 4)) and len(set(after.values())) == 2
     after, *_ = grouped(archive, tmp_path / 'lifted', same_photograph=True)
     assert set(after.values()) == {1}
+    vectors, labels, ages = faces_of(4, 6, spread=0.3)
+    vectors[:6] = vectors[:6] + 0.6 * vectors[6]  # so that two groups are near
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    archive, out = archive_of(vectors, labels, ages, tmp_path / 'b'), tmp_path / 'joined'
+    before, *_ = grouped(archive, out, sure=0.9, suggest=True)
+    assert before[0] != before[6]
+    pair = csv_rows(out / 'suggestions.csv')[0]
+    assert float(pair['probability']) > 0.5
+    assert {int(pair['first']), int(pair['second'])} == {before[0], before[6]}
+    assert int(pair['first_face']) // 6 + int(pair['second_face']) // 6 == 1
+    correct(out / 'suggestions.csv', lambda row: row.update(accept='yes' if row == pair else 'no'))
+    after, _, said = grouped(archive, out)
+    assert after[0] == after[6] == min(before[0], before[6]) and 'is now of group' in said[0]
+    assert all(row['accept'] == 'no' for row in csv_rows(out / 'suggestions.csv'))
 
 
 def test_names_of_enrolled_people(family, tmp_path):
@@ -239,24 +226,7 @@ def test_birth_and_dates_make_ages_exact(family, tmp_path):
     assert {row['taken'] for row in grouped(archive, out)[1]} == {'1999'}
 
 
-def test_an_accepted_suggestion_joins(tmp_path):
-    vectors, labels, ages = faces_of(4, 6, spread=0.3)
-    vectors[:6] = vectors[:6] + 0.6 * vectors[6]  # so that two groups are near
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    archive, out = archive_of(vectors, labels, ages, tmp_path / 'a'), tmp_path / 'out'
-    before, *_ = grouped(archive, out, sure=0.9, suggest=True)
-    assert before[0] != before[6]
-    pair = csv_rows(out / 'suggestions.csv')[0]
-    assert float(pair['probability']) > 0.5
-    assert {int(pair['first']), int(pair['second'])} == {before[0], before[6]}
-    assert int(pair['first_face']) // 6 + int(pair['second_face']) // 6 == 1
-    correct(out / 'suggestions.csv', lambda row: row.update(accept='yes' if row == pair else 'no'))
-    after, _, said = grouped(archive, out)
-    assert after[0] == after[6] == min(before[0], before[6]) and 'is now of group' in said[0]
-    assert all(row['accept'] == 'no' for row in csv_rows(out / 'suggestions.csv'))
-
-
-def test_files_that_are_no_corrections(family, tmp_path):
+def test_files_and_numbers_and_files_that_are_no_corrections(family, tmp_path):
     archive, path, out = family[3], tmp_path / 'people.csv', tmp_path / 'out'
     refused('people.csv: No such file', people.group, MATCHER, archive, out, kept=path)
     for content, message in ((b'a,b\n', 'no column photograph'), (b'\xff\xfe\xff', 'not UTF-8')):
@@ -265,6 +235,20 @@ def test_files_that_are_no_corrections(family, tmp_path):
     without = SimpleNamespace(decision=Decision(), info=INFO)
     refused('--calibrate NAME makes one', people.group, without, archive, out)
     assert not out.exists()
+    labels = family[1]
+    after, rows, said = grouped(archive, out)
+    assert partition(np.array([after[k] for k in range(24)])) == partition(labels)
+    assert '24 faces in 4 groups of two or more, 0 alone' in said[0] and 'P of belonging' in said[1]
+    kept = csv_rows(out / 'people.csv')
+    assert list(kept[0]) == people_files.COLUMNS and kept[0]['box'] == '0 10 60 80'
+    of_first = [row for row in kept if row['group'] == '1']
+    years = [float(row['age']) for row in of_first]
+    assert years == sorted(years) and float(of_first[0]['probability']) > 0.9
+    groups = json.loads((out / 'people.json').read_text())['groups']
+    assert [len(one['faces']) for one in groups] == [6] * 4
+    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 4
+    assert people_files.draw_sheets(archive, rows, out / 'sheets') == 0
+    assert Image.open(out / 'sheets' / '0001.jpg').size == (6 * 96, 24 + 132)
 
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
@@ -276,7 +260,7 @@ XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
  </rdf:li></rdf:Bag></mwg-rs:RegionList></mwg-rs:Regions></rdf:Description></rdf:RDF></x:xmpmeta>"""
 
 
-def test_sidecars_are_merged(tmp_path):
+def test_sidecars_are_merged_with_regions_of_the_stored_image(tmp_path):
     archive = archive_of(*faces_of(1, 2), tmp_path, 2)
     rows = [{'face': k, 'name': name} for k, name in enumerate(('Ada', 'Bo & Co'))]
     path = tmp_path / '0' / '000.jpg.xmp'
@@ -293,23 +277,20 @@ def test_sidecars_are_merged(tmp_path):
     path.write_text('no XML')
     assert '000.jpg: no regions written' in sidecars.write(archive, rows)[0]
     assert path.read_text() == 'no XML'
-
-
-@pytest.mark.parametrize('turned', range(1, 9))
-def test_regions_are_those_of_the_stored_image(turned):
-    stored_image = np.zeros((40, 100), np.uint8)
-    stored_image[5:15, 60:90] = 255
-    image = Image.fromarray(stored_image)
-    exif = Image.Exif()
-    exif[ORIENTATION] = turned
-    image.info['exif'] = exif.tobytes()
-    image.getexif()[ORIENTATION] = turned
-    upright = np.asarray(ImageOps.exif_transpose(image))
-    rows, columns = np.nonzero(upright)
-    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    text = sidecars.merged(sidecars.EMPTY.encode(), (100, 40), turned, [(box, 'Ada')]).decode()
-    for part in ('x="0.750000"', 'y="0.250000"', 'w="0.300000"', 'h="0.250000"'):
-        assert f'stArea:{part}' in text
+    for turned in range(1, 9):
+        stored_image = np.zeros((40, 100), np.uint8)
+        stored_image[5:15, 60:90] = 255
+        image = Image.fromarray(stored_image)
+        exif = Image.Exif()
+        exif[ORIENTATION] = turned
+        image.info['exif'] = exif.tobytes()
+        image.getexif()[ORIENTATION] = turned
+        upright = np.asarray(ImageOps.exif_transpose(image))
+        rows, columns = np.nonzero(upright)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        text = sidecars.merged(sidecars.EMPTY.encode(), (100, 40), turned, [(box, 'Ada')]).decode()
+        for part in ('x="0.750000"', 'y="0.250000"', 'w="0.300000"', 'h="0.250000"'):
+            assert f'stArea:{part}' in text
 
 
 def test_a_kill_and_the_same_command_again(weights, drawn, tmp_path):

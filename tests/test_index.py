@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, unit
 from PIL import Image
 from test_verify import Stub, no_detector, photograph_of
 
@@ -32,16 +32,14 @@ def update(matcher, folder, tmp_path):
 
 
 def made_up(rng, names, dim=8, faces=2):
-    """Photographs of random unit embeddings."""
     photographs = []
     for name in names:
-        embeddings = rng.normal(size=(faces, dim)).astype('<f4')
-        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        embeddings = unit(rng.normal(size=(faces, dim)).astype('<f4'))
         photographs.append(Photograph(name, 1, 2, '', np.zeros(faces, FACE), embeddings))
     return photographs
 
 
-def test_nearest_is_the_brute_force_product():
+def test_nearest_is_the_brute_force_product_and_a_person_the_best_face():
     rng = np.random.default_rng(0)
     photographs = made_up(rng, [f'{k}.jpg' for k in range(9000)])  # more than two blocks
     archive = Index.of('root', photographs, False)
@@ -55,9 +53,6 @@ def test_nearest_is_the_brute_force_product():
     equal = Index.of('root', 25 * photographs[:1], False)  # equal faces keep their order
     query = photographs[0].embeddings[0]
     assert [face for face, _ in equal.nearest(query, 5)] == [0, 2, 4, 6, 8]
-
-
-def test_an_answer_is_a_person_by_the_best_face():
     rng = np.random.default_rng(1)
     names = [f'{who}/{k}.jpg' for who in ('Ada', 'Bo') for k in range(3)] + ['nobody.jpg', 'x.jpg']
     photographs = made_up(rng, names, faces=1)
@@ -70,7 +65,7 @@ def test_an_answer_is_a_person_by_the_best_face():
     assert {archive.person(face): score for face, score in found}['Ada'] == pytest.approx(ada)
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_a_file_gives_back_what_was_written_and_every_damaged_byte_is_noticed(tmp_path):
     rng = np.random.default_rng(2)
     photographs = made_up(rng, ['ü.jpg', os.fsdecode(b'\xff.jpg'), 'a b/c.jpg'], faces=3)
     photographs[1] = Photograph(
@@ -83,9 +78,6 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         assert one[:4] == other[:4]
         np.testing.assert_array_equal(one.embeddings, other.embeddings)
     assert isinstance(archive.embeddings.base, np.memmap)
-
-
-def test_every_damaged_byte_is_noticed(tmp_path):
     path = tmp_path / 'a.index'
     index.write(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False)
     whole = path.read_bytes()
@@ -110,9 +102,7 @@ def test_foreign_files_and_other_weights(tmp_path, weights, drawn, ask):
     refused('No such file.*--index FOLDER makes', ask, weights, *line)
 
 
-def test_an_update_takes_in_what_is_new_changed_or_gone(
-    matcher, folder, update, tmp_path, images_read
-):
+def test_an_update_takes_in_what_differs(matcher, folder, update, tmp_path, images_read):
     path, faces = tmp_path / 'a.index', sorted(folder.rglob('*.jpg'))
     (folder / 'junk.jpg').write_bytes(b'junk')
     first, counts = update()
@@ -189,16 +179,13 @@ def test_a_stopped_run_is_gone_on_from(update, tmp_path, monkeypatch, images_rea
     np.testing.assert_allclose(again.embeddings, whole.embeddings, atol=1e-6)
 
 
-def test_an_index_in_use_or_of_another_job_is_refused(matcher, folder, update, drawn, tmp_path):
+def test_what_an_update_refuses(matcher, folder, update, drawn, tmp_path, monkeypatch):
     facts = {'weights': matcher.info.sha256, 'root': str(folder), 'people': False}
     with Journal.of(tmp_path / 'a.index', facts, 8):
         refused('another process is at this index', update)
     refused('--people: remove it', update, people=True)
     update()
     refused('name another file', update, drawn / 'train')
-
-
-def test_photographs_need_the_detector(folder, update, monkeypatch):
     photograph_of(next(folder.rglob('*.jpg')), folder / 'large.png')
     monkeypatch.setattr(portraits, 'detector', no_detector)
     refused('requirements-prepare.txt', update)

@@ -48,17 +48,14 @@ def test_published_backbones(name):
     assert kinds.count('BatchNorm2d') <= before_convolutions.get(name, 0)
 
 
-@pytest.mark.parametrize('count', [1, 19])
-def test_any_number_of_faces_of_both_widths(count, monkeypatch):
-    monkeypatch.setattr(inference, 'CHUNK', 4)
-    model = network(Backbone((1, 1), (8, 16), 12))
-    state = snapshot(model)
-    agree(model, faces(count, 96))
-    agree(model, faces(count, 112))
-    assert not model.training and not moved(state, model)
-
-
-def test_weights_are_those_of_now():
+def test_weights_are_those_of_now_of_any_number_of_faces(monkeypatch):
+    for count in [1, 19]:
+        monkeypatch.setattr(inference, 'CHUNK', 4)
+        model = network(Backbone((1, 1), (8, 16), 12))
+        state = snapshot(model)
+        agree(model, faces(count, 96))
+        agree(model, faces(count, 112))
+        assert not model.training and not moved(state, model)
     model = network(Backbone((1, 1), (8, 16), 12)).train()
     before = extract(model, [faces(3, 96)], 'cpu', keep=('x',))['x']
     assert model.training
@@ -95,14 +92,11 @@ class Otherwise(Own):
         return super().forward(images if torch.is_tensor(images) else 2 * images)
 
 
-@pytest.mark.parametrize('kind, folds', [(Own, True), (Branching, False), (Otherwise, False)])
-def test_backbone_of_the_users_own(kind, folds):
-    model = network(kind())
-    agree(model, faces(3, 96))
-    assert (inference._folded(model) is not model) == folds
-
-
-def test_bfloat16_is_the_network_as_it_is():
+def test_backbone_of_the_users_own_and_bfloat16():
+    for kind, folds in [(Own, True), (Branching, False), (Otherwise, False)]:
+        model = network(kind())
+        agree(model, faces(3, 96))
+        assert (inference._folded(model) is not model) == folds
     model = network(Own())
     with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
         wanted = model.features(faces(3, 96).contiguous(memory_format=torch.channels_last))[0]

@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import invalid, refused
 from photographs import fgnet_marks, ibug_marks, points_csv, pts
 from PIL import Image
 from scipy.io import savemat
@@ -38,20 +38,21 @@ ENDS = '0001_0', '0001-aligned', '0001_000', '0001 (1)', '1'
 FILES['cacd2000'] += [(f'41_Some_Body_{end}.jpg', 'Some_Body', 41) for end in ENDS]
 
 
-IMPOSSIBLE = {'plain': ['000_121.jpg']}
-IMPOSSIBLE['imdb-wiki'] = ['nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg']
-
-
-@pytest.mark.parametrize('kind', NAMES)
-def test_names(kind):
-    for name, person, age in FILES[kind]:
-        assert fields_in(name, kind).get('person') == person
-        assert age_in(name, kind) == age
-    with pytest.raises(ValueError):
-        age_in('IMG-holiday.jpg', kind)
-    for name in IMPOSSIBLE.get(kind, ()):
-        with pytest.raises(ValueError, match='no age between 0 and 120'):
-            age_in(name, kind)
+def test_names_years_and_impossible_ages():
+    for kind in NAMES:
+        for name, person, age in FILES[kind]:
+            assert fields_in(name, kind).get('person') == person
+            assert age_in(name, kind) == age
+        with pytest.raises(ValueError):
+            age_in('IMG-holiday.jpg', kind)
+    for birth, taken, years in YEARS:
+        assert years_between(birth, taken) == years
+    for birth, taken in NO_DATES:
+        with pytest.raises(ValueError):
+            years_between(birth, taken)
+    names = 'nm1_rm1_1983-12-21_1950.jpg', 'nm1_rm1_1800-1-1_1990.jpg'
+    for kind, name in (('plain', '000_121.jpg'), *(('imdb-wiki', name) for name in names)):
+        invalid('no age between 0 and 120', age_in, name, kind)
 
 
 YEARS = [('1983-12-21', '2010-12-20', 26), ('1983-12-21', '2010-12-21', 27)]
@@ -59,14 +60,6 @@ YEARS += [('1983-12-21', '2010', 27), ('1983', '2010-01-01', 27), ('1899-0-0', '
 YEARS += [('1983-12-21', '2010:12:20 23:59:59', 26), ('2010-05-01', '2010-06-01', 0)]
 NO_DATES = [('yesterday', '2010'), ('1983-12-21', ''), ('0000', '1990'), ('2010', '1983')]
 NO_DATES += [('1980-13-45', '2010'), ('1980-13-0', '2010'), ('1980', '2001-02-30')]
-
-
-def test_years_between():
-    for birth, taken, years in YEARS:
-        assert years_between(birth, taken) == years
-    for birth, taken in NO_DATES:
-        with pytest.raises(ValueError):
-            years_between(birth, taken)
 
 
 TABLES = {  # what is in it: the age of A/1.jpg, or why it has none
@@ -106,24 +99,22 @@ def table(tmp_path):
     return make
 
 
-@pytest.mark.parametrize('text, age', TABLES.items())
-def test_tables(tmp_path, table, text, age):
+def test_tables_and_files_that_are_none_or_have_no_date(tmp_path, table):
     exif, image = Image.Exif(), str(tmp_path / 'dated.jpg')
     exif.get_ifd(0x8769)[0x9003] = '2001:02:03 04:05:06'
     Image.new('RGB', (4, 4)).save(image, exif=exif)
-    if isinstance(age, int):
-        assert table(text).age('A/1.jpg', 'A', image) == age
-    else:
-        with pytest.raises(ValueError, match=age):
-            table(text).age('A/1.jpg', 'A', image)
-
-
-def test_files_that_are_no_tables(tmp_path, table):
+    for text, age in TABLES.items():
+        if isinstance(age, int):
+            assert table(text).age('A/1.jpg', 'A', image) == age
+        else:
+            with pytest.raises(ValueError, match=age):
+                table(text).age('A/1.jpg', 'A', image)
     for data, reason in NO_TABLES:
         refused(f'a.csv: .*{reason}', table, data)
     refused('a.xlsx: .*save it as CSV', table, b'PK\3\4', 'a.xlsx')
     refused('a.xls: .*save it as CSV', table, b'\xd0\xcf\x11\xe0', 'a.xls')
     refused('No such file', Table, tmp_path / 'nowhere.csv')
+    invalid('no date of capture', table('person,birth\nA,1980-05-05\n').age, 'A/1.jpg', 'A', None)
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-be'])
@@ -144,7 +135,7 @@ def test_home(tmp_path, monkeypatch):
     assert [*args.folders, *args.ages, args.landmarks] == paths
 
 
-def test_a_table_that_does_not_fit(table):
+def test_a_table_that_does_not_fit_and_names_in_latin_1(table):
     """Bare names that fit several photographs, and names that fit none, are refused before work."""
     paths, people = table('path,age\n1.jpg,12\n2.jpg,13\n'), table('person,age\nA,12\n')
     paths.check([('A/1.jpg', 'A'), ('B/2.jpg', 'B')])
@@ -154,6 +145,16 @@ def test_a_table_that_does_not_fit(table):
     refused(reason, paths.check, [('x/y', 'x')])
     people.check([('A/1.jpg', 'A'), ('A/2.jpg', 'A')])
     refused("has 'B': write each person", people.check, both[1:])
+    known = table('path,age\nZoë/ä.jpg,12\nA/1.jpg,13\n'.encode('cp1252'))
+    known.check([('Zoë/ä.jpg', 'Zoë'), ('A/1.jpg', 'A')])
+    assert known.age('Zoë/ä.jpg', None, None) == 12 and known.age('A/1.jpg', None, None) == 13
+    known = table('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
+    known.check([('A/1.jpg', 'A')])
+    reason = 'a.csv: not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
+    refused(reason, known.check, [('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
+    assert table(b'person,age\nZo\xeb,12\nA,13\n').age('Zoë/1.jpg', 'Zoë', None) == 12
+    # and where the disk has the same bytes
+    assert table(b'path,age\nZo\xeb/1.jpg,12\n').age('Zo\udceb/1.jpg', None, None) == 12
 
 
 def matlab_day(text):
@@ -165,7 +166,7 @@ def cells(*values):
     return np.array(values, object)
 
 
-def test_imdb_and_wiki(tmp_path):
+def test_mat_files(tmp_path):
     """The published layout: a struct of rows, with paths in cells; a birth of 0 is none."""
     paths = cells('17/10000217_1981-05-05_2009.jpg', '48/10000548_1925-04-04_1964.jpg', 'x/n.jpg')
     assert matlab_day('2000-01-01') == 730486  # as MATLAB's own documentation has it
@@ -182,11 +183,7 @@ def test_imdb_and_wiki(tmp_path):
         assert table.age(path, None, None) == age
         # as the names of these files tell it too
         assert age_in(path.split('/')[1], 'imdb-wiki') == age
-    with pytest.raises(ValueError, match='no date'):
-        table.age('x/n.jpg', None, None)
-
-
-def test_other_mat_files(tmp_path):
+    invalid('no date', table.age, 'x/n.jpg', None, None)
     names = cells('53_Robert_Duvall_0001.jpg', '23_A_B_0002.jpg')
     people = {'name': cells('Robert Duvall'), 'birth': np.array([1931])}
     images = {'name': names, 'age': np.array([53, 23]), 'year': np.array([1, 2])}
@@ -203,15 +200,11 @@ def test_other_mat_files(tmp_path):
     refused('gone.mat: No such file', Table, tmp_path / 'gone.mat')
 
 
-def test_five_of_68_and_of_five():
+def test_landmark_files_and_names_that_fit_two_people(tmp_path):
     points = TEMPLATE * 2 + 30
     for marks in (points, points[[1, 0, 2, 4, 3]], fgnet_marks(points), ibug_marks(points)):
         assert np.abs(five_points(marks) - points).max() < 1e-9
-    with pytest.raises(ValueError, match='21 points'):
-        five_points(np.zeros((21, 2)))
-
-
-def test_landmark_files(tmp_path):
+    invalid('21 points', five_points, np.zeros((21, 2)))
     points = TEMPLATE * 2 + 30
     (tmp_path / 'points').mkdir()
     (tmp_path / 'points' / '001a02.pts').write_text(pts(fgnet_marks(points)))
@@ -219,8 +212,7 @@ def test_landmark_files(tmp_path):
     marks = Landmarks(tmp_path / 'points')
     assert np.abs(marks.of('x/001A02.JPG') - points).max() < 1e-2
     for name, reason in (('odd', 'odd.pts: not a .pts file'), ('none', 'no points for it')):
-        with pytest.raises(ValueError, match=reason):
-            marks.of(f'x/{name}.jpg')
+        invalid(reason, marks.of, f'x/{name}.jpg')
     marks = Landmarks(points_csv(tmp_path / 'p.csv', {'A/1.jpg': points}))
     assert np.abs(marks.of('A/1.jpg') - points).max() < 1e-2
     (tmp_path / 'bad.csv').write_text('path,x1\nA/1.jpg,3\n')
@@ -228,26 +220,17 @@ def test_landmark_files(tmp_path):
     refused('expected path, x1', Landmarks, tmp_path / 'bad.csv')
     refused('no .pts files', Landmarks, tmp_path / 'none')
     refused('No such file', Landmarks, tmp_path / 'nowhere')
-
-
-def test_points_under_names_that_fit_two_people(tmp_path):
-    """Points beside their photographs' folders are told apart by them; a bare name is one's."""
-    points = TEMPLATE * 2 + 30
     for person, shift in (('A', 0), ('B', 5)):
         (tmp_path / 'points' / person).mkdir(parents=True)
         (tmp_path / 'points' / person / '1.pts').write_text(pts(points + shift))
     marks = Landmarks(tmp_path / 'points')
     marks.check(['A/1.jpg', 'B/1.jpg'])
     assert np.abs(marks.of('B/1.jpg') - points - 5).max() < 1e-2
-    with pytest.raises(ValueError, match='no points for it'):
-        marks.of('C/1.jpg')
+    invalid('no points for it', marks.of, 'C/1.jpg')
     bare = Landmarks(points_csv(tmp_path / 'p.csv', {'1.jpg': points}))
     refused('1.jpg fits A/1.jpg, B/1.jpg', bare.check, ['A/1.jpg', 'B/1.jpg'])
     (tmp_path / 'twice.csv').write_text(2 * ('1.jpg' + 10 * ',3' + '\n'))
     refused('two rows for 1.jpg', Landmarks, tmp_path / 'twice.csv')
-
-
-# how ages, dates and names are written
 
 
 def dates(births, taken='2010-12-20'):
@@ -261,49 +244,26 @@ DATES += [(['12/21/1983', '12/11/1983'], [26, 27]), (['12-21-1983 00:00', '1983-
 DATES += [(['05/05/1983', '31/31/1983', '1983'], [27, 'is no date', 27])]
 
 
-@pytest.mark.parametrize('births, years', DATES)
-def test_dates_that_begin_with_the_day_or_the_month(table, births, years):
-    known = table(dates(births))
-    for k, age in enumerate(years):
-        if isinstance(age, int):
-            assert known.age(f'{k}.jpg', None, None) == age
-        else:
-            with pytest.raises(ValueError, match=age):
-                known.age(f'{k}.jpg', None, None)
-    assert table(dates(['1983-12-21'], '20.12.2010')).age('0.jpg', None, None) == 26
-
-
-LONG = '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980'
-
-
-@pytest.mark.parametrize('births', ['01/05/1980 02/05/1980', LONG])
-def test_dates_that_may_begin_with_either(table, births):
+def test_dates_that_begin_with_the_day_or_the_month_and_ages_that_are_none(table):
+    for births, years in DATES:
+        known = table(dates(births))
+        for k, age in enumerate(years):
+            if isinstance(age, int):
+                assert known.age(f'{k}.jpg', None, None) == age
+            else:
+                invalid(age, known.age, f'{k}.jpg', None, None)
+        assert table(dates(['1983-12-21'], '20.12.2010')).age('0.jpg', None, None) == 26
     reason = "1/0?./1980' is no date: day or month first\\? Write 1980-12-21"
     reason = f"a.csv: . of . ages can't be read, as that of .*{reason}"
-    refused(reason, table, dates(births.split()))
-
-
-def test_ages_that_are_mostly_none(table):
-    """Said once of the table; a few are said of their photographs."""
+    for births in ('01/05/1980 02/05/1980', LONG):
+        refused(reason, table, dates(births.split()))
     reason = "a.csv: 2 of 3 ages can't be read, .* of a: .*'young'"
     refused(reason, table, 'path,age\na,young\nb,old\nc,30\nd,\n')
     known = table('path,age\na,young\nb,31\nc,30\nd,\n')
     assert known.age('c', None, None) == 30
-    with pytest.raises(ValueError, match="'young'"):
-        known.age('a', None, None)
+    invalid("'young'", known.age, 'a', None, None)
     reason = '3 of 3 ages .*1980 is no age between 0 and 120'
     refused(reason, table, 'path,age\na,1980\nb,1981\nc,1982\n')
 
 
-def test_names_in_latin_1(table):
-    """They are found where the photographs have the names that they stand for, else it is said."""
-    known = table('path,age\nZoë/ä.jpg,12\nA/1.jpg,13\n'.encode('cp1252'))
-    known.check([('Zoë/ä.jpg', 'Zoë'), ('A/1.jpg', 'A')])
-    assert known.age('Zoë/ä.jpg', None, None) == 12 and known.age('A/1.jpg', None, None) == 13
-    known = table('path,age\nИра/1.jpg,12\nA/1.jpg,13\n'.encode('cp1251'))
-    known.check([('A/1.jpg', 'A')])
-    reason = 'a.csv: not UTF-8, and .* fit no photograph, where .* has Ира/1.jpg: save it as UTF-8'
-    refused(reason, known.check, [('A/1.jpg', 'A'), ('Ира/1.jpg', 'Ира')])
-    assert table(b'person,age\nZo\xeb,12\nA,13\n').age('Zoë/1.jpg', 'Zoë', None) == 12
-    # and where the disk has the same bytes
-    assert table(b'path,age\nZo\xeb/1.jpg,12\n').age('Zo\udceb/1.jpg', None, None) == 12
+LONG = '13/05/1980 05/13/1980 01/05/1980 02/05/1980 03/05/1980 04/05/1980 1/2/1980'

@@ -40,11 +40,6 @@ def test_the_two_sides_of_a_split_are_the_network(name, blocks):
     refused(f'the backbone has {blocks} blocks', last_blocks.sides, backbone, blocks + 1)
 
 
-def test_a_backbone_without_blocks_is_said():
-    refused('resnet18 can only be trained whole', last_blocks.sides, backbones.build('resnet18'), 2)
-    refused('of your own needs a method sections', last_blocks.sides, torch.nn.Identity(), 2)
-
-
 @pytest.fixture
 def set_of_mine(drawn, entry, tmp_path):
     """The drawn faces where files may be put beside them."""
@@ -57,8 +52,7 @@ def activations(entry):
 
 
 def test_a_run_of_the_last_block(train, first, set_of_mine, tmp_path, capsys):
-    """It moves that block alone; resumed in the middle it is the run, whether the file of
-    activations is there, cut, or changed; and that file is kept for the next."""
+    """It moves that block alone; resumed, it is the run, whatever became of the activations."""
     line = ('--init', first, *FINETUNE, '--horizon', 2)
     settings = dict(settings=('last_blocks=1',), data=set_of_mine)
     whole = train(-1, 2, *line, save=tmp_path / 'whole', **settings)
@@ -103,7 +97,7 @@ def test_a_step_on_activations_is_the_step_on_images(drawn):
     assert frozen and not {id(p) for p in frozen} & {id(p) for p in trained}
 
 
-def test_no_start_and_no_room_are_said(train, first, set_of_mine, monkeypatch):
+def test_no_blocks_no_start_and_no_room_are_said(train, first, set_of_mine, monkeypatch):
     settings = dict(settings=('last_blocks=1',), data=set_of_mine)
     refused('the others must know faces', train, -1, 1, *FINETUNE, **settings)
     full = shutil._ntuple_diskusage(1, 1, 0)
@@ -112,3 +106,5 @@ def test_no_start_and_no_room_are_said(train, first, set_of_mine, monkeypatch):
         train(-1, 1, '--init', first, *FINETUNE, '--resume', **settings)
     folder = Path(set_of_mine['train_root']).parent
     assert not [name for name in os.listdir(folder) if 'tmp' in name]
+    refused('resnet18 can only be trained whole', last_blocks.sides, backbones.build('resnet18'), 2)
+    refused('of your own needs a method sections', last_blocks.sides, torch.nn.Identity(), 2)

@@ -34,7 +34,6 @@ def rows(true='1', false='0', cut=' ', order=(0, 1, 2)):
 
 
 def right(listed, root):
-    """Whether they are the pairs of `rows`."""
     names, two = [os.path.relpath(source, root) for source in listed.sources], listed.pairs[:2]
     two = [[names[i] for i in pair] for pair in zip(*two, strict=True)]
     expected = [line.split()[1:] for line in rows().splitlines()]
@@ -80,20 +79,14 @@ def test_names_in_the_other_unicode_form(faces, listed, there):
     assert all(map(os.path.exists, protocols.pair_list(faces / 'list').sources))
 
 
-def test_home_is_expanded(faces, monkeypatch):
+def test_home_is_expanded_and_one_missing_image_is_not_the_folder(faces, monkeypatch):
     monkeypatch.setenv('HOME', str(faces))
     (faces / 'elsewhere').mkdir()
     (faces / 'elsewhere' / 'list').write_text(rows().replace('p', '~/p').replace('j~/p', 'jp'))
     assert right(protocols.pair_list('~/elsewhere/list'), faces)
-
-
-def test_a_missing_image_is_not_the_folder_and_a_fourth_column_is_the_fold(faces):
     (faces / 'list').write_text('1 gone/a.jpg gone/b.jpg\n' + rows())
     listed = protocols.pair_list(faces / 'list')
     assert sum(map(os.path.exists, listed.sources)) == 20 and len(listed.sources) == 22
-    lines = [f'{line} {7 - number % 3}' for number, line in enumerate(rows().splitlines())]
-    (faces / 'list').write_text('\n'.join(lines))
-    assert protocols.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]
 
 
 @pytest.mark.parametrize('head, per_fold, folds', [('2\t3', 3, 2), ('10 1', 1, 10), ('7', 7, 1)])
@@ -128,12 +121,6 @@ NO_LISTS += [(b'1 p0/a.jpg p0/b.jpg\n3 p0/a.jpg p0/b.jpg\n', 'line 2')]
 NO_LISTS += [(b'label a b\nlabel a b\n', 'no pair'), (b'2\n1 a\n', 'expected 4')]
 
 
-@pytest.mark.parametrize('data, why', NO_LISTS)
-def test_what_is_no_list_is_one_line(faces, data, why):
-    (faces / 'list').write_bytes(data)
-    assert refused(why, protocols.pair_list, faces / 'list').startswith(str(faces))
-
-
 WRONG = {
     'yes,p0/a.jpg,p0/b.jpg': "line 1: .*first column, 'yes', and in the last, 'p0/b.jpg'",
     'p0/a.jpg p0/b.jpg same': "first column, 'p0/a.jpg', and in the last, 'same': expected",
@@ -146,10 +133,13 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize('line, why', WRONG.items())
-def test_what_is_wrong_with_a_line_is_said(faces, line, why):
-    (faces / 'list').write_text(line + '\n' + rows(cut=','))
-    refused(why, protocols.pair_list, faces / 'list')
+def test_what_is_wrong_with_a_list_or_a_line_is_said(faces):
+    for data, why in NO_LISTS:
+        (faces / 'list').write_bytes(data)
+        assert refused(why, protocols.pair_list, faces / 'list').startswith(str(faces))
+    for line, why in WRONG.items():
+        (faces / 'list').write_text(line + '\n' + rows(cut=','))
+        refused(why, protocols.pair_list, faces / 'list')
 
 
 def pairs(*two, same):
@@ -165,19 +155,13 @@ TELL_NOTHING = [
 ]
 
 
-@pytest.mark.parametrize('bad, why', TELL_NOTHING)
-def test_pairs_that_tell_nothing_are_refused(bad, why):
-    refused('list: .*' + why, check_pairs, bad, ['a', 'b', 'c'], 'list')
-
-
-def test_pairs_that_stand_twice_are_no_contradiction():
+def test_pairs_that_tell_nothing_are_refused_and_written_ones_read_back(tmp_path):
+    for bad, why in TELL_NOTHING:
+        refused('list: .*' + why, check_pairs, bad, ['a', 'b', 'c'], 'list')
     twice = pairs((0, 1), (1, 0), (0, 2), same=[1, 1, 0])
     (notice,) = check_pairs(twice, ['a', 'b', 'c'], 'list')
     assert '1 of 3 pairs stand in the list before' in notice
     assert check_pairs(twice.where(np.array([1, 0, 1], bool)), ['a', 'b', 'c'], 'list') == []
-
-
-def test_written_pairs_are_read_back(tmp_path):
     names = [str(tmp_path / 'a b' / f'{k},é.jpg') for k in range(40)]
     (tmp_path / 'a b').mkdir()
     for name in names:
@@ -194,8 +178,11 @@ def test_written_pairs_are_read_back(tmp_path):
 EVERY = {'# thresholds: every score\n': True, '# mine\n': False, '': False}
 
 
-@pytest.mark.parametrize('first, every', EVERY.items())
-def test_a_list_says_whether_its_thresholds_are_every_score(faces, first, every):
-    (faces / 'list').write_text(first + rows())
-    listed = protocols.pair_list(faces / 'list')
-    assert listed.every_score is every and (listed.thresholds is None) is every
+def test_a_list_says_its_folds_and_whether_its_thresholds_are_every_score(faces):
+    for first, every in EVERY.items():
+        (faces / 'list').write_text(first + rows())
+        listed = protocols.pair_list(faces / 'list')
+        assert listed.every_score is every and (listed.thresholds is None) is every
+    lines = [f'{line} {7 - number % 3}' for number, line in enumerate(rows().splitlines())]
+    (faces / 'list').write_text('\n'.join(lines))
+    assert protocols.pair_list(faces / 'list').pairs.fold.tolist() == [7 - k % 3 for k in range(20)]

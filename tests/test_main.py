@@ -20,27 +20,6 @@ def training(**values):
     return result
 
 
-@pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_only_w_moves_in_max(variate):
-    images, _, ages = batch()
-    run = training(variate=variate, memory=0.0)
-    network, w = snapshot(run.model), snapshot(run.mapping)
-    run.max_step(images, ages)
-    assert not moved(network, run.model), 'weights or batch-norm statistics moved'
-    assert moved(w, run.mapping) == ({'w_id', 'w_age'} if variate == 'learned' else {'w_id'})
-    assert all(p.grad is None for p in run.model.parameters())
-
-
-@pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_everything_but_w_moves_in_min(variate):
-    run = training(variate=variate, memory=0.0)
-    network, w = snapshot(run.model), snapshot(run.mapping)
-    run.min_step(*batch())
-    still = set(network) - moved(network, run.model)
-    assert still == {'factorization.alpha'}
-    assert not moved(w, run.mapping) and all(p.grad is None for p in run.mapping.parameters())
-
-
 def test_w_solved_within_an_iteration_touches_no_gradient_of_the_network():
     gradients = []
     for memory in (0.0, 0.5):
@@ -76,7 +55,7 @@ def test_a_solved_factorization_stays_through_the_steps_and_its_file_holds_it(tm
 
 
 @pytest.mark.parametrize('variate', ['learned', 'label'])
-def test_the_correlation_reaches_the_backbone_and_r(variate):
+def test_the_correlation_reaches_the_backbone_and_r_and_who_moves(variate):
     images, _, ages = batch()
     run = training(variate=variate, memory=0.0)
     run.model.train()
@@ -85,18 +64,25 @@ def test_the_correlation_reaches_the_backbone_and_r(variate):
     assert run.model.backbone.project.weight.grad.abs().sum() > 0
     assert run.model.factorization.age[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in run.model.age.parameters()), 'the age head unlearns age'
+    run = training(variate=variate, memory=0.0)
+    network, w = snapshot(run.model), snapshot(run.mapping)
+    run.max_step(images, ages)
+    assert not moved(network, run.model), 'weights or batch-norm statistics moved'
+    assert moved(w, run.mapping) == ({'w_id', 'w_age'} if variate == 'learned' else {'w_id'})
+    assert all(p.grad is None for p in run.model.parameters())
+    w = snapshot(run.mapping)
+    run.min_step(*batch())
+    assert set(network) - moved(network, run.model) == {'factorization.alpha'}
+    assert not moved(w, run.mapping) and all(p.grad is None for p in run.mapping.parameters())
 
 
-def test_phases_cross_epochs():
+def test_phases_cross_epochs_and_ramps_reach_the_networks():
     run = training(max_steps=20, min_steps=50, memory=0.0)
     turns = []
     # a counter that began anew each epoch would, at 7 steps an epoch, never reach the max phase
     for run.step in range(140):
         turns.append(run.is_max_step())
     assert turns == ([False] * 50 + [True] * 20) * 2
-
-
-def test_ramps_reach_the_networks():
     ramps = dict(split=(0.2, 0.4), game=(0.4, 0.8), margin_warmup=0.5, warmup=0.1)
     values = dict(lambda_dal=3.0, margin=0.4, lr=0.1, memory=0.0, max_steps=20)
     run, seen = training(**ramps, **values), []

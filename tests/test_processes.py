@@ -1,21 +1,24 @@
 """Several ranks or micro-batches train as one process does; a run resumes on any number."""
 
+import collections
+
 import pytest
 import torch
-from conftest import tiny
+import torch.distributed as dist
+from conftest import iterate, new_training, refused, tiny
 from processes import ALTERNATING, KINDS, assert_near, distance, job, run_steps, state
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import main
-import meta
 from dataset import Batches, Faces
 from training import distributed
-from utils import DataError, UserError
+from training.distributed import rank, world_size
+from utils import DataError
 
 
 @pytest.mark.parametrize('count', [0, 2, 3])
 def test_several_ranks_and_micro_batches_are_one(one_rank, tmp_path, count):
-    """Losses, every gradient, |ρ|, the steps of both players. 8 faces in 3 micro-batches, or on 3
-    ranks, are 3, 3, 2; there in two micro-batches each 2 + 1, 2 + 1, 1 + 1."""
+    """8 faces on 3 ranks, or in 3 micro-batches, are 3, 3, 2; in two each 2 + 1, 2 + 1, 1 + 1."""
     part = {'accumulate': 2 if count else 3}
     kinds = KINDS | {f'{name} in parts': kind | part for name, kind in KINDS.items()}
     for double, tolerance in ((False, 1e-6), (True, 1e-11)):
@@ -36,12 +39,8 @@ def test_batch_norm_sees_its_rank_alone_and_running_statistics_are_the_mean(tmp_
     with pytest.raises(AssertionError):
         assert_near(found['phases'][0], one['phases'][0], 1e-11)
     assert_near(found['phases'][1], found['phases'][0], 0)
-
-
-def test_synchronized_batch_norm_is_refused_on_a_cpu():
-    recipe = tiny(sync_batchnorm=True)
-    with pytest.raises(UserError, match='sync_batchnorm needs GPUs, not cpu'):
-        main.Training(recipe, list('ab'), meta.age_cutoffs, torch.device('cpu'))
+    why = 'sync_batchnorm needs GPUs, not cpu'
+    refused(why, new_training, tiny(sync_batchnorm=True))
 
 
 def test_every_face_once_whatever_the_world_size():
@@ -94,3 +93,79 @@ def test_what_one_rank_finds_all_say_once(entry, tmp_path):
         said = ''.join(said)
         assert statuses == [1, 1] and said.count('error: ') == 1 and message in said, said
         assert 'Traceback' not in said
+
+
+RANKS, SHARE = 8, 2
+HEADS = {'plain': {}, 'arcface': dict(head='arcface'), 'sharded': dict(shard_head=True)}
+HEADS['sampled'] = dict(shard_head=True, sample_rate=0.5)
+HEADS['sharded arcface'] = dict(shard_head=True, head='arcface')
+
+
+@pytest.fixture
+def exchanged(monkeypatch):
+    """A fake group of eight that nobody answers; the names and sizes it is asked for, in order."""
+    asked, reduce = [], dist.all_reduce
+
+    def all_reduce(tensor, *args, **options):
+        asked.append(('all_reduce', tensor.numel()))
+        return reduce(tensor, *args, **options)
+
+    def hook(_, bucket):  # DistributedDataParallel's own expects more of a future than is there
+        asked.append(('gradients', bucket.buffer().numel()))
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    wrap = DistributedDataParallel.__init__
+
+    def init(self, *args, **options):
+        wrap(self, *args, **options)
+        self.register_comm_hook(None, hook)
+
+    monkeypatch.setattr(dist, 'all_reduce', all_reduce)
+    monkeypatch.setattr(DistributedDataParallel, '__init__', init)
+    dist.init_process_group('fake', store=FakeStore(), rank=3, world_size=RANKS)
+    try:
+        yield asked
+    finally:
+        dist.destroy_process_group()
+
+
+def step(exchanged, phase='min', classes=40, **values):
+    """The training after a step, and what it exchanged."""
+    assert (rank(), world_size()) == (3, RANKS)
+    ramps = dict(split=(0.0, 0.0), game=(0.0, 0.0), read_age=0.0, batch_size=RANKS * SHARE)
+    training = new_training(tiny(**ramps | ALTERNATING | values), classes)
+    training.total_steps, training.step = 100, 51 if phase == 'max' else 50
+    images = torch.randint(0, 256, (SHARE, 3, 112, 96), dtype=torch.uint8)
+    batch = images, torch.tensor([5, 39]), torch.tensor([20.0, 70.0])
+    exchanged.clear()
+    iterate(training, *batch, [SHARE] * RANKS)
+    return training, list(exchanged)
+
+
+SOLVED = dict(memory=0.9, variate='label', max_steps=0)
+COUNTS = {'min': ({}, 15), 'max': ({}, 3), 'solved': (SOLVED, 17)}
+COUNTS['sharded'] = HEADS['sharded'], 22
+
+
+@pytest.mark.parametrize('phase', COUNTS)
+def test_the_collectives_of_a_step(exchanged, phase):
+    """Each costs a latency: no other may slip in. Gradients go in one bucket here."""
+    values, count = COUNTS[phase]
+    training, asked = step(exchanged, phase, **values)
+    parts = training.model.backbone, training.model.factorization
+    gradients = ('gradients', sum(p.numel() for part in parts for p in part.parameters()))
+    assert len(asked) == count and asked.count(gradients) == (phase != 'max')
+    head = 'all_reduce', training.model.identity.weight.numel()
+    assert (head in asked) == (phase in ('min', 'solved'))
+
+
+@pytest.mark.parametrize('head', HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_every_head_on_eight_ranks(exchanged, head, accumulate):
+    """Its gradients reach every weight, and each rank has its own people alone."""
+    training, _ = step(exchanged, accumulate=accumulate, **head)
+    assert all(p.grad is not None for p in training.model.parameters())
+    assert training.model.identity.weight.shape[0] == (5 if 'shard_head' in head else 40)
+    assert collections.Counter(training.means.counts.values()) == {1: len(training.means.counts)}

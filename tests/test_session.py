@@ -18,14 +18,19 @@ from recognition.weights import load_weights, save_checkpoint
 from training import posthoc
 from training.log import Log, differences, read_log
 from training.recipe import small
-from utils import UserError
 
 
-def test_a_seed_is_a_run(train, tmp_path):
+def test_a_seed_is_a_run_and_other_architectures_are_refused(train, tmp_path):
     a, b = (train(-1, 1, save=tmp_path / name) for name in 'ab')
     c = train(-1, 1, '--seed', 1, save=tmp_path / 'c')
     assert same(state_dict_of(a / 'last.pth'), state_dict_of(b / 'last.pth'))
     assert not same(state_dict_of(a / 'last.pth'), state_dict_of(c / 'last.pth'))
+    line = train, -1, 1, a / 'last.pth'
+    why = "its network is not the one .* 'dim': 16"
+    refused(why, *line, save=tmp_path / 'd', settings=('dim=8',))
+    solved = 'factorization=solved', 'memory=.9', 'variate=label'
+    why = '"factorization.* and factorization=learned: choose'
+    refused(why, *line, save=tmp_path / 'e', settings=solved)
 
 
 @pytest.mark.parametrize('settings', [(), PHASES])
@@ -40,6 +45,11 @@ def test_four_epochs_are_two_and_two(train, tmp_path, settings):
     assert epochs == [f'epoch_00{k}.pth' for k in (1, 2, 3, 4)]
     numbers = [[row for row in log_rows(run) if row['kind'] == 'epoch'] for run in (whole, parts)]
     assert numbers[0] == numbers[1]
+    if settings:
+        rows = [row for row in log_rows(whole) if row['kind'] == 'max']
+        assert [row['step'] for row in rows] == [5, 10, 15, 20]
+        keys = {'rho_before', 'rho_after', 'var_id', 'var_age', 'dead'}
+        assert all(keys <= row.keys() for row in rows)
 
 
 def test_what_a_run_leaves(train, capsys):
@@ -72,18 +82,14 @@ def test_validation_on_people_of_the_training_set_counts_the_closed_set(train, e
     assert 0 <= read_log(folder / 'log.jsonl')[-1]['val_closed_set_accuracy'] <= 1
 
 
-def test_without_validation_there_is_no_best(train, entry, capsys):
-    folder = train(-1, 1, data=entry | {'val_root': None})
-    assert not (folder / 'best.pth').exists()
-    assert 'no validation set, so no best.pth' in capsys.readouterr().out
-
-
-def test_max_phases_are_logged(train):
-    folder = train(-1, 4, settings=PHASES)
-    rows = [row for row in read_log(folder / 'log.jsonl') if row['kind'] == 'max']
-    assert [row['step'] for row in rows] == [5, 10, 15, 20]
-    keys = {'rho_before', 'rho_after', 'var_id', 'var_age', 'dead'}
-    assert all(keys <= row.keys() for row in rows)
+def test_without_validation_or_a_terminal(train, entry, capsys, monkeypatch):
+    monkeypatch.setattr('system.progress.SECONDS', 0.001)
+    folder = train(-1, 2, data=entry | {'val_root': None})
+    said = capsys.readouterr()
+    assert not (folder / 'best.pth').exists() and 'no validation set, so no best.pth' in said.out
+    lines = [line for line in said.err.splitlines() if line.startswith('training: ')]
+    wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')
+    assert lines and all(map(wanted.search, lines))
 
 
 def test_a_dead_split_warns_once(train, capsys, monkeypatch):
@@ -98,23 +104,17 @@ def test_a_dead_split_warns_once(train, capsys, monkeypatch):
     assert '100% of x_age dead' in out and 'lambda_age' in out
 
 
-def test_resume_counts_in_total_and_starts_where_there_is_nothing(train, capsys):
-    train(-1, 1, '--resume')
-    folder = train(-1, 2, '--resume')
-    assert len(list(folder.glob('epoch_*'))) == 2
-    train(-1, 2, '--resume')
-    assert '2 epochs are trained already' in capsys.readouterr().out
-
-
-def test_resume_takes_the_recipe_of_the_run(train, entry, tmp_path, monkeypatch, capsys):
-    """A network, a rate: nothing needs to be typed again; --set goes on top."""
-    folder = train(-1, 1, settings=('lr=.03',))
+def test_resume_counts_in_total_and_takes_the_recipe_of_the_run(train, monkeypatch, capsys):
+    folder = train(-1, 1, '--resume', settings=('lr=.03',))
     line = ['main.py', '-1', '2', '--dataset', 'here', '--save', str(folder), '--resume']
     monkeypatch.setattr('sys.argv', [*line, '--set', 'clip=2.'])
     main.run(main.arguments())
     recipe = json.loads((folder / 'run.json').read_text())['recipe']
     assert recipe['dim'] == 16 and recipe['lr'] == 0.03 and recipe['clip'] == 2
     assert 'recipe clip was 5.0 at the call before and is 2.0 now' in capsys.readouterr().out
+    assert len(list(folder.glob('epoch_*'))) == 2
+    main.run(main.arguments())
+    assert '2 epochs are trained already' in capsys.readouterr().out
 
 
 def test_a_backbone_of_ones_own_is_named(train, monkeypatch):
@@ -160,16 +160,7 @@ def test_best_is_not_forgotten_by_weights_alone(train, monkeypatch):
     assert load_weights(folder / 'best.pth')[1].epoch == kept.epoch
 
 
-def test_other_architectures_are_refused(train, tmp_path):
-    first = train(-1, 1)
-    with pytest.raises(UserError, match="its network is not the one .* 'dim': 16"):
-        train(-1, 1, first / 'last.pth', save=tmp_path / 'b', settings=('dim=8',))
-    with pytest.raises(UserError, match='"factorization.* and factorization=learned: choose'):
-        solved = ('factorization=solved', 'memory=.9', 'variate=label')
-        train(-1, 1, first / 'last.pth', save=tmp_path / 'c', settings=solved)
-
-
-def test_bad_data_is_said_before_training(train, entry, tmp_path):
+def test_bad_data_and_bad_command_lines(train, entry, tmp_path):
     for why, change in (
         ("'n_cls' is 82, but .* has 8 identities: set 'n_cls': 8", {'n_cls': 82}),
         ('has no position 7', {'pos': 7}),
@@ -179,9 +170,6 @@ def test_bad_data_is_said_before_training(train, entry, tmp_path):
     ):
         refused(why, train, -1, 1, data=entry | change)
     assert not list(tmp_path.glob('run/*.pth'))
-
-
-def test_bad_command_lines(train):
     refused('ctx 99: this machine has', train, 99, 1)
     refused('epochs is -1', train, -1, -1)
     why = 'zero epochs take the age out of a backbone that knows faces: --init FILE'
@@ -191,16 +179,7 @@ def test_bad_command_lines(train):
     refused('either weights or --resume', train, -1, 1, 'a', '--resume', 'b')
 
 
-def test_without_a_terminal_training_says_how_far_it_is(train, capsys, monkeypatch):
-    """A line a minute, as under nohup; here more often."""
-    monkeypatch.setattr('system.progress.SECONDS', 0.001)
-    train(-1, 2)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('training: ')]
-    wanted = re.compile(r' of 80\.0 images, .* images/s, .* left$')
-    assert lines and all(map(wanted.search, lines))
-
-
-def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
+def test_a_log_forgets_what_is_written_again_and_what_differs_from_the_call_before(tmp_path):
     log = Log(tmp_path, 0)
     for step, loss, written in ((10, 1.5, 1.5), (20, float('nan'), None), (30, 1.5, 1.5)):
         assert log.report('min', step, loss=loss) == {'loss': written}
@@ -210,10 +189,6 @@ def test_log_forgets_what_a_resumed_run_writes_again(tmp_path):
     assert [row['step'] for row in read_log(log.path)] == [10, 20, 30]
     Log(tmp_path, 20).board.close()
     assert [json.loads(line)['loss'] for line in log.path.read_text().splitlines()] == [1.5, None]
-
-
-def test_what_differs_from_the_call_before(tmp_path):
-    """A value that is newer than the run was the paper's."""
     path, now = tmp_path / 'run.json', {'recipe': small.as_dict(), 'faces': 40}
     newer = 'freeze', 'precision', 'compile'
     older = {key: value for key, value in small.as_dict().items() if key not in newer}

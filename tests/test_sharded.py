@@ -1,5 +1,7 @@
 """A head in slices on several ranks is the plain head; any number of ranks reads its files."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import Hostile, state_dict_of
@@ -10,16 +12,6 @@ from model import CosFace, DALModel
 from training import distributed, sharded
 
 
-def joined(ranks):
-    """Of what each rank found: the whole of the head's slices, all else as rank 0 has it."""
-    found = [{kind: dict(step[kind]) for kind in step} for step in ranks[0]]
-    for number, step in enumerate(found):
-        for kind in ('gradients', 'model'):
-            slices = [rank[number][kind]['identity.weight'] for rank in ranks]
-            step[kind]['identity.weight'] = torch.cat(slices)
-    return found
-
-
 @pytest.mark.parametrize('count', [0, 2, 3])
 def test_a_sharded_head_is_the_plain_one(one_rank, tmp_path, count):
     """5 people on 3 ranks are 2, 2, 1. Where gradients are clipped, the norm is of all slices."""
@@ -28,7 +20,12 @@ def test_a_sharded_head_is_the_plain_one(one_rank, tmp_path, count):
     plain = run_steps(tmp_path / 'one', 0, {'clipped': ALTERNATING | clipped}, double=True)
     for name, ranks in run_steps(tmp_path / 'run', count, kinds, double=True).items():
         reference = plain.get(name, one_rank[True]['phases'])[0]
-        assert_near(joined(ranks), reference, 1e-11)
+        # the whole of the head's slices, all else as rank 0 has it
+        joined = [{kind: dict(step[kind]) for kind in step} for step in ranks[0]]
+        for number, kind in itertools.product(range(len(joined)), ('gradients', 'model')):
+            slices = [rank[number][kind]['identity.weight'] for rank in ranks]
+            joined[number][kind]['identity.weight'] = torch.cat(slices)
+        assert_near(joined, reference, 1e-11)
         rows = [len(rank[0]['model']['identity.weight']) for rank in ranks]
         assert max(rows) <= -(-5 // max(count, 1))
 
@@ -41,8 +38,7 @@ def made(head, **options):
 
 
 def test_sampled_negatives():
-    """The batch's people and as many others as asked. At half the people the loss is of those
-    alone, and the others have no gradient."""
+    """The batch's people and as many others as asked; the loss is of those alone."""
     layout = distributed.BatchLayout()
     layout.begin([6], 0)
     half, features, labels = made(sharded.sharded(CosFace), layout=layout, sample_rate=0.5)
@@ -64,8 +60,7 @@ def test_sampled_negatives():
 
 
 class AdaFace(CosFace):
-    """A margin that needs the norms of the features (Kim et al., CVPR 2022, in short), and a loss
-    of its own."""
+    """A margin that needs the norms of the features (Kim et al., 2022), and a loss of its own."""
 
     def loss(self, features, labels):
         self.norms = features.detach().norm(dim=1)
@@ -101,8 +96,7 @@ def test_a_head_owns_its_loss_and_its_margin_in_slices_too(tmp_path):
 
 
 def test_a_sharded_head_is_read_by_any_number_of_ranks(entry, undisturbed, tmp_path):
-    """2 → 1 → 3 ranks, each with a slice; a plain head goes on from it, and a sharded one from
-    that. Weights files are those of a plain head. A file of slices that runs code is refused."""
+    """2 → 1 → 3 ranks, each with a slice; a plain head goes on from it, a sharded one from that."""
     save, slices = tmp_path / 'run', dict(settings=['shard_head=True'])
     for epochs, count in ((1, 2), (2, 0), (3, 3)):
         statuses, said = job(count, entry, save, epochs, '--resume', '--horizon', 3, **slices)

@@ -101,9 +101,6 @@ def test_many_faces_are_shuffled_a_few_shards_at_a_time(monkeypatch):
     assert (few.order() == plain.order()).all(), 'up to the window it is the order of a folder'
 
 
-# the index
-
-
 def test_an_index_is_kept_and_made_anew_when_it_must(folder, pattern, monkeypatch):
     listed(pattern)
     (kept,) = Path(pattern).parent.glob('.*.index.npz')
@@ -119,19 +116,15 @@ def test_an_index_is_kept_and_made_anew_when_it_must(folder, pattern, monkeypatc
     assert_same_faces(listed(pattern), folder)
     assert calls and len(list(Path(pattern).parent.glob('.*.index.npz'))) == 1 and not kept.exists()
 
-
-def test_an_index_that_cannot_be_kept(folder, pattern, monkeypatch):
     def refuse(path, write):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(utils, 'write_whole', refuse)
+    os.utime(pattern.replace('{00000..00003}', '00001'))
     faces = listed(pattern)
     assert_same_faces(faces, folder)
     (notice,) = faces.check()
     assert 'No space left on device: the index of the shards is not kept' in notice
-
-
-# the converter
 
 
 def stamps(folder):
@@ -173,11 +166,11 @@ def test_other_shards_are_not_overwritten(folder, pattern, options):
     refused(said, write_shards, folder, target / 'train', **options)
     (target / 'train.json').unlink()
     refused(said, write_shards, folder, target / 'train', per_shard=12)
-    assert stamps(target) == before
-    for plan in ('{"pattern": 1}', '[]', 'null', '"x"'):  # that is not ours
-        (target / 'x.json').write_text(plan)
+    for content in ('{"pattern": 1}', '[]', 'null', '"x"'):  # a plan that is not ours
+        (target / 'x.json').write_text(content)
         refused('x.json: there are shards of this name already', write_shards, folder, target / 'x')
-        assert (target / 'x.json').read_text() == plan
+        assert (target / 'x.json').read_text() == content
+    assert stamps(target) == before
     for name in ('few-more', 'few'):  # another name, though it begins alike
         write_shards(folder, target / name, per_shard=40)
 
@@ -196,15 +189,20 @@ def test_odd_names_are_converted(drawn, tmp_path):
     assert kept == {theirs.source.name(place) for place in theirs.places}
 
 
-def test_shards_are_converted_to_shards(folder, pattern, tmp_path):
+def test_shards_are_converted_to_shards_and_are_a_benchmark(folder, pattern, tmp_path):
     again = write_shards(listed(pattern), tmp_path / 'again' / 'x', per_shard=7)
     assert_same_faces(listed(again), folder)
+    ours, theirs = (protocols.folder(root, r'_|\.', 1) for root in (pattern, folder.root))
+    assert [Path(path).read_bytes() for path in theirs.sources] == ours.sources
+    assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
 
 
-def test_a_corrupt_image_is_found_before_anything_is_written(folder, tmp_path, monkeypatch):
+def test_a_corrupt_image_and_a_missing_library_are_said(folder, tmp_path, monkeypatch, pattern):
     monkeypatch.setattr(Faces, 'encoded', lambda self, index: b'junk')
     refused('40 image.s. are not 112 high', write_shards, folder, tmp_path / 'out' / 'x')
     assert not (tmp_path / 'out').exists()
+    monkeypatch.setitem(sys.modules, 'webdataset', None)
+    refused('pip install webdataset', listed, pattern)
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='no /proc/self/fd here')
@@ -219,12 +217,6 @@ def test_more_shards_than_may_be_open(folder, tmp_path, monkeypatch):
     assert len(os.listdir('/proc/self/fd')) <= before + 4
 
 
-def test_a_benchmark_on_shards(folder, pattern):
-    ours, theirs = (protocols.folder(root, r'_|\.', 1) for root in (pattern, folder.root))
-    assert [Path(path).read_bytes() for path in theirs.sources] == ours.sources
-    assert (ours.labels == theirs.labels).all() and (ours.ages == theirs.ages).all()
-
-
 def test_the_command_writes_what_an_entry_names(entry, folder, tmp_path, monkeypatch, capsys):
     import prepare
 
@@ -232,9 +224,6 @@ def test_the_command_writes_what_an_entry_names(entry, folder, tmp_path, monkeyp
     prepare.main(['--shards', 'here', str(tmp_path / 'set' / 'train')])
     pattern = capsys.readouterr().out.split("'")[3]
     assert_same_faces(listed(pattern), folder)
-
-
-# what the library itself writes, folders that tar packed, and damaged shards
 
 
 def jpeg(shade=100):
@@ -253,7 +242,7 @@ def foreign(root, samples, **options):
     return f'{root}/a-{{00..{(len(samples) - 1) // 3:02d}}}.tar'
 
 
-def test_shards_of_the_library_itself(tmp_path):
+def test_shards_of_the_library_itself_and_bad_images_in_them(tmp_path):
     two, samples = [{'identity': 'Ada', 'age': 35}, {'identity': 7, 'age': 12.5}], []
     for k in range(7):
         samples.append({'jpg': jpeg(20 * k), 'json': two[k % 2] | {'more': [k]}})
@@ -264,15 +253,22 @@ def test_shards_of_the_library_itself(tmp_path):
     shades = [round(int(image[0, 0, 0]) / 20) for image in everything(faces)[0]]
     assert shades == [1, 3, 5, 0, 2, 4, 6]
     assert faces.path(3) == f'{tmp_path}/a/a-00.tar:0000.jpg'
-
-
-def test_a_class_and_a_text_beside_each_image(tmp_path):
     pixels = np.full((112, 96, 3), 50, np.uint8)
     samples = [{'png': pixels, 'cls': k % 2, 'txt': str(20 + k)} for k in range(4)]
-    faces = listed(foreign(tmp_path / 'a', samples))
+    faces = listed(foreign(tmp_path / 'b', samples))
     faces.check()
     assert faces.classes == ['0', '1'] and faces.ages.tolist() == [20, 22, 21, 23]
     assert (everything(faces)[0] == 50).all()
+    samples = [GOOD, GOOD | {'jpg': b'junk'}, GOOD | {'jpg': jpeg()[:300]}, GOOD, GOOD]
+    pattern = foreign(tmp_path / 'c', samples, encoder=False)
+    first, second = (f'a-00.tar:000{k}.jpg: not readable' for k in (1, 2))
+    refused(rf'2 image\(s\) are not .*: {first}.*, {second}', listed(pattern).check)
+    faces = listed(pattern)
+    assert 'left out' in faces.check(skip_corrupt=2)[0]
+    assert [place['name'] for place in faces.places] == [b'0000.jpg', b'0003.jpg', b'0004.jpg']
+    assert len(everything(faces)[0]) == 3
+    images, *_, (unreadable,) = listed(pattern).__getitems__([0, 1])
+    assert len(images) == 1 and unreadable.startswith(f'{tmp_path}/c/{first} as an image')
 
 
 @pytest.mark.parametrize('format', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -314,29 +310,11 @@ def test_samples_without_what_is_needed(tmp_path, change, message):
     assert error.isprintable() and len(error) < 500
 
 
-def test_bad_images_are_named_and_counted_or_left_out(tmp_path):
-    samples = [GOOD, GOOD | {'jpg': b'junk'}, GOOD | {'jpg': jpeg()[:300]}, GOOD, GOOD]
-    pattern = foreign(tmp_path / 'a', samples, encoder=False)
-    first, second = (f'a-00.tar:000{k}.jpg: not readable' for k in (1, 2))
-    refused(rf'2 image\(s\) are not .*: {first}.*, {second}', listed(pattern).check)
-    faces = listed(pattern)
-    assert 'left out' in faces.check(skip_corrupt=2)[0]
-    assert [place['name'] for place in faces.places] == [b'0000.jpg', b'0003.jpg', b'0004.jpg']
-    assert len(everything(faces)[0]) == 3
-    images, *_, (unreadable,) = listed(pattern).__getitems__([0, 1])
-    assert len(images) == 1 and unreadable.startswith(f'{tmp_path}/a/{first} as an image')
-
-
 PATTERNS = dict.fromkeys(('train-{0..9}.tar.gz', 'train.tgz'), 'not compressed')
 ELSEWHERE = 'http://host/train-{0..9}.tar', 'pipe:cat train.tar'
 PATTERNS |= dict.fromkeys(ELSEWHERE, 'a mounted file system')
 PATTERNS |= dict.fromkeys(('train-{{0..9}.tar', 'train-${NOWHERE}.tar'), 'not a pattern of shards')
 PATTERNS |= {'train-{0..9}.tar': '10 of 10 shard.s. missing: train-0.tar, '}
-
-
-@pytest.mark.parametrize('root, message', PATTERNS.items())
-def test_patterns_that_are_none(root, message):
-    refused(message, listed, root)
 
 
 def test_a_shard_cut_short_anywhere(pattern):
@@ -383,8 +361,3 @@ def test_a_shard_that_changes_after_it_was_listed(pattern, why, opened):
     else:
         name = faces.source.name(faces.places[index])
         refused(rf'train-00002.tar:{name}: .*({why}|changed)', faces.__getitems__, [index])
-
-
-def test_without_the_library(pattern, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'webdataset', None)
-    refused('pip install webdataset', listed, pattern)

@@ -55,8 +55,7 @@ SIGNALS += [('validation', (0,)), ('validation', (0, 1, 1))]  # by rank 0: rank 
 
 @pytest.mark.parametrize('moment, signalled', SIGNALS)
 def test_a_signal_to_any_rank_ends_all(entry, undisturbed, tmp_path, moment, signalled):
-    """And saves once. (0, 1, 1): to all and repeated, as where a scheduler signals the whole job
-    and the launcher passes it on."""
+    """(0, 1, 1): as where a scheduler signals the whole job and the launcher passes it on."""
 
     def prepare():
         if moment == 'step':

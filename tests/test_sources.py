@@ -7,7 +7,8 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import listed, refused, same, state_dict_of
+import torch
+from conftest import listed, refused, same
 from test_images import encoded
 from torchvision.datasets import ImageFolder
 
@@ -24,7 +25,6 @@ def face(path):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two people of two images."""
     for name in ('Ada/000_12.jpg', 'Ada/001_40.jpg', 'Bob/000_7.jpg', 'Bob/001_30.jpg'):
         face(tmp_path / 'set' / name)
     return tmp_path / 'set'
@@ -64,7 +64,7 @@ def test_what_systems_leave_is_nobody(root, tmp_path):
     assert not any(map(is_system, names_of_people))
 
 
-def test_images_of_every_suffix_in_folders_of_any_depth(root):
+def test_images_of_every_suffix_in_folders_of_any_depth_and_of_names_alike(root):
     for name in 'a_1.jfif a_2.jpe A_3.JPEG sub/a_4.jpg sub/deep/a_5.jpg sub-b/a_6.jpg'.split():
         face(root / 'Ada' / name)
     (root / 'Ada' / 'a_8.gif').write_bytes(encoded(kind='GIF'))
@@ -73,6 +73,11 @@ def test_images_of_every_suffix_in_folders_of_any_depth(root):
     theirs = ImageFolder(root, is_valid_file=lambda path: True)
     ours = [(faces.path(k), int(faces.labels[k])) for k in range(len(faces))]
     assert ours == theirs.samples and faces.classes == theirs.classes
+    composed, apart = (unicodedata.normalize(form, 'Zoë') for form in ('NFC', 'NFD'))
+    for name in (composed, apart):
+        face(root / name / '000_3.jpg')
+    (notice,) = listed(root).check()
+    assert '1 name(s) stand for different people' in notice and composed in notice
 
 
 def test_what_is_left_out_is_said(root):
@@ -92,14 +97,6 @@ def test_pipes_and_sockets_are_never_opened(root, tmp_path):
     assert notice == f'{root}: 1 pipe(s), socket(s) or device(s) are not opened: Ada/pipe_30.jpg'
     (tmp_path / 'a.txt').write_text(f'{root}/Ada/pipe_30.jpg Ada 30\n{root}/Bob/000_7.jpg Bob 7\n')
     refused('pipe_30.jpg: a folder, pipe, socket or device', listed(tmp_path / 'a.txt').check)
-
-
-def test_people_whose_names_are_one_but_for_their_unicode_form(root):
-    composed, apart = (unicodedata.normalize(form, 'Zoë') for form in ('NFC', 'NFD'))
-    for name in (composed, apart):
-        face(root / name / '000_3.jpg')
-    (notice,) = listed(root).check()
-    assert '1 name(s) stand for different people' in notice and composed in notice
 
 
 def test_folders_that_are_links_are_followed_but_in_circles(root, tmp_path):
@@ -127,9 +124,6 @@ def test_roots_from_elsewhere_and_from_home(root, tmp_path, monkeypatch):
         refused(rf'^{name}.*, seen from {root}: .*{what}'.replace('{0..1}', '.*'), listed, name)
     monkeypatch.setenv('HOME', str(tmp_path))
     assert len(listed('~/set')) == 4 and len(listed(Path('~/set'))) == 4
-
-
-# lists of `path label age`
 
 
 def rows(faces):
@@ -201,33 +195,33 @@ def test_lists_that_are_none(root, text, message):
     assert refused(f'a.txt.*{message}', listed, root / 'a.txt').isprintable()
 
 
-def test_lines_that_repeat_count_once(root):
+def test_lines_that_repeat_count_once_and_decoded_faces_follow_the_list(root):
     again = 'Bob/000_7.jpg Bob 7\nAda/.//000_12.jpg Ada 12\nAda/000_12.jpg Ada 12\n'
     (root / 'a.txt').write_text(f'./Ada/000_12.jpg Ada 12\n{again}')
     faces = listed(root / 'a.txt')
     assert names(faces) == ['Ada/000_12.jpg', 'Bob/000_7.jpg']
     assert faces.check() == [f'{root}/a.txt: 2 line(s) repeat others, and count once']
-
-
-def test_decoded_faces_of_a_list_follow_it(root):
     (root / 'a.txt').write_text('Ada/000_12.jpg Ada 12\nBob/000_7.jpg Bob 7\n')
     first = listed(root / 'a.txt')
     first.check()
     kept = Path(first.pixels.path)
-    del first
+    del first, faces
     shutil.copy(root / 'Ada' / '001_40.jpg', root / 'Ada' / '000_12.jpg')
     again = listed(root / 'a.txt')
     again.check()
     assert again.pixels.path != str(kept) and not kept.exists()
 
 
-def test_a_training_on_a_list_is_the_training_on_its_folder(train, entry, tmp_path):
-    """Its entry needs no pattern."""
-    root = entry['train_root']
-    lines = [f'{root}/{name}\t{person}\t{age}\n' for name, person, age in rows(listed(root))]
-    (tmp_path / 'a.txt').write_text(''.join(lines))
-    a_list, weights = {'train_root': str(tmp_path / 'a.txt'), 'val_root': None}, []
-    for name, data in (('folder', entry | {'val_root': None}), ('list', a_list)):
-        save = train(-1, 1, save=tmp_path / name, data=data, settings=('cache=False',))
-        weights.append(state_dict_of(save / 'epoch_001.pth'))
-    assert same(*weights)
+def test_a_training_on_shards_or_lists_is_that_on_folders(train, entry, drawn, tmp_path):
+    shards, lists, states = dict(entry), {}, []  # an entry of lists needs no pattern
+    for part in ('train', 'val'):
+        faces = listed(drawn / part)
+        shards[f'{part}_root'] = write_shards(faces, tmp_path / 'set' / part, per_shard=12)
+        lines = [f'{drawn}/{part}/{name}\t{person}\t{age}\n' for name, person, age in rows(faces)]
+        (tmp_path / f'{part}.txt').write_text(''.join(lines))
+        lists[f'{part}_root'] = str(tmp_path / f'{part}.txt')
+    for name, data in (('folder', entry), ('shards', shards), ('list', lists)):
+        run = train(-1, 2, save=tmp_path / name, data=data, settings=('cache=False',))
+        states.append(torch.load(run / 'epoch_002.pth', weights_only=True))
+    for state in states[1:]:
+        assert all(same(states[0][key], state[key]) for key in ('best', 'model'))

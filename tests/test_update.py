@@ -33,7 +33,7 @@ def faces(folder):
     return sorted(path.name for path in (folder / 'target/A').iterdir())
 
 
-def test_a_corrected_age(source, capsys):
+def test_an_age_that_is_corrected_or_known_no_longer(source, capsys):
     face = (source / 'target/A/001_30.jpg').read_bytes()
     write_ages(source, b=63)
     rows = job(source)
@@ -48,18 +48,21 @@ def test_a_corrected_age(source, capsys):
     write_ages(source, b=64)
     job(source)
     assert faces(source) == ['000_20.jpg', '001_64.jpg', '002_40.jpg']
+    write_ages(source, b=None)
+    job(source)
+    printed = capsys.readouterr().out
+    assert '1 removed: no age is known any longer' in printed
+    assert '1 skipped: no age: no row for it' in printed
+    assert faces(source) == ['000_20.jpg', '002_40.jpg']
 
 
-def test_a_withdrawn_photograph(source, capsys):
+def test_a_withdrawn_photograph_and_the_last_of_a_person(source, capsys):
     (source / 'source/A/b.png').unlink()
     rows = job(source)
     printed = capsys.readouterr().out
     assert '2 faces of 1 people' in printed and '1 removed: no longer in SOURCE' in printed
     assert faces(source) == ['000_20.jpg', '002_40.jpg']
     assert set(rows) == {'A/a.png', 'A/c.png'}
-
-
-def test_the_last_of_a_person(source):
     photograph(source / 'source/B/d.png', seed=3)
     shutil.rmtree(source / 'source/A')
     with open(source / 'points.csv', 'a') as file:
@@ -67,15 +70,6 @@ def test_the_last_of_a_person(source):
     (source / 'ages.csv').write_text('path,age\nB/d.png,50\n')
     job(source)
     assert not (source / 'target/A').exists() and (source / 'target/B/000_50.jpg').exists()
-
-
-def test_an_age_that_is_known_no_longer(source, capsys):
-    write_ages(source, b=None)
-    job(source)
-    printed = capsys.readouterr().out
-    assert '1 removed: no age is known any longer' in printed
-    assert '1 skipped: no age: no row for it' in printed
-    assert faces(source) == ['000_20.jpg', '002_40.jpg']
 
 
 def test_another_photograph_of_the_same_name_and_corrected_points(source, capsys):
@@ -93,7 +87,6 @@ def test_another_photograph_of_the_same_name_and_corrected_points(source, capsys
 
 
 def test_what_somebody_else_changed_stays(source, capsys):
-    """A face that was written over is its owner's, and what never was ours is told."""
     (source / 'target/A/001_30.jpg').write_bytes(b'mine')
     Image.new('RGB', (96, 112)).save(source / 'target/A/900_50.jpg')
     (source / 'source/A/b.png').unlink()
@@ -106,7 +99,6 @@ def test_what_somebody_else_changed_stays(source, capsys):
 
 
 def test_people_that_are_not_of_this_run_are_told(source, capsys):
-    """Training counts every folder: a foreign one, and one whose person was withdrawn."""
     for name in ('Foreign/000_12.jpg', 'Foreign/deeper/001_13.jpg', 'here_14.jpg'):
         (source / 'target' / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (96, 112)).save(source / 'target' / name)

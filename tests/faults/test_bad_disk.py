@@ -26,7 +26,6 @@ def last_step(folder):
 
 @pytest.fixture(scope='module')
 def whole(entry, tmp_path_factory):
-    """A run to which nothing happened."""
     folder = tmp_path_factory.mktemp('whole') / 'run'
     assert finish(entry, folder, *LINE, settings=PHASES)[0] == 0
     return folder
@@ -50,7 +49,6 @@ def errors(output):
 
 
 def fails(*args, **options):
-    """The one line by which finish(…) fails."""
     status, output = finish(*args, **options)
     assert status == 1
     return errors(output)
@@ -84,10 +82,8 @@ def test_folders_that_cannot_be_written(entry, tmp_path):
 
 
 def struck(change, batches=3, every_worker=False):
-    """Lets change(faces, indices) change the faces when the batch after `batches` is read.
-
-    By the first worker alone, unless by every one: a second may be ahead of it, and would strike
-    before the first batch is read.
+    """Lets change(faces, indices) change the faces when the first worker, or every one, reads the
+    batch after `batches`. A second worker may be ahead of the first.
     """
 
     def prepare():
@@ -145,7 +141,6 @@ def test_an_image_that_rots_in_mid_epoch(own, tmp_path, workers, allowed):
 
 
 def test_workers_killed_one_after_the_other(entry, tmp_path, whole):
-    """As for want of memory, or by somebody."""
     line = tmp_path / 'run', *LINE, '--workers', 2
     for number, worker in ((signal.SIGKILL, 0), (signal.SIGTERM, 1)):
 

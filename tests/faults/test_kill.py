@@ -1,6 +1,4 @@
-"""A run that is killed at any moment and started again by the same command is the run it would
-have been. The environment's FAULT_KILLS is the number of kills at random moments, 4 by default.
-"""
+"""A run that is killed at any moment and started again is the run it would have been."""
 
 import os
 import random
@@ -15,7 +13,7 @@ from kills import MOMENTS, assert_same_run, ended, ends_as, finish, start
 from dataset import Faces
 from recognition.weights import load_checkpoint
 
-KILLS = int(os.environ.get('FAULT_KILLS', 4))
+KILLS = int(os.environ.get('FAULT_KILLS', 4))  # at random moments
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 KINDS = {'phases': PHASES, 'memory': ('split=(.2,.4)', 'game=(.3,.5)', 'read_age=.3')}
 FOREVER = 10**6  # epochs
@@ -33,18 +31,8 @@ def whole(entry, tmp_path_factory):
     return runs
 
 
-def check_how_it_ended(process, number, output):
-    """By the signal, or with the one line that says what was saved."""
-    # SIGTERM itself ends it before there is anything to save
-    if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
-        *_, last = output
-        saved = f'error: {number.name} after step' in last
-        assert process.exitcode == 1 and (saved or last == 'KeyboardInterrupt'), output
-
-
 def until_done(entry, save, settings, draw, kills, seconds):
-    """Starts and kills until a start comes to its end. Returns the number of kills, at most
-    `kills`."""
+    """Starts and kills until a start comes to its end; the number of kills, at most `kills`."""
     done = 0
     while True:
         moment = None
@@ -59,7 +47,11 @@ def until_done(entry, save, settings, draw, kills, seconds):
                     os.kill(process.pid, number)
             process.join(120)
         output = Path(f'{save}.0').read_text().splitlines()
-        check_how_it_ended(process, moment[2] if moment else number, output)
+        # SIGTERM itself ends it before there is anything to save
+        if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
+            named = (moment[2] if moment else number).name
+            saved = f'error: {named} after step' in output[-1]
+            assert process.exitcode == 1 and (saved or output[-1] == 'KeyboardInterrupt'), output
         if process.exitcode == 0:
             return done
         if (save / 'last.pth').exists():
@@ -89,7 +81,6 @@ ENDS += [('before best.pth', 1, signal.SIGKILL)]
 
 @pytest.mark.parametrize('moment', ENDS, ids=str)
 def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
-    """A step, a save that is due, validation, its report and two files fall together there."""
     number = moment[2]
     status, output = finish(entry, tmp_path / 'run', *LINE, settings=PHASES, moment=moment)
     said = number != signal.SIGKILL and f'error: {number.name} after step' in output[-1]
@@ -98,29 +89,22 @@ def test_killed_at_the_end_of_an_epoch(entry, whole, tmp_path, moment):
 
 
 def wait_for(file, process):
-    """Until `file` exists, which `process` is to write."""
     while not file.exists():
         assert process.is_alive()
         time.sleep(0.01)
 
 
-def test_a_second_job_is_refused_and_told_who_holds_the_folder(entry, tmp_path):
-    with ended(start(entry, tmp_path / 'run', FOREVER)) as first:
-        wait_for(tmp_path / 'run/epoch_001.pth', first)
+def test_a_second_job_is_refused_until_the_first_is_killed(entry, tmp_path):
+    workers = ('--workers', 2, '--save-every', 1)  # which outlive it by seconds
+    with ended(start(entry, tmp_path / 'run', FOREVER, *workers)) as first:
+        wait_for(tmp_path / 'run/last.pth', first)
         os.rename(tmp_path / 'run.0', tmp_path / 'first.0')
         status, output = finish(entry, tmp_path / 'run', *LINE)
         assert status == 1 and first.is_alive()
         holder = f'process {first.pid} on {os.uname().nodename}'
         said = f'error: {tmp_path}/run: {holder} is training into it: --save DIR starts elsewhere'
         assert output == [said]
-
-
-def test_a_killed_run_holds_its_folder_no_longer_than_it_lives(entry, tmp_path):
-    """Its decode workers outlive it by seconds."""
-    line = ('--workers', 2, '--save-every', 1)
-    with ended(start(entry, tmp_path / 'run', FOREVER, *line)) as first:
-        wait_for(tmp_path / 'run/last.pth', first)
-    assert finish(entry, tmp_path / 'run', 1, '--resume', *line)[0] == 0
+    assert finish(entry, tmp_path / 'run', 1, '--resume', *workers)[0] == 0
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from preparation.sharding import write_shards
 from utils import DataError
 
 
-def test_decoded_faces_that_somebody_damaged_are_decoded_again(own):
+def test_decoded_faces_that_are_damaged_or_half_made(own, tmp_path):
     first = listed(own['train_root'])
     first.check()
     file, good = Path(first.pixels.path), first.__getitems__([39])[0]
@@ -30,9 +29,6 @@ def test_decoded_faces_that_somebody_damaged_are_decoded_again(own):
         again = listed(own['train_root'])
         again.check()
         assert again.pixels.path == str(file) and (again.__getitems__([39])[0] == good).all()
-
-
-def test_what_a_killed_decoding_left_goes_after_a_day(own, tmp_path):
     names = [f'.train.{"0" * 32}.tmp', f'.train.{"1" * 32}.tmp', f'.val.{"2" * 32}.tmp']
     old, young, other = files = [tmp_path / 'set' / name for name in names]
     for file in files:
@@ -82,7 +78,7 @@ def elsewhere(work, prepare):
     pytest.fail(f'exit status {process.exitcode}')
 
 
-def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):
+def test_a_disk_that_fills_while_faces_are_decoded_or_shards_written(own, tmp_path):
     def check():
         faces = listed(own['train_root'])
         return faces.check(), faces.pixels, len(faces.__getitems__([0, 39])[0])
@@ -92,8 +88,6 @@ def test_a_disk_that_fills_while_faces_are_decoded(own, tmp_path):
     assert 'every epoch decodes anew' in notice and pixels is None and n == 2
     assert set((tmp_path / 'set').glob('.*')) == before
 
-
-def test_a_disk_that_fills_while_shards_are_written(own, tmp_path):
     def write():
         try:
             return write_shards(listed(own['train_root']), tmp_path / 'out' / 'x', per_shard=12)
@@ -112,7 +106,6 @@ def shards_of(entry, folder):
 
 @pytest.fixture
 def sharded(entry, tmp_path):
-    """A meta.py dict of shards that a test may spoil."""
     return shards_of(entry, tmp_path)
 
 
@@ -121,18 +114,9 @@ OPTIONS = dict(settings=(*PHASES, 'cache=False'))
 
 @pytest.fixture(scope='module')
 def whole_on_shards(entry, tmp_path_factory):
-    """A run on such shards to which nothing happened."""
     folder = tmp_path_factory.mktemp('shards')
     assert finish(shards_of(entry, folder), folder / 'run', *LINE, **OPTIONS)[0] == 0
     return folder / 'run'
-
-
-def test_killed_in_mid_epoch_it_is_the_run_it_would_have_been(sharded, whole_on_shards, tmp_path):
-    options, line = OPTIONS, (*LINE, '--workers', 2)
-    for number, step in ((signal.SIGKILL, 3), (signal.SIGTERM, 2)):
-        moment = 'between steps', step, number
-        assert finish(sharded, tmp_path / 'run', *line, **options, moment=moment)[0] != 0
-    ends_as(whole_on_shards, sharded, tmp_path / 'run', *line, **options)
 
 
 @pytest.mark.parametrize('change', [lambda path: os.truncate(path, 512), os.remove])
@@ -158,7 +142,6 @@ def test_a_shard_that_is_cut_or_vanishes_in_mid_epoch(sharded, whole_on_shards, 
 
 
 def test_fuzzed_shards(sharded):
-    """Whatever is in them: faces, or one line."""
     path = Path(sharded['train_root'].replace('{00000..00003}', '00001'))
     draw, ends, intact = random.Random(0), set(), path.read_bytes()
 

@@ -54,7 +54,6 @@ def said(function, *args):
 
 
 def start(file):
-    """What main.py does with a file of weights."""
     training = new_training(tiny())
     resume.start(training, file, True, 5)
     training.total_steps = 100
@@ -65,7 +64,6 @@ READERS = {'main': start, 'load': DALModel.load, 'evaluate': load_weights}
 
 
 def packed(content):
-    """The bytes of a file of torch.save."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -120,10 +118,21 @@ def test_weights_that_inflate_are_refused(state, read):
     assert read(rewritten(whole)) is None  # so it is not the rewriting that is refused
 
 
-def test_weights_that_are_none(state, read):
+def test_weights_that_are_none_or_of_other_shapes_and_pickles_run_nothing(state, read, capfd):
     for model in (5, {}, {'a': 'b'}, {3: torch.zeros(2)}):
         assert read(state | {'model': model}), model
     assert read(state | {'backbone': 5})
+    weights = state['model']
+    # which torch forgives
+    for name in [name for name in weights if not name.endswith('num_batches_tracked')][::7]:
+        assert read(state | {'model': {key: weights[key] for key in weights if key != name}}), name
+        assert read(state | {'model': weights | {name: weights[name][None, ..., None]}}), name
+    assert read(state | {'model': weights | {'more': torch.zeros(1)}})
+    huge = torch.zeros(1).expand(10**9, 16)  # four bytes in the file, 64 GB where it is copied
+    assert read(state | {'model': weights | {'identity.weight': huge}})
+    assert read(pickle.dumps(Hostile())) and read(pickle.dumps({'model': Hostile()}, 2))
+    assert read(state | {'best': Hostile()})
+    assert 'this ran' not in capfd.readouterr().out
 
 
 # training reads another backbone's arguments for its message alone
@@ -150,17 +159,6 @@ def test_states_of_other_types(state, read, change):
     assert read(state | change)
 
 
-def test_weights_of_other_shapes_and_without_keys(state, read):
-    weights = state['model']
-    # which torch forgives
-    for name in [name for name in weights if not name.endswith('num_batches_tracked')][::7]:
-        assert read(state | {'model': {key: weights[key] for key in weights if key != name}}), name
-        assert read(state | {'model': weights | {name: weights[name][None, ..., None]}}), name
-    assert read(state | {'model': weights | {'more': torch.zeros(1)}})
-    huge = torch.zeros(1).expand(10**9, 16)  # four bytes in the file, 64 GB where it is copied
-    assert read(state | {'model': weights | {'identity.weight': huge}})
-
-
 @MAIN
 def test_a_recipe_in_a_state_is_not_believed(state, read, tmp_path):
     assert read(state | {'recipe': None}) is None
@@ -170,12 +168,6 @@ def test_a_recipe_in_a_state_is_not_believed(state, read, tmp_path):
     training = new_training(tiny())
     resume.start(training, tmp_path / 'w.pth', True, 5)
     assert {group['momentum'] for group in training.optimizer.param_groups} == {tiny().momentum}
-
-
-def test_pickles_run_nothing(state, read, capfd):
-    assert read(pickle.dumps(Hostile())) and read(pickle.dumps({'model': Hostile()}, 2))
-    assert read(state | {'best': Hostile()})
-    assert 'this ran' not in capfd.readouterr().out
 
 
 @ALONE
@@ -240,13 +232,11 @@ def test_results_that_are_not_ours(tmp_path):
         said(evaluate._claim, tmp_path, ['a'], 'path', None)
 
 
-# names, of files and in lists
-
 ODD = [b'new\nline_20.jpg', b'caf\xe9_21.jpg', 'Zoë\u2028_22.jpg'.encode(), b'$x^_23.jpg']
 ODD.append(b'-h_24.jpg')
 
 
-def test_odd_names_in_lists(drawn, tmp_path):
+def test_odd_names_in_lists_and_folders(drawn, tmp_path, model):
     face = next((drawn / 'train').rglob('*.jpg')).read_bytes()
     # a list can't hold the others
     names = [name for name in ODD if len(os.fsdecode(name).split()) == 1]
@@ -256,10 +246,6 @@ def test_odd_names_in_lists(drawn, tmp_path):
     (tmp_path / 'pairs').write_bytes(b'\r\n'.join(pairs))
     listed = protocols.pair_list(tmp_path / 'pairs')
     assert sorted(map(os.path.basename, map(os.fsencode, listed.sources))) == sorted(names)
-
-
-def test_odd_files_in_a_folder(model, drawn, tmp_path):
-    face = next((drawn / 'train').rglob('*.jpg')).read_bytes()
     person = tmp_path / 'set' / os.fsdecode(b'p\xe9\n0')
     person.mkdir(parents=True)
     for name in ODD:
@@ -326,7 +312,7 @@ def test_fuzzed_images(drawn):
     fuzz(0.3, sample, check)
 
 
-def test_fuzzed_bins(tmp_path):
+def test_fuzzed_bins_and_weights(tmp_path, state):
     file = tmp_path / 'a.bin'
     images, same = ([b'face'] * 8, [np.frombuffer(b'face', np.uint8)] * 8), [True, False] * 2
     sample = [pickle.dumps((images[0], same), 2), pickle.dumps((images[1], same), 4)]
@@ -336,9 +322,6 @@ def test_fuzzed_bins(tmp_path):
         said(read_bin, file)
 
     fuzz(0.15, sample, check)
-
-
-def test_fuzzed_weights(state, tmp_path):
     whole = packed(state)
     start_of_pickle = whole[: whole.index(b'data.pkl') + 20000]
 
