@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         benchmark, distractors, missed = _aligned(args, benchmark, distractors, faces)
     reports, evidences = {}, {}
     for label, (model, info) in zip(_labels(args.weights or [args.path]), models, strict=True):
-        found, one = measure(args, model, info, benchmark, distractors, device, out / 'cache')
+        found, one = measure_model(args, model, info, benchmark, distractors, device, out / 'cache')
         found['error_rates'] = error_rates.error_report(one, meta.age_cutoffs, missed)
         if missed is not None:
             counts = {'photographs': len(missed), 'not_found': int(missed.sum())}
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         first, *others = reports
         result['differences'] = []
         for label in others:
-            gains = evidence.compare(evidences[first], evidences[label])
+            gains = evidence.compare_models(evidences[first], evidences[label])
             result['differences'].append({'of': label, 'against': first, **gains})
             text += '\n' + report.differences_table(result['differences'][-1])
     print(text)
@@ -203,7 +203,7 @@ def _aligned(args, benchmark, distractors, folder):
     return benchmark._replace(sources=sources), distractors, missed
 
 
-def measure(args, model, info, benchmark, distractors, device, cache):
+def measure_model(args, model, info, benchmark, distractors, device, cache):
     """One model's report (a dict) and Evidence."""
 
     def features(sources, names, keep, title):
@@ -229,7 +229,7 @@ def measure(args, model, info, benchmark, distractors, device, cache):
             if known:
                 print(f'{path}: its thresholds were fitted on these very people')
             facts = decided['ages'], embeddings, *people, known, args.seed
-            found['by_age'] = age_calibration.report(*facts)
+            found['by_age'] = age_calibration.report_by_age(*facts)
     if distractors:
         others, digest = features(distractors, None, ('embedding',), 'distractors')
         against = embeddings, benchmark.labels, others['embedding']

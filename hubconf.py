@@ -38,7 +38,7 @@ def dal(weights: str | Path, backbone: nn.Module | None = None, map_location='cp
     state = model.read_state(weights, map_location)
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
         backbones = _load('backbones', 'backbones/__init__.py')
-        backbones.files.check_tensors(weights, state['model'])
+        backbones.weights_files.check_tensors(weights, state['model'])
         backbone = backbones.rebuild(state, weights) if backbone is None else backbone
     return model.DALModel.of(state, weights, backbone).to(map_location).eval()
 

@@ -88,10 +88,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def make(args: argparse.Namespace) -> None:
+def make_set(args: argparse.Namespace) -> None:
     """SOURCE to TARGET."""
     from preparation import photographs, summary, updating
-    from preparation.target import Report, claim
+    from preparation.target import Report, claim_target
 
     source, target = args.folders
     here, there = Path(source).resolve(), Path(target).resolve()
@@ -108,10 +108,10 @@ def make(args: argparse.Namespace) -> None:
     names = 'ages', 'pat', 'pos', 'dex', 'landmarks', 'face', 'size', 'keep_names', 'people'
     settings = {'source': os.path.abspath(source)} | {name: getattr(args, name) for name in names}
     converter = photographs.Converter(settings | {'target': target})  # says what is missing
-    with claim(target, settings):
+    with claim_target(target, settings):
         report = Report(target, updating.Outcome)
-        changes = photographs.run(converter, args.workers, report)
-        sheet, faces = Path(target, 'sheet.jpg'), updating.faces_in(report)
+        changes = photographs.convert_all(converter, args.workers, report)
+        sheet, faces = Path(target, 'sheet.jpg'), updating.faces_by_person(report)
         if faces and sheet.name not in {row.target for row in report.rows.values()}:
             summary.contact_sheet(faces, sheet)
     print(summary.of_photographs(report, faces, changes, args.keep_names))
@@ -120,13 +120,13 @@ def make(args: argparse.Namespace) -> None:
 def make_shards(args: argparse.Namespace) -> None:
     """A .rec file to shards in the folder TARGET."""
     from preparation import records
-    from preparation.target import claim
+    from preparation.target import claim_target
 
     source, target = args.folders
     stat = os.stat(source)
     settings = {'source': os.path.abspath(source), 'ages': args.ages, 'dex': args.dex}
-    with claim(target, settings | {'size and time': [stat.st_size, stat.st_mtime]}):
-        print(records.run(settings, target, args.workers))
+    with claim_target(target, settings | {'size and time': [stat.st_size, stat.st_mtime]}):
+        print(records.convert_records(settings, target, args.workers))
 
 
 def entry_called(name: str) -> dict:
@@ -147,7 +147,7 @@ def check(args: argparse.Namespace) -> None:
     print(doctor.examine(args.check, entry, meta.age_cutoffs, out, args.weights, args.workers))
 
 
-def check_ages(args: argparse.Namespace) -> None:
+def compare_ages(args: argparse.Namespace) -> None:
     """MAE and bias of the estimator by age group."""
     from dataset import Faces
     from preparation import ages
@@ -174,22 +174,22 @@ def shards(args: argparse.Namespace) -> None:
     print(f"for meta.py: 'train_root': {os.path.abspath(write_shards(faces, target))!r},")
 
 
-def main(argv: list[str]) -> None:
+def run(argv: list[str]) -> None:
     """One of the five commands."""
     args = arguments(argv)
     utils.keep_freed_memory()
     if args.check:
         check(args)
     elif args.check_ages:
-        check_ages(args)
+        compare_ages(args)
     elif args.shards:
         shards(args)
     elif args.folders[0].endswith('.rec'):
         make_shards(args)
     else:
-        make(args)
+        make_set(args)
 
 
 if __name__ == '__main__':
     with utils.one_line_errors():
-        main(sys.argv[1:])
+        run(sys.argv[1:])

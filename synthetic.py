@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from synthesis.drawing import draw, make
+from synthesis.drawing import draw, draw_set
 
 
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def arguments(line: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def run() -> None:
     args = arguments()
     if args.sheet:
         ages, people = (2, 8, 16, 30, 45, 60, 75, 88), range(args.seed, args.seed + 8)
@@ -40,11 +40,11 @@ def main() -> None:
         Image.fromarray(np.vstack([np.hstack(life) for life in lives])).save(args.sheet)
     if args.root:
         sizes = args.people, args.val_people, args.images, args.val_images
-        make(args.root, *sizes, args.span, args.seed)
+        draw_set(args.root, *sizes, args.span, args.seed)
 
 
 if __name__ == '__main__':
     from utils import one_line_errors  # with torch, which the processes that draw don't need
 
     with one_line_errors():
-        main()
+        run()

@@ -28,7 +28,7 @@ from pathlib import Path
 import utils
 from recognition.weights import load_weights
 from system.locks import Interrupt, Interrupted
-from verification import decision, enrolment, pairs, portraits
+from verification import decision, enrolment, pair_table, portraits
 from verification.index import Index
 from verification.matcher import Features, Matcher, about_search
 from verification.people_files import table_text
@@ -115,7 +115,7 @@ def matcher(args: argparse.Namespace) -> Matcher:
 
 def compare(args: argparse.Namespace, known: Matcher) -> int:
     """Two images: prints the decision, and draws it into --out."""
-    two = known.features([portraits.read_file(path, known.width) for path in args.images])
+    two = known.features([portraits.read_portrait_file(path, known.width) for path in args.images])
     answer = known.compare(two[0], two[1], args.ages or (None, None), args.far)
     if args.json:
         print(json.dumps({'faces': [one.facts() for one in two], **answer.facts()}))
@@ -126,9 +126,9 @@ def compare(args: argparse.Namespace, known: Matcher) -> int:
         for line in answer.details(known.decision):
             print(line)
     if args.out:
-        from verification import drawing  # matplotlib is slow to import
+        from verification import answer_pictures  # matplotlib is slow to import
 
-        drawing.draw_pair(two, answer, known.decision, args.out)
+        answer_pictures.draw_pair(two, answer, known.decision, args.out)
         _drawn(args)
     return _status([answer.same])
 
@@ -136,7 +136,7 @@ def compare(args: argparse.Namespace, known: Matcher) -> int:
 def find(args: argparse.Namespace, known: Matcher) -> int:
     """One image among an archive's: prints the ranking and draws it."""
     face, where = args.find
-    (features,) = known.features([portraits.read_file(face, known.width)])
+    (features,) = known.features([portraits.read_portrait_file(face, known.width)])
     archive = read_archive(known, where)
     age = args.ages[0] if args.ages else None
     found = known.most_alike(archive, features, args.top, age, args.far, face)
@@ -147,9 +147,9 @@ def find(args: argparse.Namespace, known: Matcher) -> int:
     else:
         print_found(known, features, archive, found)
     if args.out:
-        from verification import drawing
+        from verification import answer_pictures
 
-        drawing.draw_found(features, found, archive, args.out)
+        answer_pictures.draw_found(features, found, archive, args.out)
         _drawn(args)
     return _status([one['same'] for one in found])
 
@@ -184,10 +184,10 @@ def print_found(known: Matcher, features: Features, archive: Index, found: list[
 
 def compare_table(args: argparse.Namespace, known: Matcher) -> None:
     """Every row of a CSV: a table, or with --json a line of JSON each, to --out or the screen."""
-    rows, unknown = pairs.read(args.pairs)
+    rows, unknown = pair_table.read_pairs(args.pairs)
     if unknown:
         print(f'{args.pairs}: columns not used: {", ".join(unknown)}', file=sys.stderr)
-    results = list(pairs.compare_all(known, rows, str(args.pairs.parent), args.far))
+    results = list(pair_table.compare_all(known, rows, str(args.pairs.parent), args.far))
     if args.json:
         text = ''.join(json.dumps(result) + '\n' for result in results)
     else:
@@ -206,7 +206,7 @@ def index(args: argparse.Namespace, known: Matcher) -> None:
     """Makes or updates the index of a folder."""
     folder, *path = args.index
     file = Path(*path or [f'{Path(folder).resolve().name}.index'])
-    archive, counts, passed = enrolment.update(known, folder, file, bool(args.people))
+    archive, counts, passed = enrolment.update_index(known, folder, file, bool(args.people))
     people, images, left_out = len(archive.people), len(archive.rows), archive.left_out
     if args.json:
         facts = {'index': str(file), 'faces': len(archive), 'photographs': images}
@@ -229,10 +229,10 @@ def group(args: argparse.Namespace, known: Matcher) -> None:
     options = args.sure or 0.5, args.same_photograph, args.suggest
     try:
         with Interrupt(at_once=True):
-            rows, said = people.group(known, archive, out, args.keep, named, *options)
+            rows, said = people.group_archive(known, archive, out, args.keep, named, *options)
             print(*said, sep='\n', file=sys.stderr if args.json else sys.stdout)
             if args.xmp:
-                _list(sidecars.write(archive, rows), 'without a sidecar')
+                _list(sidecars.write_sidecars(archive, rows), 'without a sidecar')
             people_files.draw_sheets(archive, rows, out / 'sheets')
     except (Interrupted, KeyboardInterrupt):
         raise utils.UserError(f'stopped: {out} is whole; the same command goes on') from None
@@ -252,7 +252,7 @@ def calibrate(args: argparse.Namespace, known: Matcher) -> None:
     path = decision.calibration_file(args.weights)
     if path.exists():
         raise utils.UserError(f'{path} is there already: remove it to calibrate again')
-    for line in calibrating.calibrate(known, args.calibrate, path):
+    for line in calibrating.calibrate_people(known, args.calibrate, path):
         print(line)
 
 
@@ -267,7 +267,7 @@ def serve(args: argparse.Namespace, known: Matcher) -> None:
     archive = read_archive(known, where) if where else None
     groups = people_file(where, out)
     app = page.application(known, archive, args.host, args.far, path=where, people=groups)
-    service.serve(app, args.host, args.port)
+    service.serve_app(app, args.host, args.port)
 
 
 def _list(lines, kind, most=3):

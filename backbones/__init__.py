@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import files, torchvision_models
+from . import torchvision_models, weights_files
 from .base import PretrainedBackbone, Vectors
 
 _CLASSES = {  # the file here, and the class in it
@@ -82,7 +82,7 @@ def rebuild(state: dict, path: Any) -> PretrainedBackbone | None:
 
 
 def read_weights(
-    name: str, path: Any = None, say: Callable[[str], None] = files.warn, **config: Any
+    name: str, path: Any = None, say: Callable[[str], None] = weights_files.warn, **config: Any
 ) -> dict[str, torch.Tensor]:
     """The state dict that `build(name, **config)` loads strictly, float32, out of a published file.
 
@@ -95,7 +95,7 @@ def read_weights(
     blank = _blank(name, **config)
     if path is None and name not in NO_FILE:
         raise ValueError(f'backbone {name} needs a file of its weights: --init FILE')
-    states = files.published(path, blank.read(path, say))
+    states = weights_files.published(path, blank.read(path, say))
     fits = {where: _fit(blank, state) for where, state in states.items()}
     fitting = [where for where, (_, difference) in fits.items() if not difference]
     if not fitting:
@@ -107,7 +107,7 @@ def read_weights(
         too = f'{", ".join(map(repr, others))} would fit too: save it alone to take it instead'
         say(f'{path}: {taken!r} is taken; {too}')
     found, wanted = fits[taken][0], blank.state_dict()
-    files.check_tensors(path or 'its file', found)
+    weights_files.check_tensors(path or 'its file', found)
     for entry, empty in wanted.items():  # in place: load_state_dict also goes by its metadata
         # counters of batches may be missing, as before PyTorch 0.4.1
         wanted[entry] = found.get(entry, torch.zeros(empty.shape)).to(empty.dtype)
@@ -123,7 +123,9 @@ def layout(name: str, **config: Any) -> dict[str, tuple[int, ...]]:
 def identify(path: Any) -> str:
     """The backbone whose published layout the file `path` has. Raises ValueError that says what
     there is and the nearest layout, FileNotFoundError."""
-    states = files.published(path, files.read(path, lambda line: None))  # said when it is loaded
+    states = weights_files.published(
+        path, weights_files.read(path, lambda line: None)
+    )  # said when it is loaded
     name, share = _nearest(states)
     if share == 1:
         return name

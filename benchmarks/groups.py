@@ -117,7 +117,7 @@ def best(way, known, decision):
     """A way as a function of embeddings and ages, at the threshold that is best on some of the
     people who are known."""
     if way == GROUP:
-        return lambda e, ages: grouping.group(LogOdds(e, ages, decision), np.arange(len(e)), NONE)
+        return lambda e, ages: grouping.cluster(LogOdds(e, ages, decision), np.arange(len(e)), NONE)
     function, odds = WAYS[way]
     cuts = [0.0] if function is hdbscan else 20 - ODDS if odds else 1 - COSINES
     some = known[1] < THRESHOLDS
@@ -136,7 +136,7 @@ def run(args):
             (rivals.apply(*change, x).astype(np.float32), labels, ages)
             for x, labels, ages in (fit, *sets.values())
         )
-        decision = AgeDecision(age_calibration.fit(age_calibration.score_pairs(*known)))
+        decision = AgeDecision(age_calibration.fit_by_age(age_calibration.score_pairs(*known)))
         for way in [*WAYS, GROUP]:
             grouped = best(way, known, decision)
             for name, (e, labels, ages) in zip(sets, here, strict=True):
@@ -185,7 +185,7 @@ def grouped(count, way):
 
     def work():
         pairs = LogOdds(x, ages, threshold=0.3, slope=40.0)
-        groups.append(grouping.group(pairs, np.arange(count), NONE))
+        groups.append(grouping.cluster(pairs, np.arange(count), NONE))
 
     seconds, peak = clock(work), peak_resident() / 2**30
     f = b_cubed(labels, groups[0], ages)['f']

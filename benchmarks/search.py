@@ -48,7 +48,7 @@ def exact(vectors):
     with tempfile.TemporaryDirectory() as folder:
         path, faces = Path(folder, 'a.index'), np.zeros(len(vectors), FACE)
         photographs = [Photograph('a.jpg', 0, 0, '', faces, vectors)]
-        index.write(path, '/', 'f' * 64, photographs, False)
+        index.write_index(path, '/', 'f' * 64, photographs, False)
         archive = Index.open(path, 'f' * 64)
     return lambda query: [face for face, _ in archive.nearest(query, MOST)]
 

@@ -262,7 +262,7 @@ def run(args):
     sizes = {name: args.batch_size or usual.get(name, 64) for name in args.networks}
     with tempfile.TemporaryDirectory() as folder:
         root, people = os.path.join(folder, 'drawn', 'train'), max(64, max(sizes.values()) // 4)
-        drawing.make(Path(root).parent, people=people, val_people=1, images=8)
+        drawing.draw_set(Path(root).parent, people=people, val_people=1, images=8)
         faces = Faces(root, meta.demo['pat'], meta.demo['pos'])
         faces.check()
         works, operations, memory = contestants(faces, sizes, device, args.ctx)

@@ -64,7 +64,7 @@ def score_pairs(
     return Scored(similarity, younger, gap, people[:, 0] == people[:, 1], people)
 
 
-def fit(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
+def fit_by_age(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> dict | None:
     """The thresholds by age that Scored pairs lead to, which accept at most their rate of the pairs
     of further people with this `confidence`, and P: lists and numbers that AgeDecision reads. None
     if there are no pairs of one of the two kinds."""
@@ -145,7 +145,9 @@ def _regression(pairs, seed):
     return slope / spread, offset - slope * centre / spread
 
 
-def measure(stored: dict, pairs: Scored, far: float, single: float | None = None) -> list[dict]:
+def measure_cells(
+    stored: dict, pairs: Scored, far: float, single: float | None = None
+) -> list[dict]:
     """What thresholds by age accept of other people's pairs at `far`, a row for each cell: the cell
     in words, counts, `far` and `tar` (None without such pairs), `promised` (the fitted cell had
     pairs enough), and with `single`, a threshold for all ages, `single_far` and `single_tar`."""
@@ -186,7 +188,7 @@ def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     return {'bins': rows, 'ece': float(ece)}
 
 
-def report(
+def report_by_age(
     stored: dict,
     embeddings: np.ndarray,
     labels: np.ndarray,
@@ -200,9 +202,9 @@ def report(
     ages = np.asarray(ages)
     here = parts(labels, 2, seed) == 1 if refit else np.ones(len(labels), bool)
     if refit:
-        stored = fit(score_pairs(embeddings[~here], labels[~here], ages[~here]), seed) or {}
+        stored = fit_by_age(score_pairs(embeddings[~here], labels[~here], ages[~here]), seed) or {}
         if not stored or not here.any():
             return None
     pairs = score_pairs(embeddings[here], labels[here], ages[here])
-    cells = [row | {'asked': far} for far in RATES for row in measure(stored, pairs, far)]
+    cells = [row | {'asked': far} for far in RATES for row in measure_cells(stored, pairs, far)]
     return {'cells': cells, 'reliability': reliability(stored, pairs), 'halves': refit}

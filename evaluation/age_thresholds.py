@@ -30,12 +30,12 @@ class Threshold(NamedTuple):
 
 
 class AgeDecision:
-    """What age_calibration.fit found, plain lists and numbers, read back and checked: counts of
+    """What fit_by_age found, plain lists and numbers, read back and checked: counts of
     pairs `impostor` and `genuine`, SHAPE, and `thresholds` (len(FARS), *SHAPE), None (here NaN) if
     a cell has too few pairs."""
 
     def __init__(self, stored: dict):
-        """Raises KeyError, TypeError or ValueError if it isn't what age_calibration.fit gives."""
+        """Raises KeyError, TypeError or ValueError if it isn't what fit_by_age gives."""
         counts = (np.array(stored[kind], np.int64) for kind in ('impostor', 'genuine'))
         self.impostor, self.genuine = (count.reshape(SHAPE) for count in counts)
         self.thresholds = np.array(stored['thresholds'], np.float64).reshape(len(FARS), *SHAPE)

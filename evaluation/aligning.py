@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recognition.alignment import align, middle, open_photograph
-from recognition.detection import Detector, choose
+from recognition.detection import Detector, choose_face
 from recognition.embedding import digest_of
 from storage.images import some
 from system.processes import each
@@ -61,7 +61,7 @@ def _keep_face(detector: Detector, job: tuple[str, str]) -> str | None:
         return str(error)
     faces = detector.find(image)
     if faces:
-        face = align(image, choose(faces, image.size, 'central').points, SIDE)
+        face = align(image, choose_face(faces, image.size, 'central').points, SIDE)
     else:
         face, target = middle(image, SIDE), target + NOT_FOUND
     write_whole(f'{target}.png', lambda temporary: face.save(temporary, 'PNG'))

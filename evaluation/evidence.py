@@ -73,7 +73,7 @@ def people_report(
     return Evidence(people, embeddings, 0).report(intervals)
 
 
-def compare(first: Evidence, second: Evidence) -> dict:
+def compare_models(first: Evidence, second: Evidence) -> dict:
     """What the second is better by, with paired 95 % intervals: pooled, by gap, rank-1."""
     pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
     gain = metrics.difference(first.scores, second.scores, pairs, grid, seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.pairs import Pairs
-from storage.files import find, is_image, lines_of_text, read_bytes
+from storage.files import find_file, is_image, lines_of_text, read_bytes
 from storage.images import some
 from utils import DataError, write_whole
 
@@ -92,7 +92,7 @@ def is_header(line: str) -> bool:
 
 def locate(root: Path, name: str) -> str:
     """The path of an image that a list names, below `root` or from `~`: where it is or would be."""
-    return str(root / (find(root, name) or find(root, os.path.expanduser(name)) or name))
+    return str(root / (find_file(root, name) or find_file(root, os.path.expanduser(name)) or name))
 
 
 def root_of(path: Path, names: list[str], *below: str) -> Path:

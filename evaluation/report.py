@@ -101,7 +101,7 @@ def _leakage(found) -> Iterator[str]:
 
 
 def ages_table(found: dict) -> str:
-    """An age_calibration.report."""
+    """An age_calibration.report_by_age."""
     rates = '   '.join(f'{f"FAR at {far:g}":>12}{"TAR":>7}' for far in RATES)
     source = 'from validation'
     if found['halves']:

@@ -44,7 +44,7 @@ def examine(
     return '\n'.join([*lines, '', 'For meta.py:', '', entry_text(name, entry | {'n_cls': people})])
 
 
-def by_group(root: Root, cutoffs: Sequence[float]) -> dict[str, int]:
+def count_by_age(root: Root, cutoffs: Sequence[float]) -> dict[str, int]:
     """{age group: its images}"""
     names = [*(f'to {cutoff:g}' for cutoff in cutoffs), f'over {cutoffs[-1]:g}']
     groups = np.searchsorted(cutoffs, root.known)
@@ -61,7 +61,7 @@ def describe(root: Root, cutoffs: Sequence[float]) -> list[str]:
         spans = [np.ptp(known) for known in ages if known]
         seen = f'{np.median(spans):g} years (median), {np.max(spans):g} at most'
         span = f'{min(root.known):g} to {max(root.known):g}; a person is seen over {seen}'
-        groups = ', '.join(f'{name} {n}' for name, n in by_group(root, cutoffs).items())
+        groups = ', '.join(f'{name} {n}' for name, n in count_by_age(root, cutoffs).items())
         lines += [f'  ages {span}', f'  images by age group: {groups}']
     if root.others:
         unread = f'{len(root.others)} files or folders that training does not read'
@@ -91,7 +91,7 @@ def findings(entry: dict, roots: list[Root], pairs: list, cutoffs: Sequence[floa
     todo += _duplicates(train, val, pairs)
     for root in roots:
         todo += [*alike(root.root, root.people), *check_ages(cast(Faces, root)), *_people(root)]
-    missing = [name for name, number in by_group(train, cutoffs).items() if not number]
+    missing = [name for name, number in count_by_age(train, cutoffs).items() if not number]
     if train.known and missing:
         remedy = 'nothing is learnt of it; fewer age_cutoffs, or more images'
         todo.append(f'{train.root}: no image of the age group {", ".join(missing)}: {remedy}')

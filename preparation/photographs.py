@@ -18,9 +18,9 @@ from preparation.ages import Ages
 from preparation.labels import NAMES, fields_in
 from preparation.landmarks import Landmarks
 from preparation.target import Report
-from preparation.updating import Outcome, digest, name_of, update
+from preparation.updating import Outcome, digest, name_of, update_target
 from recognition.alignment import align, middle, open_photograph
-from recognition.detection import Detector, choose
+from recognition.detection import Detector, choose_face
 from storage.files import below, is_image
 from utils import DataError, write_whole
 
@@ -29,7 +29,7 @@ OPTIONS = {'JPEG': {'quality': 95, 'subsampling': 0}, 'WEBP': {'lossless': True}
 NOBODY = 'no person: it lies in no folder of one, or its name does not tell'
 
 
-class Photograph(NamedTuple):
+class SourceFile(NamedTuple):
     """A file of the source: its path below it, its person, its number among that person's.
 
     `wrong` says why no face can be made of it.
@@ -54,7 +54,7 @@ class Converter:
         self.landmarks = Landmarks(where) if where else None
         self.detector = None if where else Detector()
 
-    def find(self) -> list[Photograph]:
+    def find(self) -> list[SourceFile]:
         """Every file below the source, sorted, not numbered yet.
 
         Raises DataError if there is none, and for tables and points that don't fit them.
@@ -70,7 +70,7 @@ class Converter:
                 person = fields_in(name, people).get('person', '')
             nobody = '' if person or self.keep_names else NOBODY
             if not (self.landmarks and name.lower().endswith('.pts')):
-                found.append(Photograph(relative, person, wrong.get(relative, nobody)))
+                found.append(SourceFile(relative, person, wrong.get(relative, nobody)))
         if not found:
             raise DataError(f'{self.source}: no files in this folder or below')
         if self.landmarks:
@@ -79,7 +79,7 @@ class Converter:
         found.sort(key=lambda item: list(map(os.fsencode, item.relative.split(os.sep))))
         return without_rivals(found) if self.keep_names else found
 
-    def stamp(self, photograph: Photograph) -> str:
+    def stamp(self, photograph: SourceFile) -> str:
         """What changes when the photograph or its points do; empty if it can't be read."""
         try:
             stat = os.stat(os.path.join(self.source, photograph.relative))
@@ -88,12 +88,12 @@ class Converter:
             return ''
         return digest(f'{stat.st_size} {stat.st_mtime_ns} {points}'.encode())
 
-    def told(self, photograph: Photograph) -> tuple[int | None, str]:
+    def told(self, photograph: SourceFile) -> tuple[int | None, str]:
         """The age of a photograph, see Ages.told."""
         path = os.path.join(self.source, photograph.relative)
         return self.ages.told(photograph.relative, photograph.person, path)
 
-    def convert(self, photograph: Photograph) -> Outcome:
+    def convert(self, photograph: SourceFile) -> Outcome:
         """The Outcome of one Photograph, its face written."""
         relative, size = photograph.relative, self.settings['size']
         path, stamp = os.path.join(self.source, relative), self.stamp(photograph)
@@ -121,7 +121,7 @@ class Converter:
             return self.landmarks.of(relative), ''
         faces = self.detector.find(image)
         if faces:
-            return choose(faces, image.size, self.settings['face']).points, str(len(faces))
+            return choose_face(faces, image.size, self.settings['face']).points, str(len(faces))
         if self.keep_names:  # benchmarks count on every image
             return None, '0'
         raise ValueError('no face found')
@@ -146,7 +146,7 @@ def kept_name(relative: str) -> str:
     return relative if suffix.lower() in KEPT else f'{stem}.jpg'
 
 
-def without_rivals(found: list[Photograph]) -> list[Photograph]:
+def without_rivals(found: list[SourceFile]) -> list[SourceFile]:
     """The photographs; of several whose faces would have one name, all but one are `wrong`.
 
     The name is that of the photograph that has it already, else of the first that is an image.
@@ -162,14 +162,14 @@ def without_rivals(found: list[Photograph]) -> list[Photograph]:
     return found
 
 
-def run(converter: Converter, workers: int, report: Report) -> Counter:
+def convert_all(converter: Converter, workers: int, report: Report) -> Counter:
     """Converts what the report doesn't have yet; its rows are then all files of the source.
 
     Returns how many faces of runs before were changed, by the kind of the change. Raises UserError
     or DataError if the job can't be done, or was stopped.
     """
     found = converter.find()
-    changes = update(report, {item.relative: item for item in found}, converter)
+    changes = update_target(report, {item.relative: item for item in found}, converter)
     made = [] if converter.keep_names else report.rows.values()
     used = {(os.path.dirname(row.target), row.number) for row in made}
     numbers, todo = defaultdict[str, Iterator](itertools.count), []

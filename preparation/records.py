@@ -83,7 +83,7 @@ class RecordFaces:
         """Nothing: `Examiner` decoded every image."""
 
 
-def run(settings: Mapping, target: str, workers: int) -> str:
+def convert_records(settings: Mapping, target: str, workers: int) -> str:
     """Writes the faces of a .rec file to shards in the folder `target`; what to tell of them.
 
     `settings` are source, ages and dex of the command line. Raises UserError or DataError.

@@ -33,7 +33,7 @@ FETCH = 'copy or download them again, or remove them'
 ALIGN = 'align them (prepare.py), or remove them'
 
 
-class Face(NamedTuple):
+class SurveyedFace(NamedTuple):
     """A face of the set, with a hash of its pixels.
 
     If it can't be trained on, `wrong` says why, and `remedy`, of those above, what to do.
@@ -83,7 +83,7 @@ class Root:
     def __len__(self) -> int:
         return len(self.good)
 
-    def short(self, face: Face) -> str:
+    def short(self, face: SurveyedFace) -> str:
         """Where the face is below the root."""
         return face.path.removeprefix(os.path.join(self.root, ''))
 
@@ -114,18 +114,20 @@ class Root:
             yield *face, functools.partial(faces.encoded, k)
 
 
-def _face(person: str, path: str, age: float | None, encoded: Callable[[], bytes]) -> Face:
+def _face(person: str, path: str, age: float | None, encoded: Callable[[], bytes]) -> SurveyedFace:
     try:
         image = decode(encoded())
     except (OSError, DataError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
-        return Face(person, path, age, reason, ALIGN if reason.endswith(' wide') else FETCH)
+        return SurveyedFace(person, path, age, reason, ALIGN if reason.endswith(' wide') else FETCH)
     values = image.astype(np.int16)
     red, _, blue = values[40:100, 24:72].reshape(-1, 3).mean(0)
     grey = bool((values.max(2) - values.min(2)).mean() < GREY)
     wrong = ('no age in its name', RENAME) if age is None else ('', '')
     pixels = hashlib.sha256(image.tobytes()).hexdigest()
-    return Face(person, path, age, *wrong, pixels, grey, not grey and bool(red - blue < BLUISH))
+    return SurveyedFace(
+        person, path, age, *wrong, pixels, grey, not grey and bool(red - blue < BLUISH)
+    )
 
 
 def by_content(roots: list[Root]) -> list[tuple]:

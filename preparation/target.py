@@ -20,7 +20,7 @@ TEXT: dict[str, Any] = {'newline': '', 'encoding': 'utf-8', 'errors': 'surrogate
 
 
 @contextlib.contextmanager
-def claim(target: str | os.PathLike, settings: dict) -> Iterator[None]:
+def claim_target(target: str | os.PathLike, settings: dict) -> Iterator[None]:
     """Holds TARGET for this process and writes `settings` down there.
 
     Raises UserError if it is in use, or was made with others; sources of ages may be added.

@@ -52,7 +52,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def faces_in(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
+def faces_by_person(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
     """{person: [(file, age in years), …]} of the faces that are there."""
     people = defaultdict(list)
     for row in report.rows.values():
@@ -62,7 +62,7 @@ def faces_in(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
     return people
 
 
-def update(report: Report, found: Mapping[str, Any], converter: Any) -> Counter:
+def update_target(report: Report, found: Mapping[str, Any], converter: Any) -> Counter:
     """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
 
     `found` are the Photographs of SOURCE by their paths. What is to be made anew loses its row.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from backbones.files import in_package
+from backbones.weights_files import in_package
 from recognition.alignment import TEMPLATE, similarity, warp
 from utils import UserError, keep_freed_memory
 
@@ -28,7 +28,7 @@ CORNERS = np.array([[-0.5, -0.5], [47.5, 47.5]])
 IN_SQUARE = (TEMPLATE - [0, 14] + 0.5) / 2 - 0.5
 
 
-class Face(NamedTuple):
+class Detection(NamedTuple):
     """A face found: box (left, top, right, bottom) and points (5, 2) in the template's order, in
     pixels of the photograph; the score is between 0 and 1."""
 
@@ -63,7 +63,7 @@ class Detector:
             name, last = f'conv{layer}.weight', torch.channels_last
             self.weights[name] = self.weights[name].to(memory_format=last)
 
-    def find(self, image: Image.Image) -> list[Face]:
+    def find(self, image: Image.Image) -> list[Detection]:
         """The faces in an RGB image, the largest first."""
         boxes, points, sure = self._searched(image)
         if not len(boxes):
@@ -76,7 +76,7 @@ class Detector:
             begin = self._begun(image, boxes[again], points[again])
             placed[again], scores[again] = self.placed(image, begin)
         found = [
-            Face(tuple(box.ravel().tolist()), five, float(one))
+            Detection(tuple(box.ravel().tolist()), five, float(one))
             for box, five, one, other in zip(boxes, placed, sure, scores, strict=True)
             if max(one, other) >= SURE
         ]
@@ -164,7 +164,7 @@ def _square(image, matrix):
     return np.asarray(warp(image, matrix, (48, 48)), np.float32)
 
 
-def choose(faces: Sequence[Face], size: tuple[int, int], rule: str) -> Face:
+def choose_face(faces: Sequence[Detection], size: tuple[int, int], rule: str) -> Detection:
     """One of `faces` in an image of `size` (width, height), by `rule`: 'largest', or 'central',
     whose box's middle is nearest to the image's."""
     if rule == 'largest':

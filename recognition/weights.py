@@ -10,7 +10,7 @@ import torch
 
 import backbones
 import utils
-from backbones import files, own
+from backbones import own, weights_files
 from model import AGE_CUTOFFS, DALModel
 from utils import UserError
 
@@ -94,11 +94,11 @@ def backbone_in(path: Any) -> tuple[dict | None, dict[str, torch.Tensor]] | None
     """The arguments of the backbone in a weights file of this repository or of `export.py
     backbone`, and its {name: tensor}, examined; None for another file. Raises ValueError,
     FileNotFoundError."""
-    content: Any = files.read(path, lambda line: None)  # said by who reads another file
+    content: Any = weights_files.read(path, lambda line: None)  # said by who reads another file
     weights: Any = _without_prefix(content.get('model')) if isinstance(content, dict) else None
-    if not files.is_ours(weights):
+    if not weights_files.is_ours(weights):
         return None
-    files.check_tensors(path, weights)
+    weights_files.check_tensors(path, weights)
     named = [item for item in weights.items() if item[0].startswith('backbone.')]
     return content.get('backbone'), {name.removeprefix('backbone.'): one for name, one in named}
 
@@ -123,7 +123,7 @@ def load_checkpoint(path: Any, needed: Any) -> dict:
     UserError if the file is missing, damaged, or not of that form.
     """
     try:
-        state = files.read(path, lambda line: None, others=False)
+        state = weights_files.read(path, lambda line: None, others=False)
         facts = state if isinstance(state, dict) else {}
         for key in needed:
             if key not in facts:
@@ -135,7 +135,7 @@ def load_checkpoint(path: Any, needed: Any) -> dict:
                 raise ValueError(f'{path}: no weights file of this repository ({found})')
         if isinstance(facts.get('model'), dict):
             facts['model'] = _without_prefix(facts['model'])
-            files.check_tensors(path, facts['model'])
+            weights_files.check_tensors(path, facts['model'])
         return facts
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None

@@ -132,7 +132,7 @@ def separator(line: str) -> str:
     return max(';\t,', key=line.count)
 
 
-def find(folder: str | os.PathLike, name: str) -> str | None:
+def find_file(folder: str | os.PathLike, name: str) -> str | None:
     """The name by which a file that a list calls `name` is found below `folder`; None: it is not.
     Tried as it is written, with \\ for /, and with its accents in one character (NFC) or two (NFD):
     macOS writes the latter."""

@@ -135,7 +135,7 @@ class List(Folder):
         faces: dict[str, tuple[str, float]] = {}
         missing, rows = [], self._rows()
         for number, name, label, age in rows:
-            found = files.find(self.root, name)
+            found = files.find_file(self.root, name)
             if found is None:
                 missing.append(name)
                 continue

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 from PIL import Image
 
-from synthesis.face import Face
+from synthesis.face import DrawnFace
 from synthesis.features import brows, eyes, glasses, hairdo, mouth, nostrils_and_moles
 from synthesis.skin import beard, behind, complexion
 from system.progress import progress
@@ -22,7 +22,7 @@ LAYERS = behind, complexion, beard, eyes, brows, nostrils_and_moles, mouth, hair
 
 def draw(identity: int, age: float, shot: int) -> np.ndarray:
     """One face -> uint8 (112, 96, 3), RGB. identity, shot: integers >= 0; age: years, 0..90."""
-    face = Face(identity, age, shot)
+    face = DrawnFace(identity, age, shot)
     for paint in LAYERS:  # from back to front
         paint(face)
     return face.photograph()
@@ -36,7 +36,7 @@ def write_person(folder: str, identity: int, ages: list[int]) -> None:
         Image.fromarray(draw(identity, age, k)).save(path, quality=95, subsampling=0)
 
 
-def make(
+def draw_set(
     root: str | os.PathLike,
     people: int = 400,
     val_people: int = 100,

@@ -23,7 +23,7 @@ IRIS = [(52, 32, 22), (92, 60, 34), (112, 98, 54), (84, 118, 92), (88, 128, 168)
 RED_HAIR, GREY_HAIR = np.array((150, 72, 36.0)), np.array((196, 194, 192.0))
 
 
-def ramp(age: float, start: float, stop: float) -> float:
+def fade(age: float, start: float, stop: float) -> float:
     """0 before start, 1 after stop, smooth between."""
     t = min(max((age - start) / (stop - start), 0), 1)
     return t * t * (3 - 2 * t)
@@ -104,7 +104,7 @@ def person(identity: int) -> SimpleNamespace:
     return p
 
 
-class Face:
+class DrawnFace:
     """One person at one age in one shot: the bones as attributes, and the canvas to paint on."""
 
     def __init__(self, identity: int, age: float, shot: int):
@@ -112,11 +112,11 @@ class Face:
         self.rng = rng = np.random.default_rng(np.random.SeedSequence([23, identity, shot]))
         self.age = age
         self.child = child = np.exp(-((age / 11) ** 1.6))  # 1 at birth, .55 at 8, .07 at 20
-        self.adult = ramp(age, 8, 22)
-        self.old = old = 1.3 * ramp(age, 25, 100)
-        self.lined = max(0, (age - p.wrinkled_at) / 40 + 0.45) ** 1.5 * ramp(age, 18, 45)
-        self.grey = ramp(age, p.grey_at - 20, p.grey_at + 22)
-        self.bald = p.bald * ramp(age, 22, 70)
+        self.adult = fade(age, 8, 22)
+        self.old = old = 1.3 * fade(age, 25, 100)
+        self.lined = max(0, (age - p.wrinkled_at) / 40 + 0.45) ** 1.5 * fade(age, 18, 45)
+        self.grey = fade(age, p.grey_at - 20, p.grey_at + 22)
+        self.bald = p.bald * fade(age, 22, 70)
 
         roll, scale = np.radians(rng.normal(0, 2.5)), rng.normal(1, 0.02)
         self.turn = scale * np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from synthesis.face import GREY_HAIR, SS, Face, both, curve, mirrored, points, ramp, rgb
+from synthesis.face import GREY_HAIR, SS, DrawnFace, both, curve, fade, mirrored, points, rgb
 
 DOME = np.array([13, 2, -5, -7])  # heights of the outside of the hair, before its volume
 
 
-def eyes(face: Face) -> None:
+def eyes(face: DrawnFace) -> None:
     """Balls, irises and pupils, seen between the lids; then lashes and creases."""
     p, x, y, w, h = face.p, face.eye_x, face.eye_y, face.eye_w, face.eye_h
     white = np.array((240, 236, 232)) - np.array((8, 14, 22)) * face.old
@@ -37,7 +37,7 @@ def eyes(face: Face) -> None:
             face.ink.line(face.flat(line * (side, 1), 1), fill=rgb(colour), width=width)
 
 
-def brows(face: Face) -> None:
+def brows(face: DrawnFace) -> None:
     """Two strokes that thin out, less dark in children."""
     p, x = face.p, face.eye_x
     y = face.eye_y - 9.4 - 0.9 * p.brow_y + 0.6 * p.male
@@ -55,7 +55,7 @@ def brows(face: Face) -> None:
         face.ink.polygon(face.flat(brow * (side, 1), 1), fill=rgb(colour))
 
 
-def nostrils_and_moles(face: Face) -> None:
+def nostrils_and_moles(face: DrawnFace) -> None:
     """What is a dark dot."""
     dots = both(0.48 * face.nose_w, face.nose_y + 3.2, 2.2, 1.5, 0.7)
     dots += [(x, y, 0.8, r, r) for x, y, r in face.p.moles]
@@ -63,7 +63,7 @@ def nostrils_and_moles(face: Face) -> None:
         face.dot(face.ink, (x, y), depth, rx, ry, rgb(face.dark * 0.75))
 
 
-def mouth(face: Face) -> None:
+def mouth(face: DrawnFace) -> None:
     """Lips, the line between them or the teeth, a shine on the lower one."""
     p, w, y, gap = face.p, face.mouth_w, face.mouth_y, face.opening
     lift = 1.0 + 2.2 * face.smile + 0.5 * p.corners - 1.2 * face.old
@@ -86,7 +86,7 @@ def mouth(face: Face) -> None:
     face.ink.line(face.flat(shine, 1.6), fill=rgb(lips * 1.12), width=3)
 
 
-def hairdo(face: Face) -> None:
+def hairdo(face: DrawnFace) -> None:
     """A band from the hairline to the outside of the head, with strands along it or curls in it."""
     p, bald, rng, wide, out = face.p, face.bald, face.rng, face.wide, face.wide + face.volume
     length, long = p.length, p.length > 70
@@ -114,14 +114,14 @@ def hairdo(face: Face) -> None:
         for s, shade in zip(np.linspace(0, 1, 20) ** 1.3, rng.uniform(0.75, 1.25, 20), strict=True):
             ink.line(face.flat(inner * (1 - s) + outer * s), fill=rgb(face.hair * shade), width=2)
     mask, ink = face.layer()
-    opacity = 0.55 + 0.45 * ramp(face.age, 0, 2) - 0.25 * bald
+    opacity = 0.55 + 0.45 * fade(face.age, 0, 2) - 0.25 * bald
     ink.polygon(face.flat(np.vstack([inner, outer[::-1]])), fill=int(255 * opacity))
     face.canvas.paste(strands, mask=mask)
 
 
-def glasses(face: Face) -> None:
+def glasses(face: DrawnFace) -> None:
     """In some of the shots, of those who wear them."""
-    if face.rng.random() < face.p.glasses * ramp(face.age, 2, 30):
+    if face.rng.random() < face.p.glasses * fade(face.age, 2, 30):
         x, y, colour = face.eye_x, face.eye_y, rgb(face.rng.uniform(20, 90, 3))
         for side in (-1, 1):
             cx, cy = face.flat([(side * x, y + 1)], 1.8)

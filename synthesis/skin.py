@@ -3,10 +3,22 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from synthesis.face import HEIGHT, SS, WIDTH, Face, both, curve, mirrored, points, ramp, rgb, tone
+from synthesis.face import (
+    HEIGHT,
+    SS,
+    WIDTH,
+    DrawnFace,
+    both,
+    curve,
+    fade,
+    mirrored,
+    points,
+    rgb,
+    tone,
+)
 
 
-def behind(face: Face) -> None:
+def behind(face: DrawnFace) -> None:
     """Hair behind the head, neck, clothes, ears."""
     wide, out, ink = face.wide, face.wide + face.volume, face.ink
     if face.p.length > 70:
@@ -24,7 +36,7 @@ def behind(face: Face) -> None:
         ink.polygon(face.flat(ear * (sign, 1), -0.5), fill=rgb(face.skin * (0.86, 0.74, 0.70)))
 
 
-def creases(face: Face) -> np.ndarray:
+def creases(face: DrawnFace) -> np.ndarray:
     """Folds, wrinkles, freckles and age spots -> their depth of colour (112, 96, 1), 0..255."""
     p, lined, laugh = face.p, face.lined, max(face.smile, 0)
     mouth_w, mouth_y = face.mouth_w, face.mouth_y
@@ -56,7 +68,7 @@ def creases(face: Face) -> np.ndarray:
     crease(0.6 * lined - 0.15, 1.2, xs, (mouth_y + 2, mouth_y + 8, mouth_y + 13))
     wing = nose_w - 2, nose_w, nose_w - 0.3, nose_w - 2.5  # of the nose
     crease(0.55, 2, wing, (nose_y - 2.5, nose_y, nose_y + 3, nose_y + 3.6))
-    freckled = 0.5 * max(0, p.freckles - 0.6) * (p.melanin < 0.5) * ramp(face.age, 3, 9)
+    freckled = 0.5 * max(0, p.freckles - 0.6) * (p.melanin < 0.5) * fade(face.age, 3, 9)
     for k, (x, y, radius) in enumerate(p.spots):
         strength = max(freckled * (52 < y < 80), 0.4 * face.old * (k % 2) - 0.12)
         if strength > 0.02:
@@ -64,7 +76,7 @@ def creases(face: Face) -> np.ndarray:
     return np.asarray(image.reduce(SS).filter(ImageFilter.GaussianBlur(0.6)), np.float32)[..., None]
 
 
-def complexion(face: Face) -> None:
+def complexion(face: DrawnFace) -> None:
     """The shaded skin: log colour is a sum of soft blobs, the head's roundness and creases."""
     p, child, old, adult = face.p, face.child, face.old, face.adult
     eye_x, eye_y, nose_w, nose_y = face.eye_x, face.eye_y, face.nose_w, face.nose_y
@@ -110,9 +122,9 @@ def complexion(face: Face) -> None:
     face.canvas.paste(skin.resize(face.canvas.size, Image.Resampling.BILINEAR), mask=face.head)
 
 
-def beard(face: Face) -> None:
+def beard(face: DrawnFace) -> None:
     """A man's beard, as far as he has one, and none before 16."""
-    strength = 0.6 * face.p.male * max(0, face.p.beard) * ramp(face.age, 16, 26)
+    strength = 0.6 * face.p.male * max(0, face.p.beard) * fade(face.age, 16, 26)
     if strength:
         mask, ink = face.layer()
         jaw = face.outline[face.outline[:, 1] > 64]

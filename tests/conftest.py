@@ -195,7 +195,7 @@ def drawn(tmp_path_factory):
     from synthesis import drawing
 
     root = tmp_path_factory.mktemp('faces') / 'drawn'
-    drawing.make(root, people=8, val_people=6, images=5, val_images=6)
+    drawing.draw_set(root, people=8, val_people=6, images=5, val_images=6)
     return root
 
 

@@ -49,7 +49,7 @@ def table(target):
 
 
 def command(*line):
-    prepare.main([*map(str, line), '--workers', '1'])
+    prepare.run([*map(str, line), '--workers', '1'])
 
 
 def job(folder, *more, target='target'):

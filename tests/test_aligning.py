@@ -12,7 +12,7 @@ import evaluate
 from evaluation import aligning
 from preparation.sharding import write_shards
 from recognition.alignment import TEMPLATE
-from recognition.detection import Face
+from recognition.detection import Detection
 
 SIDE = 250  # of the photographs, as in LFW
 
@@ -29,8 +29,8 @@ class Finds:
             return []
         corner, points = np.array([(SIDE - 112) / 2, (SIDE - 112) / 2]), TEMPLATE + [8, 0]
         return [
-            Face((0, 0, 200, 200), points * 1.5 + [-30, -40], 0.99),  # larger, off the middle
-            Face((*corner, *(corner + 112)), points + corner, 0.98),
+            Detection((0, 0, 200, 200), points * 1.5 + [-30, -40], 0.99),  # larger, off the middle
+            Detection((*corner, *(corner + 112)), points + corner, 0.98),
         ]
 
 

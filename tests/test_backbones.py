@@ -15,8 +15,8 @@ from conftest import Hostile, invalid
 from torch import nn
 
 import backbones
-from backbones import files
-from backbones.base import fit
+from backbones import weights_files
+from backbones.base import fit_faces
 
 PLACES = [parent / 'shared/weights/mobilefacenet.pth' for parent in Path(__file__).parents]
 SHARED = next(filter(Path.exists, PLACES), None)
@@ -179,17 +179,19 @@ def test_sface_without_its_packages(monkeypatch, tmp_path):
 
 def test_fit():
     wide = torch.arange(112.0).expand(2, 3, 112, 112)
-    assert torch.equal(fit(wide, (112, 112)), wide)
-    narrow = fit(wide, (112, 96))
+    assert torch.equal(fit_faces(wide, (112, 112)), wide)
+    narrow = fit_faces(wide, (112, 96))
     assert torch.equal(narrow[1, 2, 5], torch.arange(8.0, 104.0))
-    assert torch.equal(fit(narrow, (112, 112))[1, 2, 5], torch.arange(112.0).clamp(8, 103))
+    assert torch.equal(fit_faces(narrow, (112, 112))[1, 2, 5], torch.arange(112.0).clamp(8, 103))
     # bilinear between pixel centres, from 112 to 224: quarters, the outermost held
-    doubled = fit(wide, (224, 224))
+    doubled = fit_faces(wide, (224, 224))
     assert doubled.shape == (2, 3, 224, 224)
     assert torch.equal(doubled[0, 0, 9, :4], torch.tensor([0, 0.25, 0.75, 1.25]))
     flat, turned, grey, large = (3, 112, 96), (2, 3, 96, 112), (2, 1, 112, 96), (2, 3, 160, 160)
     for shape in (flat, turned, grey, large, (2, 112, 96, 3)):
-        invalid('takes .N, 3, 112, 96. or .N, 3, 112, 112.$', fit, torch.zeros(shape), (112, 112))
+        invalid(
+            'takes .N, 3, 112, 96. or .N, 3, 112, 112.$', fit_faces, torch.zeros(shape), (112, 112)
+        )
 
 
 IMAGENET = 0.515 / 0.229, -0.256 / 0.224, -0.406 / 0.225
@@ -313,7 +315,7 @@ def test_files_without_checksums_and_averaged_weights_are_said(mobile, tmp_path)
         assert torch.equal(state['conv3.bias'], mobile.conv3.bias)
         assert f'{file}: it has no checksums' in said.pop()
     (tmp_path / 'x.safetensors').write_bytes((tmp_path / 'x.safetensors').read_bytes()[:-9])
-    invalid('x.safetensors: cut or damaged', files.read, tmp_path / 'x.safetensors')
+    invalid('x.safetensors: cut or damaged', weights_files.read, tmp_path / 'x.safetensors')
     state, said = mobile.state_dict(), []
     averaged = {name: 2 * tensor for name, tensor in state.items()}
     torch.save({'state_dict_ema': averaged, 'state_dict': state}, tmp_path / 'x.pth')
@@ -420,4 +422,6 @@ def test_cut_downloads(archive, share, mobile, tmp_path):
     torch.save(mobile.state_dict(), tmp_path / 'x.pth', _use_new_zipfile_serialization=archive)
     whole = (tmp_path / 'x.pth').read_bytes()
     (tmp_path / 'x.pth').write_bytes(whole[: int(share * len(whole))])
-    invalid('x.pth: (cut|damaged or cut).*: download it anew$', files.read, tmp_path / 'x.pth')
+    invalid(
+        'x.pth: (cut|damaged or cut).*: download it anew$', weights_files.read, tmp_path / 'x.pth'
+    )

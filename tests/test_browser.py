@@ -68,7 +68,7 @@ def submit(browser, address, **files):
 
 def test_two_faces_in_a_browser(browser, served, matcher, faces):
     text = submit(browser, served, first=faces[0], second=faces[1])
-    score, first = similarity(matcher, faces[:2]), portraits.read_file(faces[0])
+    score, first = similarity(matcher, faces[:2]), portraits.read_portrait_file(faces[0])
     assert f'Similarity {score:.3f}' in text
     assert matcher.features([first])[0].age.about in text
     assert [side(browser, image) for image in elements(browser, '#people img')] == [96, 96]

@@ -18,8 +18,8 @@ from evaluation.age_calibration import Scored
 from evaluation.age_thresholds import FARS, SHAPE, AgeDecision
 from evaluation.pairs import parts
 from evaluation.report import ages_table
-from verification.decision import Ages, Decision, calibration_file, read_decision
-from verification.index import FACE, Photograph, write
+from verification.decision import Decision, PairAges, calibration_file, read_decision
+from verification.index import FACE, Photograph, write_index
 
 
 def scored(similarity, same, younger=25.0, gap=2.0):
@@ -71,7 +71,7 @@ def test_a_threshold_keeps_its_rate_with_the_confidence_though_pairs_share_peopl
     pairs = joined(scored(impostor, np.zeros(1000)), scored([0.9, 0.8], [1, 1]))
     here = cells.cell(25, 2)
     for confidence, accepted in ((0.95, (4, 5)), (0.5, (9, 10))):  # of ten, at even odds or 19 to 1
-        decision = AgeDecision(calibration.fit(pairs, confidence=confidence))
+        decision = AgeDecision(calibration.fit_by_age(pairs, confidence=confidence))
         threshold = decision.threshold(25, 2, 0.01)
         assert (impostor > threshold.value).sum() in accepted and threshold.caution is None
         assert (threshold.impostor, threshold.genuine) == (1000, 2)
@@ -86,7 +86,7 @@ def test_a_threshold_keeps_its_rate_with_the_confidence_though_pairs_share_peopl
         halves, ages = (np.r_[:99, 199], np.s_[99:199]), np.full(100, 30.0)
         first, second = (calibration.score_pairs(embeddings[k], labels[k], ages) for k in halves)
         for confidence, found in beyond.items():
-            decision = AgeDecision(calibration.fit(first, confidence=confidence))
+            decision = AgeDecision(calibration.fit_by_age(first, confidence=confidence))
             threshold = decision.threshold(30, 0, 0.01).value
             found.append((second.similarity > threshold).mean() > 0.01 * 1.5)
     assert np.mean(beyond[0.95]) <= 0.05 and np.mean(beyond[0.5]) > 0.13
@@ -143,7 +143,7 @@ def test_the_regression_finds_the_curve_and_reliability_and_measures_count():
         similarity = rng.uniform(-0.2, 1.2, 4000)
         same = rng.random(4000) < 1 / (1 + np.exp(-12 * (similarity - middle)))
         blocks.append(scored(similarity, same, younger))
-    fitted = calibration.fit(joined(*blocks))
+    fitted = calibration.fit_by_age(joined(*blocks))
     decision = AgeDecision(fitted)
     for younger, middle in ((2, 0.6), (25, 0.3)):
         # pairs of the two kinds weigh alike, though more of one were drawn
@@ -155,7 +155,7 @@ def test_the_regression_finds_the_curve_and_reliability_and_measures_count():
     wrong = right._replace(same=~right.same)
     assert calibration.reliability(facts, wrong)['ece'] == pytest.approx(1, abs=1e-9)
     pairs = joined(scored([0.2, 0.4, 0.6, 0.8], [0, 0, 0, 1]), scored([0.1], [0], 2))
-    rows = calibration.measure(stored(), pairs, 0.01, single=0.5)
+    rows = calibration.measure_cells(stored(), pairs, 0.01, single=0.5)
     child, grown = rows
     assert (child['impostor'], child['genuine'], child['far'], child['tar']) == (1, 0, 0, None)
     assert grown['far'] == pytest.approx(2 / 3) and grown['tar'] == 1  # the threshold is .3
@@ -174,7 +174,7 @@ def test_false_accepts_on_other_people_are_what_was_asked():
 
     first, second = drawn(), drawn()
     single = np.quantile(first.similarity[~first.same], 0.99)
-    rows = calibration.measure(calibration.fit(first), second, 0.01, single)
+    rows = calibration.measure_cells(calibration.fit_by_age(first), second, 0.01, single)
     assert all(0.01 / 1.5 < row['far'] < 0.01 * 1.5 for row in rows)
     assert max(row['single_far'] for row in rows) > 0.02
 
@@ -190,8 +190,8 @@ def test_damage_is_refused_and_one_kind_of_pair_is_no_calibration():
         facts = {'threshold': 0.1, 'accuracy': None, 'genuine': row, 'impostor': row}
         Decision.of(facts | {'ages': stored()}, 'w.pth')
         refused('w.pth', Decision.of, facts | {'ages': stored(**damage)}, 'w.pth')
-    assert calibration.fit(scored([0.1, 0.2], [0, 0])) is None
-    assert calibration.fit(scored([0.1, 0.2], [1, 1])) is None
+    assert calibration.fit_by_age(scored([0.1, 0.2], [0, 0])) is None
+    assert calibration.fit_by_age(scored([0.1, 0.2], [1, 1])) is None
     labels = np.repeat([3, 7, 9, 11], 5)
     half = parts(labels, 2, 0) == 1
     assert half.sum() == 10 and not set(labels[half]) & set(labels[~half])
@@ -200,7 +200,7 @@ def test_damage_is_refused_and_one_kind_of_pair_is_no_calibration():
 def test_what_decides():
     row = np.linspace(0, 1, 101)
     plain = Decision(0.4, None, row, row, {0.01: 0.6})
-    child = Ages(2, 3, False)
+    child = PairAges(2, 3, False)
     assert plain.answer(0.5).by == 'validation' and plain.answer(0.5).same
     assert plain.answer(0.5, far=0.01)[1:5] == (False, 0.6, 'far', 0.01)
     assert 'ages decide nothing' in plain.answer(0.5, child).caution
@@ -255,7 +255,7 @@ def many_faces(path, matcher, photographs, faces=3, group=1):
         rows = np.zeros(faces, FACE)
         rows['age'], rows['group'] = rng.uniform(20, 30, faces), group
         found.append(Photograph(f'{k}.jpg', 9, 9, '', rows, embeddings.astype('<f4')))
-    write(path, str(path.parent), matcher.info.sha256, found, False)
+    write_index(path, str(path.parent), matcher.info.sha256, found, False)
 
 
 @pytest.mark.parametrize('group', [1, -1])
@@ -284,7 +284,7 @@ def test_a_report_on_other_people(tmp_path):
     centres = np.repeat(rng.normal(size=(20, 16)), 6, axis=0)
     embeddings = unit(centres + 0.5 * rng.normal(size=(120, 16)))
     labels, ages = np.repeat(np.arange(20), 6), rng.uniform(0, 60, 120)
-    found = calibration.report(stored(), embeddings, labels, ages)
+    found = calibration.report_by_age(stored(), embeddings, labels, ages)
     pairs = calibration.score_pairs(embeddings, labels, ages)
     assert sum(row['impostor'] for row in found['cells']) == 3 * (~pairs.same).sum()
     text = ages_table(found)
@@ -293,9 +293,9 @@ def test_a_report_on_other_people(tmp_path):
     plots.draw_reliability({'a': found['reliability']}, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 5000
     half = parts(labels, 2, 0) == 1
-    again = calibration.report(stored(), embeddings, labels, ages, refit=True)
+    again = calibration.report_by_age(stored(), embeddings, labels, ages, refit=True)
     faces = half.sum()  # thresholds of the other half's people, measured on this one
     pairs = sum(row['impostor'] + row['genuine'] for row in again['cells'])
     assert again['halves'] and pairs == 3 * faces * (faces - 1) / 2
     assert 'fitted on a half of these people' in ages_table(again)
-    assert calibration.report(stored(), embeddings, labels * 0, ages, refit=True) is None
+    assert calibration.report_by_age(stored(), embeddings, labels * 0, ages, refit=True) is None

@@ -34,7 +34,7 @@ def examine(healthy, tmp_path, monkeypatch, capsys):
 
     def run(*line, **changes):
         monkeypatch.setattr(meta, 'here', healthy | changes, raising=False)
-        prepare.main(['--check', 'here', '--out', str(tmp_path / 'out'), *map(str, line)])
+        prepare.run(['--check', 'here', '--out', str(tmp_path / 'out'), *map(str, line)])
         return capsys.readouterr().out, csv_rows(tmp_path / 'out/findings.csv')
 
     return run
@@ -185,7 +185,7 @@ def test_what_is_missing_and_files_are_listed_one_by_one(examine, tmp_path):
     for line in ('val_root is None', "'n_cls': 3,", "'val_root': None,"):
         assert line in printed
     said = 'meta.py has no data set .nowhere.; there are demo'
-    refused(said, prepare.main, ['--check', 'nowhere'])
+    refused(said, prepare.run, ['--check', 'nowhere'])
     refused('no such file', examine, '--weights', tmp_path / 'none.pth')
     (tmp_path / 'train/train0/000_4.jpg').write_bytes(b'x')
     shutil.copy(tmp_path / 'train/train1/000_30.jpg', tmp_path / 'val/val0/003_30.jpg')

@@ -109,7 +109,9 @@ def test_within_person_takes_people_of_several_ages(capsys, train, first, drawn,
     for years in [1.0, 30.0]:
         recipe = tiny(factorization='solved', within_person=True)
         people = np.arange(8) % 4
-        closed_form.check_ages(recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4))
+        closed_form.check_ages_for_r(
+            recipe, people, 20.0 + 10 * people + years * (np.arange(8) // 4)
+        )
         said = capsys.readouterr().out
         assert ('0% of the variance of age lies within people' in said) == (years < 2)
         assert (

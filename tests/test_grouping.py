@@ -70,7 +70,7 @@ def test_linkage_is_that_of_plain_means(dense, by_ages, monkeypatch):
     if not dense:
         monkeypatch.setattr(grouping, 'DENSE', 2)
         monkeypatch.setattr(grouping, 'NEIGHBOURS', 59)
-    found = grouping.group(pairs, np.arange(60), apart)
+    found = grouping.cluster(pairs, np.arange(60), apart)
     assert partition(found) == one_by_one(pairs, apart)
     assert found[0] != found[1] and len(np.unique(found)) < 40
 
@@ -90,14 +90,14 @@ def test_odds_are_those_of_the_probability_and_constraints_hold(monkeypatch):
     assert value[11] == pytest.approx(odds[11, 8:11].mean() * 3**grouping.SIZES, rel=1e-4)
     vectors, labels, ages = faces_of(4, 10, spread=0.3)
     pairs, start = LogOdds(vectors, ages, None, 0.5, 15), np.arange(40)
-    assert partition(grouping.group(pairs, start, NONE)) == partition(labels)
+    assert partition(grouping.cluster(pairs, start, NONE)) == partition(labels)
     start[[0, 10]] = 99  # one person, whatever they look like
     fixed = np.zeros(40, bool)
     fixed[[20, 21]] = True  # two names
     for dense in (grouping.DENSE, 2):
         monkeypatch.setattr(grouping, 'DENSE', dense)
         monkeypatch.setattr(grouping, 'NEIGHBOURS', 39)
-        found = grouping.group(pairs, start, np.array([(30, 31)]), fixed)
+        found = grouping.cluster(pairs, start, np.array([(30, 31)]), fixed)
         assert found[0] == found[10] and found[20] != found[21] and found[30] != found[31]
 
 
@@ -124,7 +124,7 @@ def archive_of(vectors, labels, ages, folder, per_photograph=1, people=False):
 
 def grouped(archive, out, **options):
     """The number of each face's group, the rows of people.csv, and what is said."""
-    rows, said = people.group(MATCHER, archive, out, **options)
+    rows, said = people.group_archive(MATCHER, archive, out, **options)
     return {int(row['face']): int(row['group']) for row in rows}, rows, said
 
 
@@ -194,12 +194,12 @@ def test_names_of_enrolled_people(family, tmp_path):
     vectors, labels, ages, archive = family
     who = np.array(['Ada', 'Ada', 'Bo'])
     named = archive_of(vectors[[6, 7, 1]], who, ages, tmp_path / 'enrolled', people=True)
-    rows, _ = people.group(MATCHER, archive, tmp_path / 'out', named=named)
+    rows, _ = people.group_archive(MATCHER, archive, tmp_path / 'out', named=named)
     names = {row['face']: row['name'] for row in rows}
     assert [names[k] for k in range(0, 24, 6)] == ['Bo', 'Ada', '', '']
     assert len({row['group'] for row in rows}) == 4
     named = archive_of(vectors[[6, 7, 8]], who, ages, tmp_path / 'enrolled', people=True)
-    rows, _ = people.group(MATCHER, archive, tmp_path / 'again', named=named)
+    rows, _ = people.group_archive(MATCHER, archive, tmp_path / 'again', named=named)
     assert {row['name'] for row in rows} > {'Ada'}  # two names are two groups, however alike
 
 
@@ -228,12 +228,12 @@ def test_birth_and_dates_make_ages_exact(family, tmp_path):
 
 def test_files_and_numbers_and_files_that_are_no_corrections(family, tmp_path):
     archive, path, out = family[3], tmp_path / 'people.csv', tmp_path / 'out'
-    refused('people.csv: No such file', people.group, MATCHER, archive, out, kept=path)
+    refused('people.csv: No such file', people.group_archive, MATCHER, archive, out, kept=path)
     for content, message in ((b'a,b\n', 'no column photograph'), (b'\xff\xfe\xff', 'not UTF-8')):
         path.write_bytes(content)
-        refused(f'people.csv: {message}', people.group, MATCHER, archive, out, kept=path)
+        refused(f'people.csv: {message}', people.group_archive, MATCHER, archive, out, kept=path)
     without = SimpleNamespace(decision=Decision(), info=INFO)
-    refused('--calibrate NAME makes one', people.group, without, archive, out)
+    refused('--calibrate NAME makes one', people.group_archive, without, archive, out)
     assert not out.exists()
     labels = family[1]
     after, rows, said = grouped(archive, out)
@@ -264,18 +264,18 @@ def test_sidecars_are_merged_with_regions_of_the_stored_image(tmp_path):
     archive = archive_of(*faces_of(1, 2), tmp_path, 2)
     rows = [{'face': k, 'name': name} for k, name in enumerate(('Ada', 'Bo & Co'))]
     path = tmp_path / '0' / '000.jpg.xmp'
-    assert sidecars.write(archive, rows) == []
+    assert sidecars.write_sidecars(archive, rows) == []
     text = path.read_text()
     assert 'mwg-rs:Name="Ada"' in text and 'Bo &amp; Co' in text and 'stArea:x="0.650000"' in text
     path.write_text(XMP)
-    sidecars.write(archive, rows)
+    sidecars.write_sidecars(archive, rows)
     text = path.read_text()
     assert 'Theirs' in text and 'mine:stars="5"' in text and '"Ada"' not in text and 'Bo &' in text
     before = path.stat().st_mtime_ns
-    sidecars.write(archive, rows)
+    sidecars.write_sidecars(archive, rows)
     assert path.stat().st_mtime_ns == before
     path.write_text('no XML')
-    assert '000.jpg: no regions written' in sidecars.write(archive, rows)[0]
+    assert '000.jpg: no regions written' in sidecars.write_sidecars(archive, rows)[0]
     assert path.read_text() == 'no XML'
     for turned in range(1, 9):
         stored_image = np.zeros((40, 100), np.uint8)

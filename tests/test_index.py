@@ -26,7 +26,7 @@ def update(matcher, folder, tmp_path):
     """Makes or renews tmp_path/a.index: the Index and what there was to do."""
 
     def run(root=folder, path=tmp_path / 'a.index', **options):
-        return enrolment.update(matcher, str(root), path, **options)[:2]
+        return enrolment.update_index(matcher, str(root), path, **options)[:2]
 
     return run
 
@@ -71,7 +71,7 @@ def test_a_file_gives_back_what_was_written_and_every_damaged_byte_is_noticed(tm
     photographs[1] = Photograph(
         'none.jpg', 5, 6, 'none.jpg: no face found', np.zeros(0, FACE), np.zeros((0, 8), '<f4')
     )
-    index.write(tmp_path / 'a.index', '/root', 'f' * 64, photographs, False)
+    index.write_index(tmp_path / 'a.index', '/root', 'f' * 64, photographs, False)
     archive = Index.open(tmp_path / 'a.index', 'f' * 64)
     assert archive.left_out == ['none.jpg: no face found'] and len(archive) == 6
     for one, other in zip(photographs, archive.photographs(), strict=True):
@@ -79,7 +79,7 @@ def test_a_file_gives_back_what_was_written_and_every_damaged_byte_is_noticed(tm
         np.testing.assert_array_equal(one.embeddings, other.embeddings)
     assert isinstance(archive.embeddings.base, np.memmap)
     path = tmp_path / 'a.index'
-    index.write(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False)
+    index.write_index(path, '/root', 'f' * 64, made_up(np.random.default_rng(4), ['a']), False)
     whole = path.read_bytes()
     used = len(whole) - 40  # behind the last array there may be padding
     flips = [*range(0, used, 7), 0, 8, 16]
@@ -92,7 +92,7 @@ def test_a_file_gives_back_what_was_written_and_every_damaged_byte_is_noticed(tm
 
 def test_foreign_files_and_other_weights(tmp_path, weights, drawn, ask):
     path, face = tmp_path / 'a.index', next((drawn / 'val').rglob('*.jpg'))
-    index.write(path, '/root', 'e' * 64, made_up(np.random.default_rng(5), ['a']), False)
+    index.write_index(path, '/root', 'e' * 64, made_up(np.random.default_rng(5), ['a']), False)
     refused('made by other weights', ask, weights, '--find', face, path, '--json')
     refused('made by other weights', ask, weights, '--index', drawn / 'val', path)
     path.write_text('mine')
@@ -138,7 +138,7 @@ def test_all_faces_of_a_photograph_are_in_it(matcher, faces, update, tmp_path, m
     assert len(archive) == 2 and archive.faces['photograph'].tolist() == [0, 0]
     assert archive.faces['box'][0][0] > archive.faces['box'][1][0]  # the larger one, on the right
     for k, face in enumerate((faces[9], faces[0])):
-        (features,) = matcher.features([portraits.read_file(face)])
+        (features,) = matcher.features([portraits.read_portrait_file(face)])
         assert archive.embeddings[k] @ features.embedding > 0.9
         again = portraits.cut(portraits.open_file(archive.path(k), 'x'), archive.faces['points'][k])
         apart = np.abs(again.astype(float) - np.asarray(Image.open(face)).astype(float))[8:-8, 8:-8]

@@ -61,7 +61,7 @@ def fields(*images, **more):
 
 
 def similarity(matcher, two):
-    a, b = matcher.features([*map(portraits.read_file, two)])
+    a, b = matcher.features([*map(portraits.read_portrait_file, two)])
     return matcher.compare(a, b, (None, None), None).similarity
 
 
@@ -69,7 +69,7 @@ def test_two_faces_on_the_page_with_names_as_text(alone, matcher, faces, undecid
     answer = alone.post('/', data=fields(*faces[:2]))
     assert answer.status_code == 200 and 'in validation' in answer.text
     assert f'Similarity {similarity(matcher, faces[:2]):.3f}' in answer.text
-    seen = matcher.features([*map(portraits.read_file, faces[:2])])
+    seen = matcher.features([*map(portraits.read_portrait_file, faces[:2])])
     assert all(one.age.about in answer.text for one in seen)
     assert answer.text.count('data:image/jpeg') == 2
     names = {'first': '<img src=x>.jpg', 'second': '../../etc/a.jpg'}
@@ -90,7 +90,7 @@ def test_one_face_among_an_archive_is_the_index_product(client, archive, faces, 
     # a name goes on in the next line after a separator
     assert re.search(r'p0\d+/<wbr>\d{3}_<wbr>\d+\.jpg', text)
     answer = client.post('/find', data=fields(faces[7], top='5')).json
-    (features,) = matcher.features([portraits.read_file(faces[7])])
+    (features,) = matcher.features([portraits.read_portrait_file(faces[7])])
     best = np.sort(archive.embeddings @ features.embedding)[::-1][:5]
     np.testing.assert_allclose([one['similarity'] for one in answer['found']], best, atol=1e-5)
     first = answer['found'][0]
@@ -268,15 +268,15 @@ def test_a_new_index_is_served_without_a_restart(matcher, weights, faces, tmp_pa
     folder, path = tmp_path / 'archive', tmp_path / 'a.index'
     folder.mkdir()
     (folder / 'a.jpg').write_bytes(faces[0].read_bytes())
-    archive, *_ = enrolment.update(matcher, str(folder), path)
+    archive, *_ = enrolment.update_index(matcher, str(folder), path)
     client = page.application(matcher, archive, path=str(path)).test_client()
     health = client.get('/health').json
     assert health == {'status': 'ok', 'weights': matcher.info.sha256, 'faces': 1}
     (folder / 'b.jpg').write_bytes(faces[9].read_bytes())
-    enrolment.update(matcher, str(folder), path)
+    enrolment.update_index(matcher, str(folder), path)
     assert client.get('/health').json['faces'] == 2 and 'among 2 faces' in client.get('/').text
     one = list(archive.photographs())
-    index.write(path, str(folder), 'f' * 64, one, False)
+    index.write_index(path, str(folder), 'f' * 64, one, False)
     assert client.get('/health').json['faces'] == 2  # one of other weights isn't taken
     assert 'made by other weights' in capsys.readouterr().err
     path.unlink()
@@ -409,9 +409,9 @@ def test_where_it_listens(matcher, monkeypatch, capsys):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         said = f'{port}.*--port or --host names another'
-        refused(said, service.serve, app, '127.0.0.1', port)
+        refused(said, service.serve_app, app, '127.0.0.1', port)
     for host in ('no.such.host.invalid', '1.2.3', '192.0.2.1', 'a b', ''):
-        refused('host', service.serve, app, host, port)
+        refused('host', service.serve_app, app, host, port)
     for host in ['::1', '[::1]']:
         if not socket.has_ipv6:
             pytest.skip('no IPv6 here')
@@ -420,5 +420,5 @@ def test_where_it_listens(matcher, monkeypatch, capsys):
             assert answer.status == 200
         with monkeypatch.context() as patch:
             patch.setattr(service, 'create_server', lambda *_: SimpleNamespace(run=int))
-            service.serve(app, host, port)
+            service.serve_app(app, host, port)
         assert f'http://[::1]:{port}/ until' in capsys.readouterr().out

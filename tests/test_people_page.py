@@ -6,7 +6,7 @@ from test_browser import elements, phone, quiet, wait_for
 
 from verification import page, people_page
 from verification.people import place_of
-from verification.people_files import COLUMNS, read_table, write_table
+from verification.people_files import COLUMNS, read_people, write_table
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def change(client, **fields):
 
 
 def groups_in(people):
-    return [row['group'] for row in read_table(people) if row['face']]
+    return [row['group'] for row in read_people(people) if row['face']]
 
 
 def test_groups_are_shown_by_size_and_faces_by_age(client, archive, monkeypatch, matcher, tmp_path):
@@ -65,7 +65,7 @@ def test_names_stay_in_the_file_and_who_has_one_name_is_one_person(client, peopl
     assert groups_in(people) == ['1'] * 6 + ['2'] * 5 + ['1']
     answer = change(client, do='name', group='2', name='  Grace \n Hopper ')
     assert answer.json['name'] == 'Grace Hopper'
-    rows = read_table(people)
+    rows = read_people(people)
     assert [row['name'] for row in rows[6:11]] == ['Grace Hopper'] * 5 and rows[0]['name'] == 'Ada'
     assert rows[0]['note'] == 'mine' and rows[-1]['photograph'] == 'gone.jpg'
     assert change(client, do='name', group='1', name='').json['name'] == ''
@@ -73,7 +73,7 @@ def test_names_stay_in_the_file_and_who_has_one_name_is_one_person(client, peopl
 
 def test_groups_are_joined_but_not_two_names_and_ticked_faces_split_off(client, people):
     assert len(change(client, do='join', group='2', into='1').json['faces']) == 11
-    assert {row['name'] for row in read_table(people)[:11]} == {'Ada'}
+    assert {row['name'] for row in read_people(people)[:11]} == {'Ada'}
     change(client, do='name', group='3', name='Grace')
     answer = change(client, do='join', group='3', into='1')
     assert answer.status_code == 400 and 'Ada and Grace are different' in answer.json['error']

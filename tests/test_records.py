@@ -242,7 +242,7 @@ def test_tables_by_key_and_by_identity_and_corrected(source, tmp_path, bright, c
     refused('none of its 1 rows fits: it has 99', command, *line)
     (tmp_path / 'ages.csv').write_text(''.join(f'{key},{20 + key}\n' for key in range(1, 10)))
     line = [str(source), str(tmp_path / 'two'), '--ages', str(tmp_path / 'ages.csv')]
-    prepare.main([*line, '--workers', '2'])
+    prepare.run([*line, '--workers', '2'])
     assert ages_in(tmp_path / 'two') == {key: 20 + key for key in range(1, 10)}
     for age in (30, 31):
         (tmp_path / 'ages.csv').write_text(f'identity,age\n0,20\n1,{age}\n2,40\n')

@@ -15,7 +15,7 @@ import main
 from backbones import own
 from model import DALModel
 from recognition.weights import load_weights, save_checkpoint
-from training import posthoc
+from training import log, posthoc
 from training.log import Log, differences, read_log
 from training.recipe import small
 
@@ -52,8 +52,11 @@ def test_four_epochs_are_two_and_two(train, tmp_path, settings):
         assert all(keys <= row.keys() for row in rows)
 
 
-def test_what_a_run_leaves(train, capsys):
+def test_what_a_run_leaves(train, capsys, monkeypatch):
+    monkeypatch.setattr(log, 'LARGE', 0)
     folder = train(-1, 2)
+    forecast = r'about \d+ images/s on this CPU: \d+\.\d hours for these epochs; --recipe small'
+    assert re.search(forecast, capsys.readouterr().out)
     weights = 'epoch_001.pth', 'epoch_002.pth', 'last.pth', 'best.pth'
     others = 'best.json', 'log.jsonl', 'curves.png', 'run.json', '.lock'
     names = {path.name if 'events' not in path.name else 'events' for path in folder.iterdir()}

@@ -221,7 +221,7 @@ def test_the_command_writes_what_an_entry_names(entry, folder, tmp_path, monkeyp
     import prepare
 
     monkeypatch.setattr(prepare.meta, 'here', entry, raising=False)
-    prepare.main(['--shards', 'here', str(tmp_path / 'set' / 'train')])
+    prepare.run(['--shards', 'here', str(tmp_path / 'set' / 'train')])
     pattern = capsys.readouterr().out.split("'")[3]
     assert_same_faces(listed(pattern), folder)
 

@@ -18,9 +18,9 @@ import utils
 import verify
 from model import DALModel
 from recognition.alignment import TEMPLATE
-from recognition.detection import Face
+from recognition.detection import Detection
 from training.log import read_log
-from verification import pairs, portraits
+from verification import pair_table, portraits
 from verification.decision import Decision, calibration_file, write_calibration
 
 
@@ -41,7 +41,7 @@ class Stub:
 
     def find(self, image):
         boxes = [(*points.min(0) - 20, *points.max(0) + 20) for points in self.faces]
-        return [Face(box, points, 1.0) for box, points in zip(boxes, self.faces, strict=True)]
+        return [Detection(box, points, 1.0) for box, points in zip(boxes, self.faces, strict=True)]
 
 
 def test_similarity_ages_and_decision_are_the_weights(weights, faces, tmp_path, ask, undecided):
@@ -99,7 +99,7 @@ def test_training_keeps_its_decision(train):
 def test_photographs_are_aligned(faces, tmp_path, monkeypatch, weights, ask):
     points = photograph_of(faces[0], tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub(points, points / 4))
-    portrait = portraits.read_file(tmp_path / 'a.png')
+    portrait = portraits.read_portrait_file(tmp_path / 'a.png')
     assert portrait.faces == 2 and portrait.about == 'the largest of 2 faces in a photograph'
     apart = np.abs(portrait.face.astype(float) - np.asarray(Image.open(faces[0]), float))
     assert apart[4:-4, 4:-4].mean() < 4
@@ -113,10 +113,10 @@ def test_photographs_are_aligned(faces, tmp_path, monkeypatch, weights, ask):
     refused('no face in any of its 1 images', ask, weights, '--find', faces[0], tmp_path, '--json')
     Image.new('RGB', (200, 200)).save(tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', lambda: Stub())
-    refused('a.png: no face found', portraits.read_file, tmp_path / 'a.png')
+    refused('a.png: no face found', portraits.read_portrait_file, tmp_path / 'a.png')
     monkeypatch.setattr(portraits, 'detector', no_detector)
     said = '200 high × 200 wide, so no aligned face.*pip install -r requirements-prepare.txt'
-    refused(said, portraits.read_file, tmp_path / 'a.png')
+    refused(said, portraits.read_portrait_file, tmp_path / 'a.png')
 
 
 @needs_estimator
@@ -274,7 +274,7 @@ def test_rows_of_a_table(weights, faces, tmp_path, capsys, ask, images_read):
         assert (row['similarity'] is None) == (error is not None) and row.keys() == found[0].keys()
     assert found[2]['second_age'] == 4.0 and found[3]['first'] == 'b.jpg'
     for text, said in UNKNOWN.items():
-        refused(said, pairs.read, table(tmp_path / 'pairs.csv', text))
+        refused(said, pair_table.read_pairs, table(tmp_path / 'pairs.csv', text))
 
 
 TURNS = [None, 'FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM', 'TRANSPOSE', 'ROTATE_90']
@@ -289,7 +289,7 @@ def test_faces_are_compared_upright(faces, tmp_path, turn):
         exif[0x0112] = TURNS.index(turn) + 1
         turned = face.transpose(Image.Transpose[turn]) if turn else face
         turned.save(tmp_path / 'a.png', exif=exif)
-        portrait = portraits.read_file(tmp_path / 'a.png')
+        portrait = portraits.read_portrait_file(tmp_path / 'a.png')
         want = np.asarray(face)[:, (width - 96) // 2 :][:, :96]
         assert portrait.about == 'aligned'
         np.testing.assert_array_equal(portrait.face, want)

@@ -22,7 +22,7 @@ WIDTH = 0.1  # of its kernel: exp(−WIDTH·d²/D) on standardised x
 PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their mean squares
 
 
-def check_ages(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> None:
+def check_ages_for_r(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> None:
     """Says on how many people R in closed form rests, and warns if they, or their years, are few.
     Raises UserError if it goes by the years within people and nobody is seen at two ages."""
     if recipe.factorization == 'learned':
@@ -42,7 +42,7 @@ def check_ages(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> None:
         print(f'warning: {share:.0%} of the variance of age lies within people: {remedy}')
 
 
-def solve(x: np.ndarray, labels: np.ndarray, ages: np.ndarray, recipe: Recipe) -> dal.Eraser:
+def solve_r(x: np.ndarray, labels: np.ndarray, ages: np.ndarray, recipe: Recipe) -> dal.Eraser:
     """R in closed form over all faces."""
     fitter = dal.EraserFitter(x.shape[2], recipe.age_powers, recipe.within_person)
     for block in _whole_people(labels):

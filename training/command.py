@@ -139,7 +139,7 @@ def open_data(name: str, entry: dict) -> tuple[Faces, Faces | None]:
     if entry == meta.demo and not Path(entry['train_root']).parent.exists():
         from synthesis import drawing
 
-        drawing.make(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
+        drawing.draw_set(Path(entry['train_root']).parent, people=entry['n_cls'], val_people=100)
     train, val = _faces(entry, 'train_root'), None
     people = len(train.classes)
     if entry['n_cls'] not in (people, None):

@@ -82,7 +82,7 @@ def solve_eraser(training: TrainingState, faces: Faces) -> dal.Eraser:
     chosen = closed_form.first_people(faces.labels, PER_EPOCH, training.recipe.seed)[0]
     found = [part for _, part in _extracted(training, faces, chosen.tolist(), SIDES, 'R')]
     x = np.stack([np.concatenate([part[name] for part in found]) for name in SIDES], 1)
-    return closed_form.solve(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
+    return closed_form.solve_r(x, faces.labels[chosen], faces.ages[chosen], training.recipe)
 
 
 @torch.no_grad()
@@ -104,12 +104,12 @@ def set_centres(training: TrainingState, faces: Faces) -> None:
     head.weight.copy_(centres)
 
 
-def fit(training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]) -> dict:
+def fit_all(training: TrainingState, faces: Faces, folder: Path, check: Callable[[], None]) -> dict:
     """{'eraser', 'centres', 'estimator', 'age_error'} over all faces: an Eraser or None; the
     people's centres if nothing was trained; the estimator's state and its error."""
     x = embed(training, faces, folder, 'train', check)
     known, recipe = (x, faces.labels, faces.ages), training.recipe
-    eraser = closed_form.solve(*known, recipe) if recipe.factorization == 'solved' else None
+    eraser = closed_form.solve_r(*known, recipe) if recipe.factorization == 'solved' else None
     centres = None if training.step else closed_form.centres(x, faces.labels, eraser)
     estimator, error = closed_form.fit_estimator(*known, recipe.seed)
     state = estimator.state_dict()
@@ -174,7 +174,7 @@ def choose(rows: list[dict], low: float) -> dict:
     return min(near or rows, key=lambda row: (row['age_r2'], -row['epoch']))
 
 
-def report(training: TrainingState, folder: Path) -> None:
+def report_best(training: TrainingState, folder: Path) -> None:
     """Says what best.pth is worth, beside the figures before the first step; kept as best.json."""
     after, error = training.figures or {}, training.age_error or {}
     before = after['before'] or {}

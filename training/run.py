@@ -67,7 +67,7 @@ class Run:
         """Gives `training` the weights or the state that it starts from, decodes the faces, saves
         for the first time. Sets `last_epoch`, which ends the run."""
         recipe, self.training = self.recipe, training
-        on_rank_zero(closed_form.check_ages, recipe, self.train.labels, self.train.ages)
+        on_rank_zero(closed_form.check_ages_for_r, recipe, self.train.labels, self.train.ages)
         distributed.broadcast(training.mapping)
         if self.init:
             on_every_rank(resume.load_backbone, training, self.init)
@@ -185,12 +185,12 @@ class Run:
         training.model.estimator, training.age_error = None, None
         with self._saved_before_the_end():
             found = on_rank_zero(
-                lambda: posthoc.fit(training, self._readable(), folder, self.interrupt.check)
+                lambda: posthoc.fit_all(training, self._readable(), folder, self.interrupt.check)
             )
         posthoc.put(training, found)
         on_every_rank(posthoc.judge, training, self.before, self.validate(folder))
         resume.save_weights(training, folder, ['best.pth'])
-        on_rank_zero(posthoc.report, training, folder)
+        on_rank_zero(posthoc.report_best, training, folder)
         for path in folder.glob('x-*.npy') if self.args.epochs and not rank() else ():
             path.unlink()  # the features that posthoc.embed kept
 

@@ -130,12 +130,14 @@ def _of_people(training, val, features, intervals):
         report['closed_set_accuracy'] = float((nearest == own[known]).double().mean())
     kept = decision(people)
     if kept:
-        kept['ages'] = age_calibration.fit(score_pairs(embeddings, val.labels, val.ages))
+        kept['ages'] = age_calibration.fit_by_age(score_pairs(embeddings, val.labels, val.ages))
         kept['people'] = fingerprint([val.path(index) for index in range(len(val))])
     if model.estimator:
         years = model.estimator(torch.from_numpy(features['x']).to(training.device)).cpu().numpy()
         error = closed_form.age_error(years, val.ages)
         report |= {f'estimated_{name}': value for name, value in error.items()}
         if kept:  # by estimates, wherever they decide
-            kept['estimated'] = age_calibration.fit(score_pairs(embeddings, val.labels, years))
+            kept['estimated'] = age_calibration.fit_by_age(
+                score_pairs(embeddings, val.labels, years)
+            )
     return report, kept

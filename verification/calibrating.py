@@ -24,7 +24,7 @@ from verification.matcher import BY_PACKAGE, BY_WEIGHTS, KEPT, Matcher
 from verification.portraits import age_model
 
 
-def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
+def calibrate_people(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     """Writes the file, and yields lines for the user: half of the people's thresholds on the other.
     `name` is an entry of meta.py, whose val_root is read, else its train_root; or an index. Raises
     UserError or DataError if there is neither, or no people to calibrate on."""
@@ -41,7 +41,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     found = extract(matcher.network, batches, matcher.device, keep=KEPT, progress='faces')
     people = found['embedding'], faces.labels
     stored = decision(people_report(*people, faces.ages, intervals=False))
-    fitted = {'ages': age_calibration.fit(age_calibration.score_pairs(*people, faces.ages))}
+    fitted = {'ages': age_calibration.fit_by_age(age_calibration.score_pairs(*people, faces.ages))}
     if stored is None or fitted['ages'] is None:
         raise DataError(f'{root}: nobody has two faces, or there is one person: no pairs')
     estimates = _estimates(matcher, faces, found)
@@ -49,7 +49,7 @@ def calibrate(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     by = min(errors, key=errors.__getitem__, default='')
     if by:
         pairs = age_calibration.score_pairs(*people, estimates[by])
-        fitted['estimated'] = age_calibration.fit(pairs)
+        fitted['estimated'] = age_calibration.fit_by_age(pairs)
     write_calibration(stored | fitted, name, matcher.info, path)
     enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
     whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
@@ -116,7 +116,7 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
 
 def held_out(embeddings, labels, ages) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
-    found = age_calibration.report({}, embeddings, labels, ages, refit=True)
+    found = age_calibration.report_by_age({}, embeddings, labels, ages, refit=True)
     if found is None or not found['reliability']['bins']:
         return
     for far in age_calibration.RATES:

@@ -17,7 +17,7 @@ FEW = 30  # pairs of either kind in a cell: with fewer, the probability is said 
 VALIDATION = 'validation'  # whose people a decision was fitted on, if no calibration says another
 
 
-class Ages(NamedTuple):
+class PairAges(NamedTuple):
     """Ages in years of the two faces of a pair, and whether the network estimated any of them."""
 
     first: float
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     by: str | None = None  # 'ages', 'far' (a threshold for all ages), 'validation' or 'threshold'
     far: float | None = None
     probability: float | None = None
-    ages: Ages | None = None
+    ages: PairAges | None = None
     pairs_of_different_people: int | None = None  # of such ages, in validation
     pairs_of_one_person: int | None = None
     caution: str | None = None
@@ -114,7 +114,7 @@ class Decision(NamedTuple):
         return cls(threshold, accuracy, genuine, impostor, far, ages, estimated)
 
     def answer(
-        self, similarity: float, ages: Ages | None = None, far: float | None = None
+        self, similarity: float, ages: PairAges | None = None, far: float | None = None
     ) -> Answer:
         """The decision on a pair of this similarity, by its `ages` if validation knew ages.
 
@@ -169,12 +169,12 @@ class Decision(NamedTuple):
         )
 
 
-def pair_ages(estimated: Sequence[float | None], given: Sequence[float | None]) -> Ages | None:
+def pair_ages(estimated: Sequence[float | None], given: Sequence[float | None]) -> PairAges | None:
     """The ages in years to decide by: those `given`, else the estimates; None if one is unknown."""
     first, second = (one if age is None else age for one, age in zip(estimated, given, strict=True))
     if first is None or second is None:
         return None
-    return Ages(float(first), float(second), None in given)
+    return PairAges(float(first), float(second), None in given)
 
 
 def rate_holds(fitted_on: str | None) -> str:

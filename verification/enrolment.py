@@ -47,7 +47,7 @@ def read_folder(matcher: Matcher, folder: str) -> Index:
     return Index.of(folder, photographs, False)
 
 
-def update(
+def update_index(
     matcher: Matcher, folder: str, path: Path, people: bool = False
 ) -> tuple[Index, dict, list[str]]:
     """Makes the index at `path`, or takes in what is new, changed or gone below the folder.
@@ -83,7 +83,7 @@ def update(
         new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
         counts = {'new': new, 'changed': changed, 'gone': gone}
         if old is None or old.root != root or any(counts.values()):
-            index.write(path, root, weights, photographs, people)
+            index.write_index(path, root, weights, photographs, people)
         journal.path.unlink()
     return Index.open(path, weights), counts, _passed_over(folder, found)
 

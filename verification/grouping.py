@@ -96,7 +96,7 @@ def probability(evidence: np.ndarray, groups: int) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(evidence - prior(groups), -500, 500)))
 
 
-def group(
+def cluster(
     pairs: LogOdds,
     groups: np.ndarray,
     apart: np.ndarray,

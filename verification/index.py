@@ -165,7 +165,7 @@ class Index:
         return np.isin(self.faces['photograph'], same)
 
 
-def write(
+def write_index(
     path: str | Path, root: str, weights: str, photographs: list[Photograph], people: bool
 ) -> None:
     """The file, whole or not at all."""

@@ -86,7 +86,7 @@ def _portrait(file):
     if len(data) > LARGEST:
         raise DataError(f'{name}: larger than {LARGEST >> 20} MiB')
     with service.reading:
-        return portraits.read(data, name, service.matcher.width, MOST_PIXELS)
+        return portraits.read_portrait(data, name, service.matcher.width, MOST_PIXELS)
 
 
 def _age(field, text):

@@ -19,7 +19,7 @@ from verification import grouping
 from verification.grouping import LogOdds, probability
 from verification.index import Index
 from verification.matcher import Matcher
-from verification.people_files import COLUMNS, PAIRS, by_group, read_table, write_table
+from verification.people_files import COLUMNS, PAIRS, by_group, read_people, write_table
 
 XMP_DATE = re.compile(
     rb'(?:exif:DateTimeOriginal|photoshop:DateCreated|xmp:CreateDate)(?:="|>)([-0-9:]{4,10})'
@@ -34,7 +34,7 @@ def _corrections(path, archive):
     it is open whose face it is; the suggestions that were answered with no; lines to print."""
     if path is None:
         return {}, [], []
-    table, (joined, answers) = read_table(path), _answers(path.with_name('suggestions.csv'))
+    table, (joined, answers) = read_people(path), _answers(path.with_name('suggestions.csv'))
     names: dict[str, set[str]] = defaultdict(set)
     for row in table:
         row['group'] = row['group'].removesuffix('.0')  # as a spreadsheet may write it
@@ -59,7 +59,7 @@ def _answers(path):
     """{label: the label that it becomes} of the suggestions with a yes; those with a no."""
     joined: dict[str, str] = {}
     answers = []
-    for row in read_table(path, PAIRS[:3]) if path.exists() else []:
+    for row in read_people(path, PAIRS[:3]) if path.exists() else []:
         labels = (row[name].removesuffix('.0') for name in ('first', 'second'))
         two = {joined.get(label, label) for label in labels}
         if row['accept'].lower() in ('yes', 'y', '1', 'x'):
@@ -128,7 +128,7 @@ def log_odds(matcher: Matcher, embeddings: np.ndarray, ages: np.ndarray) -> LogO
     return LogOdds(embeddings, ages, decision.ages, decision.threshold, max(slope, 1.0))
 
 
-def group(
+def group_archive(
     matcher: Matcher,
     archive: Index,
     out: Path,
@@ -163,7 +163,7 @@ def group(
     start = [k if key is None else first.setdefault(key, k) for k, key in enumerate(keys)]
     fixed = np.array([key is not None for key in keys])
     pairs = log_odds(matcher, embeddings, ages)
-    found = grouping.group(pairs, np.array(start), apart, fixed, sure)
+    found = grouping.cluster(pairs, np.array(start), apart, fixed, sure)
     rest, other, value = grouping.belonging(pairs, found)
     (numbers, moved), groups = _numbers(found[:count], known), int(found.max()) + 1
     keyed = {int(found[k]): key for k, key in enumerate(keys) if key}

@@ -30,7 +30,7 @@ NEEDED = ['photograph', 'box', 'group']  # without these a row is of no face
 ROW, MOST = 10, 120  # faces side by side on a sheet, and of a group
 
 
-def read_table(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
+def read_people(path: Path, needed: Sequence[str] = NEEDED) -> list[dict[str, str]]:
     """Rows of a CSV with commas, semicolons or tabs; what a row lacks is ''. Raises DataError if it
     can't be read, or lacks a column of `needed`."""
     try:

@@ -18,7 +18,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 
 from verification.people import faces_by_place
-from verification.people_files import COLUMNS, PAIRS, by_group, read_table, write_table
+from verification.people_files import COLUMNS, PAIRS, by_group, read_people, write_table
 from verification.service import service
 
 GROUPS = 20  # on a page
@@ -77,7 +77,7 @@ def _read() -> tuple[str, Rows]:
     if not is_grouped():
         abort(404, 'no groups are served: --group archive.index makes them')
     path = current_app.config['PEOPLE']
-    return str(path.stat().st_mtime_ns), read_table(path)
+    return str(path.stat().st_mtime_ns), read_people(path)
 
 
 def _groups(rows: Rows) -> list[dict]:

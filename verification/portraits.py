@@ -77,7 +77,7 @@ def faces_in(image: Image.Image, name: str, width: int = WIDTH) -> list[Portrait
     return portraits
 
 
-def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
+def read_portrait(data: bytes, name: str, width: int = WIDTH, most: int | None = None) -> Portrait:
     """The largest face in an encoded image, `shown` in it. Raises as faces_in, and DataError if it
     is no image or has more than `most` pixels."""
     image = open_photograph(data, name, most)
@@ -87,9 +87,9 @@ def read(data: bytes, name: str, width: int = WIDTH, most: int | None = None) ->
     return portrait._replace(shown=marked(image, portrait.points, portrait.box))
 
 
-def read_file(path: str | Path, width: int = WIDTH) -> Portrait:
+def read_portrait_file(path: str | Path, width: int = WIDTH) -> Portrait:
     """read() of a file. Raises DataError if it can't be opened either."""
-    return read(read_bytes(path), shown(path), width)
+    return read_portrait(read_bytes(path), shown(path), width)
 
 
 def open_file(path: str | Path, name: str) -> Image.Image:

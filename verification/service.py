@@ -123,7 +123,7 @@ def create_server(app: Flask, host: str, port: int):
     return server
 
 
-def serve(app: Flask, host: str, port: int) -> None:
+def serve_app(app: Flask, host: str, port: int) -> None:
     """Serves until it is interrupted. Raises UserError if the address can't be had."""
     server = create_server(app, host, port)
     name = f'[{host.strip("[]")}]' if ':' in host else host

@@ -40,7 +40,7 @@ REGION = (
 NEAR = 0.02  # of the image's sides: centres of one region
 
 
-def write(archive: Index, rows: list[dict]) -> list[str]:
+def write_sidecars(archive: Index, rows: list[dict]) -> list[str]:
     """Sidecars of all photographs with faces, by the rows of people.csv; returns a line for each
     that was left as it is. A region that is there stays; if it has no name it gets ours."""
     faces = defaultdict(list)

@@ -16,7 +16,7 @@ COLUMNS = ['first', 'second', 'first_age', 'second_age']
 KEYS = ('similarity', 'same', 'threshold', 'by', 'far', 'fitted_on', 'probability', 'caution')
 
 
-def read(path: Path) -> tuple[list[dict], list[str]]:
+def read_pairs(path: Path) -> tuple[list[dict], list[str]]:
     """The rows of a table separated by commas, semicolons or tabs, and its titles of no meaning.
     The first line may hold titles, in any order; without them there are two columns or four, in the
     order of COLUMNS. A row has these, ages in years or None, and `error`, why it is no pair, or
@@ -63,7 +63,7 @@ def compare_all(
     Images are looked for from `folder` on, by names as lists write them (storage.files.find). Each
     is read once; the largest face of each counts."""
     names = {row[key] for row in rows if not row['error'] for key in COLUMNS[:2]}
-    found = {name: place for name in names if (place := files.find(folder, name))}
+    found = {name: place for name in names if (place := files.find_file(folder, name))}
     unique = sorted(set(found.values()))
     embedded = {one.name: one for one in embed_files(matcher, folder, unique, largest=True)}
     reasons = {name: f'{Path(folder, name)}: no such file' for name in names}
