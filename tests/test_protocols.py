@@ -197,7 +197,7 @@ def test_bin_of_another_content_or_damaged_is_one_line(tmp_path):
     cut, long = pickle.dumps(([b'a' * 99] * 2, [True]))[:-40], b'\x80\x04\x8e' + b'\xff' * 8
     for data in (b'', b'no pickle', b'c_codecs\nencode\n(S"x"\nS"rot13"\ntR.', cut, long):
         (tmp_path / 'a.bin').write_bytes(data)
-        refused('', read_bin, tmp_path / 'a.bin')
+        refused('a.bin', read_bin, tmp_path / 'a.bin')
     for content, why in (
         (([b'a', b'b', b'c'], [True]), '3 images and 1 pairs'),
         (([], []), '0 images'),
