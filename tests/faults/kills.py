@@ -21,7 +21,7 @@ MOMENTS = {  # where a signal strikes: owner, function, whether after it
     'after the new name': (os, 'replace', True),
     'after a report': (Log, 'report', True),
     'before validation': (run, 'validate', False),
-    'before best.pth': (posthoc, 'fit', False),
+    'before best.pth': (posthoc, 'fit_all', False),
 }
 
 
