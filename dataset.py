@@ -35,7 +35,7 @@ KEYS: dict[str, tuple] = {  # what each may be, and how that is said
     'n_cls': (int, 'a whole number'),
 }
 OF_FOLDERS = {'pat': r'_|\.', 'pos': 1, 'n_cls': None}  # what an entry of lists does without
-# faces among which one from shards is shuffled: about 2 GB, which stay in the system's cache
+# a face of shards moves by fewer places: about 2 GB, which stay in the system's cache
 WINDOW = 1 << 18
 WITHOUT_SIMPLEJPEG = (
     'simplejpeg is not installed here: without it damaged JPEG files may be read, half of them '
@@ -44,9 +44,9 @@ WITHOUT_SIMPLEJPEG = (
 
 
 def check_entry(name: str, entry: dict, cutoffs: Sequence[float]) -> dict:
-    """The dict of meta.py called `name`, with OF_FOLDERS for what it needn't have: `pat` and `pos`
-    if all roots are lists, which say the ages themselves; `n_cls` if train_root is one. Raises
-    DataError if it, or age_cutoffs, is not valid."""
+    """The dict of meta.py called `name`, checked. Optional keys that are missing come from
+    OF_FOLDERS: `pat` and `pos` if all roots are lists, which hold the ages; `n_cls` if train_root
+    is one. Raises DataError if it, or age_cutoffs, is not valid."""
     where = f'meta.py, {name}'
     for key in sorted(map(str, entry.keys() - set(KEYS))):
         close = difflib.get_close_matches(key, KEYS, 1)
@@ -96,7 +96,7 @@ class Faces(Dataset):
         return len(self.places)
 
     def path(self, index: int) -> str:
-        """Where the face is, for people; of a folder, the file."""
+        """The face's place, for messages; in a folder, its file."""
         return self.source.path(self.places[index])
 
     def encoded(self, index: int) -> bytes:

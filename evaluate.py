@@ -275,9 +275,11 @@ def _claim(out, hashes, path, digest):
 
 def _labels(weights):
     """Short and different names of the weights files."""
-    names = [Path(path).name for path in weights]
-    numbered = [f'{k}: {path}' for k, path in enumerate(weights, 1)]
-    return names if len(set(names)) == len(names) else numbered
+    for depth in (1, 2, 3):
+        names = ['/'.join(Path(path).parts[-depth:]) for path in weights]
+        if len(set(names)) == len(names):
+            return names
+    return [f'{k}: {path}' for k, path in enumerate(weights, 1)]
 
 
 if __name__ == '__main__':

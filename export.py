@@ -37,7 +37,7 @@ from evaluation import protocols
 from model import HEIGHT, DALModel, SolvedFactorization
 from recognition.alignment import TEMPLATE
 from recognition.embedding import extract_files
-from recognition.inference import MethodOf
+from recognition.inference import MethodOf, refuse_vectors
 from recognition.weights import WeightsInfo, load_weights
 from storage.files import write_npz
 from system.names import shown
@@ -98,6 +98,7 @@ def onnx(args: argparse.Namespace, model: DALModel, info: WeightsInfo) -> None:
     """Writes the network as ONNX, once onnxruntime and PyTorch agree on one face and on five."""
     needed('onnxscript')
     runtime = needed('onnxruntime')
+    refuse_vectors(model)
     embedder = MethodOf(model, 'embed').eval()
     shape, drawn = (5, 3, HEIGHT, model.width), torch.Generator().manual_seed(0)
     faces = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn)

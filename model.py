@@ -438,6 +438,9 @@ class DALModel(nn.Module):
                     raise ValueError(f'they are not of {config}')
                 backbone = Backbone(**config)
             names = state.get('heads', {'identity': 'cosface', 'age': 'groups'})
+            for name, known in ((names['identity'], HEADS), (names['age'], AGE_HEADS)):
+                if name not in known:
+                    raise ValueError(f'its head {name!r} is none of {", ".join(known)}')
             heads = HEADS[names['identity']], AGE_HEADS[names['age']]
             bare = not any(name.startswith(('identity.', 'age.')) for name in weights)
             people = 1 if bare else len(weights['identity.weight'])

@@ -99,7 +99,11 @@ def make_set(args: argparse.Namespace) -> None:
         wrong = f'{target} lies in {source}: its faces would be taken for photographs'
         raise utils.UserError(f'{wrong}; TARGET is a folder elsewhere')
     if not here.is_dir():
-        what = 'not a folder: unpack it' if here.exists() else f'no such folder{seen_from(source)}'
+        what = (
+            'not a folder: unpack it, or give the folder'
+            if here.exists()
+            else f'no such folder{seen_from(source)}'
+        )
         raise utils.UserError(f'{source}: {what}')
     packs = sorted(here.glob('*.rec'))
     if packs:

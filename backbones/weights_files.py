@@ -91,7 +91,7 @@ def _examine(path, say):
         raise ValueError(f'{path}: cut: {begin}: {AGAIN}') from None
     names = {entry.filename.rpartition('/')[2] for entry in entries}
     if 'data.pkl' not in names or 'constants.pkl' in names:
-        raise ValueError(f'{path}: a TorchScript program, or another archive than of torch.save')
+        raise ValueError(f'{path}: a TorchScript program, or an archive to be unpacked first')
     # torch.save compresses nothing, from the first byte on; torch.load would inflate what is, and
     # believe any size
     whole = min(entry.header_offset for entry in entries) == 0

@@ -76,7 +76,7 @@ def fit_by_age(pairs: Scored, seed: int = 0, confidence: float = CONFIDENCE) -> 
 
 
 def fit_thresholds(pairs: Scored, confidence: float = CONFIDENCE) -> dict:
-    """As `fit`, of pairs of different people alone if need be: P is then unknown, its line zero."""
+    """As `fit_by_age`; of pairs of different people alone, P is unknown and its line zero."""
     place, counts = pairs.cells()
     thresholds = np.full((len(FARS), np.prod(SHAPE)), np.nan)
     for k in np.unique(place):
@@ -172,7 +172,7 @@ def measure_cells(
 def reliability(stored: dict, pairs: Scored, bins: int = 10) -> dict:
     """How often pairs of a predicted P are one person's, {'bins': [{'predicted', 'observed',
     'weight'}]}, and 'ece', the expected calibration error. Each cell's two kinds weigh alike, as in
-    `fit`; cells that lack a kind are left out."""
+    `fit_by_age`; cells that lack a kind are left out."""
     place, counts = pairs.cells()
     weights = (counts.min(0) / np.maximum(counts, 1))[pairs.same.astype(int), place]
     predicted = AgeDecision(stored).probabilities(*pairs[:3])

@@ -59,7 +59,7 @@ class AgeDecision:
                 return None
             value = np.nanmax(self.thresholds)
             few = 'validation had too few pairs of different people for a FAR of'
-            caution = f'{few} {far:g} at any age'
+            caution = f"{few} {far:g} at any age: it can't be promised"
         elif not known[here]:
             steps = abs(np.indices(SHAPE) - np.reshape(here, (2, 1, 1))).max(0)
             nearest = np.where(known & (steps == steps[known].min()), table, -np.inf)

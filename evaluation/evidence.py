@@ -15,9 +15,11 @@ RANKS = 100  # a CMC curve's length
 
 
 class Evidence:
-    """One model's scores on a benchmark, from which report, pictures and comparison are made: the
-    `scores` (n,) of `pairs`, the list's or gap_pairs; `probes` (P,), images that are looked for,
-    and whether what is found is of their person, `hits` (P,), both None for a list."""
+    """One model's scores on a benchmark, from which report, pictures and comparison are made.
+
+    `scores` (n,) are those of `pairs`, the list's or gap_pairs. `probes` (P,) are the images that
+    are looked for, `hits` (P,) whether the image found is of the same person; None for a list.
+    """
 
     def __init__(self, benchmark: Benchmark, embeddings: np.ndarray, seed: int):
         self.benchmark, self.embeddings, self.seed = benchmark, embeddings, seed
@@ -74,7 +76,7 @@ def people_report(
 
 
 def compare_models(first: Evidence, second: Evidence) -> dict:
-    """What the second is better by, with paired 95 % intervals: pooled, by gap, rank-1."""
+    """How much better the second is, with paired 95 % intervals: pooled, by gap, rank-1."""
     pairs, seed, grid = first.pairs, first.seed, first.benchmark.thresholds
     gain = metrics.difference(first.scores, second.scores, pairs, grid, seed)
     gains: dict[str, Any] = {'verification': gain}
@@ -107,9 +109,9 @@ def leakage_report(
 def distractor_ranks(
     embeddings: np.ndarray, labels: np.ndarray, distractors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MegaFace's protocol: the rank (Q,) of each probe's mate among the mate and all distractors
-    (M, 2·D), 1 the best, and the probe (Q,): all Q ordered pairs of one person's images are probe
-    and mate. A distractor that scores the same goes first."""
+    """MegaFace's protocol. Every ordered pair of two images of one person is a probe and its mate.
+    Returns the rank (Q,) of each mate among the mate and all distractors (M, 2·D), 1 is the best,
+    and the index (Q,) of each probe. A distractor that scores the same goes first."""
     check_finite(distractors)
     same = labels[:, None] == labels[None]
     np.fill_diagonal(same, False)

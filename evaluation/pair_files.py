@@ -1,6 +1,5 @@
 """Files of pairs: text lists in the layouts that people have, and InsightFace's .bin."""
 
-import csv
 import hashlib
 import io
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.pairs import Pairs
-from storage.files import find_file, is_image, lines_of_text, read_bytes
+from storage.files import cells, find_file, is_image, lines_of_text, read_bytes
 from storage.images import some
 from utils import DataError, write_whole
 
@@ -48,8 +47,7 @@ def columns(line: str) -> list[list[str]]:
     comma or semicolon at the end of the line starts no column."""
     line = re.sub(r'\s*[,;]?\s*$', '', line)
     ways = [(line, '\t'), (line.replace('\t', ' '), ' '), (line, ','), (line, ';')]
-    cuts = (csv.reader([x], delimiter=at, skipinitialspace=True) for x, at in ways if at in x)
-    return [[field.strip() for field in fields] for cut in cuts for fields in cut] or [[line]]
+    return [cells(x, at) for x, at in ways if at in x] or [[line]]
 
 
 def pair_of(line: str) -> tuple[str, str, bool, int | None] | None:

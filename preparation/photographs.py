@@ -94,7 +94,7 @@ class Converter:
         return self.ages.told(photograph.relative, photograph.person, path)
 
     def convert(self, photograph: SourceFile) -> Outcome:
-        """The Outcome of one Photograph, its face written."""
+        """The Outcome of one SourceFile, its face written."""
         relative, size = photograph.relative, self.settings['size']
         path, stamp = os.path.join(self.source, relative), self.stamp(photograph)
         try:

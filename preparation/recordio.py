@@ -106,10 +106,11 @@ class Records:
         if people not in (None, self.people):
             by_labels = f'{self.people} by the labels of their images'
             raise self._differ(f'{people} identities by the .idx, {by_labels}')
-        with contextlib.suppress(FileNotFoundError):  # not every pack has it
-            classes = Path(path).with_name('property').read_text().split(',')[0].strip()
-            if classes != str(self.people):
-                raise self._differ(f'{self.people} identities, {classes} by the file property')
+        classes = self.people
+        with contextlib.suppress(OSError, ValueError):  # not every pack has it
+            classes = int(Path(path).with_name('property').read_text().split(',')[0])
+        if classes != self.people:
+            raise self._differ(f'{self.people} identities, {classes} by the file property')
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -118,11 +119,12 @@ class Records:
         """The identity with which the labels of each image begin: whole numbers from 0 on."""
         words = np.memmap(self.file.path, '<u4', 'r', shape=(self.file.size // 4,))
         places = self.offsets // 4
-        lost = (self.offsets % 4 > 0) | (places + HEADER.size // 4 + 2 >= len(words))
+        lost = (self.offsets % 4 > 0) | (places + HEADER.size // 4 + 2 > len(words))
         lost[~lost] = words[places[~lost]] != np.frombuffer(MAGIC, '<u4')
         if lost.any():
             raise self.file.lost(self.offsets[lost][0])
-        flag, label, first = (words[places + place] for place in (2, 3, 2 + HEADER.size // 4))
+        beyond = np.minimum(places + 2 + HEADER.size // 4, len(words) - 1)  # read if flag is set
+        flag, label, first = words[places + 2], words[places + 3], words[beyond]
         labels = np.where(flag > 0, first, label).view('<f4')
         wrong = ~(labels >= 0) | (labels % 1 != 0)  # nan neither
         if wrong.any():
@@ -140,7 +142,7 @@ def _read_index(path):
     text = read_bytes(path, 'it belongs beside the .rec file')
     try:
         numbers = np.array(text.split(), np.int64).reshape(-1, 2)
-    except ValueError:
+    except (ValueError, OverflowError):
         known = foreign.what_it_is(text[: foreign.READ]) or 'expected lines of key and byte offset'
         raise DataError(f'{path}: {known}: fetch it again') from None
     if not len(numbers) or len(np.unique(numbers[:, 0])) < len(numbers) or numbers.min() < 0:

@@ -20,6 +20,7 @@ from storage.files import below, is_system, read_file
 from storage.folder import is_list
 from storage.images import decode, parse_age
 from storage.shards import are_shards
+from system.names import naming
 from system.progress import progress
 from utils import DataError, UserError
 
@@ -89,7 +90,8 @@ class Root:
 
     def _in_folder(self, pat, pos) -> Iterator[tuple]:
         """(person, path, age, its encoded bytes when called) of each face."""
-        there = below(self.root)
+        with naming(self.root, 'expected a folder with one folder per person'):
+            there = below(self.root)
         people = {name.split(os.sep)[0] for name in there.images}
         for name in sorted(os.listdir(self.root)):
             if not is_system(name) and os.path.isdir(os.path.join(self.root, name)):

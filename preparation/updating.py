@@ -63,10 +63,8 @@ def faces_by_person(report: Report) -> dict[str, list[tuple[Path, int | None]]]:
 
 
 def update_target(report: Report, found: Mapping[str, Any], converter: Any) -> Counter:
-    """Renames and removes faces as SOURCE, names and tables now say; how many of each kind.
-
-    `found` are the Photographs of SOURCE by their paths. What is to be made anew loses its row.
-    """
+    """Renames and removes faces as SOURCE, names and tables now say. Returns how many changed, by
+    the kind of change. `found` is {path: SourceFile}; a face to be made anew loses its row."""
     changes = Counter[str]()
     for source, row in sorted(report.rows.items()):
         if not (report.target / row.target).is_file():  # what was deleted is made again

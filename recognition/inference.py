@@ -14,6 +14,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from backbones import NAMES, PretrainedBackbone
 from model import HEIGHT, Backbone
+from utils import UserError
 
 CHUNK = 8  # images a core: what a layer leaves is still in the cache when the next one reads it
 ACTIVATIONS = {nn.ReLU: ('relu', []), nn.ReLU6: ('hardtanh', [0.0, 6.0])}
@@ -31,8 +32,10 @@ def ready(
 
     On a CPU in float32 it computes few images at a time, batch norm is folded into the layer before
     it, and a convolution is one operation with its activation; after MANY images onnxruntime takes
-    over, if it is faster. Else the network runs as it is.
+    over, if it is faster. Else the network runs as it is. Raises UserError for weights of stored
+    vectors.
     """
+    refuse_vectors(model)
     device = torch.device(device)
     folds = device.type == 'cpu' and not bf16 and torch.backends.mkldnn.is_available()
     network, seen = _folded(model) if folds else model, 0
@@ -52,6 +55,15 @@ def ready(
         return tuple(torch.cat(column).float() for column in zip(*found, strict=True))
 
     return features
+
+
+def refuse_vectors(model: nn.Module) -> None:
+    """Raises UserError if the model has no network, but an R solved over stored vectors."""
+    if hasattr(getattr(model, 'backbone', None), 'vectors'):
+        only = 'evaluate.py … embeddings and export.py eraser alone use them'
+        raise UserError(
+            f'these weights are of stored vectors and know no network for faces: {only}'
+        )
 
 
 def _may_be_faster():

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import csv
 import os
 import re
 import stat
@@ -130,6 +131,15 @@ def separator(line: str) -> str:
     """Semicolon, tab or comma, whichever a table's first line has most; of as many not the comma,
     which numbers may hold."""
     return max(';\t,', key=line.count)
+
+
+def cells(line: str, mark: str) -> list[str]:
+    """The fields of a line of a table; the whole line if it can't be cut."""
+    try:
+        fields = next(csv.reader([line], delimiter=mark, skipinitialspace=True))
+        return [field.strip() for field in fields]
+    except csv.Error:  # a field longer than the module takes
+        return [line]
 
 
 def find_file(folder: str | os.PathLike, name: str) -> str | None:

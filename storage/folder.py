@@ -1,7 +1,6 @@
 """A folder of folders, one a person, as in torchvision's ImageFolder; ages are in file names. And a
 text file that lists images: `path label age` lines."""
 
-import csv
 import hashlib
 import os
 import unicodedata
@@ -186,7 +185,7 @@ class List(Folder):
         if '\t' in line:
             return line.split('\t')
         if self.file.lower().endswith('.csv'):
-            return next(csv.reader([line], delimiter=files.separator(line)))
+            return files.cells(line, files.separator(line))
         return line.rsplit(maxsplit=2)
 
 

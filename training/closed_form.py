@@ -13,10 +13,10 @@ from model import AgeEstimator, DALModel
 from training.recipe import Recipe
 from utils import UserError
 
-FEW_PEOPLE = 50  # seen at two ages: fewer carry hardly a direction of ageing
+FEW_PEOPLE = 50  # fewer hardly carry a direction of ageing
 LITTLE = 0.25  # of the variance of age within people
 BLOCK = 1024  # faces at a time
-FACES = 10_000  # that the ages are fitted to at most, whole people
+FACES = 10_000  # that the ages are fitted to at most
 WAVES = 2048  # Fourier features of the age estimator
 WIDTH = 0.1  # of its kernel: exp(−WIDTH·d²/D) on standardised x
 PENALTIES = 10.0 ** np.arange(-3, 2)  # on standardised features, beside their mean squares
@@ -39,7 +39,7 @@ def check_ages_for_r(recipe: Recipe, labels: np.ndarray, ages: np.ndarray) -> No
         print(f'warning: {rests_on} people are few: a map from more erases more of the age')
     share = within.var() / max(ages.var(), 1e-9)
     if recipe.within_person and share < LITTLE:
-        print(f'warning: {share:.0%} of the variance of age lies within people: {remedy}')
+        print(f'warning: only {share:.0%} of the variance of age lies within people: {remedy}')
 
 
 def solve_r(x: np.ndarray, labels: np.ndarray, ages: np.ndarray, recipe: Recipe) -> dal.Eraser:
@@ -80,8 +80,8 @@ def _whole_people(labels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def first_people(labels: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices of at most so many faces, of the people first in a drawn order, and their
-    people's places in it."""
+    """Ascending indices of the first `most` faces, people in a drawn order, and the places of their
+    people in that order."""
     people, person = np.unique(labels, return_inverse=True)
     place = np.random.default_rng(seed).permutation(len(people))[person]
     chosen = np.sort(np.argsort(place, kind='stable')[:most])

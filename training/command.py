@@ -94,7 +94,8 @@ def _starting_point(args, folder):
     if weights is True:
         weights = last if last.exists() else None
     taken = sorted(path.name for path in folder.glob('*.pth'))
-    once_more = not args.epochs and taken == ['best.pth'] and not weights
+    trained = (folder / 'log.jsonl').exists()
+    once_more = not args.epochs and taken == ['best.pth'] and not weights and not trained
     if (
         taken
         and not once_more

@@ -143,8 +143,8 @@ def differences(path, summary):
 
 
 def introduce(run: Any, done: int = 0, state: Path | None = None) -> None:
-    """Of a training.run.Run with `done` epochs behind it: run.json and what it is, on the screen;
-    and if the file `state` is resumed, what is not as at its beginning."""
+    """Writes run.json of a training.run.Run with `done` epochs behind it, and prints what the run
+    is; if the file `state` is resumed, also each value that differs from the run's beginning."""
     training, train, val, last = run.training, run.train, run.val, run.last_epoch
     device, recipe = training.device, training.recipe
     horizon = recipe.horizon or last

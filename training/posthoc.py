@@ -117,7 +117,7 @@ def fit_all(training: TrainingState, faces: Faces, folder: Path, check: Callable
 
 
 def put(training: TrainingState, found: dict) -> None:
-    """Gives the network what `fit` found."""
+    """Gives the network what `fit_all` found."""
     model, head = training.model, training.model.identity
     if found['eraser']:
         closed_form.set_eraser(model, found['eraser'])

@@ -73,7 +73,7 @@ class Recipe:
     seed: int = 0  # of weights, order and flips
     workers: int = 0  # processes that decode; needed only without a cache
     cache: bool = True  # decoded faces in one file beside the data set (32 kB a face)
-    skip_corrupt: int = 0  # unreadable images to leave out, and count, before training ends
+    skip_corrupt: int = 0  # unreadable images that may be left out; one more ends the run
     precision: Literal['auto', 'bf16', 'fp16', 'float32'] = 'auto'  # of the network's products, the
     #                             fastest that the hardware has; heads and ρ are float32 always
     compile: bool = False  # the backbone by torch.compile; it takes a compiler, and minutes

@@ -73,8 +73,8 @@ def save_state(training: TrainingState, steps_per_epoch: int, folder: Path) -> N
 
 
 def start(training: TrainingState, path: Path, same_run: bool, steps_per_epoch: int) -> bool:
-    """Loads `path` into `training`; whether it resumes exactly where the file stands, which takes a
-    state and the same people and age groups: heads of others start anew. Raises UserError."""
+    """Loads `path` into `training`. Returns True if the run continues exactly, which takes a state
+    of the same people and age groups; heads of others start anew. Raises UserError."""
     state = load_checkpoint(path, NEEDED)
     sharded.load_head(training, state, path.parent)
     fresh = {}
@@ -206,6 +206,8 @@ def follow(recipe: Recipe, config: dict | None, path: Path) -> Recipe:
     name = config.get('name', 'dal')
     if recipe.backbone not in ('dal', name):
         raise UserError(f'{path}: its backbone is {name}, not {recipe.backbone}')
+    if name == 'vectors':
+        raise UserError(f'{path}: of stored vectors: it holds no network to start from')
     if name != 'dal':
         return replace(recipe, backbone=name)
     layers, widths = tuple(config['layers']), tuple(config['widths'])

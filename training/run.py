@@ -115,9 +115,9 @@ class Run:
             self.close_epoch(self.validate(), epochs=0)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, list[int]]]:
-        """The rest of an epoch: this rank's images, labels and ages, and all ranks' sizes. Raises
-        UserError if a signal came, DataError if too many images can't be read; the state is saved
-        before."""
+        """The rest of an epoch: this rank's images, labels and ages, and all ranks' sizes. The
+        state is saved before this raises UserError, if a signal came, or DataError, if too many
+        images can't be read."""
         training, sampler = self.training, self.loader.batch_sampler
         assert isinstance(sampler, Batches)
         sampler.epoch, sampler.first = epoch, training.step - epoch * self.steps
@@ -173,12 +173,13 @@ class Run:
         self.reports.draw(row, self.last_epoch)
 
     def finish(self) -> None:
-        """best.pth: the weights of the chosen epoch with R and the ages fitted to all faces of
-        training; says what they are worth."""
+        """Writes best.pth, the weights of the chosen epoch with R and the ages fitted to all faces
+        of training, and prints its figures."""
         training, folder = self.training, self.folder
         if self.args.epochs:
             done = on_rank_zero((folder / 'best.json').exists)  # which is written last
-            if done or not (self.validates and training.best):
+            trained = on_rank_zero((folder / 'log.jsonl').exists)  # else into another folder
+            if done or not (trained and self.validates and training.best):
                 return
             self.ends = True
             self._choose_epoch()

@@ -171,11 +171,11 @@ def load_head(training, state: dict, folder: Path) -> None:
         else:
             whole = moments.get(_place(training), {}) | {'weight': weights['identity.weight']}
             found = {name: rows[begin:end].clone() for name, rows in whole.items()}
+        weights['identity.weight'] = found.pop('weight')
     except Exception as error:  # whatever damage leads to
         why = f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
         where = f'{folder}/{state.get("head", "")!s:.20}'
         raise UserError(f'{where}: not the identity head of this state ({why})') from None
-    weights['identity.weight'] = found.pop('weight')
     if found:
         moments[_place(training)] = found
 

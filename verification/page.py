@@ -69,6 +69,8 @@ def given(least: int, most: int) -> tuple[list[Features], list[float | None]]:
     fields = ('first', 'second')[:most]
     images = [(field, file) for field in fields for file in request.files.getlist(field) if file]
     if not least <= len(images) <= most:
+        if request.path == '/':
+            abort(400, f'Choose {"two photographs" if least == 2 else "one"}.')
         what = '`first`' if most == 1 else '`first` and `second`'
         abort(400, f'choose the photographs: {what}, as multipart/form-data')
     ages = [(field, age) for field in fields for age in request.form.getlist(f'{field}_age')]

@@ -1,6 +1,5 @@
 """Many pairs out of a table: first,second[,first_age,second_age], one decision a row."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +23,7 @@ def read_pairs(path: Path) -> tuple[list[dict], list[str]]:
     lines = files.lines_of_text(files.read_bytes(path), path)
     mark = files.separator(lines[0][1] if lines else '')
     # line by line: a quotation mark that isn't closed spoils no other
-    table = [
-        (f'line {number}', line, [*map(str.strip, next(csv.reader([line], delimiter=mark)))])
-        for number, line in lines
-    ]
+    table = [(f'line {number}', line, files.cells(line, mark)) for number, line in lines]
     table = [one for one in table if any(one[2])]
     titles = [title.lower() for title in table[0][2]] if table else []
     if {'first', 'second'} <= set(titles):

@@ -37,10 +37,13 @@ def _corrections(path, archive):
     table, (joined, answers) = read_people(path), _answers(path.with_name('suggestions.csv'))
     names: dict[str, set[str]] = defaultdict(set)
     for row in table:
-        row['group'] = row['group'].removesuffix('.0')  # as a spreadsheet may write it
+        row['group'] = _label(row['group'])
         row['label'] = joined.get(row['group'], row['group'])
         if row['label'] and row['name']:
             names[row['label']].add(row['name'])
+    for label in {*joined.values()}:
+        if len(names[label]) > 1:
+            raise DataError(f'{path}: group {label} is of {" and ".join(sorted(names[label]))}')
     faces, rows, lost = faces_by_place(archive), {}, 0
     for row in table:
         whose = {row['name']} if row['name'] else names[row['label']]
@@ -55,12 +58,17 @@ def _corrections(path, archive):
     return rows, answers, notes
 
 
+def _label(text):
+    """A spreadsheet may write 12 as 12.0."""
+    return re.sub(r'\.0+$', '', text)
+
+
 def _answers(path):
     """{label: the label that it becomes} of the suggestions with a yes; those with a no."""
     joined: dict[str, str] = {}
     answers = []
     for row in read_people(path, PAIRS[:3]) if path.exists() else []:
-        labels = (row[name].removesuffix('.0') for name in ('first', 'second'))
+        labels = (_label(row[name]) for name in ('first', 'second'))
         two = {joined.get(label, label) for label in labels}
         if row['accept'].lower() in ('yes', 'y', '1', 'x'):
             same = [label for label, now in joined.items() if now in two]
@@ -70,13 +78,13 @@ def _answers(path):
     return joined, answers
 
 
-def _births(rows):
+def _births(rows, path):
     """{key: date} of those whose date of birth is known."""
     born: dict[tuple[str, str], str] = {}
     for row in rows.values():
         key, date = row['key'], row['born']
         if key and date and born.setdefault(key, date) != date:
-            raise DataError(f'people.csv: {key[1]} is born {born[key]} and {date}: correct one')
+            raise DataError(f'{path}: {key[1]} is born {born[key]} and {date}: correct one')
     return born
 
 
@@ -146,7 +154,7 @@ def group_archive(
     """
     kept = kept or (out / 'people.csv' if (out / 'people.csv').exists() else None)
     (known, answers, said), count = _corrections(kept, archive), len(archive)
-    keys, born = [known.get(face, {}).get('key') for face in range(count)], _births(known)
+    keys, born = [known.get(face, {}).get('key') for face in range(count)], _births(known, kept)
     taken = {face: row['taken'] for face, row in known.items() if row['taken']}
     dates = {**_dates(archive), **taken} if born else taken
     embeddings, faces = archive.embeddings, archive.faces

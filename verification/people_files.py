@@ -64,7 +64,8 @@ def by_group(rows: list[dict]) -> list[dict]:
     """The groups of rows of people.csv, for JSON; None for a number that is not known."""
     groups: dict[object, dict] = {}
     for row in rows:
-        face = {key: row[key] for key in ('face', 'photograph', 'taken')}
+        face = {key: row[key] for key in ('face', 'photograph')}
+        face |= {key: row[key] or None for key in ('born', 'taken')}
         face |= {'nearest': row['nearest'] or None, 'box': [*map(int, row['box'].split())]}
         for key in ('age', 'probability', 'nearest_probability'):
             face[key] = None if row[key] == '' else float(row[key])

@@ -88,7 +88,7 @@ def read_portrait(data: bytes, name: str, width: int = WIDTH, most: int | None =
 
 
 def read_portrait_file(path: str | Path, width: int = WIDTH) -> Portrait:
-    """read() of a file. Raises DataError if it can't be opened either."""
+    """read_portrait of a file. Raises DataError if it can't be opened either."""
     return read_portrait(read_bytes(path), shown(path), width)
 
 

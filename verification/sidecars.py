@@ -116,4 +116,7 @@ def _value(item, name):
 
 
 def _centre(item):
-    return [float(_value(item, f'stArea:{key}') or 'nan') for key in 'xy']
+    try:
+        return [float(_value(item, f'stArea:{key}')) for key in 'xy']
+    except ValueError:  # of another program: 0,5
+        return [np.nan, np.nan]
