@@ -13,6 +13,8 @@ from dataset import Faces
 from model import AgeEstimator, DALModel
 from recognition.weights import load_checkpoint, load_weights
 from training import closed_form, posthoc
+from verification.decision import Decision
+from verification.matcher import Matcher
 
 SOLVED = ('--recipe', 'finetune')
 IN_TRAINING = ('whiten=.5', 'directions=1', 'age_powers=2')
@@ -77,6 +79,9 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
         report['ages']['mae'], 1e-4
     )
     invalid('stored vectors', model.embed, torch.zeros(1, 3, 112, 96))
+    refused('stored vectors', execute, export, 'onnx', folder / 'best.pth', tmp_path / 'o.onnx')
+    refused('stored vectors', Matcher, *load_weights(folder / 'best.pth'), 'cpu', Decision())
+    refused('of stored vectors', train, -1, 0, '--init', folder / 'best.pth', save=tmp_path / 'b')
     execute(export, 'eraser', folder / 'best.pth', tmp_path / 'e.npz')
     with np.load(tmp_path / 'e.npz') as eraser:
         x_id = x @ eraser['matrix'] + eraser['offset']

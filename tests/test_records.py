@@ -170,6 +170,13 @@ def test_what_disagrees_is_refused(tmp_path, change, reason):
     refused(reason, Records, tmp_path / 'train.rec')
 
 
+def test_a_property_that_says_nothing_is_passed_over(tmp_path):
+    path = with_identities(tmp_path / 'train.rec').write()
+    for data in (b'', b'\xff', b'num_classes=6'):
+        path.with_name('property').write_bytes(data)
+        assert Records(path).people == len(PEOPLE)
+
+
 @pytest.fixture
 def source(tmp_path):
     return with_identities(tmp_path / 'train.rec').write(len(PEOPLE))

@@ -107,7 +107,9 @@ def test_a_dead_split_warns_once(train, capsys, monkeypatch):
     assert '100% of x_age dead' in out and 'lambda_age' in out
 
 
-def test_resume_counts_in_total_and_takes_the_recipe_of_the_run(train, monkeypatch, capsys):
+def test_resume_counts_in_total_and_takes_the_recipe_of_the_run(
+    train, monkeypatch, tmp_path, capsys
+):
     folder = train(-1, 1, '--resume', settings=('lr=.03',))
     line = ['main.py', '-1', '2', '--dataset', 'here', '--save', str(folder), '--resume']
     monkeypatch.setattr('sys.argv', [*line, '--set', 'clip=2.'])
@@ -118,6 +120,10 @@ def test_resume_counts_in_total_and_takes_the_recipe_of_the_run(train, monkeypat
     assert len(list(folder.glob('epoch_*'))) == 2
     main.run(main.arguments())
     assert '2 epochs are trained already' in capsys.readouterr().out
+    line[-2:] = [str(tmp_path / 'elsewhere'), '--resume', str(folder / 'last.pth')]
+    monkeypatch.setattr('sys.argv', line)
+    main.run(main.arguments())
+    assert 'elsewhere: 2 epochs are trained already' in capsys.readouterr().out
 
 
 def test_a_backbone_of_ones_own_is_named(train, monkeypatch):

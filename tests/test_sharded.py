@@ -1,6 +1,7 @@
 """A head in slices on several ranks is the plain head; any number of ranks reads its files."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -115,3 +116,6 @@ def test_a_sharded_head_is_read_by_any_number_of_ranks(entry, undisturbed, tmp_p
     statuses, said = job(0, entry, save, 6, '--resume', **slices)
     assert statuses == [1] and 'this ran' not in said[0]
     assert f'error: {folder}: not the identity head of this state' in said[0]
+    shutil.rmtree(folder)
+    statuses, said = job(0, entry, save, 6, '--resume', **slices)
+    assert statuses == [1] and 'not the identity head of this state' in said[0]
