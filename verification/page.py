@@ -156,7 +156,7 @@ def image(what: str, face: int) -> ResponseReturnValue:
     """A face of the archive, aligned, or its photograph with the face marked."""
     archive = service.index()
     if archive is None or face >= len(archive):
-        abort(404, 'no such face')
+        return abort(404, 'no such face')
     points, box = archive.faces['points'][face], archive.faces['box'][face]
     with service.reading:
         try:
