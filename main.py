@@ -109,7 +109,9 @@ class Training(TrainingState):
             x_age, x_id = self.executor.features(images)
         self.update_adversary(x_age, x_id, ages, ends=not self.is_max_step(self.step + 1))
 
-    def update_adversary(self, x_age: Tensor, x_id: Tensor, ages: Tensor, ends=True) -> None:
+    def update_adversary(
+        self, x_age: Tensor, x_id: Tensor, ages: Tensor, ends: bool = True
+    ) -> None:
         """w goes up |ρ| of the whole batch: by a gradient step, or solved from running moments.
         `ends` says whether the phase ends with this step."""
         of_faces = [value.detach() for value in (x_id, self.variate(x_age, ages), x_age)]

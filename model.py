@@ -41,7 +41,7 @@ def fit_width(images: Tensor, width: int) -> Tensor:
     return images[..., -extra // 2 : images.shape[-1] + extra // 2] if extra else images
 
 
-def read_state(path, map_location='cpu'):
+def read_state(path: Any, map_location: Any = 'cpu') -> Any:
     """What torch.save wrote: a stranger's file runs nothing, and takes no more memory than it has
     bytes. Raises ValueError, one line that names the file, or FileNotFoundError."""
     with open(path, 'rb') as file:
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.units = nn.Sequential(*(ConvUnit(width, width) for _ in range(3)))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.units(x)
 
 
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         return self.project(self.stages(images).flatten(1))
 
     @classmethod
-    def load(cls, path, map_location='cpu') -> 'Backbone':
+    def load(cls, path: Any, map_location: Any = 'cpu') -> 'Backbone':
         """The trained backbone of a weights file, in eval mode; feed it `normalize(images)`. Raises
         ValueError if the file holds another backbone than this class."""
         return DALModel.load(path, map_location=map_location).backbone  # type: ignore[return-value]
@@ -232,7 +232,7 @@ class CosFace(MarginHead):
 
     default_m = 0.35
 
-    def margin(self, cosine, label):
+    def margin(self, cosine: Tensor, label: Tensor) -> Tensor:
         return cosine - self.m
 
 
@@ -242,7 +242,7 @@ class ArcFace(MarginHead):
 
     default_m = 0.5
 
-    def margin(self, cosine, label):
+    def margin(self, cosine: Tensor, label: Tensor) -> Tensor:
         angle = cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
         beyond = cosine - self.m * math.sin(self.m)
         return torch.where(angle <= math.pi - self.m, (angle + self.m).cos(), beyond)
@@ -287,13 +287,13 @@ class AgeGroups(AgeHead):
     """Softmax over the age groups: the paper's."""
 
     @staticmethod
-    def outputs(groups):
+    def outputs(groups: int) -> int:
         return groups
 
-    def loss(self, logits, ages):
+    def loss(self, logits: Tensor, ages: Tensor) -> Tensor:
         return F.cross_entropy(logits, self.groups(ages), reduction='none')
 
-    def probabilities(self, logits):
+    def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(1)
 
 
@@ -306,18 +306,18 @@ class OrdinalAge(AgeHead):
         self.thresholds = nn.Parameter(torch.linspace(1, -1, len(cutoffs)))
 
     @staticmethod
-    def outputs(groups):
+    def outputs(groups: int) -> int:
         return 1
 
-    def forward(self, x_age):
+    def forward(self, x_age: Tensor) -> Tensor:
         return super().forward(x_age) + self.thresholds
 
-    def loss(self, logits, ages):
+    def loss(self, logits: Tensor, ages: Tensor) -> Tensor:
         older = self.groups(ages)[:, None] > torch.arange(logits.shape[1], device=logits.device)
         entropy = F.binary_cross_entropy_with_logits
         return entropy(logits, older.to(logits.dtype), reduction='none').sum(1)
 
-    def probabilities(self, logits):
+    def probabilities(self, logits: Tensor) -> Tensor:
         older = F.pad(logits.float().sigmoid(), (1, 0), value=1.0)
         return older - F.pad(older[:, 1:], (0, 1))
 

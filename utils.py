@@ -11,7 +11,7 @@ import random
 import re
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def seed_of(*numbers: int) -> int:
 
 
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors() -> Iterator[None]:
     """Ends the program with one line, exit status 1, for UserError, DataError, and what the system
     refuses; bugs keep their traceback. What a terminal's encoding lacks is shown as `?`."""
     for stream in (sys.stdout, sys.stderr):

@@ -6,7 +6,7 @@ was trained on, and fine-tuning has that to make good.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import PretrainedBackbone, flatten
 
@@ -30,7 +30,7 @@ class Branches(nn.Module):
         for name, branch in zip(self.names, branches, strict=True):
             self.add_module(name, branch)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.get_submodule(name)(x) for name in self.names], dim=1)
 
 
@@ -55,7 +55,7 @@ class Residual(Branches):
         self.fraction = fraction
         self.relu = nn.ReLU(inplace=True) if rectify else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.relu(x + self.fraction * self.conv2d(super().forward(x)))
 
 
@@ -100,7 +100,7 @@ class InceptionResnetV1(PretrainedBackbone):
         self.last_linear = nn.Linear(1792, self.dim, bias=False)
         self.last_bn = nn.BatchNorm1d(self.dim, eps=0.001)
 
-    def sections(self):
+    def sections(self) -> tuple[list, list[list], list]:
         stem = [self.conv2d_1a, self.conv2d_2a, self.conv2d_2b, self.maxpool_3a, self.conv2d_3b]
         blocks = [*self.repeat_1, self.mixed_6a, *self.repeat_2, self.mixed_7a, *self.repeat_3]
         tail = [self.avgpool_1a, flatten, self.dropout, self.last_linear, self.last_bn]

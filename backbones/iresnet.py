@@ -10,7 +10,7 @@ normalisation less in each block: another layout.
 import itertools
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
 from .base import PretrainedBackbone, flatten
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
         if stride != 1 or inputs != outputs:
             self.downsample = _projection(inputs, outputs, stride)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = x
         for name in self.NAMES:
             y = self.get_submodule(name)(y)
@@ -73,7 +73,7 @@ class Unit(nn.Module):
             self.shortcut_layer = _projection(inputs, outputs, stride)
         self.res_layer = nn.Sequential(*_residual(inputs, outputs, stride))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.res_layer(x) + self.shortcut_layer(x)
 
 
@@ -92,8 +92,8 @@ class IResNet(PretrainedBackbone):
         self.features = nn.BatchNorm1d(self.dim)
         self.features.weight.requires_grad = False  # at 1: published so, for a margin on cosines
 
-    def sections(self):
-        blocks = itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4)
+    def sections(self) -> tuple[list, list[list], list]:
+        blocks = itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4)  # type: ignore[arg-type]
         tail = [self.bn2, flatten, self.fc, self.features]
         return [self.conv1, self.bn1, self.prelu], [[block] for block in blocks], tail
 
@@ -119,5 +119,5 @@ class AdaFace(PretrainedBackbone):
             nn.BatchNorm1d(self.dim, affine=False),
         )
 
-    def sections(self):
+    def sections(self) -> tuple[list, list[list], list]:
         return [self.input_layer], [[unit] for unit in self.body], [self.output_layer]

@@ -5,7 +5,7 @@ Input RGB 112×112, normalised by ImageNet's mean and deviation; x is 128 number
 
 import functools
 
-from torch import nn
+from torch import Tensor, nn
 
 from .base import ConvNorm, PretrainedBackbone, flatten
 
@@ -30,7 +30,7 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(outputs),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.identity else self.conv(x)
 
 
@@ -61,6 +61,6 @@ class MobileFaceNet(PretrainedBackbone):
         self.conv3 = nn.Conv2d(512, self.dim, 1)
         self.bn = nn.BatchNorm2d(self.dim)
 
-    def sections(self):
+    def sections(self) -> tuple[list, list[list], list]:
         tail = [self.conv2, self.gdconv, self.conv3, self.bn, flatten]
         return [self.conv1, self.dw_conv], [[block] for block in self.features], tail

@@ -41,7 +41,7 @@ class SFace(PretrainedBackbone):
         self.pre_fc1 = nn.Linear(inputs * 7 * 7, self.dim)
         self.fc1 = nn.BatchNorm1d(self.dim, eps=2e-5)
 
-    def sections(self):
+    def sections(self) -> tuple[list, list[list], list]:
         first, *units = self.units.values()
         tail = [self.bn1, self.dropout, flatten, self.pre_fc1, self.fc1]
         return [first], [units[at : at + 2] for at in range(0, len(units), 2)], tail

@@ -6,7 +6,7 @@ cells, whose thresholds age_calibration.py fits.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class AgeDecision:
             return self.thresholds[low]
         return (1 - share) * self.thresholds[low] + share * self.thresholds[low + 1]
 
-    def probabilities(self, similarity, younger, gap) -> np.ndarray:
+    def probabilities(self, similarity: Any, younger: Any, gap: Any) -> np.ndarray:
         """P(same | similarity, ages) of pairs (n,), if both kinds were as likely beforehand."""
         slope, offset = self.line @ smooth(younger, gap).T
         return 1 / (1 + np.exp(-np.clip(similarity * slope + offset, -500, 500)))
@@ -106,12 +106,12 @@ class AgeDecision:
         return float(-offset / slope) if slope > 0 else None
 
 
-def cell(younger, gap):
+def cell(younger: Any, gap: Any) -> tuple:
     """Indices of the cell, of numbers or of arrays (n,)."""
     return np.searchsorted(YOUNGER, younger), np.searchsorted(GAP, gap)
 
 
-def name(index) -> str:
+def name(index: Any) -> str:
     """A cell in words."""
     younger, gap = (span(bounds, k) for bounds, k in zip((YOUNGER, GAP), index, strict=True))
     return f'a younger face of {younger} years and a gap of {gap}'
@@ -123,7 +123,7 @@ def span(bounds: tuple, k: int) -> str:
     return f'{low} or more' if k == len(bounds) else f'{low} to {bounds[k]}'
 
 
-def smooth(younger, gap) -> np.ndarray:
+def smooth(younger: Any, gap: Any) -> np.ndarray:
     """Ages (n,), (n,) -> piecewise linear terms (n, 12), which sum to 1 for each of the two."""
     axes = (younger, YOUNGER_KNOTS), (gap, GAP_KNOTS)
     terms = [np.interp(x, knots, row) for x, knots in axes for row in np.eye(len(knots))]

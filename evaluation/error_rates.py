@@ -181,7 +181,7 @@ def failures(missed: np.ndarray, pairs: Pairs, scores: np.ndarray) -> dict:
     return found
 
 
-def error_report(evidence, cutoffs: tuple, missed: np.ndarray | None = None) -> dict:
+def error_report(evidence: Any, cutoffs: tuple, missed: np.ndarray | None = None) -> dict:
     """Every figure of this file that an Evidence carries, ready for JSON. `cutoffs` bound the age
     groups, `missed` (N,) are photographs without a face."""
     benchmark, pairs, scores = evidence.benchmark, evidence.pairs, evidence.scores

@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
         return Pairs(*(None if value is None else value[kept] for value in self))  # type: ignore
 
 
-def check_pairs(pairs: Pairs, names: list, path) -> list[str]:
+def check_pairs(pairs: Pairs, names: list, path: Any) -> list[str]:
     """Lines of notice, of pairs that stand in the list again. Raises DataError, which names the
     first pair, for an image with itself, two images as one person and as different people, and
     pairs of one kind alone."""

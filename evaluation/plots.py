@@ -73,7 +73,16 @@ def draw_all(out: Path, reports: dict, evidence: dict) -> None:
             draw_leakage(report['leakage'], out / f'leakage{suffix}.png')
 
 
-def draw_curves(lines: dict, path, title, across, up, dotted=None, style='steps-post', **axes):
+def draw_curves(
+    lines: dict,
+    path: Path,
+    title: str,
+    across: str,
+    up: str,
+    dotted: tuple | None = None,
+    style: str = 'steps-post',
+    **axes: Any,
+) -> None:
     """{label: (x, y)}, or with a band (x, y, low, high); `dotted` (label, x, y) is a reference."""
     figure = Figure(figsize=(6, 4.5), layout='constrained')
     axis = figure.subplots()
@@ -126,8 +135,9 @@ def draw_reliability(models: dict[str, dict], path: Path) -> None:
         points = [[row[key] for row in found['bins']] for key in ('predicted', 'observed')]
         lines[f'{name}, ECE {found["ece"]:.3f}'] = points
     words = 'predicted probability of one person', 'share of one person, both kinds weighed alike'
-    dotted, axes = ('as predicted', (0, 1), (0, 1)), {'xlim': (0, 1), 'ylim': (0, 1)}
-    draw_curves(lines, path, 'Reliability', *words, dotted, 'default', **axes)
+    dotted = 'as predicted', (0, 1), (0, 1)
+    limits: dict = {'xlim': (0, 1), 'ylim': (0, 1)}
+    draw_curves(lines, path, 'Reliability', *words, dotted, 'default', **limits)
 
 
 def draw_ages(found: dict, path: Path) -> None:
@@ -188,7 +198,7 @@ def _with_limits(axis, at, values, limits, **options):
     axis.grid(alpha=0.3)
 
 
-def draw_histogram(one, threshold: float | None, path: Path) -> None:
+def draw_histogram(one: Any, threshold: float | None, path: Path) -> None:
     """How an Evidence's scores of genuine and impostor pairs are spread, and the threshold."""
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis = figure.subplots()
@@ -204,7 +214,7 @@ def draw_histogram(one, threshold: float | None, path: Path) -> None:
     save(figure, path)
 
 
-def draw_errors(one, path: Path, each: int = 8) -> None:
+def draw_errors(one: Any, path: Path, each: int = 8) -> None:
     """The lowest-scoring genuine pairs of an Evidence over the highest-scoring impostor pairs."""
     pairs, known, order = one.pairs, one.benchmark, np.argsort(one.scores)
     low, high = order[pairs.same[order]], order[~pairs.same[order]][::-1]

@@ -6,9 +6,11 @@ The result is kept beside the report, so that a second report on the same faces 
 import hashlib
 import os
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,12 @@ def check_finite(features: np.ndarray, names: list | None = None) -> None:
 
 @torch.inference_mode()
 def extract(
-    model, batches, device, bf16: bool = False, keep: tuple = FEATURES, progress: str | None = None
+    model: Any,
+    batches: Iterable,
+    device: Any,
+    bf16: bool = False,
+    keep: tuple = FEATURES,
+    progress: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Features of every face in `batches`, a dict of float32 arrays: 'embedding' (N, 2·D), x_id of
     face and mirror, of unit length; 'x', 'x_age' and 'x_id' (N, D); 'x_mirror', x of the mirror.
@@ -68,15 +75,15 @@ def extract(
 
 
 def extract_files(
-    model,
+    model: Any,
     sources: list,
-    device,
+    device: Any,
     names: list | None = None,
     batch_size: int = 64,
     bf16: bool = False,
     keep: tuple = FEATURES,
     progress: str | None = None,
-    cache=None,
+    cache: Path | None = None,
     weights: str = '',
 ) -> tuple[dict, str]:
     """extract() of `sources`, each a path or an encoded image (bytes) that messages call by

@@ -11,7 +11,9 @@ UserError or DataError too is raised on all: rank 0 prints it.
 import datetime
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +39,7 @@ def rank() -> int:
 
 
 @contextmanager
-def process_group(ctx: int):
+def process_group(ctx: int) -> Iterator[torch.device]:
     """Within it this process belongs to its job, if there is one; yields its device. On CPUs
     (ctx < 0) the ranks talk by gloo; on GPUs by NCCL, each on the GPU of its LOCAL_RANK."""
     global _patient
@@ -81,7 +83,7 @@ def all_gather_object(value, group=None) -> list:
     return values
 
 
-def on_every_rank(work, *args):
+def on_every_rank(work: Callable, *args: Any) -> Any:
     """work(*args) on every rank; if it raises on some, the first one's error is raised on all."""
     if not dist.is_initialized():
         return work(*args)
@@ -97,13 +99,13 @@ def on_every_rank(work, *args):
     return result
 
 
-def on_rank_zero(work, *args):
+def on_rank_zero(work: Callable, *args: Any) -> Any:
     """What work(*args) returns, or raises, on rank 0 alone; the others wait for it."""
     result = on_every_rank(lambda: work(*args) if rank() == 0 else None)
     return all_gather_object(result, _patient)[0]
 
 
-def rank_zero_first(work, *args):
+def rank_zero_first(work: Callable, *args: Any) -> Any:
     """work(*args) on rank 0, then on the first of each other machine, then on the rest: they find
     what an earlier one prepared on a disk, shared or not."""
     turn = 0 if rank() == 0 else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
@@ -113,7 +115,7 @@ def rank_zero_first(work, *args):
     ]
 
 
-def lockstep(loader, interrupt, least: int = 1):
+def lockstep(loader: Iterable, interrupt: Any, least: int = 1) -> Iterator[tuple]:
     """This rank's images, labels, ages; all ranks' numbers of faces, reasons for unreadable ones,
     and the name of a signal that any of them noted in its `interrupt`, or None: no rank begins a
     step alone. Raises any rank's DataError, also of fewer than `least` readable faces."""

@@ -4,10 +4,12 @@ decorrelated."""
 import contextlib
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ class Log:
 
         self.board = SummaryWriter(folder, purge_step=step + 1)
 
-    def report(self, kind, step, **values):
+    def report(self, kind: str, step: int, **values: Any) -> dict:
         """`kind` is 'max', 'min' or 'epoch'. Returns the values as written: None if not finite."""
         values = {name: utils.finite(value) for name, value in values.items()}
         try:
@@ -70,7 +72,7 @@ class Log:
         return values
 
 
-def read_log(path):
+def read_log(path: str | os.PathLike) -> list[dict]:
     """The rows of a `log.jsonl`; lines that a crash cut short or that aren't ours are left out."""
     rows = []
     for line in Path(path).read_bytes().splitlines():
@@ -81,7 +83,7 @@ def read_log(path):
     return rows
 
 
-def plot_curves(rows, panels, path):
+def plot_curves(rows: list[dict], panels: dict[str, str], path: Path) -> None:
     """Draws `panels`, {title: 'kind name label; …'}, from the rows of a log over the step."""
     from matplotlib.figure import Figure  # slow to import
 
@@ -102,7 +104,7 @@ def plot_curves(rows, panels, path):
     utils.write_whole(path, lambda temporary: figure.savefig(temporary, format='png', dpi=110))
 
 
-def run_summary(device):
+def run_summary(device: torch.device) -> dict:
     """Versions, hardware, and the git revision if there is one: a figure depends on them."""
     git, root = '', Path(__file__).parents[1]
     if shutil.which('git'):
@@ -120,7 +122,7 @@ def run_summary(device):
     }
 
 
-def differences(path, summary):
+def differences(path: Path, summary: dict) -> list[str]:
     """One line for each value of `summary`, or of its recipe, that is another in the JSON file at
     `path`, if there is one."""
 
@@ -201,10 +203,10 @@ class Reports:
         how = dict(unit=' images', unit_scale=True, leave=True, dynamic_ncols=True)
         self.bar = progress(None, 'training', images, initial=done, disable=rank() != 0, **how)
 
-    def write(self, kind, **values):
+    def write(self, kind: str, **values: Any) -> dict:
         return self.log.report(kind, self.training.step, **values) if self.log else values
 
-    def step(self, images, steps, check):
+    def step(self, images: int, steps: int, check: Callable[[], None]) -> None:
         """After a step on `images` images, of `steps` in an epoch: `check()` and a line in the log
         if one is due."""
         training = self.training
@@ -228,14 +230,16 @@ class Reports:
             remedy = 'a larger lambda_age, a smaller lambda_dal, or the ramps (--recipe ramped)'
             tqdm.write(f'warning: step {self.training.step}: {stuck}. Try {remedy}')
 
-    def epoch(self, epoch, rate, validation, best, candidate):
+    def epoch(
+        self, epoch: int, rate: float | None, validation: dict, best: bool, candidate: bool
+    ) -> dict:
         """The epoch's row, before its state is saved."""
         values = {'epoch': epoch, 'images_per_s': rate, 'best': best, 'candidate': candidate}
         values |= self.training.epoch_means.flush()
         values |= {f'val_{key}': value for key, value in validation.items()}
         return self.write('epoch', **values)
 
-    def draw(self, row, last):
+    def draw(self, row: dict, last: int) -> None:
         """The row on the screen, and the curves so far, after it."""
         if self.log:
             plot_curves(read_log(self.log.path), PANELS, self.folder / 'curves.png')
@@ -248,7 +252,7 @@ class Reports:
         figures = '  '.join(texts)
         tqdm.write(f'epoch {row["epoch"]}/{last}  {figures}')
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
         if self.log:
             self.log.board.close()

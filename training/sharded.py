@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -141,7 +142,7 @@ class ShardedHead(MarginHead):
 # <row after the last>.pth`: the class centres of these rows, and their momentum.
 
 
-def save_head(training, state: dict, folder: Path) -> None:
+def save_head(training: Any, state: dict, folder: Path) -> None:
     """Takes the head out of `state` and writes it beside; `state['head']` then names where."""
     head, moments = training.model.identity, state['optimizer']['state']
     slice_ = {'weight': state['model'].pop('identity.weight').cpu()}
@@ -153,7 +154,7 @@ def save_head(training, state: dict, folder: Path) -> None:
     distributed.on_every_rank(save_checkpoint, slice_, file)
 
 
-def load_head(training, state: dict, folder: Path) -> None:
+def load_head(training: Any, state: dict, folder: Path) -> None:
     """Puts the head of a state or of a weights file into it as `training` has it, a slice or whole.
     Raises UserError if that can't be."""
     head, weights = training.model.identity, state['model']

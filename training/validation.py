@@ -1,6 +1,7 @@
 """What is measured of the network between epochs, and whether its losses are finite."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from utils import DataError, UserError
 REMEDY = 'last.pth is from before: --resume with a lower --lr'
 
 
-def refuse_not_finite(training: TrainingState, loader, folder) -> None:
+def refuse_not_finite(training: TrainingState, loader: Any, folder: Path) -> None:
     """Raises UserError, and leaves `nan.json`, if a loss of any step so far was not finite."""
     found = training.not_finite.first()
     if not found:
@@ -58,7 +59,12 @@ def read_lists(paths: list, train: Faces) -> dict[str, Benchmark]:
 
 
 def validate(
-    training: TrainingState, val, pair_lists, interrupt, kept_x=None, intervals: bool = False
+    training: TrainingState,
+    val: Any,
+    pair_lists: dict[str, Benchmark],
+    interrupt: Any,
+    kept_x: Path | None = None,
+    intervals: bool = False,
 ) -> tuple[dict, dict | None]:
     """One flat dict of what is known of the people of `val` (Faces or None) and of lists of pairs;
     and what the weights file keeps to decide by, metrics.decision: of the people, else of the first

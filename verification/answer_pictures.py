@@ -1,5 +1,7 @@
 """The picture of an answer: two faces, or one and those that are most like it."""
 
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
 from evaluation.plots import GENUINE, IMPOSTOR, save
@@ -11,7 +13,7 @@ from verification.portraits import cut_again
 ROW = 6  # faces side by side
 
 
-def draw_pair(two: list[Features], answer: Answer, decision: Decision, path) -> None:
+def draw_pair(two: list[Features], answer: Answer, decision: Decision, path: Path) -> None:
     """Two faces; their similarity on the scale of what validation saw."""
     figure = Figure(figsize=(6.4, 4.6), layout='constrained')
     faces, scale = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 1.25))[:, 0]
@@ -38,7 +40,7 @@ def draw_pair(two: list[Features], answer: Answer, decision: Decision, path) -> 
     save(figure, path)
 
 
-def draw_found(features: Features, found: list[dict], archive: Index, path) -> None:
+def draw_found(features: Features, found: list[dict], archive: Index, path: Path) -> None:
     """The face that was looked for, and those found (Matcher.most_alike), in order."""
     rows = -(-len(found) // ROW)
     figure = Figure(figsize=(1.5 * (ROW + 1), 2.35 * rows), layout='constrained')

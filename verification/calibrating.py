@@ -114,7 +114,7 @@ def calibrate_archive(matcher: Matcher, archive: str, path: Path) -> Iterator[st
     )
 
 
-def held_out(embeddings, labels, ages) -> Iterator[str]:
+def held_out(embeddings: np.ndarray, labels: np.ndarray, ages: np.ndarray) -> Iterator[str]:
     """Thresholds of one half of the people on the other's pairs, in lines."""
     found = age_calibration.report_by_age({}, embeddings, labels, ages, refit=True)
     if found is None or not found['reliability']['bins']:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class Decision(NamedTuple):
     fitted_on: str = VALIDATION  # whose people; or the name of a calibration
 
     @classmethod
-    def of(cls, stored: dict | None, path) -> 'Decision':
+    def of(cls, stored: dict | None, path: Any) -> 'Decision':
         """The `decision` that a weights file or a calibration holds. Weights trained without a
         val_root hold None. Raises UserError if it is damaged."""
         if stored is None:

@@ -98,7 +98,7 @@ class Matcher:
             features.append(Features(portrait, found['embedding'][k], age))
         return features
 
-    def age_in(self, row) -> Age:
+    def age_in(self, row: np.void) -> Age:
         """What a row of an index, index.FACE, says."""
         if row['group'] < 0:
             return Age()

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +113,9 @@ def cut(image: Image.Image, points: np.ndarray, width: int = WIDTH) -> np.ndarra
     return np.asarray(align(image, points, width))
 
 
-def marked(image: Image.Image, points: np.ndarray, box, longest: int = SHOWN) -> Image.Image:
+def marked(
+    image: Image.Image, points: np.ndarray, box: Sequence, longest: int = SHOWN
+) -> Image.Image:
     """The photograph made small, a face's box (4,) and points (5, 2) drawn into it."""
     scale = min(1, longest / max(image.size))
     small = image.resize([max(1, round(side * scale)) for side in image.size], reducing_gap=3.0)
