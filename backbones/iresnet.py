@@ -9,6 +9,7 @@ normalisation less in each block: another layout.
 
 import itertools
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -93,7 +94,8 @@ class IResNet(PretrainedBackbone):
         self.features.weight.requires_grad = False  # at 1: published so, for a margin on cosines
 
     def sections(self) -> tuple[list, list[list], list]:
-        blocks = itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4)  # type: ignore[arg-type]
+        stages: Any = self.layer1, self.layer2, self.layer3, self.layer4
+        blocks = itertools.chain(*stages)
         tail = [self.bn2, flatten, self.fc, self.features]
         return [self.conv1, self.bn1, self.prelu], [[block] for block in blocks], tail
 

@@ -82,6 +82,8 @@ def test_stored_vectors_are_a_data_set(train, tmp_path, capsys):
     refused('stored vectors', execute, export, 'onnx', folder / 'best.pth', tmp_path / 'o.onnx')
     refused('stored vectors', Matcher, *load_weights(folder / 'best.pth'), 'cpu', Decision())
     refused('of stored vectors', train, -1, 0, '--init', folder / 'best.pth', save=tmp_path / 'b')
+    (folder / 'log.jsonl').touch()  # as of a training, whose best.pth stays
+    refused('holds a run already', train, -1, 0, *SOLVED, data=files, save=folder, settings=())
     execute(export, 'eraser', folder / 'best.pth', tmp_path / 'e.npz')
     with np.load(tmp_path / 'e.npz') as eraser:
         x_id = x @ eraser['matrix'] + eraser['offset']

@@ -94,13 +94,10 @@ def _starting_point(args, folder):
     if weights is True:
         weights = last if last.exists() else None
     taken = sorted(path.name for path in folder.glob('*.pth'))
-    trained = (folder / 'log.jsonl').exists()
-    once_more = not args.epochs and taken == ['best.pth'] and not weights and not trained
-    if (
-        taken
-        and not once_more
-        and not (weights and Path(weights).resolve().parent == folder.resolve())
-    ):
+    goes_on = weights and Path(weights).resolve().parent == folder.resolve()
+    # zero epochs may be repeated, if no training left the best.pth that is there
+    solved = taken == ['best.pth'] and not (folder / 'log.jsonl').exists()
+    if taken and not goes_on and not (solved and not args.epochs and not weights):
         remedy = '--resume continues it, --save DIR starts elsewhere'
         raise UserError(f'{folder} holds a run already ({taken[0]}): {remedy}')
     return weights and Path(weights)
